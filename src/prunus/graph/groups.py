@@ -1,0 +1,111 @@
+"""The words of the analysis: slots, readers, contractions, channel groups. Frozen data, no behaviour beyond look-ups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """Where a group's units live in one parameter or buffer.
+
+    Attributes:
+        tensor: fully qualified name of the parameter or buffer in the user's module.
+        plane: integer array broadcastable to the tensor's shape; the unit index (0 .. units-1) that owns each
+            element, or -1 where the element belongs to no unit of this group.
+    """
+
+    tensor: str
+    plane: IntArray
+
+    @property
+    def dim(self) -> int:
+        """The one dimension along which the plane varies, or -1 if it varies along several (grouped convolution)."""
+        varying = [d for d, size in enumerate(self.plane.shape) if size > 1]
+        if len(varying) == 1:
+            return varying[0]
+        return 0 if not varying else -1
+
+    @property
+    def units_along_dim(self) -> IntArray:
+        """Unit index for each position along `dim` (1-D, -1 = none). Only for slots with one varying dimension."""
+        return self.plane.reshape(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A layer that contracts over the group's units: the place of the gate.
+
+    Attributes:
+        module: name of the submodule whose *input* holds the units; a gate is a forward pre-hook there.
+        input_dim: dimension of that input that holds them (1 for convolutions, -1 for linear layers).
+        units: unit index for each position of that dimension, -1 where the position is of another group.
+        weight: name of the contracted weight.
+    """
+
+    module: str
+    input_dim: int
+    units: IntArray
+    weight: str
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """One call of a convolution or linear layer, for cost accounting.
+
+    Attributes:
+        weight: name of the weight; MACs of the call = elements of the weight x positions.
+        positions: output positions per example that the weight is applied to (1 for a linear layer on vectors;
+            output height x width for a convolution, input height x width for a transposed one).
+        module: name of the submodule that made the call.
+        source: source line of the call.
+    """
+
+    weight: str
+    positions: int
+    module: str
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Units (channels, neurons) that must keep the same indices everywhere they appear.
+
+    Attributes:
+        name: the first layer that writes the units, in data-flow order; unique within a graph.
+        units: number of units K.
+        slots: every parameter and buffer that holds the units.
+        writers: the slots among them that produce the units (rows of weights).
+        readers: the layers that consume the units (a gate multiplies their input).
+        rows: row of each unit when the same number must stay in every row (grouped convolution, group
+            normalisation, channel shuffle), else None.
+        exact: False if a normalisation takes statistics across the units, so that removal differs from masking.
+        locked: why the group may not be pruned, or None.
+        source: source line of the first writer.
+    """
+
+    name: str
+    units: int
+    slots: tuple[Slot, ...]
+    writers: tuple[Slot, ...]
+    readers: tuple[Reader, ...]
+    rows: IntArray | None = None
+    exact: bool = True
+    locked: str | None = None
+    source: str = ""
+    order: int = field(default=0, repr=False)
+
+    @property
+    def multiple(self) -> int:
+        """Kept counts must be a multiple of this (the number of rows, or 1)."""
+        return 1 if self.rows is None else int(self.rows.max()) + 1
+
+    @property
+    def prunable(self) -> bool:
+        """True if nothing locks the group and removing a unit is the same as masking it."""
+        return self.locked is None and self.exact
