@@ -1,0 +1,1 @@
+"""The papers: one method, one file. None of them walks a graph."""

@@ -1,0 +1,77 @@
+"""The contract between a method and the rest: what it needs to see, and what it answers.
+
+A method is a frozen dataclass that is its own configuration. There are three kinds, by what they look at:
+weights alone (`WeightCriterion`), gradients of the loss with respect to gates held at one (`GradientCriterion`), and
+posteriors over the gates that are learned (`PosteriorMethod`). Whatever the kind, the answer is one score per
+unit, higher = keep, comparable between the groups of one model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from prunus.graph.groups import ChannelGroup
+from prunus.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Anything that can score the units of a group."""
+
+    name: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class WeightCriterion(Method):
+    """Scores from the parameters alone: no data, no loss."""
+
+    @abstractmethod
+    def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
+        """Score of each unit.
+
+        Args:
+            model: the dense network; read only.
+            group: the group to score; its slots name the tensors.
+            seed: for criteria that draw random numbers.
+
+        Returns:
+            fp32 tensor [K], higher = keep.
+        """
+
+
+@dataclass(frozen=True)
+class GradientCriterion(Method):
+    """Scores from per-example gradients with respect to gates held at one."""
+
+    @abstractmethod
+    def contribution(self, gradient: Tensor) -> Tensor:
+        """What one batch adds to the running sum.
+
+        Args:
+            gradient: fp32 [B, K]; row n holds d loss_n / d gate at gate = 1, which is
+                the sum over positions of activation x gradient (loss_n = the loss of example n alone).
+
+        Returns:
+            fp32 [K], to be summed over all batches.
+        """
+
+    @abstractmethod
+    def finish(self, total: Tensor, num_examples: int) -> Tensor:
+        """Turn the sum of contributions over `num_examples` examples into the score of each unit: fp32 [K]."""
+
+
+@dataclass(frozen=True)
+class PosteriorMethod(Method):
+    """Learns q(z) over one multiplier per unit while the weights stay frozen."""
+
+    @abstractmethod
+    def posterior(self, units: int) -> Posterior:
+        """A fresh posterior for a group of `units` units."""
+
+    @abstractmethod
+    def complexity_weight(self, progress: float) -> float:
+        """Factor of KL / N at `progress` in [0, 1] of the learning (strength times warm-up)."""
