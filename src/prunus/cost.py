@@ -1,0 +1,100 @@
+"""Parameters and multiply-accumulates as functions of the kept counts: exact, and fast enough to bisect on.
+
+Convention: one MAC per weight element and output position of every convolution (positions of the input for a
+transposed one) and linear layer; biases, normalisations and activations are not counted. `params` counts every parameter,
+`weights` only the elements of the weights that are contracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from prunus.graph.grouping import Graph
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one example's forward pass.
+
+    Attributes:
+        macs: multiply-accumulates per example.
+        params: number of parameters.
+        weights: elements of convolution and linear weights alone.
+    """
+
+    macs: int
+    params: int
+    weights: int
+
+
+class CostModel:
+    """Cost as a function of how many units each group keeps."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.names = [g.name for g in graph.channel_groups]
+        self.units = np.array([g.units for g in graph.channel_groups], np.int64)
+        self._tensors = list(graph.shapes)
+        index = {name: i for i, name in enumerate(self._tensors)}
+        width = max((len(s) for s in graph.shapes.values()), default=1)
+        self._base = np.ones((len(self._tensors), max(width, 1)))
+        self._slope = np.zeros((len(self._tensors), max(width, 1), len(self.names)))
+        for name, shape in graph.shapes.items():
+            self._base[index[name], : len(shape)] = shape
+        for number, group in enumerate(graph.channel_groups):
+            covered = {(s.tensor, s.dim) for s in group.slots}
+            for slot in group.slots:
+                dim, line = _counted_line(slot.plane, slot.dim, (slot.tensor, 0) in covered)
+                positions = int((line >= 0).sum())
+                row = index[slot.tensor]
+                self._base[row, dim] -= positions
+                self._slope[row, dim, number] += positions / group.units
+        self._trainable = np.array([name in graph.trainable for name in self._tensors], bool)
+        weights = [index[graph.aliases.get(c.weight, c.weight)] for c in graph.contractions]
+        self._calls = np.array(weights, np.int64)
+        self._positions = np.array([c.positions for c in graph.contractions], np.float64)
+        self._contracted = np.unique(self._calls) if weights else np.zeros(0, np.int64)
+
+    def sizes(self, counts: npt.NDArray[np.int64]) -> FloatArray:
+        """Elements of every tensor for the kept counts [groups], in the order of the graph's shapes."""
+        return np.asarray((self._base + self._slope @ counts).prod(axis=1))
+
+    def at(self, counts: npt.NDArray[np.int64]) -> Cost:
+        """Cost when group i keeps `counts[i]` units (order of `names`)."""
+        sizes = self.sizes(counts)
+        return Cost(
+            macs=round(float((sizes[self._calls] * self._positions).sum())),
+            params=round(float(sizes[self._trainable].sum())),
+            weights=round(float(sizes[self._contracted].sum())),
+        )
+
+    def counts(self, kept: Mapping[str, int]) -> npt.NDArray[np.int64]:
+        """Vector of counts from a mapping; groups that are not named keep everything."""
+        return np.array([kept.get(n, u) for n, u in zip(self.names, self.units.tolist(), strict=True)], np.int64)
+
+    def dense(self) -> Cost:
+        """Cost with every unit kept."""
+        return self.at(self.units)
+
+
+def _counted_line(plane: npt.NDArray[np.int64], dim: int, rows_covered: bool) -> tuple[int, npt.NDArray[np.int64]]:
+    """The dimension whose size a slot determines, and the units along it (grouped weights: columns of one row)."""
+    if dim >= 0:
+        return dim, plane.reshape(-1)
+    axis = 1 if plane.shape[1] > 1 else 0
+    other = tuple(slice(None) if d == axis else 0 for d in range(plane.ndim))
+    lines = plane[other]
+    if rows_covered or (lines >= 0).any():
+        return axis, lines
+    first = np.argwhere(plane >= 0)[0]
+    return axis, plane[tuple(slice(None) if d == axis else first[d] for d in range(plane.ndim))]
+
+
+def count_cost(graph: Graph) -> Cost:
+    """Cost of the model as captured."""
+    return CostModel(graph).dense()

@@ -1,0 +1,248 @@
+"""Gates: one multiplier per unit, applied to the input of every layer that reads the group.
+
+A gate at the readers makes z_j = 0 mean exactly "column j of every reader is unused", whatever normalisation, residual
+addition or depthwise convolution lies between. Gates are forward hooks on the user's own module; leaving the context
+removes them without a trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import ConfigError, DataError
+from prunus.graph.groups import ChannelGroup
+from prunus.posterior import Posterior
+
+Mode = Literal["sample", "mean", "probe", "fixed", "off"]
+Draws = Literal["example", "batch"]
+Placement = Literal["reader", "writer"]
+
+
+class GateSet:
+    """The gates of a model while they are attached.
+
+    Modes: `sample` draws from the posteriors, `mean` uses their means, `fixed` uses given values, `probe` uses ones
+    whose gradient is kept, `off` leaves the model alone. All readers of a group see the same draw in one forward pass.
+    """
+
+    def __init__(self, groups: Sequence[ChannelGroup], posteriors: Mapping[str, Posterior], draws: Draws) -> None:
+        self.groups = tuple(groups)
+        self.posteriors = nn.ModuleDict(
+            {str(i): posteriors[g.name] for i, g in enumerate(groups) if g.name in posteriors}
+        )
+        self.draws: Draws = draws
+        self.mode: Mode = "sample" if posteriors else "probe"
+        self.active: frozenset[str] = frozenset(g.name for g in groups)
+        self.values: dict[str, Tensor] = {}
+        self.probes: dict[str, Tensor] = {}
+        self._current: dict[str, Tensor] = {}
+        self._batch = 1
+        self._device = torch.device("cpu")
+
+    def posterior(self, name: str) -> Posterior:
+        """The posterior of a group."""
+        index = next(i for i, g in enumerate(self.groups) if g.name == name)
+        return self.posteriors[str(index)]  # type: ignore[return-value]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is learned: the posteriors' parameters, nothing of the model."""
+        return list(self.posteriors.parameters())
+
+    def sample(self, names: Sequence[str] | None = None) -> None:
+        """Draw from the posteriors at every forward pass; with `names`, only these groups are gated."""
+        self._enter("sample", names)
+
+    def mean(self, names: Sequence[str] | None = None) -> None:
+        """Use the posterior means; with `names`, only these groups are gated."""
+        self._enter("mean", names)
+
+    def fix(self, values: Mapping[str, Tensor]) -> None:
+        """Use the given multipliers [K] per group; other groups are left alone."""
+        self._enter("fixed", list(values))
+        self.values = dict(values)
+
+    def probe(self) -> None:
+        """Use ones, and keep their gradient: after `backward`, `probes[name].grad` is [B, K], one row per example."""
+        self._enter("probe", None)
+
+    def off(self) -> None:
+        """Leave the model alone."""
+        self._enter("off", None)
+
+    def _enter(self, mode: Mode, names: Sequence[str] | None) -> None:
+        self.mode = mode
+        self.active = frozenset(g.name for g in self.groups) if names is None else frozenset(names)
+        self.begin(self._batch, self._device)
+
+    def penalty(self, num_data: int) -> Tensor:
+        """Sum of the active groups' complexities (KL, nats) divided by the number of training examples."""
+        terms = [self.posterior(g.name).complexity() for g in self.groups if g.name in self.active]
+        return torch.stack(terms).sum() / num_data
+
+    def begin(self, batch: int, device: torch.device) -> None:
+        """Forget the draws of the last forward pass (called by a hook before every call of the model)."""
+        self._current = {}
+        self.probes = {}
+        self._batch, self._device = batch, device
+
+    def multiplier(self, group: ChannelGroup) -> Tensor | None:
+        """This forward pass's multipliers: fp32 [B, K] or [1, K]; None if the group is left alone."""
+        name = group.name
+        if self.mode == "off" or name not in self.active:
+            return None
+        if name not in self._current:
+            with torch.autocast(self._device.type, enabled=False):
+                self._current[name] = self._make(name, group.units)
+        return self._current[name]
+
+    def _make(self, name: str, units: int) -> Tensor:
+        if self.mode == "probe":
+            ones = torch.ones(self._batch, units, device=self._device, requires_grad=torch.is_grad_enabled())
+            self.probes[name] = ones
+            return ones
+        if self.mode == "fixed":
+            return self.values[name].to(self._device, torch.float32).reshape(1, -1)
+        if self.mode == "mean":
+            return self.posterior(name).mean().reshape(1, -1)
+        return self.posterior(name).rsample(self._batch if self.draws == "example" else 1)
+
+
+@contextmanager
+def attach(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    posteriors: Mapping[str, Posterior] | Callable[[int], Posterior] | None = None,
+    *,
+    draws: Draws = "example",
+    placement: Placement = "reader",
+) -> Iterator[GateSet]:
+    """Bind posteriors to the readers of their groups within the context.
+
+    Args:
+        model: the network; its modules get forward hooks, nothing else, and lose them on leaving.
+        groups: groups to gate.
+        posteriors: one per group name, or a function that makes one for a number of units (`method.posterior`), or
+            None for gates held at one whose gradient is wanted.
+        draws: one draw per example (lower gradient variance) or one per batch.
+        placement: `reader` is exact; `writer` multiplies the writers' output, before any normalisation, as the
+            released Dirichlet code does (batch norm may cancel it).
+
+    Yields:
+        The gates.
+
+    Raises:
+        ConfigError: a locked group, or a reader that is not a module of this model.
+        DataError: (in the forward pass) an input whose batch dimension is not the model's.
+    """
+    for group in groups:
+        if group.locked is not None:
+            raise ConfigError(f"group {group.name!r}", f"it is locked: {group.locked}", "gate prunable groups only")
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    if callable(posteriors):
+        posteriors = {g.name: posteriors(g.units) for g in groups}
+    gates = GateSet(groups, posteriors or {}, draws)
+    gates.posteriors.to(device)
+    gates.begin(1, device)
+    handles = [model.register_forward_pre_hook(_begin_hook(gates, device), with_kwargs=True)]
+    try:
+        sites = _reader_sites(groups) if placement == "reader" else _writer_sites(groups)
+        for (module, dim), members in sites.items():
+            try:
+                target = model.get_submodule(module)
+            except AttributeError:
+                raise ConfigError(f"module {module!r}", "the model has none of that name", "trace this model") from None
+            site = _Site(gates, module, dim, members)
+            if placement == "reader":
+                handles.append(target.register_forward_pre_hook(site.before))
+            else:
+                handles.append(target.register_forward_hook(site.after))
+        yield gates
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+Members = list[tuple[ChannelGroup, Tensor]]
+
+
+def _reader_sites(groups: Sequence[ChannelGroup]) -> dict[tuple[str, int], Members]:
+    sites: dict[tuple[str, int], Members] = {}
+    for group in groups:
+        for reader in group.readers:
+            sites.setdefault((reader.module, reader.input_dim), []).append((group, torch.from_numpy(reader.units)))
+    return sites
+
+
+def _writer_sites(groups: Sequence[ChannelGroup]) -> dict[tuple[str, int], Members]:
+    sites: dict[tuple[str, int], Members] = {}
+    for group in groups:
+        for slot in group.writers:
+            dim = 1 - slot.plane.ndim if slot.plane.ndim > 2 else -1
+            units = torch.from_numpy(slot.units_along_dim)
+            sites.setdefault((slot.tensor.rpartition(".")[0], dim), []).append((group, units))
+    return sites
+
+
+def _begin_hook(gates: GateSet, device: torch.device) -> Callable[..., None]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), None)
+        gates.begin(1 if first is None else first.shape[0], device if first is None else first.device)
+
+    return hook
+
+
+class _Site:
+    """One gated place: the multipliers of the groups that share it, laid along its channel dimension."""
+
+    def __init__(self, gates: GateSet, module: str, dim: int, members: Members) -> None:
+        self.gates, self.module, self.dim, self.members = gates, module, dim, members
+        group, units = members[0]
+        self.direct = len(members) == 1 and torch.equal(units, torch.arange(group.units))
+
+    def before(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Gate a module's first input."""
+        return (self.scale(args[0]), *args[1:])
+
+    def after(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Gate a module's output."""
+        return self.scale(output)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """Multiply `x` by this forward pass's gates."""
+        gate = self._line(x)
+        if gate is None:
+            return x
+        if gate.shape[0] not in (1, x.shape[0]):
+            raise DataError(
+                f"gate at {self.module!r}",
+                f"its input has batch size {x.shape[0]}, the model's first input {gate.shape[0]}",
+                "attach with draws='batch', or put the layer into ignored_layers",
+            )
+        dim = self.dim % x.dim()
+        shape = [1] * x.dim()
+        if dim:
+            shape[0] = gate.shape[0]
+        shape[dim] = gate.shape[1]
+        return x * gate.to(x.dtype).reshape(shape)
+
+    def _line(self, x: Tensor) -> Tensor | None:
+        multipliers = [(self.gates.multiplier(g), units) for g, units in self.members]
+        present = [(m, u) for m, u in multipliers if m is not None]
+        if not present:
+            return None
+        if self.direct:
+            return present[0][0]
+        batch = max(m.shape[0] for m, _ in present)
+        columns = [torch.ones(batch, 1, device=x.device)]
+        index = torch.zeros(len(self.members[0][1]), dtype=torch.long)
+        offset = 1
+        for multiplier, units in present:
+            columns.append(multiplier.expand(batch, -1))
+            index = torch.where(units >= 0, units + offset, index)
+            offset += multiplier.shape[1]
+        return torch.cat(columns, 1).index_select(1, index.to(x.device))

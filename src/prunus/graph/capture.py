@@ -1,0 +1,94 @@
+"""From a model and example inputs to an exported program, with refusals that name the line that broke it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from prunus.errors import TraceError
+
+
+def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs as positional and keyword arguments: a tensor, a tuple or list of them, or a dict of keywords."""
+    if isinstance(example_inputs, dict):
+        return (), example_inputs
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = False) -> ExportedProgram:
+    """Export the model in eval mode, without gradients; training flags are put back afterwards.
+
+    Args:
+        model: any module that `torch.export` can capture.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        dynamic_batch: leave dimension 0 of every tensor input free.
+
+    Raises:
+        TraceError: the inputs don't fit the model, or its code cannot be captured.
+    """
+    args, kwargs = as_arguments(example_inputs)
+    flags = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        shapes = _batch_shapes(args, kwargs) if dynamic_batch else None
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        _check_inputs(model, args, kwargs)
+        raise TraceError(
+            f"model {type(model).__name__}",
+            f"torch.export cannot capture it: {_first_line(error)}{_user_line(error)}",
+            "rewrite the branch or loop that depends on data (torch.where, torch.cond), "
+            "or trace the submodule that can be captured",
+        ) from error
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        shapes = [tuple(a.shape) if isinstance(a, Tensor) else type(a).__name__ for a in (*args, *kwargs.values())]
+        raise TraceError(
+            "example_inputs",
+            f"the model {type(model).__name__} does not run on inputs of shape {shapes}: {_first_line(error)}",
+            "pass a tensor, a tuple of arguments or a dict of keywords as the model's forward expects them",
+        ) from error
+
+
+def _batch_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | dict[str, Any]:
+    def free(value: Any) -> Any:
+        return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
+
+    return {k: free(v) for k, v in kwargs.items()} if kwargs else tuple(free(a) for a in args)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+def _user_line(error: BaseException) -> str:
+    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]+\n\s*([^\n]*)', str(error))
+    own = [f for f in frames if "/torch/" not in f[0].replace("\\", "/")]
+    if own:
+        path, line, code = own[-1]
+        return f" at {path.rsplit('/', 1)[-1]}:{line}  {code.strip()}"
+    trace, own_frame = error.__traceback__, ""
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename.replace("\\", "/")
+        if "/torch/" not in name and "/prunus/" not in name and name.endswith(".py"):
+            own_frame = f" at {name.rsplit('/', 1)[-1]}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return own_frame

@@ -1,0 +1,283 @@
+"""From united labels to channel groups: components of labels with the same places in the same tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from prunus.graph.engine import Call, Engine, Result, meta_shape, source_line
+from prunus.graph.groups import ChannelGroup, Contraction, IntArray, Reader, Slot
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The analysed model.
+
+    Attributes:
+        program: the captured program (its graph is what a rewritten model is made from).
+        channel_groups: every group, prunable or locked, in data-flow order.
+        contractions: every convolution and linear call, for MACs.
+        shapes: shape of every parameter and buffer of the model, tied ones under their first name only.
+        aliases: every name of a tied tensor, mapped to its first name.
+        trainable: names of the parameters (as opposed to buffers).
+        model: class name of the model.
+        inputs: (shape, dtype) of every example input tensor.
+        labels: root label -> (number of its group, index of its unit).
+        roots: root of every label.
+        values: labels of every node's result.
+    """
+
+    program: ExportedProgram
+    channel_groups: tuple[ChannelGroup, ...]
+    contractions: tuple[Contraction, ...]
+    shapes: dict[str, tuple[int, ...]]
+    aliases: dict[str, str]
+    trainable: frozenset[str]
+    model: str
+    inputs: tuple[tuple[tuple[int, ...], str], ...]
+    labels: dict[int, tuple[int, int]] = field(repr=False)
+    roots: IntArray = field(repr=False)
+    values: dict[fx.Node, Result] = field(repr=False)
+
+    def groups(self, *, locked: bool = False) -> tuple[ChannelGroup, ...]:
+        """The prunable groups in data-flow order; with `locked`, the others too."""
+        return tuple(g for g in self.channel_groups if locked or g.prunable)
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group of that name. Raises KeyError if there is none."""
+        for group in self.channel_groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    def explain(self) -> str:
+        """The prunability report: what can be pruned, what is locked, why, at which source line."""
+        lines = []
+        for group in self.channel_groups:
+            rows = f", equal counts in {group.multiple} rows" if group.rows is not None else ""
+            if group.prunable:
+                readers = ", ".join(r.module or r.weight for r in group.readers)
+                lines.append(f"prunable  {group.name}: {group.units} units{rows}, read by {readers}  [{group.source}]")
+            else:
+                reason = group.locked or "a normalisation takes statistics across the units: removal is not masking"
+                lines.append(f"locked    {group.name}: {group.units} units{rows}; {reason}  [{group.source}]")
+        free = sum(g.units for g in self.groups())
+        total = sum(g.units for g in self.channel_groups)
+        lines.append(f"{free} of {total} units in {len(self.groups())} of {len(self.channel_groups)} groups can go")
+        return "\n".join(lines)
+
+
+def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, aliases: dict[str, str]) -> Graph:
+    """Turn the finished label run into groups."""
+    roots = engine.labels.roots()
+    tensors = _tensor_planes(engine, roots)
+    writer, outputs = _writers(engine, roots)
+    reasons, inexact, rows = _constraints(engine, roots, writer)
+    members = _families(tensors, writer, reasons, inexact, rows, len(roots))
+    readers = _calls_by_root(engine.calls, roots)
+    groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, engine.calls)
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return Graph(
+        program=program,
+        channel_groups=groups,
+        contractions=tuple(Contraction(c.weight, c.positions, c.module, source_line(c.node)) for c in engine.calls),
+        shapes={name: tuple(tensor.shape) for name, tensor in named if name == aliases.get(name, name)},
+        aliases=aliases,
+        trainable=frozenset(name for name, _ in model.named_parameters()),
+        model=type(model).__name__,
+        inputs=_inputs(program),
+        labels=labels,
+        roots=roots,
+        values=engine.values,
+    )
+
+
+def _inputs(program: ExportedProgram) -> tuple[tuple[tuple[int, ...], str], ...]:
+    user = set(program.graph_signature.user_inputs)
+    tensors = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in user]
+    return tuple((meta_shape(t), str(t.dtype).removeprefix("torch.")) for t in tensors if isinstance(t, Tensor))
+
+
+TensorPlane = tuple[str, IntArray]
+
+
+def _tensor_planes(engine: Engine, roots: IntArray) -> list[TensorPlane]:
+    return [(name, roots[plane.numpy()]) for name, value in engine.parameters.items() for plane in value.planes]
+
+
+def _writers(engine: Engine, roots: IntArray) -> tuple[IntArray, list[Call]]:
+    """For each root, the index of the first call that writes it (-1: none)."""
+    first = np.full(len(roots), -1, np.int64)
+    for index in range(len(engine.calls) - 1, -1, -1):
+        call = engine.calls[index]
+        if call.outputs is not None and not call.depthwise:
+            first[roots[call.outputs.numpy()]] = index
+    return first, engine.calls
+
+
+def _constraints(
+    engine: Engine, roots: IntArray, writer: IntArray
+) -> tuple[dict[int, str], set[int], dict[int, tuple[int, int]]]:
+    """Per root: why it is locked; whether removal is inexact; its (grid family, row)."""
+    reasons: dict[int, str] = {}
+    for lock in engine.locks:
+        for root in np.unique(roots[lock.labels.numpy()]).tolist():
+            reasons.setdefault(root, f"{lock.reason} ({lock.source})" if lock.source else lock.reason)
+    inexact = {r for lock in engine.inexact for r in np.unique(roots[lock.labels.numpy()]).tolist()}
+    for call in engine.calls:
+        if call.inputs is not None and not call.depthwise and not call.module and "." in call.weight:
+            for root in np.unique(roots[call.inputs.numpy()]).tolist():
+                reasons.setdefault(root, f"read by a functional call, not by a layer ({source_line(call.node)})")
+    rows = _rows(engine, roots, reasons)
+    return reasons, inexact, rows
+
+
+def _rows(engine: Engine, roots: IntArray, reasons: dict[int, str]) -> dict[int, tuple[int, int]]:
+    """Merge all grids into one row per root. Grids must be nested and touch each unit in one row, else they lock."""
+    rows: dict[int, tuple[int, int]] = {}
+    grids = sorted(((roots[labels.numpy()], why) for labels, why in engine.grids), key=lambda g: -len(g[0]))
+    changed = True
+    while changed:
+        changed = False
+        rows = {}
+        for identity, (grid, why) in enumerate(grids):
+            members = {int(r) for r in np.unique(grid)}
+            place: dict[int, set[int]] = {}
+            for row, line in enumerate(grid):
+                for root in line.tolist():
+                    place.setdefault(root, set()).add(row)
+            if all(len(p) == len(grid) for p in place.values()):
+                continue  # every unit has a part in every row: columns are tied, any count keeps the rows equal
+            lock = next((reasons[r] for r in members if r in reasons), None)
+            if any(len(p) > 1 for p in place.values()):
+                lock = lock or f"appears in several of {why}"
+            known = {r: rows[r] for r in members if r in rows}
+            if known and lock is None and not _nested(known, place, members):
+                lock = f"two different divisions into rows meet ({why})"
+            if lock is not None:
+                fresh = members - reasons.keys()
+                for root in fresh:
+                    reasons[root] = f"shares equal counts ({why}) with units that must stay: {lock}"
+                changed |= bool(fresh)
+            elif not known:
+                rows.update({root: (identity, next(iter(p))) for root, p in place.items()})
+    return {root: row for root, row in rows.items() if root not in reasons}
+
+
+def _nested(known: dict[int, tuple[int, int]], place: dict[int, set[int]], members: set[int]) -> bool:
+    """True if the finer rows already recorded divide each new row equally and belong to one grid."""
+    if len(known) != len(members) or len({grid for grid, _ in known.values()}) != 1:
+        return False
+    fine_in: dict[int, set[int]] = {}
+    for root, (_, fine) in known.items():
+        fine_in.setdefault(next(iter(place[root])), set()).add(fine)
+    sets = list(fine_in.values())
+    disjoint = sum(len(s) for s in sets) == len(set().union(*sets))
+    return disjoint and len({len(s) for s in sets}) == 1
+
+
+def _families(
+    tensors: Sequence[TensorPlane],
+    writer: IntArray,
+    reasons: dict[int, str],
+    inexact: set[int],
+    rows: dict[int, tuple[int, int]],
+    size: int,
+) -> list[IntArray]:
+    """Roots with the same signature (places and multiplicities, constraints), each in order of first appearance."""
+    generator = np.random.default_rng(0)
+    signature = np.zeros(size, np.uint64)
+    position = np.full(size, -1, np.int64)
+    for _, plane in tensors:
+        flat = plane.reshape(-1)
+        found, first, counts = np.unique(flat, return_index=True, return_counts=True)
+        salt = generator.integers(1, 2**63, dtype=np.uint64)
+        signature[found] += salt * (counts.astype(np.uint64) * np.uint64(2654435761) + np.uint64(1))
+        unseen = position[found] < 0
+        position[found[unseen]] = first[unseen]
+    written = np.flatnonzero(writer >= 0)
+    keys: dict[tuple[object, ...], list[int]] = {}
+    for root in written.tolist():
+        grid = rows[root][0] if root in rows else -1
+        key = (int(signature[root]), reasons.get(root), root in inexact, grid)
+        keys.setdefault(key, []).append(root)
+    families = [np.asarray(sorted(f, key=lambda r: position[r]), np.int64) for f in keys.values()]
+    return sorted(families, key=lambda f: (int(writer[f].min()), int(f[0])))
+
+
+def _calls_by_root(calls: Sequence[Call], roots: IntArray) -> list[IntArray | None]:
+    return [None if c.inputs is None or c.depthwise else roots[c.inputs.numpy()] for c in calls]
+
+
+def _make_groups(
+    families: Sequence[IntArray],
+    tensors: Sequence[TensorPlane],
+    writer: IntArray,
+    calls: Sequence[Call],
+    reasons: dict[int, str],
+    inexact: set[int],
+    rows: dict[int, tuple[int, int]],
+    inputs: Sequence[IntArray | None],
+    all_calls: Sequence[Call],
+) -> tuple[tuple[ChannelGroup, ...], dict[int, tuple[int, int]]]:
+    """Name the families and collect their slots, writers and readers."""
+    size = len(writer)
+    family_of, index_of = np.full(size, -1, np.int64), np.full(size, -1, np.int64)
+    for number, family in enumerate(families):
+        family_of[family], index_of[family] = number, np.arange(len(family))
+    slots: list[list[Slot]] = [[] for _ in families]
+    for name, plane in tensors:
+        owners = family_of[plane]
+        for number in np.unique(owners[owners >= 0]).tolist():
+            slots[number].append(Slot(name, np.where(owners == number, index_of[plane], -1)))
+    readers: list[list[Reader]] = [[] for _ in families]
+    seen: set[tuple[int, str]] = set()
+    for call, roots in zip(all_calls, inputs, strict=True):
+        if roots is None:
+            continue
+        owners = family_of[roots]
+        for number in np.unique(owners[owners >= 0]).tolist():
+            if (number, call.module) not in seen:
+                seen.add((number, call.module))
+                units = np.where(owners == number, index_of[roots], -1)
+                readers[number].append(Reader(call.module, call.input_dim, units, call.weight))
+    written = {c.weight for c in calls if not c.depthwise}
+    groups: list[ChannelGroup] = []
+    taken: dict[str, int] = {}
+    for number, family in enumerate(families):
+        call = calls[int(writer[family].min())]
+        base = call.weight.removesuffix(".weight")
+        taken[base] = taken.get(base, 0) + 1
+        first = int(family[0])
+        writing = tuple(s for s in slots[number] if s.tensor in written and _writes(s, calls))
+        locked = reasons.get(first)
+        if locked is None and len(family) < 2:
+            locked = "a single unit"
+        if locked is None and not readers[number]:
+            locked = "no layer reads the units"
+        groups.append(
+            ChannelGroup(
+                name=base if taken[base] == 1 else f"{base}#{taken[base]}",
+                units=len(family),
+                slots=tuple(slots[number]),
+                writers=writing,
+                readers=tuple(readers[number]),
+                rows=np.asarray([rows[r][1] for r in family.tolist()]) if first in rows else None,
+                exact=first not in inexact,
+                locked=locked,
+                source=source_line(call.node),
+                order=number,
+            )
+        )
+    return tuple(groups), {int(r): (n, i) for n, f in enumerate(families) for i, r in enumerate(f.tolist())}
+
+
+def _writes(slot: Slot, calls: Sequence[Call]) -> bool:
+    """True if the slot lies along the dimension that its weight produces (rows, or columns of a transposed conv)."""
+    call = next(c for c in calls if c.weight == slot.tensor)
+    transposed = "transpose" in str(call.node.target)
+    return slot.dim == (1 if transposed else 0)

@@ -1,0 +1,5 @@
+"""One small file per family of operations. Importing this package registers every rule."""
+
+from prunus.graph.rules import contraction, elementwise, movement, normalisation, reduction
+
+__all__ = ["contraction", "elementwise", "movement", "normalisation", "reduction"]

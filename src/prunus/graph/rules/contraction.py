@@ -1,0 +1,151 @@
+"""Convolutions, linear layers, embeddings: what is contracted is united, what comes out is labelled by the weight."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, fx
+
+from prunus.graph.engine import Call, Engine, Result, argument, meta_shape, module_path, rule
+from prunus.graph.labels import Value, along
+
+
+@rule("linear")
+def linear(engine: Engine, node: fx.Node) -> Result:
+    """y = x W^T + b, contracting the last dimension of x with W's second."""
+    source, weight = engine.value(node.args[0]), engine.value(node.args[1])
+    shape = meta_shape(node.meta["val"])
+    inputs = _contract(engine, source, source.ndim - 1, weight, 1, node)
+    outputs = engine.parameter_plane(weight, 0)
+    engine.unite_vector(argument(node, 2, "bias", None), outputs, node)
+    _record(engine, node, weight, inputs, outputs, -1, math.prod(shape[:-1]))
+    planes = [p for p in source.planes if p.shape[-1] == 1]
+    if outputs is not None:
+        planes.append(along(outputs, len(shape) - 1, len(shape)))
+    return Value(shape, planes)
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(engine: Engine, node: fx.Node) -> Result:
+    """Convolution, plain, depthwise or grouped; weight [O, I/groups, ...]."""
+    shape = meta_shape(node.meta["val"])
+    weight = engine.value(node.args[1])
+    groups = int(argument(node, 6, "groups", 1))
+    outputs = engine.parameter_plane(weight, 0)
+    spatial = weight.ndim - 2
+    return _convolve(engine, node, groups, outputs, 1, math.prod(shape[-spatial:]))
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(engine: Engine, node: fx.Node) -> Result:
+    """Transposed convolution; weight [I, O/groups, ...]. Grouped ones stay as they are."""
+    source, weight = engine.value(node.args[0]), engine.value(node.args[1])
+    groups = int(argument(node, 6, "groups", 1))
+    spatial = weight.ndim - 2
+    if groups > 1:
+        engine.lock([*source.planes, *weight.planes], "grouped transposed convolution has no rule", node)
+        return Value(meta_shape(node.meta["val"]))
+    outputs = engine.parameter_plane(weight, 1)
+    return _convolve(engine, node, 1, outputs, 0, math.prod(source.shape[-spatial:]))
+
+
+def _convolve(
+    engine: Engine, node: fx.Node, groups: int, outputs: Tensor | None, input_axis: int, positions: int
+) -> Result:
+    source, weight = engine.value(node.args[0]), engine.value(node.args[1])
+    shape = meta_shape(node.meta["val"])
+    channel = source.ndim - (weight.ndim - 1)
+    spatial = [p for p in source.planes if p.shape[channel] == 1 and any(s > 1 for s in p.shape[channel + 1 :])]
+    engine.lock(spatial, "a convolution mixes positions that units lie along", node)
+    depthwise = groups > 1 and groups == source.shape[channel]
+    if groups == 1:
+        inputs = _contract(engine, source, channel, weight, input_axis, node)
+    else:
+        inputs = engine.parameter_plane(source, channel)
+        outputs = _grouped(engine, node, weight, groups, inputs, outputs, depthwise)
+    engine.unite_vector(argument(node, 2, "bias", None), outputs, node)
+    _record(engine, node, weight, inputs, outputs, channel - source.ndim, shape[0] * positions, depthwise)
+    planes = [p for p in source.planes if all(s == 1 for s in p.shape[channel:])]
+    if outputs is not None:
+        planes.append(along(outputs, channel, len(shape)))
+    return Value(shape, planes)
+
+
+def _grouped(
+    engine: Engine,
+    node: fx.Node,
+    weight: Value,
+    groups: int,
+    inputs: Tensor | None,
+    outputs: Tensor | None,
+    depthwise: bool,
+) -> Tensor | None:
+    """Depthwise: output channels are their input channel. Grouped: equal counts per group on both sides."""
+    if inputs is None or outputs is None:
+        engine.lock([*weight.planes], "grouped convolution of channels of fixed size", node)
+        if inputs is not None:
+            engine.lock([inputs], "grouped convolution of channels of fixed size", node)
+        return None
+    if depthwise:
+        engine.labels.unite(outputs.reshape(groups, -1), inputs.reshape(groups, 1))
+        return outputs
+    name = weight.parameter
+    if name is None:
+        engine.lock([inputs, outputs, *weight.planes], "the weight of a grouped convolution is computed", node)
+        return outputs
+    rows = f"{groups} groups of a convolution"
+    engine.grids.append((inputs.reshape(groups, -1), rows))
+    engine.grids.append((outputs.reshape(groups, -1), rows))
+    per_group = len(outputs) // groups
+    elements = inputs.reshape(groups, 1, -1).expand(groups, per_group, -1).reshape(len(outputs), -1)
+    elements = elements.reshape(*elements.shape, *([1] * (weight.ndim - 2)))
+    previous = [p for p in weight.planes if p.shape[0] > 1 and p.shape[1] > 1]
+    for plane in previous:
+        engine.labels.unite(plane, elements)
+    if not previous:
+        weight.planes[:] = [p for p in weight.planes if p.shape[1] == 1] + [elements]
+    return outputs
+
+
+def _contract(engine: Engine, source: Value, dim: int, weight: Value, axis: int, node: fx.Node) -> Tensor | None:
+    """Unite the contracted dimension of the input with the weight's; a fixed side fixes the other."""
+    inputs = engine.parameter_plane(source, dim)
+    columns = engine.parameter_plane(weight, axis)
+    if inputs is None and columns is not None:
+        engine.lock([columns], "reads a tensor of fixed size", node)
+    elif columns is None and inputs is not None:
+        engine.lock([inputs], "contracted with a weight that is computed, not stored", node)
+    elif inputs is not None and columns is not None:
+        engine.labels.unite(inputs, columns)
+        return inputs
+    return None
+
+
+def _record(
+    engine: Engine,
+    node: fx.Node,
+    weight: Value,
+    inputs: Tensor | None,
+    outputs: Tensor | None,
+    input_dim: int,
+    positions: int,
+    depthwise: bool = False,
+) -> None:
+    if weight.parameter is None:
+        return
+    examples = max(1, positions // engine.batch) if positions % engine.batch == 0 else positions
+    engine.calls.append(
+        Call(node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise)
+    )
+
+
+@rule("embedding")
+def embedding(engine: Engine, node: fx.Node) -> Result:
+    """Rows looked up by index stay; the embedding width is labelled by the table's columns."""
+    table = engine.value(node.args[0])
+    shape = meta_shape(node.meta["val"])
+    engine.lock(table.varying(0), "rows are looked up by index", node)
+    outputs = engine.parameter_plane(table, 1)
+    indices = engine.value(node.args[1])
+    engine.lock(indices.planes, "units used as indices", node)
+    return Value(shape, [] if outputs is None else [along(outputs, len(shape) - 1, len(shape))])

@@ -1,0 +1,210 @@
+"""Data movement: the operation itself is executed on the labels, along the dimensions where they vary."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from prunus.graph.engine import Engine, Result, argument, meta_shape, meta_value, operation, rule
+from prunus.graph.labels import Value, along, squeeze_constant, varying_dims, view_plane
+
+
+@rule("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as", "squeeze", "unsqueeze")
+def view(engine: Engine, node: fx.Node) -> Result:
+    """A change of shape without change of order. A split of a labelled dimension demands equal counts per row."""
+    source = engine.value(node.args[0])
+    shape = meta_shape(node.meta["val"])
+    planes = []
+    for plane in source.planes:
+        moved = view_plane(plane, source.shape, shape)
+        if len(varying_dims(moved)) > len(varying_dims(plane)):
+            _split_grid(engine, moved, node)
+        planes.append(moved)
+    return Value(shape, planes)
+
+
+def _split_grid(engine: Engine, plane: Tensor, node: fx.Node) -> None:
+    *rows, _ = varying_dims(plane)
+    count = 1
+    for dim in rows:
+        count *= plane.shape[dim]
+    engine.grids.append((plane.reshape(count, -1), f"split into {tuple(plane.shape)} by {operation(node)}"))
+
+
+@rule("permute", "transpose", "t", "numpy_T", "movedim", "swapaxes", "mT", "adjoint")
+def permute(engine: Engine, node: fx.Node) -> Result:
+    """A permutation of dimensions. Where it turns rows and columns of labels round, columns are tied over the rows:
+    otherwise unequal columns would arrive in another order than they left."""
+    source = engine.value(node.args[0])
+    order = _order(node, source.ndim)
+    planes = []
+    for plane in source.planes:
+        dims = [d for d in order if plane.shape[d] > 1]
+        if dims != sorted(dims):
+            plane = engine.labels.tie(plane, sorted(dims)[:-1])
+        planes.append(plane.permute(order))
+    return Value(meta_shape(node.meta["val"]), planes)
+
+
+def _order(node: fx.Node, ndim: int) -> list[int]:
+    index = torch.arange(ndim)
+    probe = torch.empty([2 + int(i) for i in index], device="meta")
+    moved = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    return [int(size) - 2 for size in moved.shape]
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(engine: Engine, node: fx.Node) -> Result:
+    """Broadcasting: labels stay, new dimensions don't vary."""
+    source = engine.value(node.args[0])
+    shape = meta_shape(node.meta["val"])
+    return Value(shape, [p.reshape((1,) * (len(shape) - p.dim()) + tuple(p.shape)) for p in source.planes])
+
+
+@rule("slice", "narrow")
+def cut(engine: Engine, node: fx.Node) -> Result:
+    """A slice: labels along the dimension are sliced with it."""
+    source = engine.value(node.args[0])
+    dim = int(argument(node, 1, "dim", 0)) % source.ndim
+    arguments = [dim, *node.args[2:]]
+    planes = [
+        squeeze_constant(node.target(p, *arguments, **{k: v for k, v in node.kwargs.items() if k != "dim"}))  # type: ignore[operator]
+        if p.shape[dim] > 1
+        else p
+        for p in source.planes
+    ]
+    return Value(meta_shape(node.meta["val"]), [p for p in planes if varying_dims(p)])
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk")
+def split(engine: Engine, node: fx.Node) -> Result:
+    """Pieces along a dimension. Equal chunks keep equal counts, so that the same code still splits them evenly."""
+    source = engine.value(node.args[0])
+    name = operation(node)
+    dim = int(argument(node, 1 if name == "unbind" else 2, "dim", 0)) % source.ndim
+    shapes = [meta_shape(m) for m in node.meta["val"]]
+    pieces: list[list[Tensor]] = [[] for _ in shapes]
+    for plane in source.planes:
+        if plane.shape[dim] == 1:
+            for piece, shape in zip(pieces, shapes, strict=True):
+                piece.append(plane.squeeze(dim) if len(shape) < source.ndim else plane)
+            continue
+        if name == "unbind":
+            engine.lock([plane], "unbind takes the units apart one by one", node)
+            continue
+        sizes = [shape[dim] for shape in shapes]
+        if name in ("chunk", "unsafe_chunk") and len(set(sizes)) == 1 and plane.numel() == plane.shape[dim]:
+            engine.grids.append((plane.reshape(len(sizes), -1), f"cut into {len(sizes)} equal chunks"))
+        for piece, part in zip(pieces, plane.split(sizes, dim), strict=True):
+            part = squeeze_constant(part)
+            if varying_dims(part):
+                piece.append(part)
+    return [Value(shape, planes) for shape, planes in zip(shapes, pieces, strict=True)]
+
+
+@rule("getitem")
+def getitem(engine: Engine, node: fx.Node) -> Result:
+    """One element of a tuple of results."""
+    result = engine.values[node.args[0]]  # type: ignore[index]
+    return result[node.args[1]] if isinstance(result, list) else result  # type: ignore[index]
+
+
+@rule("select")
+def select(engine: Engine, node: fx.Node) -> Result:
+    """One index of a dimension: if units lie along it, the chosen one can't be known to stay, so none goes."""
+    source = engine.value(node.args[0])
+    dim = int(argument(node, 1, "dim")) % source.ndim
+    engine.lock(source.varying(dim), "a constant index selects one unit", node)
+    return Value(meta_shape(node.meta["val"]), [p.squeeze(dim) for p in source.planes if p.shape[dim] == 1])
+
+
+@rule("cat", "concat", "concatenate")
+def cat(engine: Engine, node: fx.Node) -> Result:
+    """Concatenation: labels are concatenated along the dimension and united along the others."""
+    operands = [engine.value(n) for n in argument(node, 0, "tensors")]
+    shape = meta_shape(node.meta["val"])
+    dim = int(argument(node, 1, "dim", 0)) % len(shape)
+    operands = [o for o in operands if o.ndim == len(shape)]
+    others = [
+        Value(o.shape[:dim] + (1,) + o.shape[dim + 1 :], [p for p in o.planes if p.shape[dim] == 1]) for o in operands
+    ]
+    planes = engine.merge(others, shape[:dim] + (1,) + shape[dim + 1 :], node)
+    if any(o.varying(dim) for o in operands):
+        lines = []
+        for operand in operands:
+            labels = engine.parameter_plane(operand, dim)
+            if labels is None:
+                labels = engine.fixed(operand.shape[dim], "concatenated from a tensor of fixed size", node)
+            lines.append(labels)
+        planes.append(along(torch.cat(lines), dim, len(shape)))
+    return Value(shape, planes)
+
+
+@rule("pad", "constant_pad_nd")
+def pad(engine: Engine, node: fx.Node) -> Result:
+    """Padding: along a labelled dimension the padded positions are new units (zero-padded shortcuts)."""
+    source = engine.value(node.args[0])
+    amounts = [int(a) for a in argument(node, 1, "pad")]
+    constant = argument(node, 2, "mode", "constant") == "constant" or operation(node) == "constant_pad_nd"
+    planes = []
+    for plane in source.planes:
+        for dim in varying_dims(plane):
+            position = 2 * (source.ndim - 1 - dim)
+            before, after = amounts[position : position + 2] if position < len(amounts) else (0, 0)
+            if not before and not after:
+                continue
+            if not constant or before < 0 or after < 0 or len(varying_dims(plane)) > 1:
+                engine.lock([plane], "padded along its units in a way that has no rule", node)
+                break
+            new = [along(engine.labels.fresh(n), dim, source.ndim) for n in (before, after)]
+            plane = torch.cat([new[0], plane, new[1]], dim)
+            planes.append(plane)
+            break
+        else:
+            planes.append(plane)
+    return Value(meta_shape(node.meta["val"]), planes)
+
+
+@rule("roll", "flip", "repeat", "tile", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "stack",
+      "repeat_interleave", "rot90", "diagonal")  # fmt: skip
+def execute(engine: Engine, node: fx.Node) -> Result:
+    """Run the operation on labels of full shape: exact for any pure movement with constant arguments."""
+    sources = node.all_input_nodes
+    shape = meta_shape(node.meta["val"])
+    if len(sources) != 1 or operation(node) == "stack":
+        return unknown(engine, node)
+    source = engine.value(sources[0])
+    planes = []
+    for plane in source.planes:
+        full = plane.expand(source.shape)
+        moved = squeeze_constant(node.target(full, *node.args[1:], **node.kwargs))  # type: ignore[operator]
+        if len(varying_dims(moved)) > 1 or moved.numel() != plane.numel():
+            moved = _tie_moved(engine, plane, moved, source, shape)
+        planes.append(moved)
+    return Value(shape, planes)
+
+
+def _tie_moved(engine: Engine, plane: Tensor, moved: Tensor, source: Value, shape: tuple[int, ...]) -> Tensor:
+    """Labels spread over several dimensions are tied to the one where the output's units lie."""
+    dims = varying_dims(moved)
+    if len(dims) < 2:
+        return moved
+    main = varying_dims(plane)[0]
+    keep = main if main in dims else dims[0]
+    return engine.labels.tie(moved, [d for d in dims if d != keep])
+
+
+@rule("zeros", "ones", "full", "empty", "arange", "rand", "randn", "eye", "linspace", "scalar_tensor",
+      "new_zeros", "new_ones", "new_full", "new_empty", "sym_size", "_assert_async", "_assert_scalar")  # fmt: skip
+def create(engine: Engine, node: fx.Node) -> Result:
+    """A tensor made in the graph: its size is a constant of the code, so nothing along it varies."""
+    return meta_value(node.meta.get("val"))
+
+
+def unknown(engine: Engine, node: fx.Node) -> Result:
+    """No rule: every unit that comes near stays."""
+    for argument in node.all_input_nodes:
+        values = engine.values[argument]
+        for value in values if isinstance(values, list) else [values]:
+            engine.lock(value.planes, f"no rule for {operation(node)}", node)
+    return meta_value(node.meta.get("val"))

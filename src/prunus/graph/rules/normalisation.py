@@ -1,0 +1,65 @@
+"""Normalisations: per-channel statistics are harmless, statistics across units make removal differ from masking."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from prunus.graph.engine import Engine, Lock, Result, argument, meta_shape, operation, rule, source_line
+from prunus.graph.labels import Value, along
+
+
+@rule("batch_norm", "instance_norm", "cudnn_batch_norm", "native_batch_norm")
+def per_channel(engine: Engine, node: fx.Node) -> Result:
+    """Statistics and affine parameters of one channel each: `(input, weight, bias, running_mean, running_var, ...)`."""
+    source = engine.value(node.args[0])
+    dim = 1 if source.ndim > 1 else 0
+    labels = engine.parameter_plane(source, dim)
+    for index in range(1, 5):
+        engine.unite_vector(argument(node, index, ""), labels, node)
+    planes = [p for p in source.planes if p.shape[dim] == 1]
+    engine.lock([p for p in planes if any(s > 1 for s in p.shape[dim + 1 :])], "normalised across units", node)
+    if labels is not None:
+        planes.append(along(labels, dim, source.ndim))
+    return Value(meta_shape(node.meta["val"]), planes)
+
+
+@rule("group_norm")
+def group_norm(engine: Engine, node: fx.Node) -> Result:
+    """`(input, num_groups, weight, bias, eps)`: equal counts per group; statistics are shared inside a group."""
+    source = engine.value(node.args[0])
+    groups = int(argument(node, 1, "num_groups"))
+    labels = engine.parameter_plane(source, 1)
+    for name, index in (("weight", 2), ("bias", 3)):
+        parameter = argument(node, index, name)
+        engine.unite_vector(parameter, labels, node)
+    if labels is not None and groups < source.shape[1]:
+        if groups > 1:
+            engine.grids.append((labels.reshape(groups, -1), f"{groups} groups of a normalisation"))
+        _inexact(engine, labels, node)
+    elif labels is not None:
+        engine.lock([labels], "group norm with one channel per group counts its groups in a constant", node)
+    return Value(meta_shape(node.meta["val"]), list(source.planes))
+
+
+@rule("layer_norm", "rms_norm", "_fused_rms_norm", "native_layer_norm")
+def layer_norm(engine: Engine, node: fx.Node) -> Result:
+    """`(input, normalized_shape, weight, bias, eps)`: statistics over the last dimensions."""
+    source = engine.value(node.args[0])
+    count = len(argument(node, 1, "normalized_shape"))
+    for plane in source.planes:
+        if any(size > 1 for size in plane.shape[source.ndim - count :]):
+            _inexact(engine, plane, node)
+    parameters = [
+        n for n in [*node.args[2:4], node.kwargs.get("weight"), node.kwargs.get("bias")] if isinstance(n, fx.Node)
+    ]
+    for parameter in parameters:
+        if count == 1:
+            engine.unite_vector(parameter, engine.parameter_plane(source, source.ndim - 1), node)
+        else:
+            engine.merge([source, engine.value(parameter)], source.shape, node)
+    return Value(source.shape, list(source.planes))
+
+
+def _inexact(engine: Engine, labels: Tensor, node: fx.Node) -> None:
+    reason = f"{operation(node)} takes statistics across the units"
+    engine.inexact.append(Lock(labels.reshape(-1), reason, source_line(node)))

@@ -1,0 +1,73 @@
+"""Reductions and pooling: harmless over positions; over units they lock (removing one changes the result)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from prunus.graph.engine import Engine, Result, meta_shape, meta_value, operation, rule
+from prunus.graph.labels import Value
+
+
+@rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
+      "prod", "any", "all", "argmax", "argmin", "logsumexp", "median", "topk", "nansum", "nanmean")  # fmt: skip
+def reduce(engine: Engine, node: fx.Node) -> Result:
+    """A reduction over `dim` (all dimensions if absent)."""
+    if len(node.all_input_nodes) > 1:
+        return _max_of_two(engine, node)
+    source = engine.value(node.all_input_nodes[0])
+    result = meta_value(node.meta["val"])
+    shapes = [v.shape for v in result] if isinstance(result, list) else [result.shape]
+    dims = _dims(node, source.ndim)
+    mixed = [p for p in source.planes if any(p.shape[d] > 1 for d in dims)]
+    engine.lock(mixed, f"{operation(node)} over the units", node)
+    planes: list[Tensor] = []
+    for plane in source.planes:
+        if any(plane is m for m in mixed):
+            continue
+        if len(shapes[0]) < source.ndim:
+            plane = plane.reshape([s for d, s in enumerate(plane.shape) if d not in dims])
+        planes.append(plane)
+    values = [Value(shape, list(planes)) for shape in shapes]
+    return values if isinstance(result, list) else values[0]
+
+
+def _max_of_two(engine: Engine, node: fx.Node) -> Result:
+    shape = meta_shape(node.meta["val"])
+    return Value(shape, engine.merge([engine.value(n) for n in node.all_input_nodes], shape, node))
+
+
+def _dims(node: fx.Node, ndim: int) -> set[int]:
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    given: Any = node.kwargs.get("dim")
+    if "dim" in names and len(node.args) > names.index("dim"):
+        given = node.args[names.index("dim")]
+    if given is None or given == []:
+        return set(range(ndim))
+    return {int(d) % ndim for d in (given if isinstance(given, list | tuple) else [given])}
+
+
+POOLING = tuple(
+    f"{kind}{n}d{suffix}"
+    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool", "fractional_max_pool")
+    for n in (1, 2, 3)
+    for suffix in ("", "_with_indices")
+)
+UPSAMPLING = tuple(f"upsample_{m}" for m in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d",
+    "bicubic2d", "trilinear3d", "nearest_exact1d", "nearest_exact2d", "nearest_exact3d"))  # fmt: skip
+SPATIAL = (*UPSAMPLING, "_adaptive_avg_pool2d", "reflection_pad1d", "reflection_pad2d", "replication_pad2d",
+    "_upsample_bilinear2d_aa", "grid_sampler")  # fmt: skip
+
+
+@rule(*POOLING, *SPATIAL)
+def pool(engine: Engine, node: fx.Node) -> Result:
+    """Positions are pooled or resampled, channels (dimension 1) pass through."""
+    source = engine.value(node.args[0])
+    channel = 1 if source.ndim > 2 else 0
+    engine.lock([p for p in source.planes if any(s > 1 for s in p.shape[channel + 1 :])], "pooled over units", node)
+    planes = [p for p in source.planes if all(s == 1 for s in p.shape[channel + 1 :])]
+    result = meta_value(node.meta["val"])
+    if isinstance(result, list):
+        return [Value(v.shape, planes) for v in result]
+    return Value(result.shape, planes)

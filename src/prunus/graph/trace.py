@@ -1,0 +1,109 @@
+"""Run the captured graph on labels: model and example inputs in, `Graph` out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from prunus.errors import TraceError
+from prunus.graph import rules
+from prunus.graph.capture import capture
+from prunus.graph.engine import RULES, Engine, meta_value, operation
+from prunus.graph.grouping import Graph, build_graph
+from prunus.graph.labels import Value, along
+from prunus.graph.rules.elementwise import pointwise
+from prunus.graph.rules.movement import unknown
+
+FAMILIES = rules.__all__
+
+
+def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = False, strict: bool = False) -> Graph:
+    """Find by itself what is coupled with what.
+
+    Args:
+        model: any module; it is neither changed nor kept in another mode.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments, with a batch dimension first.
+        dynamic_batch: capture with a free batch size (needed only for a rewritten graph).
+        strict: refuse a model with an operation that has no rule, instead of locking what it touches.
+
+    Returns:
+        The graph, with its channel groups, costs and reasons.
+
+    Raises:
+        TraceError: the model cannot be captured, or `strict` and an operation has no rule.
+    """
+    return analyse(capture(model, example_inputs, dynamic_batch=dynamic_batch), model, strict=strict)
+
+
+def analyse(program: ExportedProgram, model: nn.Module, *, strict: bool = False) -> Graph:
+    """Label run over an exported program of `model`; see `trace`."""
+    engine = Engine()
+    inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    aliases = _aliases(model)
+    engine.batch = _batch_size(program, inputs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            engine.values[node] = _placeholder(engine, node, inputs[node.name], aliases)
+        elif node.op == "call_function":
+            engine.values[node] = _run(engine, node)
+        elif node.op == "output":
+            outputs = [engine.value(n) for n in node.all_input_nodes]
+            engine.lock([p for v in outputs for p in v.planes], "is an output of the model", node)
+        else:
+            engine.values[node] = meta_value(node.meta.get("val"))
+    if strict:
+        _refuse_unknown(engine)
+    return build_graph(engine, program, model, aliases)
+
+
+def _run(engine: Engine, node: fx.Node) -> Any:
+    name = operation(node)
+    found = RULES.get(name)
+    if found is not None:
+        return found(engine, node)
+    if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+        return pointwise(engine, node)
+    return unknown(engine, node)
+
+
+def _placeholder(engine: Engine, node: fx.Node, spec: Any, aliases: dict[str, str]) -> Value | list[Value]:
+    """Parameters and buffers get one plane of fresh labels per dimension; inputs have fixed sizes."""
+    if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER) or not isinstance(node.meta.get("val"), Tensor):
+        return meta_value(node.meta.get("val"))
+    name = aliases.get(spec.target, spec.target)
+    if name not in engine.parameters:
+        shape = tuple(int(s) for s in node.meta["val"].shape)
+        planes = [along(engine.labels.fresh(s), d, len(shape)) for d, s in enumerate(shape) if s > 1]
+        engine.parameters[name] = Value(shape, planes, name)
+    return engine.parameters[name]
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Every name of a tied parameter or buffer, mapped to its first name."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for named in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for name, tensor in named:
+            names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def _batch_size(program: ExportedProgram, inputs: dict[str, Any]) -> int:
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and inputs[node.name].kind == InputKind.USER_INPUT:
+            value = meta_value(node.meta.get("val"))
+            if isinstance(value, Value) and value.shape:
+                return value.shape[0]
+    return 1
+
+
+def _refuse_unknown(engine: Engine) -> None:
+    missing = sorted({f"{lock.reason} ({lock.source})" for lock in engine.locks if lock.reason.startswith("no rule")})
+    if missing:
+        raise TraceError(
+            "trace(strict=True)", "; ".join(missing), "drop strict=True to lock what these operations touch"
+        )

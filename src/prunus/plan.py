@@ -1,0 +1,329 @@
+"""The plan: which units stay, in which tensors, at what cost. Self-contained data; touches nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from prunus.cost import Cost, CostModel
+from prunus.errors import PlanError
+from prunus.graph.grouping import Graph
+from prunus.graph.groups import ChannelGroup, Slot
+
+FORMAT = 1
+UNDECIDED = (0.05, 0.95)
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """Decision for one group.
+
+    Attributes:
+        name: the group.
+        units: its size before.
+        kept: indices that stay, ascending.
+        keep_probability: posterior probability of each unit to be among the kept, if the method has one.
+        macs_saved: MACs per example saved if only this group were pruned.
+    """
+
+    name: str
+    units: int
+    kept: tuple[int, ...]
+    keep_probability: tuple[float, ...] | None = None
+    macs_saved: int = 0
+
+    @property
+    def undecided(self) -> tuple[int, ...]:
+        """Units whose keep probability lies between 5 % and 95 %."""
+        low, high = UNDECIDED
+        return tuple(i for i, p in enumerate(self.keep_probability or ()) if low < p < high)
+
+
+@dataclass(frozen=True)
+class TensorEdit:
+    """How one parameter or buffer is cut: kept positions per dimension.
+
+    Attributes:
+        shape: shape before.
+        keep: dimension -> kept positions, ascending.
+        columns: for the weight of a grouped convolution, the kept input positions of each group.
+    """
+
+    shape: tuple[int, ...]
+    keep: Mapping[int, tuple[int, ...]]
+    columns: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass(frozen=True)
+class MaskedInput:
+    """A reader's input positions that the plan removes: masking them must equal removal (the proof)."""
+
+    module: str
+    dim: int
+    size: int
+    removed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes and what stays.
+
+    Attributes:
+        groups: decision per group.
+        tensors: edit per parameter and buffer.
+        masked: inputs to mask for the proof.
+        before: dense cost.
+        after: predicted cost.
+        model: class name of the model it was made for.
+        inputs: (shape, dtype) of the example inputs.
+        method: what scored the units.
+        asked: the budget, in words.
+    """
+
+    groups: tuple[GroupPlan, ...]
+    tensors: Mapping[str, TensorEdit]
+    masked: tuple[MaskedInput, ...]
+    before: Cost
+    after: Cost
+    model: str = ""
+    inputs: tuple[tuple[tuple[int, ...], str], ...] = ()
+    method: str = ""
+    asked: str = ""
+    exact: bool = True
+    notes: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def from_kept(
+        cls,
+        graph: Graph,
+        kept: Mapping[str, Sequence[int] | Tensor],
+        *,
+        keep_probability: Mapping[str, Tensor] | None = None,
+        method: str = "by hand",
+        asked: str = "",
+        notes: Sequence[str] = (),
+    ) -> Plan:
+        """Plan from kept indices per group; groups that are not named stay whole.
+
+        Args:
+            graph: the analysed model.
+            kept: group name -> indices that stay (any order).
+            keep_probability: group name -> probability of each unit to be among the kept.
+            method: what scored the units, for the record.
+            asked: the budget, for the record.
+            notes: remarks for the reader of the plan.
+
+        Raises:
+            PlanError: an unknown or locked group; indices out of range or doubled; unequal rows; nothing kept.
+        """
+        decided = {name: _checked(graph, name, indices) for name, indices in kept.items()}
+        decided = {n: k for n, k in decided.items() if len(k) < graph.group(n).units}
+        costs = CostModel(graph)
+        dense = costs.dense()
+        probabilities = keep_probability or {}
+        groups = []
+        for group in graph.channel_groups:
+            if group.name not in kept:
+                continue
+            units = decided.get(group.name, np.arange(group.units))
+            probability = probabilities.get(group.name)
+            alone = costs.at(costs.counts({group.name: len(units)}))
+            groups.append(
+                GroupPlan(
+                    group.name,
+                    group.units,
+                    tuple(units.tolist()),
+                    None if probability is None else tuple(round(float(p), 4) for p in probability),
+                    dense.macs - alone.macs,
+                )
+            )
+        return cls(
+            groups=tuple(groups),
+            tensors=_edits(graph, decided),
+            masked=_masked(graph, decided),
+            before=dense,
+            after=costs.at(costs.counts({n: len(k) for n, k in decided.items()})),
+            model=graph.model,
+            inputs=graph.inputs,
+            method=method,
+            asked=asked,
+            exact=all(graph.group(n).exact for n in decided),
+            notes=tuple(notes),
+        )
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """Group name -> kept indices."""
+        return {g.name: g.kept for g in self.groups}
+
+    def explain(self) -> str:
+        """A table to read before anything is touched: per group size, kept, undecided units, MACs saved."""
+        head = f"{'group':<36} {'units':>6} {'kept':>6} {'undecided':>9} {'MACs saved':>12}"
+        lines = [head, "-" * len(head)]
+        for group in self.groups:
+            undecided = "-" if group.keep_probability is None else str(len(group.undecided))
+            lines.append(
+                f"{group.name:<36} {group.units:>6} {len(group.kept):>6} {undecided:>9} {group.macs_saved:>12,}"
+            )
+        lines.append("-" * len(head))
+        for name in ("macs", "params", "weights"):
+            before, after = getattr(self.before, name), getattr(self.after, name)
+            lines.append(f"{name:<8} {before:>14,} -> {after:>14,}  ({100 * after / max(before, 1):.1f} %)")
+        lines.append(f"method: {self.method}; asked: {self.asked or 'counts by hand'}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def diff(self, other: Plan) -> str:
+        """Groups whose kept units differ between two plans, one line each."""
+        lines = []
+        for name in sorted({*self.kept, *other.kept}):
+            a, b = set(self.kept.get(name, ())), set(other.kept.get(name, ()))
+            if a != b:
+                lines.append(
+                    f"{name}: {len(a)} -> {len(b)} kept; only first {sorted(a - b)}; only second {sorted(b - a)}"
+                )
+        return "\n".join(lines) or "the plans keep the same units"
+
+    def to_json(self) -> str:
+        """The plan as JSON text (`from_json` reads it back)."""
+        data = asdict(self)
+        data["tensors"] = {
+            n: {**asdict(e), "keep": {str(d): k for d, k in e.keep.items()}} for n, e in self.tensors.items()
+        }
+        return json.dumps({"format": FORMAT, **data})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back.
+
+        Raises:
+            PlanError: the text is not a plan, or of a newer format.
+        """
+        try:
+            data = json.loads(text)
+            if data.pop("format") != FORMAT:
+                raise ValueError("unknown format number")
+            return cls(
+                groups=tuple(GroupPlan(**_tuples(g)) for g in data.pop("groups")),
+                tensors={n: _edit_from(e) for n, e in data.pop("tensors").items()},
+                masked=tuple(MaskedInput(**_tuples(m)) for m in data.pop("masked")),
+                before=Cost(**data.pop("before")),
+                after=Cost(**data.pop("after")),
+                inputs=tuple((tuple(s), d) for s, d in data.pop("inputs")),
+                notes=tuple(data.pop("notes")),
+                **data,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(
+                "plan", f"not a readable plan: {error}", "write it with Plan.to_json or Plan.save"
+            ) from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan; an existing file is replaced only once the new one is whole."""
+        target = Path(path)
+        temporary = target.with_name(target.name + ".part")
+        temporary.write_text(self.to_json())
+        os.replace(temporary, target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan from a file. Raises PlanError if it is missing or damaged."""
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise PlanError(
+                str(path), f"cannot be read: {error}", "give the path of a plan written by Plan.save"
+            ) from error
+        return cls.from_json(text)
+
+    def with_notes(self, *notes: str) -> Plan:
+        """The same plan with further remarks."""
+        return replace(self, notes=(*self.notes, *notes))
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+
+
+def _edit_from(data: dict[str, Any]) -> TensorEdit:
+    columns = data["columns"]
+    return TensorEdit(
+        tuple(data["shape"]),
+        {int(d): tuple(k) for d, k in data["keep"].items()},
+        None if columns is None else tuple(tuple(c) for c in columns),
+    )
+
+
+def _checked(graph: Graph, name: str, indices: Sequence[int] | Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+    try:
+        group = graph.group(name)
+    except KeyError:
+        known = ", ".join(g.name for g in graph.channel_groups)
+        raise PlanError(f"group {name!r}", "there is no such group", f"choose one of: {known}") from None
+    values = np.asarray(indices.tolist() if isinstance(indices, Tensor) else list(indices), np.int64)
+    if group.locked is not None and len(values) < group.units:
+        raise PlanError(f"group {name!r}", f"it is locked: {group.locked}", "leave it out of the plan")
+    unique = np.unique(values)
+    if len(unique) != len(values) or len(unique) == 0 or unique[0] < 0 or unique[-1] >= group.units:
+        raise PlanError(
+            f"group {name!r}",
+            f"kept indices must be distinct and within 0..{group.units - 1}, at least one; got {len(values)} indices",
+            "give each kept unit once",
+        )
+    if group.rows is not None:
+        counts = np.bincount(group.rows[unique], minlength=group.multiple)
+        if len(set(counts.tolist())) > 1:
+            raise PlanError(
+                f"group {name!r}",
+                f"the same number must stay in each of its {group.multiple} rows, got {counts.tolist()}",
+                "choose equal counts per row (group.rows tells each unit's row)",
+            )
+    return unique
+
+
+def _edits(graph: Graph, kept: Mapping[str, Any]) -> dict[str, TensorEdit]:
+    removed_from: dict[str, list[tuple[Slot, Any]]] = {}
+    for name, units in kept.items():
+        group = graph.group(name)
+        gone = np.ones(group.units, bool)
+        gone[units] = False
+        for slot in group.slots:
+            hit = np.where(slot.plane >= 0, gone[slot.plane], False)
+            removed_from.setdefault(slot.tensor, []).append((slot, hit))
+    return {tensor: _edit(graph.shapes[tensor], hits) for tensor, hits in removed_from.items()}
+
+
+def _edit(shape: tuple[int, ...], hits: Sequence[tuple[Slot, Any]]) -> TensorEdit:
+    gone = {d: np.zeros(size, bool) for d, size in enumerate(shape)}
+    elements = None
+    for slot, hit in hits:
+        if slot.dim >= 0:
+            gone[slot.dim] |= hit.reshape(-1)
+        else:
+            flat = hit.reshape(shape[0], shape[1])
+            elements = flat if elements is None else elements | flat
+    keep = {d: tuple(np.flatnonzero(~g).tolist()) for d, g in gone.items() if g.any()}
+    columns = None
+    if elements is not None:
+        columns = tuple(tuple(np.flatnonzero(~elements[o]).tolist()) for o in keep.get(0, range(shape[0])))
+    return TensorEdit(shape, keep, columns)
+
+
+def _masked(graph: Graph, kept: Mapping[str, Any]) -> tuple[MaskedInput, ...]:
+    removed: dict[tuple[str, int, int], Any] = {}
+    for name, units in kept.items():
+        group: ChannelGroup = graph.group(name)
+        gone = np.ones(group.units, bool)
+        gone[units] = False
+        for reader in group.readers:
+            key = (reader.module, reader.input_dim, len(reader.units))
+            hit = np.where(reader.units >= 0, gone[reader.units], False)
+            removed[key] = removed.get(key, False) | hit
+    return tuple(MaskedInput(m, d, s, tuple(np.flatnonzero(hit).tolist())) for (m, d, s), hit in removed.items())

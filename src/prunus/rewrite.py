@@ -1,0 +1,199 @@
+"""The captured graph with its size constants rewritten: for models whose Python code holds sizes of its own.
+
+Every shape, split, slice and padding constant becomes the number of kept labels in the node's own planes. The result is
+an ordinary trainable module with the model's parameter names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from prunus.graph.engine import operation
+from prunus.graph.grouping import Graph
+from prunus.graph.labels import Value
+from prunus.graph.trace import trace
+from prunus.plan import Plan
+from prunus.surgery import cut_
+
+TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "instance_norm": 5, "alpha_dropout": 2, "feature_dropout": 2}
+
+
+class RewrittenModel(fx.GraphModule):
+    """A captured graph as a module whose batch norms and dropouts follow `train()` and `eval()`."""
+
+    def train(self, mode: bool = True) -> RewrittenModel:
+        """Set training mode in the module and in the graph's batch norms and dropouts."""
+        changed = False
+        for node in self.graph.nodes:
+            index = TRAINING_ARGUMENT.get(operation(node)) if node.op == "call_function" else None
+            if index is not None and len(node.args) > index and node.args[index] != mode:
+                if operation(node) == "batch_norm" and node.args[3] is None:
+                    continue
+                node.update_arg(index, mode)
+                changed = True
+        if changed:
+            self.recompile()
+        self.training = mode
+        for child in self.children():
+            child.train(mode)
+        return self
+
+    def eval(self) -> RewrittenModel:
+        """Set evaluation mode."""
+        return self.train(False)
+
+
+def rewrite(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
+    """A new module that computes the pruned function from the captured graph; `model` stays as it is.
+
+    Args:
+        model: the dense network.
+        plan: what stays.
+        example_inputs: inputs to capture with; the batch size stays free.
+
+    Raises:
+        TraceError: the model cannot be captured.
+    """
+    graph = trace(model, example_inputs, dynamic_batch=True)
+    exported = graph.program.module(check_guards=False)
+    kept = _kept_labels(graph, plan)
+    nodes = {n.name: n for n in exported.graph.nodes}
+    for source, result in graph.values.items():
+        target = nodes.get(source.name)
+        if target is None or source.op != "call_function":
+            continue
+        _rewrite_node(target, source, result, graph, kept)
+    exported.graph.lint()
+    rewritten = RewrittenModel(exported, exported.graph, class_name=f"Pruned{type(model).__name__}")
+    _copy_tensors(model, rewritten)
+    cut_(rewritten, plan)
+    return rewritten.train(model.training)
+
+
+def _copy_tensors(model: nn.Module, rewritten: nn.Module) -> None:
+    """Give the rewritten module its own copies, tied and frozen as the model's."""
+    copies: dict[int, Tensor] = {}
+    for prefix, module in rewritten.named_modules():
+        for attribute in [*module._parameters, *module._buffers]:
+            name = f"{prefix}.{attribute}" if prefix else attribute
+            old = _find(model, name)
+            if old is None:
+                continue
+            if id(old) not in copies:
+                copy = old.detach().clone()
+                copies[id(old)] = nn.Parameter(copy, old.requires_grad) if isinstance(old, nn.Parameter) else copy
+            table: dict[str, Any] = module._parameters if attribute in module._parameters else module._buffers
+            table[attribute] = copies[id(old)]
+
+
+def _find(model: nn.Module, name: str) -> Tensor | None:
+    path, _, attribute = name.rpartition(".")
+    try:
+        owner = model.get_submodule(path)
+    except AttributeError:
+        return None
+    found = getattr(owner, attribute, None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _kept_labels(graph: Graph, plan: Plan) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    kept = np.ones(len(graph.roots), bool)
+    names = [g.name for g in graph.channel_groups]
+    stays = {name: set(units) for name, units in plan.kept.items()}
+    for root, (number, unit) in graph.labels.items():
+        if names[number] in stays and unit not in stays[names[number]]:
+            kept[root] = False
+    return kept[graph.roots]
+
+
+def _line(value: Value, dim: int, kept: Any) -> Any:
+    """Which positions along `dim` stay, or None if nothing varies there."""
+    dim %= max(value.ndim, 1)
+    result = None
+    for plane in value.varying(dim):
+        mask = kept[plane.numpy()]
+        along = mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim))
+        result = along if result is None else result & along
+    return result
+
+
+def _count(value: Value, dim: int, kept: Any) -> int | None:
+    """Size along `dim` after removal; for dimensions that share planes the kept elements fill a grid."""
+    dim %= max(value.ndim, 1)
+    planes = value.varying(dim)
+    if not planes:
+        return None
+    mask = kept[planes[0].numpy()]
+    others = tuple(d for d in range(mask.ndim) if d != dim)
+    per_position = mask.any(axis=dim) if mask.ndim else mask
+    filled = int(per_position.sum())
+    return int(mask.sum()) // max(filled, 1) if others else int(mask.sum())
+
+
+def _rewrite_node(target: fx.Node, source: fx.Node, result: Any, graph: Graph, kept: Any) -> None:
+    name = operation(source)
+    arguments: list[Any] = list(target.args)
+    operand = graph.values.get(source.args[0]) if source.args and isinstance(source.args[0], fx.Node) else None
+    before = operand if isinstance(operand, Value) else None
+    after = result if isinstance(result, Value) else None
+    if name in ("view", "reshape", "_unsafe_view", "expand", "unflatten") and after is not None:
+        index = 2 if name == "unflatten" else 1
+        sizes = list(arguments[index])
+        offset = int(arguments[1]) if name == "unflatten" else 0
+        arguments[index] = [_resized(s, after, offset + d, kept, name == "expand") for d, s in enumerate(sizes)]
+    elif name == "slice" and before is not None:
+        dim = int(arguments[1]) if len(arguments) > 1 else 0
+        line = _line(before, dim, kept)
+        if line is not None:
+            arguments[2:4] = [_moved(a, line) for a in (*arguments[2:4], None, None)[:2]]
+    elif name in ("split", "split_with_sizes", "chunk") and before is not None and isinstance(result, list):
+        dim = int(arguments[2]) if len(arguments) > 2 else 0
+        line = _line(before, dim, kept)
+        if line is not None:
+            sizes = [v.shape[dim % before.ndim] for v in result]
+            parts = np.split(line, np.cumsum(sizes)[:-1])
+            target.target = torch.ops.aten.split_with_sizes.default
+            arguments = [arguments[0], [int(p.sum()) for p in parts], dim]
+    elif name in ("pad", "constant_pad_nd") and before is not None and after is not None:
+        arguments[1] = _padding(list(arguments[1]), before, after, kept)
+    elif name.startswith("conv") and "transpose" not in name and len(arguments) > 6 and before is not None:
+        weight = graph.values[source.args[1]]  # type: ignore[index]
+        channel = before.ndim - (weight.ndim - 1)  # type: ignore[union-attr]
+        if int(arguments[6]) == before.shape[channel] > 1:
+            arguments[6] = _count(before, channel, kept) or arguments[6]
+    elif name == "layer_norm" and before is not None:
+        count = len(arguments[1])
+        arguments[1] = [_count(before, before.ndim - count + d, kept) or size for d, size in enumerate(arguments[1])]
+    target.args = tuple(arguments)
+
+
+def _resized(size: Any, value: Value, dim: int, kept: Any, expanding: bool) -> Any:
+    if not isinstance(size, int) or size == -1 or (expanding and size == 1):
+        return size
+    count = _count(value, dim, kept)
+    return size if count is None else count
+
+
+def _moved(position: Any, line: Any) -> Any:
+    if not isinstance(position, int):
+        return position
+    size = len(line)
+    if position >= size:
+        return position
+    return int(line[: position % size if position < 0 else position].sum())
+
+
+def _padding(amounts: list[Any], before: Value, after: Value, kept: Any) -> list[Any]:
+    for dim in range(before.ndim):
+        position = 2 * (before.ndim - 1 - dim)
+        line = _line(after, dim, kept)
+        if line is None or position >= len(amounts):
+            continue
+        left, right = amounts[position], amounts[position + 1]
+        amounts[position] = int(line[:left].sum())
+        amounts[position + 1] = int(line[len(line) - right :].sum()) if right else 0
+    return amounts

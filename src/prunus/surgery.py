@@ -1,0 +1,157 @@
+"""Removal from the user's own module in three passes: compute every new tensor, check every shape, assign.
+
+Nothing is assigned before everything is known to fit, and what was assigned can be undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import PlanError
+from prunus.plan import Plan, TensorEdit
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Puts back what `cut_` replaced."""
+
+    steps: tuple[Callable[[], None], ...]
+
+    def __call__(self) -> None:
+        """Restore every tensor and attribute, last change first."""
+        for step in reversed(self.steps):
+            step()
+
+
+def cut_(model: nn.Module, plan: Plan) -> Undo:
+    """Cut the plan's tensors and set the sizes that known layers hold in attributes.
+
+    Tied tensors stay tied; frozen parameters stay frozen; devices, dtypes, hooks and training flags stay.
+
+    Returns:
+        A callable that puts everything back.
+
+    Raises:
+        PlanError: the plan names a tensor that the model lacks or that has another shape; the model is unchanged.
+    """
+    places = _places(model)
+    new: dict[str, Tensor] = {}
+    for name, edit in plan.tensors.items():
+        if name not in places:
+            raise PlanError(
+                f"tensor {name!r}", "the model has none of that name", "use the model the plan was made for"
+            )
+        owner, attribute = places[name][0]
+        old = getattr(owner, attribute)
+        if tuple(old.shape) != tuple(edit.shape):
+            raise PlanError(
+                f"tensor {name!r}",
+                f"its shape is {tuple(old.shape)}, the plan was made for {tuple(edit.shape)}",
+                "use the model the plan was made for, before any removal",
+            )
+        new[name] = _replacement(old, edit)
+    steps: list[Callable[[], None]] = []
+    touched: dict[nn.Module, None] = {}
+    for name, tensor in new.items():
+        for owner, attribute in places[name]:
+            steps.append(_assign(owner, attribute, tensor))
+            touched[owner] = None
+    for owner in touched:
+        steps += _set_sizes(owner)
+    return Undo(tuple(steps))
+
+
+def edited(old: Tensor, edit: TensorEdit) -> Tensor:
+    """The kept part of one tensor, as a new contiguous tensor of the same dtype and device."""
+    kept = old.detach()
+    columns = edit.columns
+    for dim, positions in edit.keep.items():
+        kept = kept.index_select(dim, torch.tensor(positions, device=old.device))
+    if columns is not None:
+        index = torch.tensor(columns, device=old.device)
+        kept = kept.gather(1, index.reshape(*index.shape, *([1] * (kept.dim() - 2))).expand(-1, -1, *kept.shape[2:]))
+    return kept.contiguous(memory_format=_memory_format(old))
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _replacement(old: Tensor, edit: TensorEdit) -> Tensor:
+    kept = edited(old, edit)
+    return nn.Parameter(kept, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else kept
+
+
+def _places(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Every parameter and buffer by its first name, with all modules and attributes that hold it (tied ones)."""
+    first: dict[int, str] = {}
+    places: dict[str, list[tuple[nn.Module, str]]] = {}
+    for prefix, module in model.named_modules():
+        for table in (module._parameters, module._buffers):
+            for attribute, tensor in table.items():
+                if tensor is not None:
+                    name = first.setdefault(id(tensor), f"{prefix}.{attribute}" if prefix else attribute)
+                    places.setdefault(name, []).append((module, attribute))
+    return places
+
+
+def _assign(owner: nn.Module, attribute: str, tensor: Tensor) -> Callable[[], None]:
+    table: dict[str, Any] = owner._parameters if attribute in owner._parameters else owner._buffers
+    old = table[attribute]
+    table[attribute] = tensor
+
+    def undo() -> None:
+        table[attribute] = old
+
+    return undo
+
+
+def _set_sizes(module: nn.Module) -> list[Callable[[], None]]:
+    """Bring the size attributes of a known layer in line with its tensors."""
+    steps = []
+    for attribute, value in _sizes(module).items():
+        old = getattr(module, attribute)
+        if old != value:
+            setattr(module, attribute, value)
+            steps.append(_restore(module, attribute, old))
+    return steps
+
+
+def _restore(module: nn.Module, attribute: str, old: Any) -> Callable[[], None]:
+    return lambda: setattr(module, attribute, old)
+
+
+def _sizes(module: nn.Module) -> dict[str, Any]:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return _convolution_sizes(module)
+    if isinstance(module, nn.Linear):
+        return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        held = module.weight if module.weight is not None else module.running_mean
+        return {} if held is None else {"num_features": held.shape[0]}
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": module.weight.shape[0]}
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return {"normalized_shape": tuple(module.weight.shape)}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": module.weight.shape[0]}
+    if isinstance(module, nn.Embedding):
+        return {"embedding_dim": module.weight.shape[1]}
+    return {}
+
+
+def _convolution_sizes(module: nn.modules.conv._ConvNd) -> dict[str, Any]:
+    rows, columns = module.weight.shape[:2]
+    if module.transposed:
+        return {"in_channels": rows, "out_channels": columns * module.groups}
+    groups = module.groups
+    if groups > 1 and groups == module.in_channels:
+        groups = rows // (module.out_channels // module.in_channels)
+    return {"out_channels": rows, "in_channels": columns * groups, "groups": groups}

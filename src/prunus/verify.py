@@ -1,0 +1,153 @@
+"""The proof: outputs of the smaller model equal those of the dense model with the removed units masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import DataError
+from prunus.graph.capture import as_arguments
+from prunus.plan import Plan
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was proven.
+
+    Attributes:
+        max_error: largest absolute difference between pruned and masked outputs, relative to the largest output.
+        tolerance: what was allowed.
+        inputs: number of input batches compared.
+        exact: False if a normalisation makes equality impossible by definition; then only running was checked.
+        rewritten: True if the captured graph had to take the place of the model's own code.
+    """
+
+    max_error: float
+    tolerance: float
+    inputs: int
+    exact: bool
+    rewritten: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """True if the difference is within tolerance."""
+        return not self.exact or self.max_error <= self.tolerance
+
+
+@contextmanager
+def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
+    """Within the context the model computes with the plan's removed units set to zero in every reader's input."""
+    handles = []
+    try:
+        for entry in plan.masked:
+            keep = torch.ones(entry.size)
+            keep[list(entry.removed)] = 0
+            handles.append(model.get_submodule(entry.module).register_forward_pre_hook(_mask_hook(keep, entry.dim)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mask_hook(keep: Tensor, dim: int) -> Callable[..., Any]:
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0]
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        return (x * keep.to(x).reshape(shape), *args[1:])
+
+    return hook
+
+
+def proof_inputs(plan: Plan, example_inputs: Any, model: nn.Module, seed: int = 0) -> list[Any]:
+    """Example inputs (if given) and random ones of the same shapes and dtypes, on the model's device."""
+    generator = torch.Generator().manual_seed(seed)
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    if example_inputs is None:
+        return [tuple(_random(torch.empty(s, dtype=getattr(torch, d)), generator, device) for s, d in plan.inputs)]
+    _refuse_nan(example_inputs)
+    args, kwargs = as_arguments(example_inputs)
+    if kwargs:
+        return [kwargs, {k: _random(v, generator, device) for k, v in kwargs.items()}]
+    return [args, tuple(_random(a, generator, device) for a in args)]
+
+
+def _random(value: Any, generator: torch.Generator, device: torch.device) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.is_floating_point():
+        return torch.randn(value.shape, generator=generator).to(device, value.dtype)
+    return torch.zeros_like(value, device=device) if value.device.type == "meta" else value.to(device)
+
+
+def _refuse_nan(example_inputs: Any) -> None:
+    args, kwargs = as_arguments(example_inputs)
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise DataError(
+                "example_inputs", "they contain NaN or infinity", "pass finite inputs: nothing can be proven on these"
+            )
+
+
+def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """Floating-point output tensors of one call in eval mode, without gradients."""
+    with eval_mode(model), torch.no_grad():
+        return flat_outputs(call(model, inputs))
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Call with positional or keyword inputs."""
+    args, kwargs = as_arguments(inputs)
+    return model(*args, **kwargs)
+
+
+def flat_outputs(result: Any) -> list[Tensor]:
+    """Every floating-point tensor in a nested output."""
+    leaves = torch.utils._pytree.tree_leaves(result)
+    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the context; every module's own flag is put back."""
+    flags = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def difference(reference: Sequence[Sequence[Tensor]], pruned: Sequence[Sequence[Tensor]]) -> tuple[float, float]:
+    """Largest relative difference and the tolerance for the outputs' dtype; infinity if shapes or finiteness differ."""
+    worst, tolerance = 0.0, TOLERANCE[torch.float32]
+    for before, after in zip(reference, pruned, strict=True):
+        if len(before) != len(after):
+            return float("inf"), tolerance
+        for a, b in zip(before, after, strict=True):
+            tolerance = TOLERANCE.get(a.dtype, tolerance)
+            if a.shape != b.shape:
+                return float("inf"), tolerance
+            scale = float(a.abs().max().clamp_min(1e-6)) if a.numel() else 1.0
+            gap = float((a - b).abs().max()) / scale if a.numel() else 0.0
+            worst = max(worst, gap if gap == gap else float("inf"))
+    return worst, tolerance
+
+
+def check_backward(model: nn.Module, inputs: Any) -> None:
+    """Run a backward pass without touching any `.grad`. Raises whatever autograd raises."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        return
+    with eval_mode(model), torch.enable_grad():
+        total = [t.float().sum() for t in flat_outputs(call(model, inputs)) if t.requires_grad]
+        if total:
+            torch.autograd.grad(torch.stack(total).sum(), trainable, allow_unused=True)
