@@ -1,8 +1,8 @@
 """Parameters and multiply-accumulates as functions of the kept counts: exact, and fast enough to bisect on.
 
 Convention: one MAC per weight element and output position of every convolution (positions of the input for a
-transposed one) and linear layer; biases, normalisations and activations are not counted. `params` counts every parameter,
-`weights` only the elements of the weights that are contracted.
+transposed one) and linear layer; biases, normalisations and activations are not counted. `params` counts every
+parameter, `weights` only the elements of the weights that are contracted.
 """
 
 from __future__ import annotations

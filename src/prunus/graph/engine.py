@@ -122,7 +122,7 @@ class Engine:
         return None
 
     def unite_vector(self, parameter: fx.Node | None, labels: Tensor | None, node: fx.Node) -> None:
-        """Unite a per-channel parameter [C] with the channels' labels; a fixed channel dimension fixes the parameter."""
+        """Unite a per-channel parameter [C] with the channels' labels; a fixed dimension fixes the parameter."""
         if not isinstance(parameter, fx.Node):
             return
         own = self.parameter_plane(self.value(parameter), 0)

@@ -1,4 +1,4 @@
-"""The words of the analysis: slots, readers, contractions, channel groups. Frozen data, no behaviour beyond look-ups."""
+"""The words of the analysis: slots, readers, contractions, channel groups. Frozen data, nothing else."""
 
 from __future__ import annotations
 

@@ -126,9 +126,9 @@ def cat(engine: Engine, node: fx.Node) -> Result:
     dim = int(argument(node, 1, "dim", 0)) % len(shape)
     operands = [o for o in operands if o.ndim == len(shape)]
     others = [
-        Value(o.shape[:dim] + (1,) + o.shape[dim + 1 :], [p for p in o.planes if p.shape[dim] == 1]) for o in operands
+        Value((*o.shape[:dim], 1, *o.shape[dim + 1 :]), [p for p in o.planes if p.shape[dim] == 1]) for o in operands
     ]
-    planes = engine.merge(others, shape[:dim] + (1,) + shape[dim + 1 :], node)
+    planes = engine.merge(others, (*shape[:dim], 1, *shape[dim + 1 :]), node)
     if any(o.varying(dim) for o in operands):
         lines = []
         for operand in operands:
@@ -203,8 +203,8 @@ def create(engine: Engine, node: fx.Node) -> Result:
 
 def unknown(engine: Engine, node: fx.Node) -> Result:
     """No rule: every unit that comes near stays."""
-    for argument in node.all_input_nodes:
-        values = engine.values[argument]
+    for operand in node.all_input_nodes:
+        values = engine.values[operand]
         for value in values if isinstance(values, list) else [values]:
             engine.lock(value.planes, f"no rule for {operation(node)}", node)
     return meta_value(node.meta.get("val"))
