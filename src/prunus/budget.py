@@ -192,7 +192,7 @@ class _Problem:
                 raise BudgetError(
                     f"budget {budget.text!r} cannot be met",
                     f"the smallest reachable {limit.resource} is {reachable:,} ({share:.1f} %) with a floor "
-                    f"of {self.settings.floor:.0%} per group ({locked} of {len(self.costs.names)} groups are locked or ignored)",
+                    f"of {self.settings.floor:.0%} per group; {locked} of {len(self.costs.names)} groups are locked or ignored",
                     "raise the budget, lower the floor, or see graph.explain() for what is locked and why",
                 )
 

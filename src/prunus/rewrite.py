@@ -47,6 +47,12 @@ class RewrittenModel(fx.GraphModule):
         return self.train(False)
 
 
+def as_module(program: torch.export.ExportedProgram) -> RewrittenModel:
+    """A captured program as a trainable module with the model's parameter names."""
+    exported = program.module(check_guards=False)
+    return RewrittenModel(exported, exported.graph, class_name="CapturedModel")
+
+
 def rewrite(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
     """A new module that computes the pruned function from the captured graph; `model` stays as it is.
 

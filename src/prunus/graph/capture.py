@@ -33,7 +33,7 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = Fals
     Raises:
         TraceError: the inputs don't fit the model, or its code cannot be captured.
     """
-    args, kwargs = as_arguments(example_inputs)
+    args, kwargs = as_arguments(at_least_two(example_inputs) if dynamic_batch else example_inputs)
     flags = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -52,6 +52,15 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = Fals
     finally:
         for module, flag in flags.items():
             module.training = flag
+
+
+def at_least_two(example_inputs: Any) -> Any:
+    """The inputs with a batch of one doubled: a batch of one would be captured as a constant."""
+
+    def double(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
+
+    return torch.utils._pytree.tree_map_only(Tensor, double, example_inputs)
 
 
 def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
