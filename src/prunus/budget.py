@@ -188,11 +188,11 @@ class _Problem:
             reachable = getattr(least, limit.resource)
             if reachable > limit.bound(self.dense):
                 share = 100 * reachable / getattr(self.dense, limit.resource)
-                locked = len(self.costs.names) - len(self.groups)
+                total, free = len(self.costs.names), len(self.groups)
                 raise BudgetError(
                     f"budget {budget.text!r} cannot be met",
                     f"the smallest reachable {limit.resource} is {reachable:,} ({share:.1f} %) with a floor "
-                    f"of {self.settings.floor:.0%} per group; {locked} of {len(self.costs.names)} groups are locked or ignored",
+                    f"of {self.settings.floor:.0%} per group; {total - free} of {total} groups are locked or ignored",
                     "raise the budget, lower the floor, or see graph.explain() for what is locked and why",
                 )
 

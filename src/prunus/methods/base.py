@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -67,6 +67,16 @@ class GradientCriterion(Method):
 @dataclass(frozen=True)
 class PosteriorMethod(Method):
     """Learns q(z) over one multiplier per unit while the weights stay frozen."""
+
+    estimator: Literal["mc", "point"]
+    epochs: int
+    samples: int
+    lr: float
+    joint: bool
+    draws: Literal["example", "batch"]
+    placement: Literal["reader", "writer"]
+    bn_mode: Literal["eval", "train"]
+    loss_reduction: Literal["mean_loss", "loss_of_mean"]
 
     @abstractmethod
     def posterior(self, units: int) -> Posterior:

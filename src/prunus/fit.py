@@ -1,0 +1,277 @@
+"""The only loop that learns gates. Weights stay frozen; the model comes back exactly as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import DataError
+from prunus.gate import GateSet, attach
+from prunus.graph.capture import as_arguments
+from prunus.graph.groups import ChannelGroup
+from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, WeightCriterion
+from prunus.posterior import Posterior
+from prunus.precision import autocast, to_device
+from prunus.progress import Bar, progress_bar
+
+Precision = Literal["auto", "bf16", "fp32"]
+LossFunction = Callable[..., Tensor]
+
+
+class BatchSource(Protocol):
+    """Re-iterable batches of (inputs, targets) with a length."""
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        """The batches of one pass."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of batches in one pass."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a method found.
+
+    Attributes:
+        values: group name -> score of each unit, fp32 [K], higher = keep.
+        posteriors: group name -> learned posterior (empty for criteria).
+        method: name of the method.
+        history: mean loss of every epoch of the learning.
+    """
+
+    values: Mapping[str, Tensor]
+    posteriors: Mapping[str, Posterior] = field(default_factory=dict)
+    method: str = ""
+    history: tuple[float, ...] = ()
+
+
+def fit(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    method: Method,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    *,
+    num_data: int,
+    seed: int = 0,
+    precision: Precision = "auto",
+    progress: bool = False,
+) -> Scores:
+    """Score the units of the groups.
+
+    Args:
+        model: the trained network; frozen here, and unchanged afterwards (weights, buffers, flags, hooks).
+        groups: prunable groups of its graph.
+        method: a criterion on weights or gradients, or a method with a posterior.
+        batches: re-iterable (inputs, targets) with a length; unused by weight criteria.
+        loss_fn: `loss_fn(outputs, targets)`; gradient criteria call it with `reduction="sum"`.
+        num_data: number of training examples N in the bound.
+        seed: seeds every draw; the global random state is put back.
+        precision: of the network's forward and backward pass; gates are always fp32. `auto` takes bf16 where the
+            hardware has it.
+        progress: show a bar where there is a terminal.
+
+    Raises:
+        DataError: NaN or infinity in inputs or loss, naming epoch and step; or no batches.
+    """
+    if isinstance(method, WeightCriterion):
+        return Scores({g.name: method.score(model, g, seed) for g in groups}, method=method.name)
+    if len(batches) == 0:
+        raise DataError("data", "there are no batches", "pass a non-empty loader")
+    devices = [model_device(model)] if model_device(model).type == "cuda" else []
+    train_bn = isinstance(method, PosteriorMethod) and method.bn_mode == "train"
+    with torch.random.fork_rng(devices=devices), frozen(model, train_bn=train_bn):
+        torch.manual_seed(seed + 7919 * _rank())
+        if isinstance(method, GradientCriterion):
+            return _accumulate(model, groups, method, batches, loss_fn, precision, progress)
+        if isinstance(method, PosteriorMethod):
+            return _learn(model, groups, method, batches, loss_fn, num_data, precision, progress)
+    raise TypeError(f"{type(method).__name__} is none of the three kinds of methods")
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module, *, train_bn: bool = False) -> Iterator[None]:
+    """Within the context no parameter needs a gradient and the model is in eval mode; everything is put back.
+
+    Args:
+        model: the network.
+        train_bn: leave batch norm in train mode (its buffers are restored afterwards).
+    """
+    needs = {p: p.requires_grad for p in model.parameters()}
+    flags = {m: m.training for m in model.modules()}
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if train_bn else []
+    saved = {b: b.clone() for m in norms for b in m.buffers(recurse=False)}
+    try:
+        for parameter in needs:
+            parameter.requires_grad_(False)
+        model.eval()
+        for norm in norms:
+            norm.train()
+        yield
+    finally:
+        for parameter, need in needs.items():
+            parameter.requires_grad_(need)
+        for module, flag in flags.items():
+            module.training = flag
+        for buffer, value in saved.items():
+            buffer.copy_(value)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Device of the model's first tensor."""
+    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def _accumulate(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    method: GradientCriterion,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    precision: Precision,
+    progress: bool,
+) -> Scores:
+    totals = {g.name: torch.zeros(g.units) for g in groups}
+    examples, device = 0, model_device(model)
+    with attach(model, groups) as gates, progress_bar(method.name, len(batches), progress) as bar:
+        gates.probe()
+        for step, (x, y) in enumerate(batches):
+            inputs, targets = to_device(x, device), y.to(device)
+            with autocast(device, precision):
+                loss = loss_fn(_call(model, inputs), targets, reduction="sum")
+            _check(loss, inputs, 0, step)
+            loss.backward()
+            for group in groups:
+                probe = gates.probes.get(group.name)
+                if probe is not None and probe.grad is not None:
+                    totals[group.name] += method.contribution(probe.grad.float()).cpu()
+            examples += len(targets)
+            bar.advance()
+    totals = {name: _summed(total.to(device)).cpu() for name, total in totals.items()}
+    examples = int(_summed(torch.tensor(float(examples), device=device)))
+    return Scores({n: method.finish(t, examples) for n, t in totals.items()}, method=method.name)
+
+
+def _learn(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    method: PosteriorMethod,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    num_data: int,
+    precision: Precision,
+    progress: bool,
+) -> Scores:
+    rounds: list[list[str] | None] = [None] if method.joint else [[g.name] for g in groups]
+    total = len(batches) * method.epochs * len(rounds)
+    history: list[float] = []
+    with (
+        attach(model, groups, method.posterior, draws=method.draws, placement=method.placement) as gates,
+        progress_bar(method.name, total, progress) as bar,
+    ):
+        for names in rounds:
+            gates.mean(names) if method.estimator == "point" else gates.sample(names)
+            history += _learn_round(model, gates, names, method, batches, loss_fn, num_data, precision, bar)
+        posteriors = {g.name: gates.posterior(g.name).cpu() for g in groups}
+    values = {name: p.score().detach().cpu() for name, p in posteriors.items()}
+    return Scores(values, posteriors, method.name, tuple(history))
+
+
+def _learn_round(
+    model: nn.Module,
+    gates: GateSet,
+    names: list[str] | None,
+    method: PosteriorMethod,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    num_data: int,
+    precision: Precision,
+    bar: Bar,
+) -> list[float]:
+    parameters = gates.parameters() if names is None else [p for n in names for p in gates.posterior(n).parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=method.lr, weight_decay=0.0)
+    device = model_device(model)
+    steps = method.epochs * len(batches)
+    history = []
+    for epoch in range(method.epochs):
+        running = torch.zeros((), device=device)
+        _set_epoch(batches, epoch)
+        for step, (x, y) in enumerate(batches):
+            inputs, targets = to_device(x, device), y.to(device)
+            with autocast(device, precision):
+                loss = _sampled_loss(model, inputs, targets, method, loss_fn)
+            weight = method.complexity_weight((epoch * len(batches) + step) / max(steps - 1, 1))
+            objective = loss + weight * gates.penalty(num_data) if weight else loss
+            _check(objective, inputs, epoch, step)
+            optimizer.zero_grad(set_to_none=True)
+            objective.backward()
+            _average_gradients(parameters)
+            optimizer.step()
+            running += loss.detach()
+            bar.advance()
+        history.append(float(running) / len(batches))
+    return history
+
+
+def _sampled_loss(
+    model: nn.Module, inputs: Any, targets: Tensor, method: PosteriorMethod, loss_fn: LossFunction
+) -> Tensor:
+    draws = [_call(model, inputs) for _ in range(method.samples if method.estimator == "mc" else 1)]
+    if method.loss_reduction == "loss_of_mean":
+        return loss_fn(torch.stack(draws).mean(0), targets)
+    return torch.stack([loss_fn(out, targets) for out in draws]).mean()
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    args, kwargs = as_arguments(inputs)
+    return model(*args, **kwargs)
+
+
+def _check(loss: Tensor, inputs: Any, epoch: int, step: int) -> None:
+    if bool(torch.isfinite(loss.detach()).all()):
+        return
+    args, kwargs = as_arguments(inputs)
+    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
+    what = "the loss" if all(bool(torch.isfinite(t).all()) for t in tensors) else "the inputs"
+    raise DataError(
+        f"epoch {epoch}, step {step}",
+        f"NaN or infinity in {what}",
+        "clean the data" if what == "the inputs" else "lower the learning rate or use precision='fp32'",
+    )
+
+
+def _set_epoch(batches: Iterable[Any], epoch: int) -> None:
+    setter = getattr(batches, "set_epoch", None)
+    if setter is not None:
+        setter(epoch)
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    if _distributed():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Average over ranks, so that every rank takes the same step and holds the same gates."""
+    if not _distributed():
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= torch.distributed.get_world_size()

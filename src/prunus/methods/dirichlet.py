@@ -1,0 +1,133 @@
+"""Dirichlet pruning: a variational Dirichlet over each layer's units, weights frozen, one pass over the data.
+
+Idea
+    A probability vector s on the simplex multiplies the units of a group. Its posterior Dir(phi) is learned by
+    variational inference in the trained, frozen network; units with a large posterior mean are kept. Adamczewski and
+    Park, "Dirichlet Pruning for Neural Network Compression", AISTATS 2021 (arXiv 2011.05985).
+
+Objective (minimised, per example)
+    E_q[ loss(net(x; s), y) ] + kl_weight * w(t) / N * sum over groups of KL( Dir(phi) || Dir(alpha_0) )
+    with N training examples and a warm-up w from 0 to 1. kl_weight = 1 is the evidence lower bound.
+
+When to use
+    A trained network, its data and one epoch to spend. Adds one number per unit and nothing else.
+
+Settings that matter
+    scale, init_concentration (the noise: the relative standard deviation of an average multiplier is about
+    1 / sqrt(phi)), kl_weight and prior_concentration. docs/dirichlet-defaults.md lists what was tried.
+
+Departures from the paper and its released code
+    The multipliers sit at the readers' inputs, after normalisation, because batch norm cancels a scale that precedes
+    it (`placement="writer"` and `bn_mode="train"` reproduce the released order). They are divided by the largest
+    posterior mean so that the frozen network starts from about its own function (`scale`). The KL is taken of the
+    concentrations at the true scale; in the released code its weight is about 6e-9. The loss is averaged over draws;
+    `loss_reduction="ce_of_mean"` averages the outputs first, as released. One draw per example lowers the variance.
+    `DirichletPruning.as_released()` gathers the released settings.
+
+Known failures
+    With the point estimate and a small kl_weight a trained network gives the means little reason to move.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from prunus.errors import ConfigError
+from prunus.methods.base import PosteriorMethod
+from prunus.posterior import SCALES, DirichletPosterior, Scale
+
+CHOICES = {
+    "estimator": ("mc", "point"),
+    "scale": SCALES,
+    "draws": ("example", "batch"),
+    "placement": ("reader", "writer"),
+    "bn_mode": ("eval", "train"),
+    "loss_reduction": ("mean_loss", "loss_of_mean"),
+}
+
+
+@dataclass(frozen=True)
+class DirichletPruning(PosteriorMethod):
+    """Configuration of Dirichlet pruning; see the module's text for what matters.
+
+    Attributes:
+        estimator: `mc` draws from the posterior, `point` plugs in its mean.
+        prior_concentration: alpha_0 > 0; below 1 favours few units, above 1 equal ones.
+        init_concentration: phi at the start; large means little noise.
+        kl_weight: factor of the KL; 1 is the evidence lower bound.
+        warmup: fraction of the learning over which the KL's weight rises from 0.
+        epochs: passes over the data (each group's own passes if not `joint`).
+        samples: forward passes per batch, each with fresh draws.
+        lr: Adam's step for rho.
+        scale: `max`, `units` or `none`, see `DirichletPosterior`.
+        joint: learn all groups at once, or one at a time with the others left alone.
+        draws: one draw per example or per batch.
+        placement: `reader` (exact) or `writer` (before normalisation, as released).
+        bn_mode: batch norm in `eval` mode, or in `train` mode as released.
+        loss_reduction: `mean_loss` over samples (the bound), or `loss_of_mean` outputs (as released).
+    """
+
+    name: ClassVar[str] = "dirichlet"
+    estimator: Literal["mc", "point"] = "mc"
+    prior_concentration: float = 1.0
+    init_concentration: float = 10.0
+    kl_weight: float = 1.0
+    warmup: float = 0.5
+    epochs: int = 1
+    samples: int = 1
+    lr: float = 0.1
+    scale: Scale = "max"
+    joint: bool = True
+    draws: Literal["example", "batch"] = "example"
+    placement: Literal["reader", "writer"] = "reader"
+    bn_mode: Literal["eval", "train"] = "eval"
+    loss_reduction: Literal["mean_loss", "loss_of_mean"] = "mean_loss"
+
+    def __post_init__(self) -> None:
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise ConfigError(
+                    f"DirichletPruning.{field}",
+                    f"{getattr(self, field)!r} is not known",
+                    f"use one of {', '.join(allowed)}",
+                )
+        positive = ("prior_concentration", "init_concentration", "epochs", "samples", "lr")
+        for field in positive:
+            if not getattr(self, field) > 0:
+                raise ConfigError(f"DirichletPruning.{field}", "must be positive", "see the method's card for defaults")
+        if self.kl_weight < 0 or not 0 <= self.warmup <= 1:
+            raise ConfigError(
+                "DirichletPruning", "kl_weight must not be negative, warmup a fraction", "use for example 1 and 0.5"
+            )
+
+    @classmethod
+    def as_released(cls) -> DirichletPruning:
+        """The settings of the authors' public VGG code: before batch norm, no scale, practically no KL, one layer at a
+        time, one draw per batch, outputs averaged over draws."""
+        return cls(
+            estimator="mc",
+            prior_concentration=0.05,
+            init_concentration=0.718,
+            kl_weight=0.0,
+            samples=2,
+            scale="none",
+            joint=False,
+            draws="batch",
+            placement="writer",
+            bn_mode="train",
+            loss_reduction="loss_of_mean",
+        )
+
+    def posterior(self, units: int) -> DirichletPosterior:
+        """A fresh Dirichlet posterior for a group of `units` units."""
+        return DirichletPosterior(
+            units,
+            init_concentration=self.init_concentration,
+            prior_concentration=self.prior_concentration,
+            scale=self.scale,
+        )
+
+    def complexity_weight(self, progress: float) -> float:
+        """kl_weight times the linear warm-up at `progress` in [0, 1]."""
+        return self.kl_weight * (1.0 if self.warmup == 0 else min(1.0, progress / self.warmup))

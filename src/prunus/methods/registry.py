@@ -1,0 +1,23 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+from prunus.errors import ConfigError
+from prunus.methods.base import Method
+from prunus.methods.criteria import CRITERIA
+from prunus.methods.dirichlet import DirichletPruning
+
+METHODS: dict[str, type[Method]] = {"dirichlet": DirichletPruning, **CRITERIA}
+
+
+def resolve(method: Method | str) -> Method:
+    """A method object from an object or a name.
+
+    Raises:
+        ConfigError: the name is not known.
+    """
+    if isinstance(method, Method):
+        return method
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}", "there is none of that name", f"use one of {', '.join(METHODS)}")
+    return METHODS[method]()

@@ -1,0 +1,216 @@
+"""`prune()`: the order of things, written once. Trace, score, allocate, plan, cut, prove."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.apply import apply_and_verify_
+from prunus.budget import Allocation, Budget, allocate, select
+from prunus.errors import ConfigError
+from prunus.fit import Scores, fit
+from prunus.graph.capture import as_arguments
+from prunus.graph.grouping import Graph
+from prunus.graph.groups import ChannelGroup
+from prunus.graph.trace import trace
+from prunus.methods.base import Method, WeightCriterion
+from prunus.methods.registry import resolve
+from prunus.plan import Plan
+from prunus.verify import Verification
+
+Ignored = nn.Module | type[nn.Module] | str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `prune` made.
+
+    Attributes:
+        model: the smaller model; of the user's own class unless `verification.rewritten`.
+        plan: what was kept, asked and got.
+        scores: score of every unit, and the posteriors if the method learned any.
+        verification: what was proven about the model.
+        graph: the analysis of the dense model.
+    """
+
+    model: nn.Module
+    plan: Plan
+    scores: Scores
+    verification: Verification
+    graph: Graph = field(repr=False)
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    method: Method | str = "dirichlet",
+    budget: str | Budget | None = None,
+    pruning_ratio: float | None = None,
+    kept_counts: Mapping[str, int] | None = None,
+    data: Iterable[tuple[Any, Tensor]] | None = None,
+    loss_fn: Callable[..., Tensor] | None = None,
+    ignored_layers: Sequence[Ignored] = (),
+    allocation: Allocation | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Make a trained network smaller; the given model is not touched.
+
+    Args:
+        model: the trained network.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments, batch first.
+        method: a method object, or one of its names (`dirichlet`, `l1`, `taylor`, ...).
+        budget: such as `"macs<=50%"` or `"macs<=50%, params<=20%"`; or
+        pruning_ratio: fraction of all units that goes; or
+        kept_counts: units to keep, by group name; groups that are not named stay whole.
+        data: re-iterable of (inputs, targets) batches with a length; only methods that look at weights alone need none.
+        loss_fn: `loss_fn(outputs, targets)` -> mean loss; must take `reduction="sum"` for gradient criteria.
+        ignored_layers: modules, module types or name globs whose output units stay.
+        allocation: global or uniform, rounding, floor.
+        seed: for everything random.
+        progress: show a progress bar where there is a terminal.
+
+    Returns:
+        The smaller model with its plan, scores and proof.
+
+    Raises:
+        PruneError: one of its kinds, naming the thing and what to do; the model is as it was.
+    """
+    chosen = resolve(method)
+    parsed = Budget.parse(budget) if isinstance(budget, str) else budget
+    graph = trace(model, example_inputs)
+    groups = prunable_groups(graph, model, ignored_layers)
+    _check_request(parsed, pruning_ratio, kept_counts, groups)
+    scores = score(model, groups, chosen, data, loss_fn, seed=seed, progress=progress)
+    plan = make_plan(
+        graph,
+        groups,
+        scores,
+        budget=parsed,
+        pruning_ratio=pruning_ratio,
+        kept_counts=kept_counts,
+        allocation=allocation,
+    )
+    smaller, verification = apply_and_verify_(copy.deepcopy(model), plan, example_inputs)
+    return Result(smaller, plan, scores, verification, graph)
+
+
+def score(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    method: Method,
+    data: Iterable[tuple[Any, Tensor]] | None,
+    loss_fn: Callable[..., Tensor] | None,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> Scores:
+    """Score the units of the groups by any method. Raises ConfigError if the method needs data and has none."""
+    if not isinstance(method, WeightCriterion) and (data is None or loss_fn is None):
+        raise ConfigError(
+            f"method {method.name!r}",
+            "it learns from data, and data or loss_fn is missing",
+            "pass data (batches of inputs and targets) and loss_fn, or use a weight criterion such as 'l1'",
+        )
+    batches: Any = data if data is not None else []
+    loss: Any = loss_fn if loss_fn is not None else nn.functional.cross_entropy
+    return fit(model, groups, method, batches, loss, num_data=count_examples(batches), seed=seed, progress=progress)
+
+
+def make_plan(
+    graph: Graph,
+    groups: Sequence[ChannelGroup],
+    scores: Scores,
+    *,
+    budget: Budget | None = None,
+    pruning_ratio: float | None = None,
+    kept_counts: Mapping[str, int] | None = None,
+    allocation: Allocation | None = None,
+) -> Plan:
+    """Decide what stays, from scores and a budget, a ratio or counts by hand."""
+    if kept_counts is not None:
+        counts = dict(kept_counts)
+        asked = "counts by hand"
+    else:
+        counts = allocate(
+            graph, groups, scores.values, budget=budget, pruning_ratio=pruning_ratio, allocation=allocation
+        )
+        asked = budget.text if budget is not None else f"pruning_ratio={pruning_ratio}"
+    kept = select([g for g in groups if g.name in counts], scores.values, counts)
+    probability = {
+        name: posterior.keep_probability(counts[name])
+        for name, posterior in scores.posteriors.items()
+        if name in counts and counts[name] < posterior.units
+    }
+    return Plan.from_kept(graph, kept, keep_probability=probability, method=scores.method, asked=asked)
+
+
+def prunable_groups(graph: Graph, model: nn.Module, ignored_layers: Sequence[Ignored] = ()) -> list[ChannelGroup]:
+    """The prunable groups without those that an ignored layer writes.
+
+    Raises:
+        ConfigError: an entry that matches no layer of the model.
+    """
+    names = {name for entry in ignored_layers for name in _matches(entry, model)}
+    return [g for g in graph.groups() if not names & {s.tensor.rpartition(".")[0] for s in g.writers}]
+
+
+def _matches(entry: Ignored, model: nn.Module) -> set[str]:
+    """Names of the layers below everything that an entry matches."""
+    modules = dict(model.named_modules())
+    if isinstance(entry, str):
+        found = {n for n in modules if n and fnmatch.fnmatchcase(n, entry)}
+    elif isinstance(entry, type):
+        found = {n for n, m in modules.items() if isinstance(m, entry)}
+    else:
+        found = {n for n, m in modules.items() if m is entry}
+    if not found:
+        near = ", ".join([n for n in modules if n][:8])
+        raise ConfigError(
+            f"ignored_layers entry {entry!r}",
+            "it matches no layer of the model",
+            f"use names, globs, types or modules of this model, such as: {near}",
+        )
+    return {n for n in modules for f in found if n == f or n.startswith(f"{f}." if f else "")}
+
+
+def _check_request(
+    budget: Budget | None,
+    ratio: float | None,
+    counts: Mapping[str, int] | None,
+    groups: Sequence[ChannelGroup],
+) -> None:
+    given = [
+        name for name, v in (("budget", budget), ("pruning_ratio", ratio), ("kept_counts", counts)) if v is not None
+    ]
+    if len(given) != 1:
+        raise ConfigError(
+            "budget",
+            f"give exactly one of budget, pruning_ratio, kept_counts (got {given or 'none'})",
+            "budget='macs<=50%'",
+        )
+    unknown = sorted(set(counts or {}) - {g.name for g in groups})
+    if unknown:
+        known = ", ".join(g.name for g in groups)
+        raise ConfigError(f"kept_counts {unknown}", "no prunable group of that name", f"choose from: {known}")
+
+
+def count_examples(batches: Any) -> int:
+    """Number of training examples behind the batches (their dataset's length if they tell it)."""
+    dataset = getattr(batches, "dataset", None)
+    if dataset is not None:
+        return len(dataset)
+    return sum(_batch_size(x) for x, _ in batches)
+
+
+def _batch_size(inputs: Any) -> int:
+    args, kwargs = as_arguments(inputs)
+    first = next((t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor) and t.dim()), None)
+    return 1 if first is None else first.shape[0]
