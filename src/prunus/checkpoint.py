@@ -63,6 +63,7 @@ def save(
         raise ArtifactError(str(target), "the folder exists and holds something else", "choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=target.name + ".part-", dir=target.parent))
+    temporary.chmod(0o755)
     try:
         save_file(_unique_tensors(model), temporary / WEIGHTS, metadata={"format": "pt"})
         plan.save(temporary / PLAN)
