@@ -1,0 +1,57 @@
+"""The processes that share the work: one alone, or those that `accelerate launch` or `torchrun` started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor, nn
+
+
+@contextmanager
+def accelerator() -> Iterator[Accelerator]:
+    """An Accelerator for the device and the processes, without mixed precision (see `prunus.precision` for that).
+
+    One that the caller made before is joined. Otherwise what accelerate remembers globally is forgotten afterwards, so
+    that the caller may still configure it; a process group that several processes share stays.
+    """
+    fresh = not PartialState._shared_state
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    # An Accelerator that joins another must not contradict its mixed precision.
+    made = Accelerator(mixed_precision="no" if fresh else None, cpu=_only_cpu(), kwargs_handlers=handlers)  # type: ignore[list-item]
+    try:
+        yield made
+    finally:
+        made.free_memory()
+        if fresh:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _only_cpu() -> bool:
+    return not torch.accelerator.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def distributed() -> bool:
+    """True if a process group of several processes is up."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def average_over_ranks_(tensors: list[Tensor]) -> None:
+    """Replace each floating-point tensor by its mean over all ranks, in place; nothing happens in a single process."""
+    if not distributed():
+        return
+    for tensor in tensors:
+        # Kept in a contiguous copy because collectives refuse other memory formats.
+        total = tensor.detach().contiguous().clone()
+        torch.distributed.all_reduce(total)
+        tensor.copy_(total / torch.distributed.get_world_size())
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The floating-point buffers called `running_*` of a model, those of normalisations."""
+    named = model.named_buffers()
+    return [b for n, b in named if n.rpartition(".")[2].startswith("running_") and b.is_floating_point()]
