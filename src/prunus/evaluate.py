@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.datasets import ArrayDataset, Batches
 from prunus.errors import DataError
-from prunus.parallel import accelerator
+from prunus.parallel import accelerator, model_device
 from prunus.precision import Precision, autocast
 from prunus.verify import eval_mode
 
@@ -54,13 +54,13 @@ def evaluate(
     Raises:
         DataError: NaN or infinity in the outputs.
     """
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = model_device(model)
     with accelerator() as processes:
         rank, world = processes.process_index, processes.num_processes
         batches = Batches(dataset, max(batch_size, world), rank=rank, world=world)
         totals = _totals(model, batches, loss_fn, device, precision)
         if world > 1:
-            totals = processes.reduce(totals, "sum")
+            totals = processes.reduce(totals.to(processes.device), "sum")
     right, loss, count, broken = totals.tolist()
     if broken:
         what = f"NaN or infinity in the outputs for {int(broken)} of {int(count)} examples"

@@ -26,7 +26,6 @@ def accelerator() -> Iterator[Accelerator]:
     try:
         yield made
     finally:
-        made.free_memory()
         if fresh:
             AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -55,3 +54,21 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
     """The floating-point buffers called `running_*` of a model, those of normalisations."""
     named = model.named_buffers()
     return [b for n, b in named if n.rpartition(".")[2].startswith("running_") and b.is_floating_point()]
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Device of the model's first tensor."""
+    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def prepared(model: nn.Module, processes: Accelerator) -> nn.Module:
+    """The model as accelerate trains it: on the device, its gradients averaged over the processes."""
+    wrapped: nn.Module = processes.prepare_model(model)
+    return wrapped
+
+
+def unprepare_(model: nn.Module, wrapped: nn.Module, processes: Accelerator) -> None:
+    """Take away what accelerate put on the model, so that it can be prepared again, saved and compared."""
+    processes.unwrap_model(wrapped, keep_fp32_wrapper=False)
+    model.__dict__.pop("_is_accelerate_prepared", None)
+    model.__dict__.pop("_original_forward", None)

@@ -1,0 +1,371 @@
+"""Recovery: a short fine-tune of the smaller model, taught by the dense one, everything chosen on the validation split.
+
+Runs unchanged on one process or on those that `accelerate launch` or `torchrun` started. Settings are in
+`FinetuneConfig`; the learning rate rises linearly and falls along a cosine, step by step.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, fx, nn
+
+from prunus.datasets import ArrayDataset, Batches, DataSource
+from prunus.errors import ConfigError, DataError
+from prunus.evaluate import Evaluation, evaluate
+from prunus.finetuneconfig import FinetuneConfig
+from prunus.parallel import accelerator, average_over_ranks_, model_device, prepared, running_statistics, unprepare_
+from prunus.precision import Precision, autocast, bf16_helps
+from prunus.progress import Bar, progress_bar
+from prunus.recovery_state import Epoch, RecoveryState, load_state, save_state
+
+__all__ = ["Epoch", "FinetuneConfig", "FinetuneResult", "finetune", "learning_rate_factor"]
+
+RESIDENT_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What fine-tuning made.
+
+    Attributes:
+        model: the given model, with the weights of the best epoch, in eval mode.
+        history: one entry per epoch; entry 0 is the model as it came.
+        best_epoch: the epoch with the highest validation accuracy (lowest loss among equals); 0 if none improved.
+        validation: measured at that epoch.
+        stopped_early: True if patience ran out.
+        precision: `bf16` or `fp32`, whichever was used.
+        channels_last: whether the weights lay channels-last during training.
+        processes: number of processes.
+        seconds: wall-clock time, without what an earlier, interrupted run took.
+    """
+
+    model: nn.Module
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    validation: Evaluation
+    stopped_early: bool
+    precision: str
+    channels_last: bool
+    processes: int
+    seconds: float
+
+
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Factor of the peak learning rate at a step.
+
+    Args:
+        step: from 0.
+        total: number of steps.
+        warmup: fraction of the steps, in [0, 1), with a linear rise; the rest follows half a cosine down to zero.
+
+    Returns:
+        A factor in (0, 1].
+    """
+    rising = math.ceil(warmup * total)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
+
+
+def finetune(
+    model: nn.Module,
+    data: DataSource,
+    config: FinetuneConfig | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    progress: bool = True,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+) -> FinetuneResult:
+    """Train `model` in place and leave it with the weights that were best on the validation split.
+
+    Frozen parameters stay as they are. The same seed on the same number of CPU processes gives the same weights, bit
+    for bit, interrupted and resumed or not. The model is trained on accelerate's device and comes back to its own.
+
+    Args:
+        model: images [B, C, H, W] -> logits [B, classes].
+        data: where to learn and where to choose; the test split is not read.
+        config: the settings; None takes the defaults.
+        teacher: the dense model, to distil from (see `FinetuneConfig.distillation`); it isn't changed.
+        progress: show a bar where there is a terminal.
+        checkpoint: file to write after every epoch, whole at any time.
+        resume: go on from the checkpoint if it is there.
+
+    Returns:
+        The model with the history of its recovery.
+
+    Raises:
+        ConfigError: settings that don't go together, or a checkpoint of other settings.
+        ArtifactError: a checkpoint that is damaged or of another architecture, or cannot be written.
+        DataError: NaN or infinity in loss or gradients; the model then has its best weights so far.
+    """
+    config = config or FinetuneConfig()
+    _check(model, data, config, teacher, checkpoint, resume)
+    began = time.perf_counter()
+    with accelerator() as processes, _placed(model, teacher, data, config, processes) as channels_last:
+        recovery = _Recovery(model, data, config, teacher, processes, checkpoint)
+        state = recovery.run(resume, progress)
+        result = FinetuneResult(
+            model=model,
+            history=tuple(state.history),
+            best_epoch=state.best_epoch,
+            validation=Evaluation(**state.best_validation),
+            stopped_early=state.epoch < config.epochs,
+            precision=recovery.precision,
+            channels_last=channels_last,
+            processes=processes.num_processes,
+            seconds=time.perf_counter() - began,
+        )
+    return result
+
+
+def _check(
+    model: nn.Module,
+    data: DataSource,
+    config: FinetuneConfig,
+    teacher: nn.Module | None,
+    checkpoint: Path | None,
+    resume: bool,
+) -> None:
+    if teacher is model:
+        raise ConfigError("teacher", "it is the model itself", "pass a copy of the dense model")
+    if resume and checkpoint is None:
+        raise ConfigError("resume=True", "no checkpoint to go on from", "pass checkpoint=PATH")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError("model", "every parameter is frozen", "set requires_grad_(True) on what may be trained")
+    if config.label_smoothing and "label_smoothing" not in inspect.signature(data.loss_fn).parameters:
+        what = f"the loss function {data.loss_fn} has no such argument"
+        raise ConfigError(f"label_smoothing={config.label_smoothing}", what, "use 0, or a loss that takes it")
+
+
+@contextmanager
+def _placed(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    data: DataSource,
+    config: FinetuneConfig,
+    processes: Accelerator,
+) -> Iterator[bool]:
+    """Models on the training device and in the fastest layout within, and back where they were afterwards."""
+    homes = [(m, model_device(m)) for m in (model, teacher) if m is not None]
+    layouts = [(p, p.is_contiguous()) for p in model.parameters()]
+    modes = {} if teacher is None else {m: m.training for m in teacher.modules()}
+    for module, _ in homes:
+        module.to(processes.device)
+    channels_last = _wants_channels_last(model, data, config, processes.device)
+    if channels_last:
+        for module, _ in homes:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield channels_last
+    finally:
+        for module, home in homes:
+            module.to(home)
+        model.eval()
+        for part, training in modes.items():
+            part.training = training
+        for parameter, contiguous in layouts if channels_last else []:
+            if contiguous:
+                parameter.data = parameter.data.contiguous()
+
+
+def _wants_channels_last(model: nn.Module, data: DataSource, config: FinetuneConfig, device: torch.device) -> bool:
+    if config.channels_last != "auto":
+        return bool(config.channels_last)
+    if device.type != "cuda" and not bf16_helps(device.type):
+        return False
+    return any(p.dim() == 4 for p in model.parameters()) and _runs_channels_last(model, data, device)
+
+
+def _runs_channels_last(model: nn.Module, data: DataSource, device: torch.device) -> bool:
+    """False for models whose code needs contiguous activations, as a `view` after a convolution does."""
+    if any(isinstance(m, fx.GraphModule) for m in model.modules()):
+        return False
+    trial = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs = data.example_inputs.to(device, memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            trial(inputs)
+    except RuntimeError as error:
+        if "view" in str(error) or "stride" in str(error):
+            return False
+        raise
+    return True
+
+
+class _Recovery:
+    """One fine-tuning run: the pieces that every step needs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataSource,
+        config: FinetuneConfig,
+        teacher: nn.Module | None,
+        processes: Accelerator,
+        checkpoint: Path | None,
+    ) -> None:
+        self.model, self.data, self.config, self.processes = model, data, config, processes
+        self.checkpoint = checkpoint
+        self.device = processes.device
+        self.teacher = teacher.eval() if teacher is not None and config.distillation else None
+        wanted = config.precision == "bf16" or (config.precision == "auto" and bf16_helps(self.device.type))
+        self.precision: Precision = "bf16" if wanted else "fp32"
+        self.optimizer = make_optimizer(model, config)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.batches = self._batches()
+        self.validation = _resident(data.validation, self.device)
+
+    def _batches(self) -> Batches:
+        train, config = _resident(self.data.train, self.device), self.config
+        return Batches(
+            train,
+            min(config.batch_size, len(train)),
+            shuffle=True,
+            seed=config.seed,
+            augment=self.data.augment,
+            drop_last=True,
+            rank=self.processes.process_index,
+            world=self.processes.num_processes,
+        )
+
+    def run(self, resume: bool, progress: bool) -> RecoveryState:
+        """All epochs; the model ends with its best weights."""
+        state = None
+        wrapped = prepared(self.model, self.processes)
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            state = self._start(resume)
+            remaining = (self.config.epochs - state.epoch) * len(self.batches)
+            with torch.random.fork_rng(devices), progress_bar("fine-tuning", remaining, progress) as bar:
+                while state.epoch < self.config.epochs and state.waited < self.config.patience_or(self.config.epochs):
+                    self._epoch(wrapped, state, bar)
+        finally:
+            unprepare_(self.model, wrapped, self.processes)
+            self.optimizer.zero_grad(set_to_none=True)
+            if state is not None:
+                self.model.load_state_dict(state.best_model)
+        return state
+
+    def _start(self, resume: bool) -> RecoveryState:
+        if resume and self.checkpoint is not None and self.checkpoint.is_file():
+            return load_state(self.checkpoint, self.model, self.optimizer, self.config, self.device)
+        first = self._evaluate()
+        state = RecoveryState(0, 0, 0, {}, vars(first).copy(), [])
+        state.best_model = _copied(self.model)
+        state.history.append(Epoch(0, 0.0, math.nan, first.accuracy, first.loss))
+        return state
+
+    def _epoch(self, wrapped: nn.Module, state: RecoveryState, bar: Bar) -> None:
+        number = state.epoch + 1
+        self.batches.set_epoch(number)
+        # Seeded anew every epoch: a resumed run needs no saved generator.
+        torch.manual_seed(self.config.seed + 7919 * number + 104729 * self.processes.process_index)
+        self.model.train()
+        total, steps = torch.zeros((), device=self.device), len(self.batches)
+        for step, (images, labels) in enumerate(self.batches):
+            factor = learning_rate_factor(state.epoch * steps + step, self.config.epochs * steps, self.config.warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr * factor
+            total += self._step(wrapped, images, labels, number, step)
+            bar.advance()
+        average_over_ranks_(running_statistics(self.model))
+        measured = self._evaluate()
+        state.epoch = number
+        state.history.append(
+            Epoch(number, self.optimizer.param_groups[0]["lr"], float(total) / steps, measured.accuracy, measured.loss)
+        )
+        self._keep_best(state, measured)
+        bar.describe(f"epoch {number}: {measured.accuracy:.2f} % validation")
+        if self.checkpoint is not None and self.processes.is_main_process:
+            save_state(self.checkpoint, state, self.model, self.optimizer, self.config)
+
+    def _keep_best(self, state: RecoveryState, measured: Evaluation) -> None:
+        best = state.best_validation
+        state.waited += 1
+        if (measured.accuracy, -measured.loss) > (best["accuracy"], -best["loss"]):
+            state.best_epoch, state.waited = state.epoch, 0
+            state.best_validation, state.best_model = vars(measured).copy(), _copied(self.model)
+
+    def _step(self, wrapped: nn.Module, images: Tensor, labels: Tensor, epoch: int, step: int) -> Tensor:
+        x, y = images.to(self.device), labels.to(self.device)
+        world = self.processes.num_processes
+        with autocast(self.device, self.precision):
+            outputs = wrapped(x)
+        loss = self._loss(outputs.float(), x, y)
+        # Ranks may hold one example more or less; weighted so that the mean over ranks is the mean over examples.
+        weighted = loss * (len(y) * world / self.batches.batch_size)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.processes.backward(weighted)
+        limit = self.config.clip_grad_norm
+        norm = nn.utils.clip_grad_norm_(self.trained, math.inf if limit is None else limit)
+        seen = self.processes.reduce(weighted.detach(), "mean")
+        if not bool(torch.isfinite(seen + norm)):
+            raise DataError(
+                f"fine-tuning, epoch {epoch}, step {step + 1}",
+                f"loss {float(seen):.3g}, gradient norm {float(norm):.3g}; the model has its best weights so far",
+                "lower lr, set clip_grad_norm, use precision='fp32', or look for NaN in the data",
+            )
+        self.optimizer.step()
+        return torch.as_tensor(seen)
+
+    def _loss(self, outputs: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        extra = {"label_smoothing": self.config.label_smoothing} if self.config.label_smoothing else {}
+        hard = self.data.loss_fn(outputs, y, **extra)
+        if self.teacher is None:
+            return hard
+        with torch.no_grad(), autocast(self.device, self.precision):
+            taught = self.teacher(x)
+        soft = distillation_loss(outputs, taught.float(), self.config.temperature)
+        return (1.0 - self.config.distillation) * hard + self.config.distillation * soft
+
+    def _evaluate(self) -> Evaluation:
+        return evaluate(self.model, self.validation, loss_fn=self.data.loss_fn, precision=self.precision)
+
+
+def distillation_loss(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher_T || student_T), mean over the batch.
+
+    Args:
+        outputs: the student's logits, fp32 [B, classes].
+        taught: the teacher's, the same shape.
+        temperature: T; the factor T^2 keeps the gradient's size independent of it.
+
+    Returns:
+        A scalar.
+    """
+    student, goal = F.log_softmax(outputs / temperature, 1), F.log_softmax(taught / temperature, 1)
+    return F.kl_div(student, goal, reduction="batchmean", log_target=True) * temperature**2
+
+
+def make_optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
+    """The optimiser over the trainable parameters; weight decay on matrices and kernels, not on biases and norms."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _resident(dataset: ArrayDataset, device: torch.device) -> ArrayDataset:
+    """The data on the device if it leaves room for the rest."""
+    return dataset.to(device) if dataset.images.nbytes <= RESIDENT_BYTES else dataset
