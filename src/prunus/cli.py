@@ -1,0 +1,232 @@
+"""The command line: analyze, compress, evaluate, export, demo."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from torch import nn
+
+from prunus.budget import Allocation
+from prunus.checkpoint import is_artifact, load
+from prunus.compress import Compression, compress
+from prunus.datasets import DataSource
+from prunus.demo import LeNet5, train_dense
+from prunus.errors import ConfigError, PruneError
+from prunus.evaluate import evaluate
+from prunus.export import export_onnx, export_program
+from prunus.finetuneconfig import FinetuneConfig
+from prunus.graph.trace import trace
+from prunus.methods.registry import METHODS
+from prunus.report.tables import before_and_after, prunability
+from prunus.sources import load_data, load_model
+
+app = typer.Typer(
+    name="prunus",
+    help="Make trained PyTorch networks physically smaller by learning what to keep.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+ModelSpec = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="FILE.py:callable, package.module:callable, timm:NAME, or an artifact folder"),
+]
+DataSpec = Annotated[
+    str,
+    typer.Option("--data", metavar="DATA", help="digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, FILE.py:callable"),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="state_dict of the model (.pt, .pth, .safetensors)")]
+Shape = Annotated[str | None, typer.Option("--shape", help="shape of one example batch, such as 1,3,224,224")]
+Seed = Annotated[int, typer.Option("--seed", help="seeds everything random")]
+
+
+@app.command()
+def analyze(
+    model: ModelSpec,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="takes the example inputs from this data")
+    ] = None,
+    shape: Shape = None,
+) -> None:
+    """Say what may be removed from a model, what is locked, and why."""
+    network, inputs = _model(model, None)
+    graph = trace(network, _example_inputs(inputs, data, shape))
+    console.print(prunability(graph))
+
+
+@app.command(name="compress")
+def compress_command(
+    model: ModelSpec,
+    data: DataSpec,
+    budget: Annotated[str | None, typer.Option("--budget", help='such as "macs<=50%, params<=20%"')] = None,
+    ratio: Annotated[float | None, typer.Option("--pruning-ratio", help="fraction of all units that goes")] = None,
+    method: Annotated[str, typer.Option("--method", help=", ".join(METHODS))] = "dirichlet",
+    out: Annotated[Path, typer.Option("--out", help="folder to write")] = Path("runs/compress"),
+    weights: Weights = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option("--ignore", help="layer names or globs whose outputs stay")
+    ] = None,
+    round_to: Annotated[int, typer.Option("--round-to", help="kept counts are multiples of this (8: faster)")] = 1,
+    uniform: Annotated[bool, typer.Option("--uniform", help="the same fraction in every group")] = False,
+    epochs: Annotated[int, typer.Option("--epochs", help="of recovery; 0 for none")] = 10,
+    lr: Annotated[float, typer.Option("--lr", help="of recovery")] = 0.02,
+    compiled: Annotated[bool, typer.Option("--compiled", help="also time torch.compile")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="also write an ONNX file")] = True,
+    seed: Seed = 0,
+) -> None:
+    """Compress a trained model to a budget, recover its accuracy, prove, measure and save it."""
+    network, _ = _model(model, weights)
+    source = load_data(data, seed=seed)
+    done = compress(
+        network,
+        source,
+        method=method,
+        budget=budget,
+        pruning_ratio=ratio,
+        ignored_layers=tuple(ignore or ()),
+        allocation=Allocation(scope="uniform" if uniform else "global", round_to=round_to),
+        recovery=FinetuneConfig(epochs=epochs, lr=lr, seed=seed) if epochs else None,
+        modes=("eager", *(("compiled",) if compiled else ()), "onnx"),
+        out=out,
+        seed=seed,
+        say=lambda text: console.print(text, highlight=False),
+    )
+    _finish(done, source, onnx)
+
+
+@app.command(name="evaluate")
+def evaluate_command(model: ModelSpec, data: DataSpec, weights: Weights = None, seed: Seed = 0) -> None:
+    """Accuracy and loss of a model or an artifact on the test split."""
+    network, _ = _model(model, weights)
+    source = load_data(data, seed=seed)
+    found = evaluate(network, source.test, loss_fn=source.loss_fn)
+    console.print(f"accuracy {found.accuracy:.2f} %, loss {found.loss:.4f}, {found.num_examples} test examples")
+
+
+@app.command()
+def export(
+    model: ModelSpec,
+    path: Annotated[Path, typer.Argument(help="file to write: .onnx or .pt2")],
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="takes the example inputs from this data")
+    ] = None,
+    shape: Shape = None,
+    weights: Weights = None,
+) -> None:
+    """Write a model or an artifact as ONNX or as an exported program, with a free batch size."""
+    network, inputs = _model(model, weights)
+    example = _example_inputs(inputs, data, shape, Path(model))
+    if path.suffix == ".onnx":
+        error = export_onnx(network, example, path)
+        console.print(f"{path}: agrees with PyTorch, largest relative difference {error:.1e}")
+    elif path.suffix == ".pt2":
+        console.print(f"{export_program(network, example, path)}: written")
+    else:
+        raise ConfigError(str(path), "unknown kind of file", "name it .onnx or .pt2")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="folder to write")] = Path("runs/demo"),
+    data: DataSpec = "digits",
+    epochs: Annotated[int, typer.Option("--epochs", help="of training the dense network")] = 15,
+    budget: Annotated[str, typer.Option("--budget")] = "macs<=50%, params<=20%",
+    seed: Seed = 0,
+) -> None:
+    """Train LeNet-5 on real digits, compress it with Dirichlet pruning, show and save the result."""
+    source = load_data(data, seed=seed)
+    console.print(f"training LeNet-5 on {len(source.train)} digits ...")
+    torch.manual_seed(seed)
+    network = LeNet5()
+    train_dense(network, source, epochs=epochs, seed=seed)
+    done = compress(
+        network,
+        source,
+        method="dirichlet",
+        budget=budget,
+        recovery=FinetuneConfig(epochs=10, lr=0.02, seed=seed),
+        batch_size=64,
+        modes=("eager", "compiled", "onnx"),
+        out=out,
+        seed=seed,
+        say=lambda text: console.print(text, highlight=False),
+    )
+    _finish(done, source, True)
+
+
+def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
+    if onnx and done.directory is not None:
+        error = export_onnx(done.model, source.example_inputs, done.directory / "model.onnx")
+        console.print(f"ONNX agrees with PyTorch: largest relative difference {error:.1e}")
+    proof = done.result.verification
+    how = "by its captured graph, rewritten" if proof.rewritten else "in its own class"
+    console.print(f"proof: pruned = masked to {proof.max_error:.1e} (relative), {how}")
+    console.print(before_and_after(done.summary))
+    for warning in done.comparison.warnings:
+        console.print(f"[yellow]warning[/yellow]: {warning}")
+    console.print(f"written to {done.directory}")
+
+
+def _model(spec: str, weights: Path | None) -> tuple[nn.Module, Any]:
+    if is_artifact(spec):
+        return load(spec), None
+    loaded = load_model(spec)
+    if weights is not None:
+        _load_weights(loaded.model, weights)
+    return loaded.model.eval(), loaded.example_inputs
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        prefix = "module."
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+        model.load_state_dict(state)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"--weights {path}", f"cannot be loaded: {lines[0][:200]}", "give a state_dict of this model"
+        ) from error
+
+
+def _example_inputs(inputs: Any, data: str | None, shape: str | None, artifact: Path | None = None) -> Any:
+    if shape is not None:
+        try:
+            return torch.randn([int(s) for s in shape.split(",")])
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"--shape {shape!r}", "not a list of sizes", "write for example 1,3,224,224") from error
+    if data is not None:
+        return load_data(data).example_inputs
+    if inputs is not None:
+        return inputs
+    if artifact is not None and is_artifact(artifact):
+        from prunus.plan import Plan
+
+        return tuple(torch.randn(size) for size, _ in Plan.load(artifact / "plan.json").inputs)
+    raise ConfigError(
+        "example inputs", "none are known", "give --shape 1,3,224,224 or --data, or return (model, inputs)"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: typed errors end with status 2 and one paragraph on standard error."""
+    run: Callable[..., Any] = app
+    try:
+        run(args=arguments)
+    except PruneError as error:
+        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+        sys.exit(2)

@@ -1,0 +1,176 @@
+"""From a trained network and its data to a folder with a smaller, recovered, measured one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.batchnorm import reestimate_batch_norm
+from prunus.budget import Allocation
+from prunus.checkpoint import save
+from prunus.datasets import Batches, DataSource
+from prunus.evaluate import evaluate
+from prunus.finetune import finetune
+from prunus.finetuneconfig import FinetuneConfig
+from prunus.measure import Comparison, compare
+from prunus.methods.base import Method
+from prunus.pipeline import Ignored, Result, prune
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What `compress` made.
+
+    Attributes:
+        model: the smaller, recovered model.
+        result: plan, scores and proof.
+        accuracy: top-1 in percent, by stage: `dense`, `one_shot`, `batch_norm`, `recovered` on the validation split,
+            `dense_test` and `test` on the test split, which is read once, at the end.
+        comparison: size and speed before and after, measured in one run.
+        summary: everything above as plain numbers, as written to `summary.json`.
+        directory: the folder, with `summary.json`, `plan.json` and `artifact/`; None if nothing was written.
+    """
+
+    model: nn.Module
+    result: Result
+    accuracy: Mapping[str, float]
+    comparison: Comparison
+    summary: Mapping[str, Any]
+    directory: Path | None
+
+
+def compress(
+    model: nn.Module,
+    data: DataSource,
+    *,
+    method: Method | str = "dirichlet",
+    budget: str | None = None,
+    pruning_ratio: float | None = None,
+    ignored_layers: Sequence[Ignored] = (),
+    allocation: Allocation | None = None,
+    recovery: FinetuneConfig | None = None,
+    batch_size: int = 128,
+    modes: Sequence[str] = ("eager", "onnx"),
+    out: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    say: Say = lambda _: None,
+) -> Compression:
+    """Prune, re-estimate batch norm, fine-tune with distillation from the dense model, measure, save.
+
+    Args:
+        model: the trained network; not touched.
+        data: its data; nothing is chosen on the test split.
+        method: as for `prune`.
+        budget: as for `prune`.
+        pruning_ratio: as for `prune`.
+        ignored_layers: as for `prune`.
+        allocation: as for `prune`.
+        recovery: fine-tuning; None for none.
+        batch_size: for learning the gates.
+        modes: ways to run that are timed: `eager`, `compiled`, `onnx`.
+        out: folder to write.
+        seed: for everything random.
+        progress: show progress bars where there is a terminal.
+        say: receives a line of text at every stage.
+
+    Raises:
+        PruneError: one of its kinds; the given model is as it was, and `out` holds what was there before.
+    """
+    accuracy = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn).accuracy}
+    say(f"dense: {accuracy['dense']:.2f} % on {len(data.validation)} validation examples")
+    batches = Batches(data.train, batch_size, shuffle=True, seed=seed)
+    result = prune(
+        model,
+        data.example_inputs,
+        method=method,
+        budget=budget,
+        pruning_ratio=pruning_ratio,
+        data=batches,
+        loss_fn=data.loss_fn,
+        ignored_layers=ignored_layers,
+        allocation=allocation,
+        seed=seed,
+        progress=progress,
+    )
+    say(result.plan.explain())
+    smaller = result.model
+    accuracy["one_shot"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn).accuracy
+    reestimate_batch_norm(smaller, batches, num_batches=64)
+    accuracy["batch_norm"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn).accuracy
+    say(f"one-shot: {accuracy['one_shot']:.2f} %, batch norm re-estimated: {accuracy['batch_norm']:.2f} %")
+    if recovery is not None:
+        teacher = copy.deepcopy(model)
+        finetune(smaller, data, recovery, teacher=teacher, progress=progress)
+        accuracy["recovered"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn).accuracy
+        say(f"recovered: {accuracy['recovered']:.2f} %")
+    comparison = compare(
+        model,
+        smaller,
+        data.example_inputs,
+        modes=modes,
+        macs=(result.plan.before.macs, result.plan.after.macs),
+    )
+    accuracy["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn).accuracy
+    accuracy["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn).accuracy
+    summary = _summary(data, result, accuracy, comparison, seed)
+    directory = _write(out, smaller, result, data, accuracy, summary)
+    return Compression(smaller, result, accuracy, comparison, summary, directory)
+
+
+def _summary(
+    data: DataSource, result: Result, accuracy: Mapping[str, float], comparison: Comparison, seed: int
+) -> dict[str, Any]:
+    verification = result.verification
+    return {
+        "model": result.plan.model,
+        "data": data.name,
+        "method": result.plan.method,
+        "asked": result.plan.asked,
+        "seed": seed,
+        "accuracy": dict(accuracy),
+        "before": vars(result.plan.before),
+        "after": vars(result.plan.after),
+        "kept": {g.name: [len(g.kept), g.units] for g in result.plan.groups},
+        "undecided": {g.name: len(g.undecided) for g in result.plan.groups},
+        "proof": {
+            "max_error": verification.max_error,
+            "tolerance": verification.tolerance,
+            "exact": verification.exact,
+            "rewritten": verification.rewritten,
+        },
+        "speed": comparison.as_dict(),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _write(
+    out: str | os.PathLike[str] | None,
+    model: nn.Module,
+    result: Result,
+    data: DataSource,
+    accuracy: Mapping[str, float],
+    summary: Mapping[str, Any],
+) -> Path | None:
+    if out is None:
+        return None
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = {f"accuracy {name} (%)": round(value, 2) for name, value in accuracy.items()}
+    save(folder / "artifact", model, result.plan, metrics=metrics, example_inputs=data.example_inputs)
+    result.plan.save(folder / "plan.json")
+    temporary = folder / "summary.json.part"
+    temporary.write_text(json.dumps(summary, indent=2))
+    os.replace(temporary, folder / "summary.json")
+    return folder

@@ -1,0 +1,66 @@
+"""One-screen tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from prunus.cost import Cost, CostModel
+from prunus.graph.grouping import Graph
+
+
+def prunability(graph: Graph) -> Table:
+    """What can be pruned, what is locked, why."""
+    table = Table(title=f"{graph.model}: what may be removed", title_justify="left", pad_edge=False)
+    for name, justify in (("group", "left"), ("units", "right"), ("MACs/unit", "right"), ("status", "left")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    costs = CostModel(graph)
+    dense = costs.dense()
+    for group in graph.channel_groups:
+        fewer = costs.at(costs.counts({group.name: group.units - group.multiple}))
+        per_unit = (dense.macs - fewer.macs) // group.multiple
+        rows = f", equal counts in {group.multiple} rows" if group.rows is not None else ""
+        if group.prunable:
+            status = f"[green]prunable[/green]{rows}"
+        else:
+            status = f"[yellow]locked[/yellow]: {group.locked or 'a normalisation takes statistics across the units'}"
+        table.add_row(group.name, str(group.units), f"{per_unit:,}", status)
+    free = sum(g.units for g in graph.groups())
+    total = sum(g.units for g in graph.channel_groups)
+    table.caption = f"{free} of {total} units can go; {dense.macs:,} MACs, {dense.params:,} parameters"
+    table.caption_justify = "left"
+    return table
+
+
+def before_and_after(summary: Mapping[str, Any]) -> Table:
+    """Accuracy, parameters, MACs and latency before and after, from a `compress` summary."""
+    table = Table(
+        title=f"{summary['model']} on {summary['data']}: {summary['asked']}", title_justify="left", pad_edge=False
+    )
+    for name in ("", "before", "after", "ratio"):
+        table.add_column(name, justify="right" if name else "left")
+    accuracy = summary["accuracy"]
+    change = accuracy["test"] - accuracy["dense_test"]
+    table.add_row(
+        "test accuracy", f"{accuracy['dense_test']:.2f} %", f"{accuracy['test']:.2f} %", f"{change:+.2f} points"
+    )
+    last = accuracy.get("recovered", accuracy["batch_norm"])
+    table.add_row(
+        "validation accuracy", f"{accuracy['dense']:.2f} %", f"{last:.2f} %", f"{last - accuracy['dense']:+.2f} points"
+    )
+    before, after = Cost(**summary["before"]), Cost(**summary["after"])
+    for label, a, b in (("parameters", before.params, after.params), ("MACs per example", before.macs, after.macs)):
+        table.add_row(label, f"{a:,}", f"{b:,}", f"{100 * b / a:.1f} %")
+    for mode, times in summary["speed"]["modes"].items():
+        if times.get("failed"):
+            table.add_row(f"latency, {mode}", "-", "-", str(times["failed"])[:40])
+        else:
+            table.add_row(
+                f"latency, {mode}",
+                f"{1e3 * times['before']['median']:.3f} ms",
+                f"{1e3 * times['after']['median']:.3f} ms",
+                f"{times['ratio']:.2f}x faster" if times["ratio"] >= 1 else f"{1 / times['ratio']:.2f}x slower",
+            )
+    return table
