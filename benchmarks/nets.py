@@ -1,8 +1,7 @@
-"""The networks of the papers and of the benchmarks, under the names that their public weights use."""
+"""The networks of the papers' experiments. Trained weights come from outside: see `load_checkpoint`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,259 +11,144 @@ from torch import Tensor, nn
 
 from prunus.errors import ArtifactError
 
-VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512)
-POOL_AFTER = (1, 3, 6, 9, 12)
-RESNET_WIDTHS = (16, 32, 64)
+VGG_DENSE = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512)
+VGG_POOLS_AFTER = (2, 4, 7, 10, 13)
 
 
-class LeNet(nn.Module):
-    """Dirichlet pruning's LeNet for 28x28 grey images: conv, pool, ReLU, batch norm, dropout.
+class SmallLeNet(nn.Module):
+    """LeNet 10-20-100-25 of Dirichlet pruning: conv, pool, ReLU, batch norm, dropout; 28 x 28 grey images."""
 
-    Args:
-        widths: units of the two convolutions and the two hidden linear layers.
-        dropout: probability, after every batch norm.
-        classes: number of classes.
-    """
-
-    def __init__(
-        self, widths: tuple[int, int, int, int] = (10, 20, 100, 25), dropout: float = 0.5, classes: int = 10
-    ) -> None:
+    def __init__(self, widths: Sequence[int] = (10, 20, 100, 25), dropout: float = 0.5, num_classes: int = 10) -> None:
         super().__init__()
-        a, b, c, d = widths
-        self.c1, self.bn1 = nn.Conv2d(1, a, 5), nn.BatchNorm2d(a)
-        self.c3, self.bn2 = nn.Conv2d(a, b, 5), nn.BatchNorm2d(b)
-        self.c5, self.bn3 = nn.Linear(b * 16, c), nn.BatchNorm1d(c)
-        self.f6, self.bn4 = nn.Linear(c, d), nn.BatchNorm1d(d)
-        self.output = nn.Linear(d, classes)
-        self.drop = nn.Dropout(dropout)
+        c1, c2, f1, f2 = widths
+        self.conv1, self.bn1 = nn.Conv2d(1, c1, 5), nn.BatchNorm2d(c1)
+        self.conv2, self.bn2 = nn.Conv2d(c1, c2, 5), nn.BatchNorm2d(c2)
+        self.fc1, self.bn3 = nn.Linear(16 * c2, f1), nn.BatchNorm1d(f1)
+        self.fc2, self.bn4 = nn.Linear(f1, f2), nn.BatchNorm1d(f2)
+        self.fc3 = nn.Linear(f2, num_classes)
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, 1, 28, 28]."""
-        x = self.drop(self.bn1(F.relu(F.max_pool2d(self.c1(x), 2))))
-        x = self.drop(self.bn2(F.relu(F.max_pool2d(self.c3(x), 2))))
-        x = self.drop(self.bn3(F.relu(self.c5(x.flatten(1)))))
-        x = self.drop(self.bn4(F.relu(self.f6(x))))
-        return self.output(x)
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.dropout(self.bn1(F.relu(F.max_pool2d(self.conv1(images), 2))))
+        x = self.dropout(self.bn2(F.relu(F.max_pool2d(self.conv2(x), 2))))
+        x = self.dropout(self.bn3(F.relu(self.fc1(x.flatten(1)))))
+        x = self.dropout(self.bn4(F.relu(self.fc2(x))))
+        return self.fc3(x)
 
 
-class LeNet300100(nn.Module):
-    """The 784-300-100-10 perceptron.
+class LeNet300(nn.Module):
+    """LeNet-300-100: two hidden layers on 784 pixels."""
 
-    Args:
-        widths: units of the two hidden layers.
-        classes: number of classes.
-    """
-
-    def __init__(self, widths: tuple[int, int] = (300, 100), classes: int = 10) -> None:
+    def __init__(self, widths: Sequence[int] = (300, 100), num_classes: int = 10) -> None:
         super().__init__()
         self.fc1 = nn.Linear(784, widths[0])
         self.fc2 = nn.Linear(widths[0], widths[1])
-        self.fc3 = nn.Linear(widths[1], classes)
+        self.fc3 = nn.Linear(widths[1], num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, 1, 28, 28]."""
-        x = F.relu(self.fc1(x.flatten(1)))
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.fc1(images.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
 
 
-class PadShortcut(nn.Module):
-    """Option A of the ResNet paper: every other pixel, and zero channels on both sides; no parameters.
+class ZeroPadShortcut(nn.Module):
+    """Option A: every second pixel, the new channels zero, half of them before and half after the old ones."""
 
-    Args:
-        planes: channels afterwards.
-    """
-
-    def __init__(self, planes: int) -> None:
+    def __init__(self, added: int) -> None:
         super().__init__()
-        self.planes = planes
+        self.before = added // 2
+        self.after = added - added // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, planes / 2, H, W] -> [B, planes, H / 2, W / 2]."""
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.planes // 4, self.planes // 4))
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm around a shortcut.
+    """Two 3 x 3 convolutions with a parameter-free shortcut."""
 
-    Args:
-        in_planes: channels of the input.
-        planes: channels of the output.
-        stride: of the first convolution.
-        hidden: channels between the two convolutions.
-    """
-
-    def __init__(self, in_planes: int, planes: int, stride: int, hidden: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_planes, hidden, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(hidden)
-        self.conv2 = nn.Conv2d(hidden, planes, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        same = stride == 1 and in_planes == planes
-        self.shortcut: nn.Module = nn.Sequential() if same else PadShortcut(planes)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Identity() if stride == 1 else ZeroPadShortcut(outputs - inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_planes, H, W] -> [B, planes, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
 class CifarResNet(nn.Module):
-    """ResNet-(6n+2) for 32x32 images with option-A shortcuts, key by key that of the public checkpoints.
+    """ResNet of 6 n + 2 layers for 32 x 32 images; parameter names as in akamaster's checkpoints."""
 
-    Args:
-        depth: 20, 32, 44, 56, 110...
-        hidden: channels inside the blocks of the three stages.
-        classes: number of classes.
-    """
-
-    def __init__(self, depth: int = 20, hidden: tuple[int, int, int] = RESNET_WIDTHS, classes: int = 10) -> None:
+    def __init__(self, depth: int, num_classes: int = 10) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, 1, hidden[0], blocks)
-        self.layer2 = _stage(16, 32, 2, hidden[1], blocks)
-        self.layer3 = _stage(32, 64, 2, hidden[2], blocks)
-        self.linear = nn.Linear(64, classes)
-        self.apply(_kaiming_)
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, blocks, 1)
+        self.layer2 = _stage(16, 32, blocks, 2)
+        self.layer3 = _stage(32, 64, blocks, 2)
+        self.linear = nn.Linear(64, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, 3, 32, 32]."""
-        x = F.relu(self.bn1(self.conv1(x)))
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return self.linear(x.mean((2, 3)))
 
 
-def _stage(in_planes: int, planes: int, stride: int, hidden: int, blocks: int) -> nn.Sequential:
-    first = BasicBlock(in_planes, planes, stride, hidden)
-    return nn.Sequential(first, *(BasicBlock(planes, planes, 1, hidden) for _ in range(blocks - 1)))
+class CifarVGG16(nn.Module):
+    """VGG-16 with batch norm for 32 x 32 images: 13 convolutions and one hidden layer, widths in this order."""
+
+    def __init__(self, widths: Sequence[int] = VGG_DENSE, num_classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for number, width in enumerate(widths[:13], 1):
+            layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.MaxPool2d(2)] if number in VGG_POOLS_AFTER else []
+            before = width
+        self.features = nn.Sequential(*layers)
+        self.hidden, self.bn = nn.Linear(before, widths[13]), nn.BatchNorm1d(widths[13])
+        self.classifier = nn.Linear(widths[13], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.features(images).flatten(1)
+        return self.classifier(F.relu(self.bn(self.hidden(x))))
 
 
-def _kaiming_(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight)
+def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(inputs, outputs, stride)
+    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
 def resnet20() -> CifarResNet:
-    """ResNet-20: 269,722 parameters."""
     return CifarResNet(20)
 
 
 def resnet32() -> CifarResNet:
-    """ResNet-32: 464,154 parameters."""
     return CifarResNet(32)
 
 
 def resnet56() -> CifarResNet:
-    """ResNet-56: 853,018 parameters."""
     return CifarResNet(56)
 
 
-def load_checkpoint(path: str | Path) -> CifarResNet:
-    """A CIFAR ResNet with the weights of a public `.th` file, in eval mode; the depth is read off the keys.
-
-    Args:
-        path: file with a `state_dict` whose keys may start with `module.`.
+def load_checkpoint(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load weights in place; a `state_dict` entry around them and a `module.` prefix are taken off.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or of another architecture.
+        ArtifactError: the file is damaged, or of another architecture; the model is as it was.
     """
-    fix = "give a resnet20/32/56 .th file for CIFAR-10"
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ArtifactError(str(path), f"cannot be read: {error}", fix) from error
-    weights = {k.removeprefix("module."): v for k, v in stored.get("state_dict", stored).items()}
-    numbers = [int(found[1]) for k in weights if (found := re.match(r"layer1\.(\d+)\.", k))]
-    model = CifarResNet(6 * (max(numbers, default=0) + 1) + 2)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ArtifactError(str(path), f"another architecture: {error}", fix) from error
-    return model.eval()
-
-
-class VGG16(nn.Module):
-    """VGG-16 with batch norm for 32x32 images: 13 convolutions, one hidden linear layer.
-
-    Args:
-        widths: channels of the 13 convolutions and units of the hidden layer.
-        classes: number of classes.
-    """
-
-    def __init__(self, widths: Sequence[int] = VGG16_WIDTHS, classes: int = 10) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for number, width in enumerate(widths[:13]):
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-            if number in POOL_AFTER:
-                layers.append(nn.MaxPool2d(2))
-            channels = width
-        self.features = nn.Sequential(*layers)
-        hidden = widths[13]
-        self.classifier = nn.Sequential(
-            nn.Linear(channels, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, classes)
-        )
-        self.apply(_kaiming_)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, 3, 32, 32]."""
-        return self.classifier(self.features(x).flatten(1))
-
-
-class WideBlock(nn.Module):
-    """Batch norm, ReLU and 3x3 convolution, twice, around a shortcut.
-
-    The stride sits in the second convolution, as in the code that Dirichlet pruning used (5.95 G MACs); in the first,
-    as in the paper on wide ResNets, it would be 5.25 G.
-
-    Args:
-        in_planes: channels of the input.
-        planes: channels of the output.
-        stride: of the second convolution.
-        hidden: channels between the two convolutions.
-        dropout: probability between them.
-    """
-
-    def __init__(self, in_planes: int, planes: int, stride: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_planes)
-        self.conv1 = nn.Conv2d(in_planes, hidden, 3, 1, 1, bias=False)
-        self.dropout = nn.Dropout(dropout)
-        self.bn2 = nn.BatchNorm2d(hidden)
-        self.conv2 = nn.Conv2d(hidden, planes, 3, stride, 1, bias=False)
-        same = stride == 1 and in_planes == planes
-        self.shortcut: nn.Module = nn.Identity() if same else nn.Conv2d(in_planes, planes, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, in_planes, H, W] -> [B, planes, H / stride, W / stride]."""
-        out = self.dropout(self.conv1(F.relu(self.bn1(x))))
-        return self.conv2(F.relu(self.bn2(out))) + self.shortcut(x)
-
-
-class WideResNet(nn.Module):
-    """WideResNet-28-10 for 32x32 images.
-
-    Args:
-        hidden: channels between the two convolutions of each of the 12 blocks.
-        dropout: probability inside the blocks.
-        classes: number of classes.
-    """
-
-    def __init__(self, hidden: Sequence[int] | None = None, dropout: float = 0.0, classes: int = 10) -> None:
-        super().__init__()
-        planes = [width for width in (160, 320, 640) for _ in range(4)]
-        strides = [1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1, 1]
-        inputs = [16, *planes[:-1]]
-        shapes = zip(inputs, planes, strides, hidden or planes, strict=True)
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.blocks = nn.Sequential(*(WideBlock(*shape, dropout) for shape in shapes))
-        self.bn1 = nn.BatchNorm2d(640)
-        self.linear = nn.Linear(640, classes)
-        self.apply(_kaiming_)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, 3, 32, 32]."""
-        x = F.relu(self.bn1(self.blocks(self.conv1(x))))
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        raise ArtifactError(str(path), f"it cannot be read: {error}", "copy the checkpoint again") from error
+    weights = {k.removeprefix("module."): v for k, v in content.get("state_dict", content).items()}
+    # Checkpoints older than PyTorch 0.4.1 lack the counters, which eval mode doesn't use.
+    mine = model.state_dict()
+    weights |= {k: v for k, v in mine.items() if k.endswith("num_batches_tracked") and k not in weights}
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in mine.items()}:
+        odd = sorted(set(weights) ^ set(mine))[:4] or "the same names, other shapes"
+        raise ArtifactError(str(path), f"it is of another architecture ({odd})", "load it into the model it belongs to")
+    model.load_state_dict(weights)
+    return model
