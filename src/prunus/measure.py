@@ -1,172 +1,107 @@
-"""Time and memory, before and after, measured in one run: interleaved, with spread, and honest about no gain.
+"""True speed and memory, before and after, measured in one run with interleaved repeats.
 
-MACs are a count, not a time. `compare` measures both models in turns, so that a machine that slows down slows both
-down, and says plainly when fewer MACs bought nothing.
+MACs are a promise; this is the check. A mode that cannot run here (no compiler, no ONNX Runtime) is listed with its
+reason, and where MACs fell and time did not, the comparison says so.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import platform
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import ConfigError
+from prunus.errors import ConfigError, PruneError
+from prunus.export import export_onnx
 from prunus.graph.capture import as_arguments
+from prunus.livememory import peak_memory
+from prunus.parallel import model_device
 from prunus.precision import to_device
-from prunus.runners import MODES, Mode, Runner, failure_reason, make_runner, peak_bytes, synchronise
 from prunus.verify import eval_mode
 
-MIN_SAMPLE_SECONDS = 2e-3
-MAX_CALLS = 1000
-# Less than this is not worth the name of a gain, whatever the spread.
-LEAST_SPEEDUP = 1.05
-LEAST_SAVING = 0.05
+MODES = ("eager", "compiled", "onnx")
+SHORTEST_SAMPLE = 2e-3
+NOTICEABLE = 0.95
+SCATTERED = 0.5
+
+Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call.
+    """Wall-clock time of one forward pass, milliseconds.
 
     Attributes:
         median: over the repeats.
-        lower: first quartile.
-        upper: third quartile.
-        repeats: number of samples.
-        calls: calls averaged in each sample, so that short ones are not lost in the clock.
+        low: lower quartile.
+        high: upper quartile.
     """
 
     median: float
-    lower: float
-    upper: float
-    repeats: int
-    calls: int
-
-
-@dataclass(frozen=True)
-class Latency:
-    """One mode of one model: a timing, or the reason why there is none."""
-
-    mode: Mode
-    timing: Timing | None
-    reason: str | None = None
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class ModeComparison:
-    """One mode, before and after.
+    """One way to run both models.
 
     Attributes:
         mode: `eager`, `compiled` or `onnx`.
-        dense: timing of the dense model, None if the mode failed.
-        pruned: timing of the pruned one.
-        speedup: median over the repeats of dense time / pruned time; above 1 is faster.
-        speedup_lower: first quartile of the same.
-        speedup_upper: third quartile.
-        reason: why there are no timings.
+        before: the dense model's time, or None if the mode failed.
+        after: the pruned model's.
+        reason: why it failed; empty if it did not.
     """
 
-    mode: Mode
-    dense: Timing | None = None
-    pruned: Timing | None = None
-    speedup: float | None = None
-    speedup_lower: float | None = None
-    speedup_upper: float | None = None
-    reason: str | None = None
+    mode: str
+    before: Timing | None
+    after: Timing | None
+    reason: str = ""
 
-
-@dataclass(frozen=True)
-class Footprint:
-    """What a model occupies.
-
-    Attributes:
-        params: number of parameters, tied ones once.
-        weight_bytes: of parameters and buffers.
-        peak_bytes: of the tensors that one forward pass makes, at their peak, without weights and inputs. On the CPU
-            an operation's scratch space is not seen; on a GPU it is.
-    """
-
-    params: int
-    weight_bytes: int
-    peak_bytes: int
+    @property
+    def ratio(self) -> float | None:
+        """Time after / time before; below 1 is faster."""
+        return None if self.before is None or self.after is None else self.after.median / self.before.median
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Before and after, from one run.
+    """Both models side by side; pairs are (before, after).
 
     Attributes:
-        modes: one row for every mode that was asked for, failed ones with their reason.
-        dense: footprint before.
-        pruned: footprint after.
-        macs: (before, after) as passed in.
-        warnings: plain sentences about what did not pay.
-        environment: device, threads, batch size, versions.
+        modes: one entry per mode asked for, failed ones with their reason.
+        parameters: number of parameters.
+        parameter_bytes: their size, with buffers.
+        peak_bytes: most memory in use during a forward pass in eager mode: parameters, buffers, inputs and live
+            activations (CPU: tensors' storages, without the kernels' own workspace; CUDA: what the allocator saw).
+        macs: multiply-accumulates per example, if given.
+        batch_size: of the example inputs.
+        device: where it was measured.
+        threads: PyTorch's intra-op threads.
+        warnings: what a reader of the ratios must know, in plain words.
     """
 
     modes: tuple[ModeComparison, ...]
-    dense: Footprint
-    pruned: Footprint
+    parameters: tuple[int, int]
+    parameter_bytes: tuple[int, int]
+    peak_bytes: tuple[int, int]
     macs: tuple[int, int] | None
-    warnings: tuple[str, ...]
-    environment: dict[str, str | int]
-
-    def row(self, mode: Mode) -> ModeComparison:
-        """The row of one mode.
-
-        Raises:
-            ConfigError: the mode was not measured.
-        """
-        for row in self.modes:
-            if row.mode == mode:
-                return row
-        raise ConfigError(f"mode {mode!r}", "it was not measured", f"measured: {[r.mode for r in self.modes]}")
+    batch_size: int
+    device: str
+    threads: int
+    warnings: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-serialisable values."""
-        return asdict(self)
-
-
-def latency(
-    model: nn.Module,
-    example_inputs: Any,
-    *,
-    modes: Sequence[Mode] = ("eager",),
-    repeats: int = 20,
-    warmup: int = 3,
-    threads: int | None = None,
-) -> dict[Mode, Latency]:
-    """Time of one forward pass in eval mode, on the device where the model lies.
-
-    Args:
-        model: any module; flags, weights and device stay as they are.
-        example_inputs: a tensor, a tuple of arguments or a dict of keywords; its batch is what is timed.
-        modes: `eager`, `compiled` (torch.compile) and `onnx` (ONNX Runtime on the CPU).
-        repeats: samples of each mode.
-        warmup: calls before the first sample.
-        threads: CPU threads of PyTorch and ONNX Runtime; None leaves PyTorch's.
-
-    Raises:
-        ConfigError: an unknown mode, or no repeats.
-
-    Example:
-        >>> import torch
-        >>> result = latency(torch.nn.Linear(8, 8), torch.randn(2, 8), repeats=3)
-        >>> result["eager"].timing.median > 0
-        True
-    """
-    _check(modes, repeats, warmup, threads)
-    inputs = to_device(example_inputs, _device(model))
-    with _threads(threads) as used, eval_mode(model):
-        return {mode: _one_latency(model, inputs, mode, used, repeats, warmup) for mode in modes}
+        """Plain data for JSON, the ratios included."""
+        plain = asdict(self)
+        plain["modes"] = [{**asdict(m), "ratio": m.ratio} for m in self.modes]
+        return plain
 
 
 def compare(
@@ -174,175 +109,195 @@ def compare(
     pruned: nn.Module,
     example_inputs: Any,
     *,
-    modes: Sequence[Mode] = MODES,
+    modes: Sequence[str] = MODES,
     repeats: int = 30,
-    warmup: int = 3,
-    threads: int | None = None,
+    warmup: int = 5,
     macs: tuple[int, int] | None = None,
 ) -> Comparison:
-    """Measure two models in one run, taking turns, so that drift of the machine cancels in the ratio.
+    """Measure both models in eval mode, without gradients, on the device where `dense` lies.
+
+    Each repeat times both models, in alternating order, so that a machine that slows down slows both. A repeat runs
+    as many forward passes as last 2 ms. `compiled` resets TorchDynamo's cache first and last.
 
     Args:
-        dense: the model before; may be `pruned` itself to see the noise.
-        pruned: the model after, on the same device.
-        example_inputs: see `latency`.
-        modes: a mode that fails is reported with its reason, the others go on.
-        repeats: pairs of samples of each mode.
-        warmup: calls of each model before the first sample.
-        threads: see `latency`.
-        macs: multiply-accumulates (before, after), for the verdict on whether fewer of them bought time.
+        dense: before.
+        pruned: after; on the same device.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments; their batch size is what is
+            measured.
+        modes: which of `eager`, `compiled` (torch.compile) and `onnx` (ONNX Runtime on the CPU).
+        repeats: samples per model and mode.
+        warmup: untimed passes before.
+        macs: per example, before and after, for the warnings.
+
+    Returns:
+        Times, memory and sizes; never an error because a mode cannot run here.
 
     Raises:
-        ConfigError: models on different devices, an unknown mode, or no repeats.
+        ConfigError: unknown modes, impossible repeats, or models on different devices.
     """
-    _check(modes, repeats, warmup, threads)
-    device = _device(dense)
-    if _device(pruned) != device:
-        what = f"the dense model lies on {device}, the pruned one on {_device(pruned)}"
-        raise ConfigError("compare", what, "move both to one device")
+    _check(dense, pruned, modes, repeats, warmup)
+    device = model_device(dense)
     inputs = to_device(example_inputs, device)
-    with _threads(threads) as used, eval_mode(dense), eval_mode(pruned), torch.no_grad():
-        footprints = [_footprint(model, inputs) for model in (dense, pruned)]
-        rows = tuple(_compared(dense, pruned, inputs, mode, used, repeats, warmup) for mode in modes)
+    with eval_mode(dense), eval_mode(pruned), torch.no_grad():
+        results = tuple(_compare_mode(m, dense, pruned, inputs, repeats, warmup) for m in modes)
+        peaks = peak_memory(dense, inputs), peak_memory(pruned, inputs)
+    args, kwargs = as_arguments(inputs)
+    shapes = [t.shape for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()]
     return Comparison(
-        modes=rows,
-        dense=footprints[0],
-        pruned=footprints[1],
+        modes=results,
+        parameters=(_parameters(dense), _parameters(pruned)),
+        parameter_bytes=(_bytes(dense), _bytes(pruned)),
+        peak_bytes=peaks,
         macs=macs,
-        warnings=tuple(_warnings(rows, macs, pruned)),
-        environment=_environment(device, used, inputs),
+        batch_size=shapes[0][0] if shapes else 1,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(),
+        warnings=warnings_for(results, macs),
     )
 
 
-def _one_latency(model: nn.Module, inputs: Any, mode: Mode, threads: int, repeats: int, warmup: int) -> Latency:
-    with ExitStack() as stack:
-        try:
-            runner = make_runner(model, inputs, mode, threads, stack)
-            samples, calls = _samples([runner], _device(model), repeats, warmup)
-        except Exception as error:
-            return Latency(mode, None, failure_reason(error))
-    return Latency(mode, _timing(samples[0], calls[0]))
-
-
-def _compared(
-    dense: nn.Module, pruned: nn.Module, inputs: Any, mode: Mode, threads: int, repeats: int, warmup: int
-) -> ModeComparison:
-    with ExitStack() as stack:
-        try:
-            runners = [make_runner(model, inputs, mode, threads, stack) for model in (dense, pruned)]
-            samples, calls = _samples(runners, _device(dense), repeats, warmup)
-        except Exception as error:
-            return ModeComparison(mode, reason=failure_reason(error))
-    middle, lower, upper = (float(v) for v in np.percentile(samples[0] / samples[1], [50, 25, 75]))
-    return ModeComparison(mode, _timing(samples[0], calls[0]), _timing(samples[1], calls[1]), middle, lower, upper)
-
-
-def _samples(
-    runners: list[Runner], device: torch.device, repeats: int, warmup: int
-) -> tuple[list[np.ndarray[Any, np.dtype[np.float64]]], list[int]]:
-    """Seconds of one call, [repeats] for each runner, and how many calls every sample averages."""
-    with torch.no_grad():
-        for runner in runners:
-            for _ in range(warmup):
-                runner()
-        calls = [_calls_for(_seconds(runner, 1, device)) for runner in runners]
-        found: list[list[float]] = [[] for _ in runners]
-        for repeat in range(repeats):
-            # Forth and back, so that neither model always runs in the other's warm cache.
-            order = range(len(runners)) if repeat % 2 == 0 else reversed(range(len(runners)))
-            for index in order:
-                found[index].append(_seconds(runners[index], calls[index], device))
-    return [np.array(seconds) for seconds in found], calls
-
-
-def _calls_for(seconds: float) -> int:
-    return max(1, min(MAX_CALLS, math.ceil(MIN_SAMPLE_SECONDS / max(seconds, 1e-9))))
-
-
-def _seconds(runner: Callable[[], object], calls: int, device: torch.device) -> float:
-    synchronise(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        runner()
-    synchronise(device)
-    return (time.perf_counter() - start) / calls
-
-
-def _timing(seconds: np.ndarray[Any, np.dtype[np.float64]], calls: int) -> Timing:
-    median, lower, upper = (float(v) for v in np.percentile(1e3 * seconds, [50, 25, 75]))
-    return Timing(median, lower, upper, len(seconds), calls)
-
-
-def _footprint(model: nn.Module, inputs: Any) -> Footprint:
-    # state_dict would miss buffers that are not persistent.
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    weight_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
-    return Footprint(sum(p.numel() for p in model.parameters()), weight_bytes, peak_bytes(model, inputs))
-
-
-def _warnings(rows: Sequence[ModeComparison], macs: tuple[int, int] | None, pruned: nn.Module) -> Iterator[str]:
-    if macs is None or macs[1] > (1 - LEAST_SAVING) * macs[0]:
-        return
-    for row in rows:
-        if row.speedup is None or row.speedup_lower is None or row.dense is None or row.pruned is None:
+def warnings_for(modes: Sequence[ModeComparison], macs: tuple[int, int] | None) -> tuple[str, ...]:
+    """What must be said about the modes' times, given MACs before and after; empty if the time fell with them."""
+    said = [f"{m.mode}: not measured: {m.reason}" for m in modes if m.reason]
+    for mode in modes:
+        if max(_spread(mode.before), _spread(mode.after)) > SCATTERED:
+            said.append(f"{mode.mode}: the times scatter widely; measure again on an idle machine, with more repeats")
+        if mode.ratio is None or mode.ratio <= NOTICEABLE:
             continue
-        if row.speedup >= LEAST_SPEEDUP and row.speedup_lower > 1.0:
+        if macs is not None and macs[1] < NOTICEABLE * macs[0]:
+            fell = f"MACs fell by {100 * (1 - macs[1] / macs[0]):.0f} % and time did not"
+        elif mode.ratio > 1 / NOTICEABLE:
+            fell = "the pruned model is slower"
+        else:
             continue
-        yield (
-            f"{row.mode}: MACs fell by {100 * (1 - macs[1] / macs[0]):.0f} % and the time did not: "
-            f"{row.dense.median:.3g} ms before, {row.pruned.median:.3g} ms after (x{row.speedup:.2f}). "
-            f"{_odd_widths(pruned)}Prune with round_to=8 so that widths fit the hardware's vectors, or measure a "
-            "larger batch if the calls are too short to be bound by arithmetic."
+        said.append(
+            f"{mode.mode}: {fell} (time x {mode.ratio:.2f}). Prune again with round_to=8, so that widths fill the "
+            "hardware's vectors and tiles; measure with the batch size you deploy; small models are bound by the cost "
+            "of calls and memory traffic, not by MACs"
         )
+    return tuple(said)
 
 
-def _odd_widths(model: nn.Module) -> str:
-    widths = {name: _width(module) for name, module in model.named_modules()}
-    counted = {name: width for name, width in widths.items() if width is not None}
-    odd = {name: width for name, width in counted.items() if width % 8}
-    if not odd:
-        return ""
-    name, width = next(iter(odd.items()))
-    return f"{len(odd)} of {len(counted)} layers have a width that is no multiple of 8 ({width} in {name}). "
+def _spread(timing: Timing | None) -> float:
+    return 0.0 if timing is None else (timing.high - timing.low) / timing.median
 
 
-def _width(module: nn.Module) -> int | None:
-    width = getattr(module, "out_channels", getattr(module, "out_features", None))
-    return width if isinstance(width, int) else None
+def _check(dense: nn.Module, pruned: nn.Module, modes: Sequence[str], repeats: int, warmup: int) -> None:
+    unknown = sorted(set(modes) - set(MODES))
+    if unknown:
+        raise ConfigError(f"modes {unknown}", "unknown", f"choose from {', '.join(MODES)}")
+    if repeats < 1 or warmup < 0:
+        raise ConfigError(f"repeats={repeats}, warmup={warmup}", "outside their range", "repeats >= 1, warmup >= 0")
+    if model_device(dense) != model_device(pruned):
+        where = f"{model_device(dense)} and {model_device(pruned)}"
+        raise ConfigError("models", f"they lie on different devices: {where}", "move both to one device")
 
 
-def _check(modes: Sequence[Mode], repeats: int, warmup: int, threads: int | None) -> None:
-    unknown = [mode for mode in modes if mode not in MODES]
-    if unknown or not modes:
-        raise ConfigError(f"modes={list(modes)}", f"unknown: {unknown}", f"choose from {list(MODES)}")
-    if repeats < 1 or warmup < 0 or (threads is not None and threads < 1):
-        found = f"repeats={repeats}, warmup={warmup}, threads={threads}"
-        raise ConfigError("measure", found, "repeats and threads of at least 1, warmup of at least 0")
+def _compare_mode(
+    mode: str, dense: nn.Module, pruned: nn.Module, inputs: Any, repeats: int, warmup: int
+) -> ModeComparison:
+    device = model_device(dense)
+    runners = {"eager": _eager, "compiled": _compiled, "onnx": _onnx}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            before = runners[mode](dense, inputs, Path(folder) / "before.onnx", mode == "compiled")
+            after = runners[mode](pruned, inputs, Path(folder) / "after.onnx", False)
+            samples = interleaved(before, after, repeats, warmup, _waiter(device))
+        except Exception as error:
+            return ModeComparison(mode, None, None, _reason(error))
+        finally:
+            if mode == "compiled":
+                torch.compiler.reset()
+    return ModeComparison(mode, _timing(samples[0]), _timing(samples[1]))
 
 
-@contextmanager
-def _threads(count: int | None) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield count or before
-    finally:
-        torch.set_num_threads(before)
+def _reason(error: Exception) -> str:
+    if isinstance(error, PruneError):
+        return f"{error.what}; {error.fix}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+def interleaved(
+    before: Run, after: Run, repeats: int, warmup: int, wait: Run, clock: Callable[[], float] = time.perf_counter
+) -> tuple[list[float], list[float]]:
+    """Milliseconds per pass of both, `repeats` samples each, taken in turns whose order alternates.
+
+    Args:
+        before: one pass of the dense model.
+        after: one pass of the pruned one.
+        repeats: samples per model.
+        warmup: untimed passes of each.
+        wait: returns when the device is idle.
+        clock: seconds.
+    """
+    for run in (before, after):
+        for _ in range(warmup):
+            run()
+    runs = (before, after)
+    counts = [_passes(run, wait, clock) for run in runs]
+    samples: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats):
+        for which in (0, 1) if repeat % 2 == 0 else (1, 0):
+            samples[which].append(1e3 * _timed(runs[which], counts[which], wait, clock) / counts[which])
+    return samples
 
 
-def _environment(device: torch.device, threads: int, inputs: Any) -> dict[str, str | int]:
+def _passes(run: Run, wait: Run, clock: Callable[[], float]) -> int:
+    """How many passes make a sample long enough for the clock."""
+    once = max(_timed(run, 1, wait, clock), 1e-7)
+    return max(1, min(1000, round(SHORTEST_SAMPLE / once)))
+
+
+def _timed(run: Run, passes: int, wait: Run, clock: Callable[[], float]) -> float:
+    wait()
+    start = clock()
+    for _ in range(passes):
+        run()
+    wait()
+    return clock() - start
+
+
+def _timing(samples: Sequence[float]) -> Timing:
+    low, median, high = np.percentile(samples, [25, 50, 75]).tolist()
+    return Timing(median, low, high)
+
+
+def _waiter(device: torch.device) -> Run:
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+
+
+def _eager(model: nn.Module, inputs: Any, _: Path, __: bool) -> Run:
     args, kwargs = as_arguments(inputs)
-    batch = next((t.shape[0] for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()), 1)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": f"{device.type}: {name}",
-        "threads": threads,
-        "cpus": os.cpu_count() or 1,
-        "batch": batch,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+    return lambda: model(*args, **kwargs)
+
+
+def _compiled(model: nn.Module, inputs: Any, _: Path, first: bool) -> Run:
+    if first:
+        # Many models of one class in a process would reach the recompilation limit and silently run uncompiled.
+        torch.compiler.reset()
+    args, kwargs = as_arguments(inputs)
+    compiled = torch.compile(model, dynamic=False)
+    compiled(*args, **kwargs)
+    return lambda: compiled(*args, **kwargs)
+
+
+def _onnx(model: nn.Module, inputs: Any, path: Path, _: bool) -> Run:
+    export_onnx(model, inputs, path)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    args, kwargs = as_arguments(inputs)
+    values = [t.detach().cpu().numpy() for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    feed = {spec.name: value for spec, value in zip(session.get_inputs(), values, strict=True)}
+    return lambda: session.run(None, feed)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
