@@ -1,0 +1,306 @@
+"""Tiny randomly initialised networks, each named by the trap it sets, with what must hold for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo_nets import (
+    Attention,
+    Autoencoder,
+    BasicBlock,
+    Branch,
+    C2f,
+    ConstantBuffer,
+    ConvNeXtBlock,
+    ConvSE,
+    DenseLayer,
+    FunctionalBlock,
+    FunctionalConv,
+    Gated,
+    HardCodedView,
+    Inverted,
+    LinearSE,
+    Net,
+    PreActBlock,
+    Recurrent,
+    ResNeXtBlock,
+    ShuffleUnit,
+    Tied,
+    TwoInputs,
+    UNet,
+    cbr,
+    head,
+    seq,
+)  # fmt: skip
+
+Inputs = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class Animal:
+    """A network and the facts about it.
+
+    Attributes:
+        factory: makes the network (random weights).
+        inputs: batch size -> example inputs, always the same ones.
+        prunable: groups that must be prunable (empty: none need be).
+        locked: group -> fragment of the reason why it must not be pruned ("" = any).
+        units: number of prunable units, where it is obvious.
+        rewritten: whether its code holds sizes that only the rewritten graph can change; None = either will do.
+        refused: the tracer must refuse it.
+    """
+
+    factory: Callable[[], nn.Module]
+    inputs: Inputs
+    prunable: tuple[str, ...] = ()
+    locked: tuple[tuple[str, str], ...] = ()
+    units: int | None = None
+    rewritten: bool | None = False
+    refused: bool = False
+
+    def make(self, seed: int = 0) -> nn.Module:
+        """The network in eval mode; batch norms, biases and affine parameters far from their neutral values."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return untidy(self.factory()).eval()
+
+
+def untidy(model: nn.Module) -> nn.Module:
+    """Random biases, scales and running statistics, so that zero before a norm differs from zero after it."""
+    with torch.no_grad():
+        for module in model.modules():
+            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                if name == "running_var" or (name == "weight" and tensor.dim() == 1):
+                    tensor.copy_(0.5 + torch.rand_like(tensor))
+                elif name in ("bias", "running_mean"):
+                    tensor.copy_(0.5 * torch.randn_like(tensor))
+    return model
+
+
+def noise(*shape: int) -> Inputs:
+    return lambda batch: torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch))
+
+
+def image(size: int = 8) -> Inputs:
+    return noise(3, size, size)
+
+
+def integers(high: int, length: int) -> Inputs:
+    return lambda batch: torch.randint(0, high, (batch, length), generator=torch.Generator().manual_seed(batch))
+
+
+def pair(batch: int) -> tuple[Tensor, Tensor]:
+    return image()(batch), noise(6)(batch)
+
+
+def named(batch: int) -> dict[str, Tensor]:
+    return dict(zip(("image", "scale"), pair(batch), strict=True))
+
+
+def residual(option: str) -> nn.Module:
+    return seq(cbr(3, 8), BasicBlock(8, 8, 1, option), BasicBlock(8, 16, 2, option), head(16))
+
+
+def wide_resnet() -> nn.Module:
+    blocks = (PreActBlock(8, 16, 1), PreActBlock(16, 16, 1), PreActBlock(16, 24, 2))
+    return seq(nn.Conv2d(3, 8, 3, padding=1), *blocks, nn.BatchNorm2d(24), nn.ReLU(), head(24))
+
+
+def conv1d_net() -> nn.Module:
+    body = (nn.Conv1d(4, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 10, 3, stride=2), nn.ReLU())
+    return seq(*body, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(10, 3))
+
+
+def conv3d_net() -> nn.Module:
+    body = (nn.Conv3d(2, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(8, 6, 1), nn.ReLU())
+    return seq(*body, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 3))
+
+
+def weight_norm_net() -> nn.Module:
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 10, 3, padding=1))
+    return Net(lambda m, x: m.head(F.relu(m.conv(m.stem(x)))), stem=seq(cbr(3, 6), cbr(6, 8)), conv=conv, head=head(10))
+
+
+def shared_twice(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    for _ in range(3):
+        x = F.relu(m.conv(x))
+    return m.head(x)
+
+
+def spatial_attention(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    gate = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+    return m.head(m.mid(x * torch.sigmoid(m.conv(gate))))
+
+
+def inplace(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    y = m.mid(x)
+    y += x
+    return m.head(F.relu_(y))
+
+
+def mixed_activations() -> nn.Module:
+    layers = (cbr(3, 8, act=nn.SiLU()), cbr(8, 10, act=nn.Hardswish()), cbr(10, 8, act=nn.GELU()))
+    return seq(*layers, cbr(8, 6, act=nn.LeakyReLU(0.1)), cbr(6, 8, act=nn.Softplus()), head(8))
+
+
+ZOO: dict[str, Animal] = {
+    "plain_cnn": Animal(
+        lambda: seq(cbr(3, 8), nn.MaxPool2d(2), cbr(8, 12), head(12)),
+        image(), ("0.0", "2.0"), (("3.2", "output"),), 20,
+    ),
+    "conv_bias_no_norm": Animal(
+        lambda: seq(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Sigmoid(), head(6)),
+        image(), ("0", "2"), (), 14
+    ),
+    "mlp": Animal(
+        lambda: seq(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 4)),
+        noise(6), ("0", "2"), (("5", "output"),), 28,
+    ),
+    "mlp_on_sequences": Animal(
+        lambda: seq(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)),
+        noise(7, 6), ("0", "2"), (), 28,
+    ),
+    "flatten_to_linear": Animal(
+        lambda: seq(cbr(3, 8), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10), nn.ReLU(), nn.Linear(10, 4)),
+        image(), ("0.0", "3"), (), 18,
+    ),
+    "hard_coded_view": Animal(HardCodedView, image(), ("conv.0", "fc1"), (), 18, rewritten=True),
+    "residual_option_a": Animal(
+        lambda: residual("a"), image(), ("0.0", "1.conv1", "2.conv1", "2.conv2"), (), 40, rewritten=True
+    ),
+    "residual_option_b": Animal(
+        lambda: residual("b"), image(), ("0.0", "1.conv1", "2.conv1", "2.conv2"), (("3.2", "output"),), 48
+    ),
+    "preact_wide_resnet": Animal(wide_resnet, image(), ("0", "1.conv1", "2.conv1", "3.conv1"), (), 8 + 16 * 3 + 24 * 2),
+    "dense_concat": Animal(
+        lambda: seq(cbr(3, 8), *(DenseLayer(8 + 4 * i, 4) for i in range(3)), nn.BatchNorm2d(20), nn.ReLU(), head(20)),
+        image(), ("0.0", "1.conv", "2.conv", "3.conv"), (), 20,
+    ),
+    "mobilenet_v2": Animal(
+        lambda: seq(cbr(3, 8), Inverted(8, 24, 8), Inverted(8, 16, 12), head(12)),
+        image(), ("0.0", "1.expand.0", "2.expand.0", "2.project.0"), (), 60,
+    ),
+    "resnext": Animal(
+        lambda: seq(cbr(3, 8), ResNeXtBlock(8, 16, 4), head(8)), image(), ("0.0", "1.conv1.0", "1.conv2.0"), (), 40
+    ),
+    "grouped_after_grouped": Animal(
+        lambda: seq(cbr(3, 16), cbr(16, 16, groups=2), cbr(16, 24, groups=4), head(24)), image(), ("2.0",), (), None
+    ),
+    "depthwise_multiplier": Animal(
+        lambda: seq(cbr(3, 8), nn.Conv2d(8, 16, 3, groups=8), nn.BatchNorm2d(16), nn.ReLU(), head(16)),
+        image(), ("0.0",), (), 8,
+    ),
+    "squeeze_excite_conv": Animal(
+        lambda: seq(cbr(3, 8), ConvSE(8, 4), cbr(8, 10), head(10)), image(), ("0.0", "1.fc1", "2.0"), (), 22
+    ),
+    "squeeze_excite_linear": Animal(
+        lambda: seq(cbr(3, 8), LinearSE(8, 4), cbr(8, 10), head(10)), image(), ("0.0", "1.fc1", "2.0"), (), 22
+    ),
+    "group_norm": Animal(
+        lambda: seq(nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), cbr(16, 8), head(8)),
+        image(), ("3.0",), (("0", "statistics"),), 8,
+    ),
+    "instance_norm": Animal(
+        lambda: seq(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), cbr(8, 6), head(6)),
+        image(), ("0", "3.0"), (), 14,
+    ),
+    "layer_norm_channels": Animal(
+        lambda: seq(cbr(3, 8), ConvNeXtBlock(8), head(8)), image(), ("1.fc1",), (("0.0", "statistics"),), 32
+    ),
+    "conv_transpose_unet": Animal(
+        UNet, image(), ("down1.0", "down2.0", "middle.0", "up2", "dec2.0", "dec1.0"), (("out", "output"),), 66
+    ),
+    "shared_conv": Animal(
+        lambda: Net(shared_twice, stem=cbr(3, 8), conv=nn.Conv2d(8, 8, 3, padding=1), head=head(8)),
+        image(), ("stem.0",), (), 8,
+    ),
+    "tied_linear": Animal(Tied, noise(6), ("first",), (), 12),
+    "tied_transposed": Animal(Autoencoder, noise(6), (), (), None, rewritten=None),
+    "channel_shuffle": Animal(
+        lambda: seq(cbr(3, 8), ShuffleUnit(8), ShuffleUnit(8), cbr(8, 6), head(6)), image(), ("3.0",), (), None
+    ),
+    "c2f_chunk": Animal(lambda: seq(cbr(3, 8), C2f(8, 4, False), head(8)), image(), ("0.0", "1.cv1.0"), (), None),
+    "split_by_size": Animal(
+        lambda: seq(cbr(3, 8), C2f(8, 4, True), head(8)),
+        image(), ("0.0", "1.cv1.0", "1.cv2.0"), (), None, rewritten=True
+    ),
+    "glu": Animal(
+        lambda: seq(cbr(3, 8), nn.Conv2d(8, 16, 1), nn.GLU(1), nn.Conv2d(8, 6, 1), nn.ReLU(), head(6)),
+        image(), ("0.0", "1", "3"), (), 22,
+    ),
+    "pixel_shuffle": Animal(
+        lambda: seq(cbr(3, 8), nn.Conv2d(8, 16, 3, padding=1), nn.PixelShuffle(2), cbr(4, 6), head(6)),
+        image(), ("0.0", "1", "3.0"), (), 18,
+    ),
+    "pixel_unshuffle": Animal(
+        lambda: seq(cbr(3, 4), nn.PixelUnshuffle(2), cbr(16, 6), head(6)), image(), ("0.0", "2.0"), (), 10
+    ),
+    "prelu": Animal(
+        lambda: seq(nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Conv2d(8, 6, 3), nn.PReLU(), head(6)),
+        image(), ("0", "2"), (), 14
+    ),
+    "conv1d": Animal(conv1d_net, noise(4, 20), ("0", "4"), (), 18),
+    "conv3d": Animal(conv3d_net, noise(2, 4, 4, 4), ("0", "4"), (), 14),
+    "functional_conv": Animal(FunctionalConv, image(), (), (("stem.0", "functional"),), None),
+    "functional_conv_in_a_block": Animal(FunctionalBlock, image(), ("pre.0",), (("inner.stem.0", "functional"),), None),
+    "concat_with_input": Animal(
+        lambda: Net(lambda m, x: m.head(m.mid(torch.cat([x, m.stem(x)], 1))),
+                    stem=cbr(3, 8), mid=cbr(11, 6), head=head(6)),
+        image(), ("stem.0", "mid.0"), (), 14,
+    ),
+    "mean_over_channels": Animal(
+        lambda: Net(spatial_attention, stem=cbr(3, 8), conv=nn.Conv2d(2, 1, 3, padding=1), mid=cbr(8, 6), head=head(6)),
+        image(), ("mid.0",), (("stem.0", "over the units"),), 6,
+    ),
+    "softmax_over_channels": Animal(
+        lambda: Net(lambda m, x: m.head(m.mid(m.stem(x).softmax(1))), stem=cbr(3, 8), mid=cbr(8, 6), head=head(6)),
+        image(), ("mid.0",), (("stem.0", "softmax"),), 6,
+    ),
+    "add_constant_buffer": Animal(lambda: ConstantBuffer(False), image(), ("stem.0", "mid.0"), (), 18),
+    "add_constant_inline": Animal(lambda: ConstantBuffer(True), image(), ("mid.0",), (("stem.0", "fixed size"),), 10),
+    "inplace_relu": Animal(
+        lambda: Net(inplace, stem=cbr(3, 8, act=nn.ReLU(inplace=True)), mid=cbr(8, 8)[:2], head=head(8)),
+        image(), ("stem.0",), (), 8,
+    ),
+    "dropout": Animal(
+        lambda: seq(cbr(3, 8), nn.Dropout2d(0.5), cbr(8, 6), head(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)),
+        image(), ("0.0", "2.0", "3.2"), (), 22,
+    ),
+    "two_inputs": Animal(TwoInputs, pair, ("image.0", "vector"), (), 16),
+    "keyword_inputs": Animal(Gated, named, ("image.0",), (), 8),
+    "two_outputs": Animal(
+        lambda: Net(lambda m, x: (m.a(m.stem(x)), m.b(m.stem(x))), stem=cbr(3, 8), a=head(8), b=nn.Conv2d(8, 2, 1)),
+        image(), ("stem.0",), (("a.2", "output"), ("b", "output")), 8,
+    ),
+    "dict_output": Animal(
+        lambda: Net(lambda m, x: {"features": m.stem(x), "logits": m.head(m.mid(m.stem(x)))},
+                    stem=cbr(3, 8), mid=cbr(8, 6), head=head(6)),
+        image(), ("mid.0",), (("stem.0", "output"),), 6,
+    ),
+    "activations": Animal(mixed_activations, image(), ("0.0", "1.0", "2.0", "3.0", "4.0"), (), 40),
+    "global_mean": Animal(
+        lambda: Net(lambda m, x: m.fc(m.mid(m.stem(x)).mean((2, 3))),
+                    stem=cbr(3, 8), mid=cbr(8, 6), fc=nn.Linear(6, 3)),
+        image(), ("stem.0", "mid.0"), (), 14,
+    ),
+    "embedding_mlp": Animal(
+        lambda: Net(lambda m, x: m.out(F.relu(m.fc(m.table(x).mean(1)))),
+                    table=nn.Embedding(10, 8), fc=nn.Linear(8, 12), out=nn.Linear(12, 3)),
+        integers(10, 5), ("fc",), (), None,
+    ),
+    "data_dependent_branch": Animal(Branch, noise(6), refused=True),
+    "attention_module": Animal(lambda: Attention(False), noise(5, 6), ("fc1",), (("embed", ""),), 16),
+    "attention_by_hand": Animal(lambda: Attention(True), noise(5, 6), ("fc1",), (("embed", ""),), 16, rewritten=None),
+    "lstm": Animal(lambda: Recurrent(nn.LSTM), noise(5, 6), ("fc",), (("embed", "lstm"),), 12),
+    "gru": Animal(lambda: Recurrent(nn.GRU), noise(5, 6), ("fc",), (("embed", "gru"),), 12),
+    "weight_norm": Animal(weight_norm_net, image(), ("stem.0.0",), (), 6),
+}  # fmt: skip
