@@ -80,7 +80,9 @@ def save_state(
         what = f"the checkpoint cannot be written: {error}"
         raise ArtifactError(str(path), what, "free the disk or choose another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # A folder that isn't one makes unlink fail, and exists() say no.
+        if temporary.exists():
+            temporary.unlink()
 
 
 def load_state(
@@ -100,8 +102,12 @@ def load_state(
     mine = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if {name: tensor.shape for name, tensor in content["model"].items()} != mine:
         raise ArtifactError(str(path), "it is of another architecture", "resume with the same model")
+    try:
+        optimizer.load_state_dict(content["optimizer"])
+    except ValueError as error:
+        what = f"its optimiser trained other parameters: {error}"
+        raise ArtifactError(str(path), what, "freeze the same parameters as before") from error
     model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
     stored = dict(content["state"])
     stored["history"] = [Epoch(**e) for e in stored["history"]]
     return RecoveryState(**stored)

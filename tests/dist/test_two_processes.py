@@ -1,0 +1,112 @@
+"""Two CPU processes under torchrun do what one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from prunus.evaluate import evaluate
+from prunus.finetune import FinetuneConfig, finetune
+from prunus.parallel import accelerator
+from prunus.sources import ArrayDataset, Batches, DataSource
+
+pytestmark = pytest.mark.dist
+
+
+def make_data() -> DataSource:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(99) % 3
+    images = torch.randn(99, 1, 6, 6, generator=generator) + (labels - 1).view(-1, 1, 1, 1)
+    part = ArrayDataset(images, labels)
+    parts = [part.subset(torch.arange(n * 33, (n + 1) * 33)) for n in range(3)]
+    return DataSource("toy", *parts, num_classes=3)
+
+
+def make_model(norm: bool) -> nn.Module:
+    torch.manual_seed(0)
+    middle = [nn.BatchNorm2d(4)] if norm else []
+    return nn.Sequential(nn.Conv2d(1, 4, 3), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
+
+CONFIG = FinetuneConfig(epochs=3, batch_size=8, lr=0.05, precision="fp32")
+
+
+def report() -> dict[str, Any]:
+    """What one rank sees."""
+    data, found = make_data(), {}
+    for norm in (False, True):
+        model = make_model(norm)
+        started = evaluate(model, data.test, batch_size=10)
+        result = finetune(model, data, CONFIG, progress=False)
+        again = finetune(make_model(norm), data, CONFIG, progress=False)
+        found[f"norm={norm}"] = {
+            "start": [started.accuracy, started.loss, started.num_examples],
+            "accuracy": result.validation.accuracy,
+            "loss": result.validation.loss,
+            "weights": {k: v.tolist() for k, v in model.state_dict().items()},
+            "repeats": all(torch.equal(v, again.model.state_dict()[k]) for k, v in model.state_dict().items()),
+            "best": result.best_epoch,
+            "processes": result.processes,
+        }
+    with accelerator() as processes:
+        rank, world = processes.process_index, processes.num_processes
+    batches = Batches(data.train, 8, shuffle=True, rank=rank, world=world)
+    return {**found, "labels": [y.tolist() for _, y in batches], "images": [x.sum().item() for x, _ in batches]}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(folder)], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    return report()
+
+
+def test_both_ranks_take_part(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    assert [r["norm=True"]["processes"] for r in ranks] == [2, 2]
+    assert len(ranks[0]["labels"]) == len(ranks[1]["labels"]) == len(alone["labels"]) - 1
+    seen = [label for r in ranks for labels in r["labels"] for label in labels]
+    assert sorted(seen) == sorted(label for labels in alone["labels"] for label in labels)
+    assert sum(sum(r["images"]) for r in ranks) == pytest.approx(sum(alone["images"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("case", ["norm=False", "norm=True"])
+def test_all_ranks_end_with_the_same_weights(ranks: list[dict[str, Any]], case: str) -> None:
+    assert ranks[0][case] == ranks[1][case]
+    assert ranks[0][case]["repeats"]
+
+
+@pytest.mark.parametrize("case", ["norm=False", "norm=True"])
+def test_evaluation_equals_one_process(ranks: list[dict[str, Any]], alone: dict[str, Any], case: str) -> None:
+    assert ranks[0][case]["start"] == pytest.approx(alone[case]["start"], rel=1e-6)
+    assert ranks[0][case]["start"][2] == 33
+
+
+def test_without_batch_norm_training_equals_one_process(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    one, two = alone["norm=False"], ranks[0]["norm=False"]
+    assert two["best"] == one["best"]
+    for name, values in one["weights"].items():
+        torch.testing.assert_close(torch.tensor(two["weights"][name]), torch.tensor(values), rtol=1e-4, atol=1e-5)
+
+
+if __name__ == "__main__":
+    answer = report()
+    Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(answer))
+    torch.distributed.destroy_process_group()
