@@ -224,7 +224,7 @@ ZOO: dict[str, Animal] = {
         image(), ("stem.0",), (), 8,
     ),
     "tied_linear": Animal(Tied, noise(6), ("first",), (), 12),
-    "tied_transposed": Animal(Autoencoder, noise(6), (), (), None, rewritten=None),
+    "tied_transposed": Animal(Autoencoder, noise(6), (), (("encoder", ""),), 0),
     "channel_shuffle": Animal(
         lambda: seq(cbr(3, 8), ShuffleUnit(8), ShuffleUnit(8), cbr(8, 6), head(6)), image(), ("3.0",), (), None
     ),
