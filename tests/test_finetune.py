@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,6 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
-from prunus import finetune as finetune_module
 from prunus.batchnorm import reestimate_batch_norm
 from prunus.demo import lenet5, train_dense
 from prunus.errors import ArtifactError, ConfigError, DataError
@@ -23,6 +23,9 @@ from prunus.evaluate import evaluate
 from prunus.finetune import FinetuneConfig, distillation_loss, finetune, learning_rate_factor, make_optimizer
 from prunus.rewrite import as_module
 from prunus.sources import ArrayDataset, DataSource
+
+# The package may give the name of the module to its function.
+finetune_module = importlib.import_module("prunus.finetune")
 
 
 def toy_data(count: int = 96, seed: int = 0) -> DataSource:
@@ -274,11 +277,29 @@ def test_the_teacher_teaches_and_stays_as_it_was() -> None:
         finetune(teacher, toy_data(), config(), teacher=teacher)
 
 
+class Viewing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv(x).view(x.size(0), -1))
+
+
+def test_channels_last_only_where_the_code_allows_it() -> None:
+    data, device = toy_data(), torch.device("cpu")
+    assert finetune_module._runs_channels_last(toy_model(), data, device)
+    assert not finetune_module._runs_channels_last(Viewing(), data, device)
+    captured = as_graph(toy_model(), data.example_inputs)
+    assert not finetune_module._runs_channels_last(captured, data, device)
+
+
 @pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"channels_last": True}, {"clip_grad_norm": 0.1}])
 def test_options_run_and_leave_plain_weights(changes: dict[str, Any]) -> None:
-    model = toy_model()
-    result = finetune(model, toy_data(), config(label_smoothing=0.1, **changes), progress=False)
-    assert all(p.dtype == torch.float32 and p.is_contiguous() for p in model.parameters())
+    model, teacher = toy_model(), toy_model(4)
+    result = finetune(model, toy_data(), config(label_smoothing=0.1, **changes), teacher=teacher, progress=False)
+    both = [*model.parameters(), *teacher.parameters()]
+    assert all(p.dtype == torch.float32 and p.is_contiguous() for p in both)
     assert result.precision == changes.get("precision", "fp32")
     assert result.channels_last == changes.get("channels_last", False)
 

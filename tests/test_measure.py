@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from prunus import measure
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.livememory import LiveBytes, peak_memory
 from prunus.measure import ModeComparison, Timing, compare, interleaved, warnings_for
+
+# The package may give the name of the module to its function.
+measure = importlib.import_module("prunus.measure")
 
 
 def net(width: int) -> nn.Sequential:

@@ -25,7 +25,15 @@ from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.errors import ConfigError, DataError
 from prunus.evaluate import Evaluation, evaluate
 from prunus.finetuneconfig import FinetuneConfig
-from prunus.parallel import accelerator, average_over_ranks_, model_device, prepared, running_statistics, unprepare_
+from prunus.parallel import (
+    accelerator,
+    average_over_ranks_,
+    model_device,
+    prepared,
+    running_statistics,
+    training_device,
+    unprepare_,
+)
 from prunus.precision import Precision, autocast, bf16_helps
 from prunus.progress import Bar, progress_bar
 from prunus.recovery_state import Epoch, RecoveryState, load_state, save_state
@@ -160,11 +168,12 @@ def _placed(
 ) -> Iterator[bool]:
     """Models on the training device and in the fastest layout within, and back where they were afterwards."""
     homes = [(m, model_device(m)) for m in (model, teacher) if m is not None]
-    layouts = [(p, p.is_contiguous()) for p in model.parameters()]
+    layouts = [(p, p.is_contiguous()) for m, _ in homes for p in m.parameters()]
     modes = {} if teacher is None else {m: m.training for m in teacher.modules()}
+    device = training_device(processes)
     for module, _ in homes:
-        module.to(processes.device)
-    channels_last = _wants_channels_last(model, data, config, processes.device)
+        module.to(device)
+    channels_last = _wants_channels_last(model, data, config, device)
     if channels_last:
         for module, _ in homes:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -219,7 +228,7 @@ class _Recovery:
     ) -> None:
         self.model, self.data, self.config, self.processes = model, data, config, processes
         self.checkpoint = checkpoint
-        self.device = processes.device
+        self.device = training_device(processes)
         self.teacher = teacher.eval() if teacher is not None and config.distillation else None
         wanted = config.precision == "bf16" or (config.precision == "auto" and bf16_helps(self.device.type))
         self.precision: Precision = "bf16" if wanted else "fp32"
@@ -261,7 +270,7 @@ class _Recovery:
 
     def _start(self, resume: bool) -> RecoveryState:
         if resume and self.checkpoint is not None and self.checkpoint.is_file():
-            return load_state(self.checkpoint, self.model, self.optimizer, self.config, self.device)
+            return load_state(self.checkpoint, self.model, self.optimizer, self.config)
         first = self._evaluate()
         state = RecoveryState(0, 0, 0, {}, vars(first).copy(), [])
         state.best_model = _copied(self.model)

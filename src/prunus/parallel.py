@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -63,8 +64,17 @@ def model_device(model: nn.Module) -> torch.device:
 
 def prepared(model: nn.Module, processes: Accelerator) -> nn.Module:
     """The model as accelerate trains it: on the device, its gradients averaged over the processes."""
-    wrapped: nn.Module = processes.prepare_model(model)
+    with warnings.catch_warnings():
+        # Its successor is younger than the oldest PyTorch that we run on.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        wrapped: nn.Module = processes.prepare_model(model)
     return wrapped
+
+
+def training_device(processes: Accelerator) -> torch.device:
+    """Where this process trains."""
+    # Accelerate numbers CPUs by rank, which tensors and checkpoints don't understand.
+    return torch.device("cpu") if processes.device.type == "cpu" else processes.device
 
 
 def unprepare_(model: nn.Module, wrapped: nn.Module, processes: Accelerator) -> None:

@@ -85,16 +85,14 @@ def save_state(
             temporary.unlink()
 
 
-def load_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: FinetuneConfig, device: torch.device
-) -> RecoveryState:
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: FinetuneConfig) -> RecoveryState:
     """Read a checkpoint into the model and the optimiser; nothing is loaded unless all of it fits.
 
     Raises:
         ArtifactError: damaged, or of another architecture.
         ConfigError: written under other settings.
     """
-    content = _read(path, device)
+    content = _read(path)
     if content["config"] != asdict(config):
         changed = sorted(k for k, v in asdict(config).items() if content["config"].get(k, None) != v)
         what = f"it was written with other settings ({', '.join(changed) or 'unknown ones'})"
@@ -113,9 +111,9 @@ def load_state(
     return RecoveryState(**stored)
 
 
-def _read(path: Path, device: torch.device) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         what = f"truncated or damaged: {type(error).__name__}"
         raise ArtifactError(str(path), what, "remove it and start again") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from prunus.errors import DataError
 from prunus.evaluate import evaluate
 from prunus.finetune import FinetuneConfig, finetune
 from prunus.parallel import accelerator
@@ -39,7 +43,27 @@ def make_model(norm: bool) -> nn.Module:
 CONFIG = FinetuneConfig(epochs=3, batch_size=8, lr=0.05, precision="fp32")
 
 
-def report() -> dict[str, Any]:
+def resumed(checkpoint: Path, data: DataSource) -> dict[str, Any]:
+    """Rank 1 alone meets a NaN; then all resume from the file that rank 0 wrote."""
+    steps = 0
+
+    def loss(outputs: torch.Tensor, labels: torch.Tensor, **extra: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += "reduction" not in extra
+        value = F.cross_entropy(outputs, labels, **extra)
+        return value * (math.nan if steps == 6 and os.environ["RANK"] == "1" else 1.0)
+
+    model, refused = make_model(True), ""
+    try:
+        finetune(model, dataclasses.replace(data, loss_fn=loss), CONFIG, progress=False, checkpoint=checkpoint)
+    except DataError as error:
+        refused = error.where
+    fresh = make_model(True)
+    finetune(fresh, data, CONFIG, progress=False, checkpoint=checkpoint, resume=True)
+    return {"refused": refused, "weights": {k: v.tolist() for k, v in fresh.state_dict().items()}}
+
+
+def report(folder: Path | None = None) -> dict[str, Any]:
     """What one rank sees."""
     data, found = make_data(), {}
     for norm in (False, True):
@@ -56,6 +80,8 @@ def report() -> dict[str, Any]:
             "best": result.best_epoch,
             "processes": result.processes,
         }
+    if folder is not None:
+        found["resumed"] = resumed(folder / "run.pt", data)
     with accelerator() as processes:
         rank, world = processes.process_index, processes.num_processes
     batches = Batches(data.train, 8, shuffle=True, rank=rank, world=world)
@@ -93,6 +119,12 @@ def test_all_ranks_end_with_the_same_weights(ranks: list[dict[str, Any]], case: 
     assert ranks[0][case]["repeats"]
 
 
+def test_all_ranks_refuse_what_one_meets_and_resume(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["resumed"]["refused"] == "fine-tuning, epoch 2, step 2"
+        assert rank["resumed"]["weights"] == rank["norm=True"]["weights"]
+
+
 @pytest.mark.parametrize("case", ["norm=False", "norm=True"])
 def test_evaluation_equals_one_process(ranks: list[dict[str, Any]], alone: dict[str, Any], case: str) -> None:
     assert ranks[0][case]["start"] == pytest.approx(alone[case]["start"], rel=1e-6)
@@ -107,6 +139,6 @@ def test_without_batch_norm_training_equals_one_process(ranks: list[dict[str, An
 
 
 if __name__ == "__main__":
-    answer = report()
+    answer = report(Path(sys.argv[1]))
     Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(answer))
     torch.distributed.destroy_process_group()
