@@ -78,7 +78,7 @@ class Frozen:
         shape = self.outputs[writer][0].shape
         dim = 1 if len(shape) > 2 else len(shape) - 1
         total: dict[str, Tensor] = {}
-        for size in (4.0, -4.0, 0.5, -0.5):
+        for size in (4.0, -4.0):
             delta = torch.zeros(shape)
             delta.select(dim, channel).copy_(size * (1 + torch.rand(delta.select(dim, channel).shape)))
             for name, seen in self._run(writer, {0: delta}).items():
@@ -91,6 +91,9 @@ class Frozen:
 def test_moves_what_is_coupled_and_nothing_else(name: str) -> None:
     torch.manual_seed(0)
     model, inputs = ZOO[name].make(), ZOO[name].inputs(2)
+    for module in model.modules():  # else an unlucky channel is below zero wherever it is moved
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.constant_(module.bias, 0.5)
     graph = prunus.trace(model, inputs)
     names = contracting(model, graph)
     frozen, written = Frozen(model, names, inputs), writers(graph, names)
