@@ -93,7 +93,8 @@ def test_moves_what_is_coupled_and_nothing_else(name: str) -> None:
     model, inputs = ZOO[name].make(), ZOO[name].inputs(2)
     for module in model.modules():  # else an unlucky channel is below zero wherever it is moved
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.constant_(module.bias, 0.5)
+            module.reset_parameters()
+            nn.init.ones_(module.bias)
     graph = prunus.trace(model, inputs)
     names = contracting(model, graph)
     frozen, written = Frozen(model, names, inputs), writers(graph, names)
