@@ -1,0 +1,113 @@
+"""What holds for every method in the registry, whatever it is: the next one is tested by being registered."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import prunus
+from prunus.fit import Scores, fit
+from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, WeightCriterion
+from prunus.methods.registry import METHODS, resolve
+from zoo import ZOO
+
+SUBJECTS = ["plain_cnn", "residual_option_b", "mobilenet_v2"]
+
+
+def batches(name: str) -> list[tuple[Tensor, Tensor]]:
+    x = ZOO[name].inputs(8)
+    return [(x[:4], torch.arange(4) % 3), (x[4:], torch.arange(4) % 2)]
+
+
+def scored(method: Method, name: str, seed: int = 0) -> Scores:
+    model = ZOO[name].make()
+    groups = prunus.trace(model, ZOO[name].inputs(2)).groups()
+    return fit(model, groups, method, batches(name), F.cross_entropy, num_data=8, seed=seed, precision="fp32")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_is_its_own_configuration(name: str) -> None:
+    method = resolve(name)
+    assert is_dataclass(method)
+    assert method.name == name
+    assert method == replace(method)  # type: ignore[type-var]
+    assert isinstance(method, WeightCriterion | GradientCriterion | PosteriorMethod)
+    for field in fields(method):  # type: ignore[arg-type]
+        with pytest.raises(FrozenInstanceError):
+            setattr(method, field.name, None)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_are_one_finite_number_per_unit(name: str, subject: str) -> None:
+    model = ZOO[subject].make()
+    groups = prunus.trace(model, ZOO[subject].inputs(2)).groups()
+    scores = scored(resolve(name), subject)
+    assert scores.method == name
+    assert list(scores.values) == [g.name for g in groups]
+    for group in groups:
+        value = scores.values[group.name]
+        assert value.shape == (group.units,)
+        assert value.dtype == torch.float32
+        assert not value.requires_grad
+        assert value.device.type == "cpu"
+        assert bool(torch.isfinite(value).all())
+        assert len(set(value.tolist())) > 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_seed_decides(name: str) -> None:
+    torch.manual_seed(1)
+    one = scored(resolve(name), "plain_cnn", seed=5)
+    torch.manual_seed(2)
+    two = scored(resolve(name), "plain_cnn", seed=5)
+    assert all(torch.equal(one.values[g], two.values[g]) for g in one.values)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_leaves_model_and_random_state_as_they_were(name: str) -> None:
+    model = ZOO["plain_cnn"].make().train()
+    model[0].eval()  # type: ignore[operator]
+    frozen = next(iter(model.parameters()))
+    frozen.requires_grad_(False)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    flags = [m.training for m in model.modules()]
+    needs = [p.requires_grad for p in model.parameters()]
+    random = torch.random.get_rng_state()
+    groups = prunus.trace(model, ZOO["plain_cnn"].inputs(2)).groups()
+    fit(model, groups, resolve(name), batches("plain_cnn"), F.cross_entropy, num_data=8, precision="fp32")
+
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    assert flags == [m.training for m in model.modules()]
+    assert needs == [p.requires_grad for p in model.parameters()]
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert torch.equal(random, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if issubclass(m, PosteriorMethod)])
+def test_posteriors_answer_for_every_group(name: str) -> None:
+    scores = scored(resolve(name), "plain_cnn")
+    assert set(scores.posteriors) == set(scores.values)
+    for group, posterior in scores.posteriors.items():
+        units = len(scores.values[group])
+        low, high = posterior.interval()
+        assert posterior.rsample(3).shape == (3, units)
+        assert bool((low <= high).all())
+        assert posterior.complexity().ndim == 0
+        probability = posterior.keep_probability(units // 2)
+        assert float(probability.sum()) == pytest.approx(units // 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_make_a_plan_that_can_be_proven(name: str) -> None:
+    model, x = ZOO["residual_option_b"].make(), ZOO["residual_option_b"].inputs(2)
+    graph = prunus.trace(model, x)
+    scores = fit(model, graph.groups(), resolve(name), batches("residual_option_b"), F.cross_entropy, num_data=8)
+    kept = {n: v.topk(len(v) // 2).indices.tolist() for n, v in scores.values.items()}
+    plan = prunus.Plan.from_kept(graph, kept, method=name)
+    assert prunus.apply_(model, plan, x) is model

@@ -1,0 +1,117 @@
+"""The order of the design, read from the source: imports go down the list only, and files stay small."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import prunus
+
+ROOT = Path(prunus.__file__).parent
+LAYERS = [
+    ["errors"],
+    ["precision", "progress"],
+    ["graph"],
+    ["cost", "plan", "posterior", "quantize", "masks", "parallel", "datafiles", "datasets", "sources"],
+    ["gate", "budget", "surgery", "rewrite"],
+    ["methods", "sparse"],
+    [
+        "fit",
+        "finetuneconfig",
+        "recovery_state",
+        "finetune",
+        "batchnorm",
+        "evaluate",
+        "verify",
+        "apply",
+        "livememory",
+        "measure",
+    ],
+    ["checkpoint", "export", "report"],
+    ["pipeline", "compress", "demo", "runners"],
+    ["cli"],
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+FILES = sorted(p for p in ROOT.rglob("*.py"))
+MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES}
+
+
+def part(module: str) -> str:
+    return module.split(".")[0]
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """Modules of the package that a module imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            base = node.module or ""
+            names = [f"{base}.{a.name}" if f"{base}.{a.name}".removeprefix("prunus.") in MODULES else base
+                     for a in node.names]  # fmt: skip
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        found |= {n.removeprefix("prunus.") for n in names if n.startswith("prunus.")}
+    return frozenset(found)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "__init__"])
+def test_imports_go_down(module: str) -> None:
+    assert part(module) in RANK, "name its layer in this test, and in the design"
+    upwards = [name for name in imported(module) if RANK[part(name)] > RANK[part(module)]]
+    assert upwards == []
+
+
+def test_there_is_no_cycle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module in done or module not in MODULES:
+            return
+        for name in sorted(imported(module)):
+            if name != module:
+                visit(name, (*path, module))
+        done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_files_are_small_and_named_for_what_they_do(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 450
+    assert path.stem not in ("utils", "helpers", "misc", "common")
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name == "__init__.py"], ids=relative)
+def test_packages_only_re_export(path: Path) -> None:
+    for node in ast.parse(path.read_text()).body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        constant = isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.List)
+        assert docstring or constant or isinstance(node, ast.Import | ast.ImportFrom), ast.dump(node)
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_every_file_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_graph_knows_no_probability_and_methods_walk_no_graph() -> None:
+    for module in MODULES:
+        names = imported(module)
+        if module.startswith("graph"):
+            assert not {n for n in names if part(n) in ("posterior", "methods", "gate", "fit")}
+        if module.startswith("methods"):
+            assert {n for n in names if part(n) == "graph"} <= {"graph.groups"}
+        if module == "surgery":
+            assert not {n for n in names if part(n) in ("posterior", "methods", "gate", "fit", "budget")}
