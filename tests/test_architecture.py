@@ -28,9 +28,8 @@ LAYERS = [
         "verify",
         "apply",
         "livememory",
-        "measure",
     ],
-    ["checkpoint", "export", "report"],
+    ["checkpoint", "export", "report", "measure"],
     ["pipeline", "compress", "demo", "runners"],
     ["cli"],
 ]
