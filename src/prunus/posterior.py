@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.special import betaincinv
+from scipy.special import betainc, betaincinv
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from prunus.errors import ConfigError
 
-Scale = Literal["none", "units", "max"]
-SCALES = ("none", "units", "max")
-FLOOR = 1e-2
-"""Smallest concentration: below it fp32 Gamma draws underflow and their gradients are noise."""
+Scale = Literal["none", "units", "max", "kept"]
+SCALES = ("none", "units", "max", "kept")
+FLOOR, CEILING = 1e-2, 1e4
+"""Range of a concentration: below it fp32 Gamma draws underflow and their gradients are noise; above it there is no
+noise left to learn from (1 % relative standard deviation)."""
 
 
 class Posterior(nn.Module, ABC):
@@ -57,7 +58,8 @@ class Posterior(nn.Module, ABC):
         if not 1 <= k <= self.units:
             raise ConfigError("keep_probability", f"k = {k} is not between 1 and {self.units}", "give a kept count")
         hits = torch.zeros(self.units)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        on = {p.device for p in self.parameters() if p.device.type == "cuda"}
+        with torch.no_grad(), torch.random.fork_rng(devices=list(on)):
             torch.manual_seed(seed)
             for start in range(0, draws, 512):
                 z = self._draw(min(512, draws - start))
@@ -89,20 +91,63 @@ def dirichlet_kl(concentration: Tensor, prior: Tensor) -> Tensor:
     )
 
 
-class DirichletPosterior(Posterior):
-    """q(s) = Dir(phi) over the simplex, phi = softplus(rho) + floor; the multipliers are s times a scale.
+class _InwardClamp(torch.autograd.Function):
+    """Clamp that keeps the gradient wherever a descent step would lead back inside.
 
-    Its K numbers rho are the only parameters. The scale is 1 (`none`, as released), K (`units`: the mean multiplier
-    is 1) or one over the largest posterior mean (`max`: the best unit's multiplier is 1; not differentiated).
+    A plain clamp, softplus or sigmoid has no gradient left at its end, so a unit that once got there could never
+    return.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.ends = (low, high)
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        low, high = ctx.ends
+        outward = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
+        return gradient.masked_fill(outward, 0.0), None, None
+
+
+class DirichletPosterior(Posterior):
+    """q(s) = Dir(phi) over the simplex, phi = exp(rho); the multipliers are s on a scale of choice.
+
+    Its K numbers rho are the only parameters; phi is kept within [0.01, 10000]. A logarithmic parameter makes a step
+    of the optimiser a *relative* change of phi, so that one pass over the data can tell units apart by orders of
+    magnitude. What multiplies the units:
+
+    - `none`: s itself, which sums to 1 (as released);
+    - `units`: K s, so that the average multiplier is 1;
+    - `max`: s over the largest posterior mean, so that the best unit's multiplier is 1 on average;
+    - `kept`: min(1, s / t), t the (1 - kept_fraction) quantile of the posterior means. The better `kept_fraction` of
+      the units are at or near 1, as they will be after pruning, and the others are attenuated and noisy, all at the
+      same time: a unit is judged in the company of the half-removed others. Nothing is ever inflated.
+
+    The divisors are not differentiated.
 
     Args:
         units: number of units K, at least 1.
-        init_concentration: phi of every unit at the start.
-        prior_concentration: alpha_0 of the symmetric prior Dir(alpha_0, ..., alpha_0).
+        init_concentration: phi of every unit at the start, in (0.01, 10000).
+        prior_concentration: alpha_0 > 0 of the symmetric prior Dir(alpha_0, ..., alpha_0).
         scale: see above.
+        kept_fraction: for `kept`, in (0, 1].
 
     Raises:
-        ConfigError: concentrations that are not positive, or an unknown scale.
+        ConfigError: a setting out of its range, or an unknown scale.
+
+    Example:
+        >>> q = DirichletPosterior(4, init_concentration=2.0)
+        >>> q.rsample(8).shape
+        torch.Size([8, 4])
+        >>> [round(float(p), 2) for p in q.probabilities()]
+        [0.25, 0.25, 0.25, 0.25]
+
+    Reference:
+        Adamczewski & Park, "Dirichlet Pruning for Neural Network Compression", AISTATS 2021. The scales `max` and
+        `kept` and the logarithmic parameter are ours.
     """
 
     def __init__(
@@ -112,25 +157,32 @@ class DirichletPosterior(Posterior):
         init_concentration: float = 10.0,
         prior_concentration: float = 1.0,
         scale: Scale = "max",
+        kept_fraction: float = 0.5,
     ) -> None:
         super().__init__()
-        if init_concentration <= FLOOR or prior_concentration <= 0:
+        where = "DirichletPosterior"
+        if units < 1:
+            raise ConfigError(where, f"{units} units", "give at least one")
+        if not FLOOR < init_concentration < CEILING or not 0 < prior_concentration < float("inf"):
             raise ConfigError(
-                "DirichletPosterior",
-                f"init_concentration {init_concentration} must exceed {FLOOR}, prior {prior_concentration} must exceed 0",
-                "choose values such as 10 and 1",
+                where,
+                f"init_concentration {init_concentration} must lie in ({FLOOR}, {CEILING:.0f}), "
+                f"prior_concentration {prior_concentration} must be positive",
+                "choose values such as 3 and 0.1",
             )
         if scale not in SCALES:
-            raise ConfigError("DirichletPosterior", f"unknown scale {scale!r}", f"use one of {', '.join(SCALES)}")
+            raise ConfigError(where, f"unknown scale {scale!r}", f"use one of {', '.join(SCALES)}")
+        if not 0 < kept_fraction <= 1:
+            raise ConfigError(where, f"kept_fraction {kept_fraction} is not in (0, 1]", "use for example 0.5")
         self.units = units
         self.prior_concentration = prior_concentration
         self.scale: Scale = scale
-        start = torch.tensor(init_concentration - FLOOR, dtype=torch.float64)
-        self.rho = nn.Parameter((start + torch.log(-torch.expm1(-start))).float().repeat(units))
+        self.kept_fraction = kept_fraction
+        self.rho = nn.Parameter(torch.full((units,), math.log(init_concentration)))
 
     def concentration(self) -> Tensor:
         """phi, fp32 [K]."""
-        return F.softplus(self.rho.float()) + FLOOR
+        return torch.exp(_InwardClamp.apply(self.rho.float(), math.log(FLOOR), math.log(CEILING)))
 
     def probabilities(self) -> Tensor:
         """Posterior mean on the simplex, phi / sum(phi), fp32 [K]."""
@@ -138,42 +190,78 @@ class DirichletPosterior(Posterior):
         return phi / phi.sum()
 
     def factor(self) -> Tensor:
-        """What draws on the simplex are multiplied by, fp32 scalar."""
+        """What draws on the simplex are multiplied by (before `kept` cuts them at 1), fp32 scalar, no gradient."""
         if self.scale == "units":
             return self.rho.new_tensor(float(self.units))
-        if self.scale == "max":
-            return 1.0 / self.probabilities().detach().max()
-        return self.rho.new_tensor(1.0)
+        if self.scale == "none":
+            return self.rho.new_tensor(1.0)
+        means = self.probabilities().detach()
+        return 1.0 / (means.max() if self.scale == "max" else torch.quantile(means, 1 - self.kept_fraction))
+
+    def _scaled(self, s: Tensor) -> Tensor:
+        scaled = s * self.factor()
+        return scaled.clamp(max=1.0) if self.scale == "kept" else scaled
 
     def rsample(self, n: int) -> Tensor:
-        """Draws s ~ Dir(phi) times the scale, [n, K]; implicit reparameterisation gradients."""
-        phi = self.concentration()
-        return torch.distributions.Dirichlet(phi, validate_args=False).rsample((n,)) * self.factor()
+        """Draws s ~ Dir(phi) on the scale, fp32 [n, K]; implicit reparameterisation gradients."""
+        return self._scaled(torch.distributions.Dirichlet(self.concentration(), validate_args=False).rsample((n,)))
 
     def mean(self) -> Tensor:
-        """Posterior mean times the scale, [K] (the point estimate)."""
-        return self.probabilities() * self.factor()
+        """The posterior mean of s on the scale, fp32 [K] (the point estimate)."""
+        return self._scaled(self.probabilities())
 
     def variance(self) -> Tensor:
-        """Posterior variance of the multipliers, [K]: m (1 - m) / (sum(phi) + 1) times the squared scale."""
-        m = self.probabilities()
-        return m * (1 - m) / (self.concentration().sum() + 1) * self.factor() ** 2
+        """Posterior variance of each multiplier, fp32 [K].
+
+        m (1 - m) / (sum(phi) + 1) times the squared factor; for `kept` the exact variance of min(1, s / t), from the
+        incomplete moments of the marginal Beta.
+        """
+        with torch.no_grad():
+            m, factor = self.probabilities(), self.factor()
+            if self.scale != "kept":
+                return m * (1 - m) / (self.concentration().sum() + 1) * factor**2
+            a, b = self._beta()
+            c = float(factor)
+            t = min(1.0, 1.0 / c)
+            above = 1 - betainc(a, b, t)
+            first = above + c * a / (a + b) * betainc(a + 1, b, t)
+            second = above + c**2 * a * (a + 1) / ((a + b) * (a + b + 1)) * betainc(a + 2, b, t)
+            return torch.from_numpy(np.maximum(second - first**2, 0.0)).float()
 
     def complexity(self) -> Tensor:
-        """KL(Dir(phi) || Dir(alpha_0)) in nats; evaluated in float64."""
+        """KL(Dir(phi) || Dir(alpha_0)) in nats, fp32 scalar; evaluated in float64."""
         phi = self.concentration()
         return dirichlet_kl(phi, torch.full_like(phi, self.prior_concentration)).float()
 
     def score(self) -> Tensor:
-        """Posterior mean relative to a uniform share, K m_j: 1 is an average unit of its group."""
-        return (self.probabilities() * self.units).detach()
+        """The concentrations phi, fp32 [K]: comparable between groups that start equal and are learned together.
+
+        In the bound a unit's noise costs about H_j / (2 phi_j) (H_j: curvature of the loss in its multiplier) and, for
+        alpha_0 < 1/2, the prior asks (1/2 - alpha_0) log phi_j per unit, whatever its group: the two balance at
+        phi_j proportional to H_j, the expected loss of doing without the unit while the others are noisy too. Within
+        a group the order is that of the posterior means.
+        """
+        return self.concentration().detach()
+
+    def _draw(self, n: int) -> Tensor:
+        # Uncut draws: with `kept` all units above the divisor would tie at 1.
+        return torch.distributions.Dirichlet(self.concentration().cpu(), validate_args=False).sample((n,))
+
+    def _beta(self) -> tuple[np.ndarray, np.ndarray]:
+        phi = self.concentration().detach().double().cpu().numpy()
+        return phi, np.maximum(phi.sum() - phi, 1e-12)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Central credible interval of each multiplier: quantiles of the marginal Beta(phi_j, sum(phi) - phi_j)."""
-        phi = self.concentration().detach().double().cpu().numpy()
-        rest = np.maximum(phi.sum() - phi, 1e-12)
+        """Central credible interval of each multiplier: quantiles of the marginal Beta(phi_j, sum(phi) - phi_j).
+
+        Raises:
+            ConfigError: `level` is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ConfigError("interval", f"level {level} is not between 0 and 1", "use for example 0.95")
+        a, b = self._beta()
         tail = (1 - level) / 2
-        ends = [betaincinv(phi, rest, q) for q in (tail, 1 - tail)]
+        low, high = (torch.from_numpy(np.asarray(betaincinv(a, b, q))).float() for q in (tail, 1 - tail))
         factor = float(self.factor())
-        low, high = (torch.from_numpy(np.asarray(e)).float() * factor for e in ends)
-        return low, high
+        low, high = low * factor, high * factor
+        return (low.clamp(max=1.0), high.clamp(max=1.0)) if self.scale == "kept" else (low, high)

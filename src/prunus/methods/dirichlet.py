@@ -59,8 +59,9 @@ class DirichletPruning(PosteriorMethod):
         warmup: fraction of the learning over which the KL's weight rises from 0.
         epochs: passes over the data (each group's own passes if not `joint`).
         samples: forward passes per batch, each with fresh draws.
-        lr: Adam's step for rho.
-        scale: `max`, `units` or `none`, see `DirichletPosterior`.
+        lr: Adam's step for rho = log(phi): about the largest relative change of phi per step.
+        scale: `kept`, `max`, `units` or `none`, see `DirichletPosterior`.
+        kept_fraction: for `kept`: the fraction of each group that is at full strength while learning.
         joint: learn all groups at once, or one at a time with the others left alone.
         draws: one draw per example or per batch.
         placement: `reader` (exact) or `writer` (before normalisation, as released).
@@ -70,14 +71,15 @@ class DirichletPruning(PosteriorMethod):
 
     name: ClassVar[str] = "dirichlet"
     estimator: Literal["mc", "point"] = "mc"
-    prior_concentration: float = 1.0
-    init_concentration: float = 10.0
-    kl_weight: float = 1.0
+    prior_concentration: float = 0.1
+    init_concentration: float = 3.0
+    kl_weight: float = 10.0
     warmup: float = 0.5
     epochs: int = 1
     samples: int = 1
-    lr: float = 0.1
-    scale: Scale = "max"
+    lr: float = 0.05
+    scale: Scale = "kept"
+    kept_fraction: float = 0.5
     joint: bool = True
     draws: Literal["example", "batch"] = "example"
     placement: Literal["reader", "writer"] = "reader"
@@ -126,6 +128,7 @@ class DirichletPruning(PosteriorMethod):
             init_concentration=self.init_concentration,
             prior_concentration=self.prior_concentration,
             scale=self.scale,
+            kept_fraction=self.kept_fraction,
         )
 
     def complexity_weight(self, progress: float) -> float:
