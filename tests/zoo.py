@@ -30,6 +30,7 @@ from zoo_nets import (
     PreActBlock,
     Recurrent,
     ResNeXtBlock,
+    SameConv,
     ShuffleUnit,
     Tied,
     TwoInputs,
@@ -228,7 +229,9 @@ ZOO: dict[str, Animal] = {
     "channel_shuffle": Animal(
         lambda: seq(cbr(3, 8), ShuffleUnit(8), ShuffleUnit(8), cbr(8, 6), head(6)), image(), ("3.0",), (), None
     ),
-    "c2f_chunk": Animal(lambda: seq(cbr(3, 8), C2f(8, 4, False), head(8)), image(), ("0.0", "1.cv1.0"), (), None),
+    "c2f_chunk": Animal(
+        lambda: seq(cbr(3, 8), C2f(8, 4, False), head(8)), image(), ("0.0", "1.cv1.0"), (), 28, rewritten=None
+    ),
     "split_by_size": Animal(
         lambda: seq(cbr(3, 8), C2f(8, 4, True), head(8)),
         image(), ("0.0", "1.cv1.0", "1.cv2.0"), (), None, rewritten=True
@@ -250,8 +253,16 @@ ZOO: dict[str, Animal] = {
     ),
     "conv1d": Animal(conv1d_net, noise(4, 20), ("0", "4"), (), 18),
     "conv3d": Animal(conv3d_net, noise(2, 4, 4, 4), ("0", "4"), (), 14),
-    "functional_conv": Animal(FunctionalConv, image(), (), (("stem.0", "functional"),), None),
-    "functional_conv_in_a_block": Animal(FunctionalBlock, image(), ("pre.0",), (("inner.stem.0", "functional"),), None),
+    "functional_conv": Animal(FunctionalConv, image(), (), (("stem.0", "functional"),), 10),
+    "functional_conv_in_a_block": Animal(FunctionalBlock, image(), ("pre.0",), (("inner.stem.0", "functional"),), 18),
+    "conv_subclass_that_pads": Animal(
+        lambda: seq(cbr(3, 8), SameConv(8, 10, 3), nn.ReLU(), head(10)), image(), ("0.0", "1"), (), 18
+    ),
+    "concat_into_grouped": Animal(
+        lambda: Net(lambda m, x: m.head(m.mid(torch.cat([m.a(x), m.b(x)], 1))),
+                    a=cbr(3, 8), b=cbr(3, 8), mid=cbr(16, 8, groups=2), head=head(8)),
+        image(), ("mid.0",), (("a.0", "rows"), ("b.0", "rows")), 8,
+    ),
     "concat_with_input": Animal(
         lambda: Net(lambda m, x: m.head(m.mid(torch.cat([x, m.stem(x)], 1))),
                     stem=cbr(3, 8), mid=cbr(11, 6), head=head(6)),

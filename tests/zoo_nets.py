@@ -229,6 +229,11 @@ class FunctionalBlock(nn.Module):
         return self.inner(self.pre(x))
 
 
+class SameConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
 class ConstantBuffer(nn.Module):
     def __init__(self, inline: bool) -> None:
         super().__init__()

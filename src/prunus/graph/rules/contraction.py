@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, fx
 
-from prunus.graph.engine import Call, Engine, Result, argument, meta_shape, module_path, rule
+from prunus.graph.engine import Call, Engine, Result, argument, meta_shape, module_path, operation, rule
 from prunus.graph.labels import Value, along
 
 
@@ -133,10 +133,31 @@ def _record(
 ) -> None:
     if weight.parameter is None:
         return
+    if inputs is not None and not depthwise and not _reads_its_input(node):
+        engine.lock([inputs], "read by a functional call on a tensor that is no layer's input", node)
     examples = max(1, positions // engine.batch) if positions % engine.batch == 0 else positions
     engine.calls.append(
         Call(node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise)
     )
+
+
+def _reads_its_input(node: fx.Node) -> bool:
+    """True if what is contracted is the input of the module that made the call: gates and masks are put there."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path, kind = list(stack.values())[-1] if stack else ("", "")
+    if str(kind).startswith("torch.nn.modules."):
+        return True
+    source = node.args[0]
+    while isinstance(source, fx.Node) and _made_in(source, path):
+        if operation(source) not in ("pad", "constant_pad_nd", "to", "_to_copy", "contiguous", "clone"):
+            return False
+        source = source.args[0]
+    return True
+
+
+def _made_in(node: fx.Node, path: str) -> bool:
+    stack = node.meta.get("nn_module_stack") or {}
+    return node.op == "call_function" and any(entry[0] == path for entry in stack.values())
 
 
 @rule("embedding")
