@@ -150,7 +150,7 @@ def _summary(
             "exact": verification.exact,
             "rewritten": verification.rewritten,
         },
-        "speed": comparison.as_dict(),
+        "speed": comparison.to_dict(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
 

@@ -76,7 +76,7 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     roots = engine.labels.roots()
     tensors = _tensor_planes(engine, roots)
     writer, outputs = _writers(engine, roots)
-    reasons, inexact, rows = _constraints(engine, roots, writer)
+    reasons, inexact, rows = _constraints(engine, roots, model)
     members = _families(tensors, writer, reasons, inexact, rows, len(roots))
     readers = _calls_by_root(engine.calls, roots)
     groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, engine.calls)
@@ -120,7 +120,7 @@ def _writers(engine: Engine, roots: IntArray) -> tuple[IntArray, list[Call]]:
 
 
 def _constraints(
-    engine: Engine, roots: IntArray, writer: IntArray
+    engine: Engine, roots: IntArray, model: nn.Module
 ) -> tuple[dict[int, str], set[int], dict[int, tuple[int, int]]]:
     """Per root: why it is locked; whether removal is inexact; its (grid family, row)."""
     reasons: dict[int, str] = {}
@@ -129,7 +129,12 @@ def _constraints(
             reasons.setdefault(root, f"{lock.reason} ({lock.source})" if lock.source else lock.reason)
     inexact = {r for lock in engine.inexact for r in np.unique(roots[lock.labels.numpy()]).tolist()}
     for call in engine.calls:
-        if call.inputs is not None and not call.depthwise and not call.module and "." in call.weight:
+        layer = model.get_submodule(call.module)
+        if (
+            call.inputs is not None
+            and not call.depthwise
+            and not isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
+        ):
             for root in np.unique(roots[call.inputs.numpy()]).tolist():
                 reasons.setdefault(root, f"read by a functional call, not by a layer ({source_line(call.node)})")
     rows = _rows(engine, roots, reasons)

@@ -53,14 +53,12 @@ def before_and_after(summary: Mapping[str, Any]) -> Table:
     before, after = Cost(**summary["before"]), Cost(**summary["after"])
     for label, a, b in (("parameters", before.params, after.params), ("MACs per example", before.macs, after.macs)):
         table.add_row(label, f"{a:,}", f"{b:,}", f"{100 * b / a:.1f} %")
-    for mode, times in summary["speed"]["modes"].items():
-        if times.get("failed"):
-            table.add_row(f"latency, {mode}", "-", "-", str(times["failed"])[:40])
-        else:
-            table.add_row(
-                f"latency, {mode}",
-                f"{1e3 * times['before']['median']:.3f} ms",
-                f"{1e3 * times['after']['median']:.3f} ms",
-                f"{times['ratio']:.2f}x faster" if times["ratio"] >= 1 else f"{1 / times['ratio']:.2f}x slower",
-            )
+    for times in summary["speed"]["modes"]:
+        label = f"latency, {times['mode']}, batch {summary['speed']['batch_size']}"
+        if times["ratio"] is None:
+            table.add_row(label, "-", "-", f"not measured: {times['reason'][:60]}")
+            continue
+        ms = [f"{times[when]['median']:.3f} ms" for when in ("before", "after")]
+        faster = 1 / times["ratio"]
+        table.add_row(label, *ms, f"{faster:.2f}x faster" if faster >= 1 else f"{times['ratio']:.2f}x slower")
     return table

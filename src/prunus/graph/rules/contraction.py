@@ -132,6 +132,8 @@ def _record(
     depthwise: bool = False,
 ) -> None:
     if weight.parameter is None:
+        lines = [line for line in (inputs, outputs) if line is not None]
+        engine.lock(lines, "the layer's weight is computed, not stored", node)
         return
     if inputs is not None and not depthwise and not _reads_its_input(node):
         engine.lock([inputs], "read by a functional call on a tensor that is no layer's input", node)

@@ -1,0 +1,86 @@
+"""ResNet-20 / -56 on CIFAR-10, trained checkpoints, half of the MACs removed (bars A4 and A5).
+
+    python benchmarks/cifar_resnet.py --model resnet20 --data DIR --weights FILE [--split test]
+
+DIR holds the binary version of CIFAR-10, FILE the checkpoint (akamaster's). While settings are chosen the split is
+`validation` (5,000 images cut from the training data); `--split test` is for the final table, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compare_methods import Entry, Setting, run, table
+from nets import load_checkpoint, resnet20, resnet56
+from prunus.budget import Allocation
+from prunus.finetuneconfig import FinetuneConfig
+from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
+from prunus.methods.dirichlet import DirichletPruning
+from prunus.sources import load_data
+from record import RESULTS
+
+MODELS = {"resnet20": resnet20, "resnet56": resnet56}
+
+
+def entries() -> list[Entry]:
+    """Every method with the allocation that served it best on the validation split (docs/dirichlet-defaults.md)."""
+    uniform, by_cost = Allocation(scope="uniform"), Allocation(cost_exponent=1.0)
+    half = Allocation(cost_exponent=0.5)
+    return [
+        Entry("dirichlet MC", DirichletPruning(), half),
+        Entry("dirichlet point", DirichletPruning(estimator="point"), half),
+        Entry("random", Random(), uniform),
+        Entry("L1", L1(), uniform),
+        Entry("L2", L2(), uniform),
+        Entry("BN scale", BatchNormScale(), uniform),
+        Entry("FPGM", FPGM(), uniform),
+        Entry("Taylor", Taylor(), by_cost),
+        Entry("Fisher", Fisher(), by_cost),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="resnet20")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--budget", default="macs<=50%")
+    parser.add_argument("--learning-examples", type=int, default=20_000)
+    parser.add_argument("--only", nargs="*", help="labels of the methods to run")
+    parser.add_argument("--recover", nargs="*", default=["dirichlet MC", "random", "L1", "Taylor"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+    data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
+    dense = load_checkpoint(MODELS[args.model](), args.weights).eval().to(args.device)
+
+    def fresh(_: int) -> nn.Module:
+        return copy.deepcopy(dense)
+
+    chosen = [e for e in entries() if not args.only or e.label in args.only]
+    setting = Setting(
+        keep=lambda name: name.endswith(".conv1"),
+        budget=args.budget,
+        recovery=FinetuneConfig(epochs=args.epochs, lr=args.lr, channels_last=True) if args.epochs else None,
+        recovered=tuple(args.recover),
+        learning_examples=args.learning_examples,
+        split=args.split,
+    )
+    name = f"{args.model} {args.budget} {args.epochs} epochs {args.split}"
+    log = RESULTS / f"cifar_{args.model}_{args.split}.jsonl"
+    rows = run(name, fresh, data, chosen, setting, range(args.seeds), Path(log))
+    print(table(rows, chosen))
+
+
+if __name__ == "__main__":
+    main()

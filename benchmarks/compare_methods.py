@@ -1,0 +1,161 @@
+"""One procedure for every method: score, cut to the same budget or counts, evaluate, recover, evaluate.
+
+Every (seed, method) writes its own line at once, so that an interrupted benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import prunus
+from prunus.apply import apply_and_verify_
+from prunus.batchnorm import reestimate_batch_norm
+from prunus.budget import Allocation, Budget
+from prunus.datasets import Batches, DataSource
+from prunus.evaluate import evaluate
+from prunus.finetune import finetune
+from prunus.finetuneconfig import FinetuneConfig
+from prunus.methods.base import Method
+from prunus.pipeline import make_plan, score
+from record import mean_std, provenance
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a table: a method with its own allocation, chosen on the validation split."""
+
+    label: str
+    method: Method
+    allocation: Allocation | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is asked of every method alike.
+
+    Attributes:
+        keep: group names that may be pruned (a predicate), so that every method works on the same groups.
+        budget: text, or None with counts.
+        counts: kept counts by hand.
+        recovery: fine-tuning after pruning, or None.
+        recovered: labels that are fine-tuned; None for all.
+        learning_examples: training images for scoring; None for all.
+        split: `validation` while choosing, `test` for the final numbers.
+    """
+
+    keep: Callable[[str], bool]
+    budget: str | None = None
+    counts: Mapping[str, int] | None = None
+    recovery: FinetuneConfig | None = None
+    recovered: tuple[str, ...] | None = None
+    learning_examples: int | None = None
+    learning_batch: int = 128
+    split: str = "validation"
+
+
+def run(
+    name: str,
+    dense_of_seed: Callable[[int], nn.Module],
+    data: DataSource,
+    entries: Sequence[Entry],
+    setting: Setting,
+    seeds: Sequence[int],
+    log: Path,
+) -> list[dict[str, Any]]:
+    """Run what is not in the log yet, in two rounds: all without recovery, then recovery seed by seed."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    for recover in (False, True):
+        for seed in seeds:
+            for entry in entries:
+                wanted = setting.recovery is not None and (not setting.recovered or entry.label in setting.recovered)
+                key = {"name": name, "seed": seed, "label": entry.label, "recovered": recover}
+                known = any(all(r[k] == v for k, v in key.items()) for r in rows)
+                if known or (recover and not wanted):
+                    continue
+                row = {**key, **one(dense_of_seed(seed), data, entry, setting, seed, recover)}
+                row["provenance"] = provenance()
+                rows.append(row)
+                with log.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print({k: v for k, v in row.items() if k not in ("provenance", "kept")}, flush=True)
+    return [r for r in rows if r["name"] == name and r["seed"] in seeds]
+
+
+def one(dense: nn.Module, data: DataSource, entry: Entry, setting: Setting, seed: int, recover: bool) -> dict[str, Any]:
+    """One method on one network with one seed."""
+    judged = data.test if setting.split == "test" else data.validation
+    train = (
+        data.train
+        if setting.learning_examples is None
+        else data.train.subset(
+            torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[: setting.learning_examples]
+        )
+    )
+    start = time.perf_counter()
+    graph = prunus.trace(dense, data.example_inputs)
+    groups = [g for g in graph.groups() if setting.keep(g.name)]
+    batches = Batches(train, setting.learning_batch, shuffle=True, seed=seed)
+    scores = score(dense, groups, entry.method, batches, data.loss_fn, seed=seed)
+    plan = make_plan(
+        graph,
+        groups,
+        scores,
+        budget=None if setting.budget is None else Budget.parse(setting.budget),
+        kept_counts=setting.counts,
+        allocation=entry.allocation if setting.budget is not None else None,
+    )
+    scoring = time.perf_counter() - start
+    smaller, proof = apply_and_verify_(copy.deepcopy(dense), plan, data.example_inputs)
+    found: dict[str, Any] = {
+        "macs": plan.after.macs,
+        "params": plan.after.params,
+        "weights": plan.after.weights,
+        "macs_share": plan.after.macs / plan.before.macs,
+        "proof": proof.max_error,
+        "scoring_seconds": round(scoring, 1),
+        "kept": {g.name: len(g.kept) for g in plan.groups},
+        "split": setting.split,
+    }
+    if not recover:
+        found["one_shot"] = evaluate(smaller, judged).accuracy
+        reestimate_batch_norm(smaller, Batches(data.train, 250, shuffle=True, seed=seed), num_batches=40)
+        found["batch_norm"] = evaluate(smaller, judged).accuracy
+        return found
+    assert setting.recovery is not None
+    reestimate_batch_norm(smaller, Batches(data.train, 250, shuffle=True, seed=seed), num_batches=40)
+    start = time.perf_counter()
+    done = finetune(smaller, data, setting.recovery, teacher=copy.deepcopy(dense), progress=False)
+    found["recovery_seconds"] = round(time.perf_counter() - start, 1)
+    found["best_epoch"] = done.best_epoch
+    found["recovered_accuracy"] = evaluate(smaller, judged).accuracy
+    return found
+
+
+def table(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry], error: bool = False) -> str:
+    """Markdown: mean ± std over the seeds per column; errors instead of accuracies if asked."""
+    columns = (("one-shot", "one_shot"), ("batch norm re-estimated", "batch_norm"), ("recovered", "recovered_accuracy"))
+    kind = "error" if error else "accuracy"
+    lines = [f"| method | {' | '.join(c for c, _ in columns)} | MACs kept | weights | seeds |", "|---|" + "---|" * 6]
+    lines[1] = "|---|" + "---|" * (len(columns) + 3)
+    for entry in entries:
+        own = [r for r in rows if r["label"] == entry.label]
+        cells, seeds = [], 0
+        for _, column in columns:
+            values = [100 - r[column] if error else r[column] for r in own if column in r]
+            seeds = max(seeds, len(values))
+            cells.append(f"{mean_std(values)} ({len(values)})" if values else "-")
+        if own:
+            share = sum(r["macs_share"] for r in own) / len(own)
+            weights = sum(r["weights"] for r in own) / len(own)
+            lines.append(f"| {entry.label} | {' | '.join(cells)} | {100 * share:.1f} % | {weights:,.0f} | {seeds} |")
+    return f"{kind} in %, mean ± std (number of seeds)\n\n" + "\n".join(lines)

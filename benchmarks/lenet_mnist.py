@@ -1,0 +1,110 @@
+"""LeNet on MNIST (bar A3): 10-20-100-25 at the paper code's counts 8-9-36-17, LeNet-5-Caffe at 400 K MACs by budget.
+
+    python benchmarks/lenet_mnist.py --data DIR [--split test]
+
+DIR holds the idx files. The dense networks are trained here, one per seed, and cached outside the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compare_methods import Entry, Setting, run, table
+from nets import SmallLeNet
+from prunus.budget import Allocation
+from prunus.datasets import DataSource
+from prunus.demo import LeNet5
+from prunus.evaluate import evaluate
+from prunus.finetune import finetune
+from prunus.finetuneconfig import FinetuneConfig
+from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
+from prunus.methods.dirichlet import DirichletPruning
+from prunus.sources import load_data
+from record import RESULTS
+
+PAPER_COUNTS = {"conv1": 8, "conv2": 9, "fc1": 36, "fc2": 17}
+
+
+def entries(batch_norm: bool) -> list[Entry]:
+    """The methods; batch-norm scale only where there is batch norm."""
+    by_cost, half = Allocation(cost_exponent=1.0), Allocation(cost_exponent=0.5)
+    found = [
+        Entry("dirichlet MC", DirichletPruning(), half),
+        Entry("dirichlet point", DirichletPruning(estimator="point"), half),
+        Entry("random", Random()),
+        Entry("L1", L1()),
+        Entry("L2", L2()),
+        Entry("FPGM", FPGM()),
+        Entry("Taylor", Taylor(), by_cost),
+        Entry("Fisher", Fisher(), by_cost),
+    ]
+    return [*found, Entry("BN scale", BatchNormScale())] if batch_norm else found
+
+
+def trained(
+    make: Callable[[], nn.Module], name: str, data: DataSource, cache: Path, epochs: int
+) -> Callable[[int], nn.Module]:
+    """The dense network of a seed, from the cache or trained now."""
+
+    def of_seed(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = make()
+        path = cache / f"{name}-{epochs}-{seed}.pt"
+        if path.exists():
+            model.load_state_dict(torch.load(path, weights_only=True))
+            return model.eval()
+        finetune(model, data, FinetuneConfig(epochs=epochs, lr=0.05, batch_size=128, seed=seed), progress=False)
+        cache.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), path)
+        return model.eval()
+
+    return of_seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "prunus-bench")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--train-epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--learning-examples", type=int, default=None)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    data = load_data(f"mnist:{args.data}", validation=5000, seed=0)
+    judged = data.test if args.split == "test" else data.validation
+    recovery = FinetuneConfig(epochs=args.epochs, lr=args.lr, batch_size=128)
+    jobs = (
+        ("small", SmallLeNet, True, {"counts": PAPER_COUNTS}),
+        ("lenet5", LeNet5, False, {"budget": "macs<=400K"}),
+    )
+    for name, make, batch_norm, asked in jobs:
+        dense_of_seed = trained(make, name, data, args.cache, args.train_epochs)
+        setting = Setting(
+            keep=lambda _: True,
+            recovery=recovery,
+            learning_examples=args.learning_examples,
+            split=args.split,
+            **asked,  # type: ignore[arg-type]
+        )
+        chosen = entries(batch_norm)
+        dense = [100 - evaluate(dense_of_seed(s), judged).accuracy for s in range(args.seeds)]
+        rows = run(
+            f"{name} {args.split}", dense_of_seed, data, chosen, setting, range(args.seeds),
+            RESULTS / f"lenet_mnist_{args.split}.jsonl",
+        )  # fmt: skip
+        print(
+            f"\n{name}: dense test error {[round(d, 2) for d in dense]}\n{table(rows, chosen, error=True)}\n",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What every benchmark writes down beside its numbers: commit, versions, hardware, seeds; and how it measures time."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, dirty flag, versions and device."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    return {
+        "commit": git("rev-parse", "--short", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def cpu_name() -> str:
+    """Model name and instruction set of the processor."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = lines[0] if lines else name
+    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def write(name: str, data: dict[str, Any]) -> Path:
+    """Write one result file with its provenance."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps({"provenance": provenance(), **data}, indent=1))
+    os.replace(temporary, path)
+    return path
+
+
+def mean_std(values: Sequence[float]) -> str:
+    """`mean ± std` with two decimals; the sample standard deviation."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def interleaved(jobs: dict[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Run the jobs in turn, so that a change of load hits all of them; each returns its own seconds."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for repeat in range(warmup + repeats):
+        for name, job in jobs.items():
+            seconds = job()
+            if repeat >= warmup:
+                times[name].append(seconds)
+    return times
+
+
+def ratio(times: dict[str, list[float]], one: str, other: str) -> tuple[float, float, float]:
+    """Median, lower and upper quartile of the per-repeat ratios one / other."""
+    ratios = sorted(a / b for a, b in zip(times[one], times[other], strict=True))
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return statistics.median(ratios), quartiles[0], quartiles[2]
