@@ -9,26 +9,48 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
+
+from prunus.errors import ConfigError
+
+SPLITTING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP")
 
 
 @contextmanager
 def accelerator() -> Iterator[Accelerator]:
     """An Accelerator for the device and the processes, without mixed precision (see `prunus.precision` for that).
 
-    One that the caller made before is joined. Otherwise what accelerate remembers globally is forgotten afterwards, so
-    that the caller may still configure it; a process group that several processes share stays.
+    Whatever accelerate remembers globally is put back afterwards, so that the caller's own Accelerator, made before or
+    after, keeps its mixed precision and its gradient accumulation; a process group that several processes share stays.
+
+    Raises:
+        ConfigError: a launch that splits the model itself.
     """
-    fresh = not PartialState._shared_state
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    # An Accelerator that joins another must not contradict its mixed precision.
-    made = Accelerator(mixed_precision="no" if fresh else None, cpu=_only_cpu(), kwargs_handlers=handlers)  # type: ignore[list-item]
+    states = (PartialState, AcceleratorState, GradientState)
+    before = [dict(state._shared_state) for state in states]
+    # The caller's mixed precision would patch the model's forward and, in fp16, scale gradients that nobody unscales.
+    AcceleratorState._reset_state()
     try:
+        made = Accelerator(
+            mixed_precision="no",
+            cpu=_only_cpu(),
+            # Given here, it overrides the environment, which would divide the loss.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # type: ignore[list-item]
+        )
+        if made.distributed_type.name in SPLITTING:
+            raise ConfigError(
+                "accelerate launch",
+                f"{made.distributed_type.name} splits the model over the processes",
+                "launch with data parallelism alone: torchrun, or accelerate launch --multi_gpu",
+            )
         yield made
     finally:
-        if fresh:
-            AcceleratorState._reset_state(reset_partial_state=True)
+        for state, saved in zip(states, before, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(saved)
 
 
 def _only_cpu() -> bool:
