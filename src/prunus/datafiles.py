@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -31,7 +32,7 @@ def read_idx(path: Path) -> Tensor:
         raise DataError(str(path), "not an idx file of unsigned bytes", "copy the original file again")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     body = raw[4 + 4 * raw[3] :]
-    expected = int(np.prod(shape, dtype=np.int64))
+    expected = math.prod(shape)
     if len(body) != expected:
         what = f"truncated or damaged: {len(body)} bytes of data, its header tells {expected}"
         raise DataError(str(path), what, "copy the original file again")

@@ -220,7 +220,8 @@ def split_indices(labels: Tensor, held_out: float | int, seed: int) -> tuple[Ten
         ConfigError: a split that leaves one side empty.
     """
     total = len(labels)
-    wanted = held_out if isinstance(held_out, int) else round(held_out * total)
+    fraction = isinstance(held_out, float) and 0 < held_out < 1
+    wanted = round(held_out * total) if fraction else held_out if type(held_out) is int else 0
     if not 0 < wanted < total:
         fix = "give a fraction between 0 and 1, or a number of examples smaller than the training set"
         raise ConfigError(f"validation={held_out}", f"it would hold out {wanted} of {total} examples", fix)
