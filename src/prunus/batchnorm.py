@@ -3,32 +3,108 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import fx, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from prunus.errors import ConfigError, DataError
 from prunus.graph.capture import as_arguments
 from prunus.graph.engine import operation
-from prunus.parallel import average_over_ranks_
+from prunus.parallel import distributed, model_device
 from prunus.precision import to_device
+from prunus.verify import eval_mode
 
-MEAN, VARIANCE, TRAINING, MOMENTUM = 3, 4, 5, 6
+MEAN = 3
+
+
+class _Moments:
+    """Count, mean and sum of squared deviations of every channel, merged without cancellation, in float64."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0.0
+        self.mean = torch.zeros(channels, dtype=torch.float64)
+        self.squares = torch.zeros(channels, dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        """Take activations [B, C, ...] in."""
+        dims = [d for d in range(values.dim()) if d != 1]
+        wide = values.detach().double() if values.device.type == "cpu" else values.detach().float()
+        variance, mean = torch.var_mean(wide, dims, correction=0)
+        count = values.numel() / max(values.shape[1], 1)
+        self.merge(count, mean.double().cpu(), variance.double().cpu() * count)
+
+    def merge(self, count: float, mean: Tensor, squares: Tensor) -> None:
+        """Take the moments of other data in."""
+        total = self.count + count
+        shift = mean - self.mean
+        self.mean = self.mean + shift * (count / total)
+        self.squares = self.squares + squares + shift.square() * (self.count * count / total)
+        self.count = total
+
+    def over_ranks(self, device: torch.device) -> _Moments:
+        """The moments of all processes' data together."""
+        if not distributed():
+            return self
+        packed = torch.cat([torch.tensor([self.count], dtype=torch.float64), self.mean, self.squares]).to(device)
+        parts = [torch.empty_like(packed) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, packed)
+        merged = _Moments(len(self.mean))
+        for part in (p.cpu() for p in parts):
+            mean, squares = part[1:].chunk(2)
+            merged.merge(float(part[0]), mean, squares)
+        return merged
+
+    def write_(self, running_mean: Tensor, running_var: Tensor) -> None:
+        """Write mean and unbiased variance into a layer's buffers."""
+        running_mean.copy_(self.mean)
+        running_var.copy_(self.squares / max(self.count - 1.0, 1.0))
+
+
+class _Watch(TorchFunctionMode):
+    """Sees every batch norm call, of modules and of captured graphs alike, and normalises by the batch's statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, tuple[Tensor, Tensor, _Moments]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+        elif func is torch.ops.aten.batch_norm.default:
+            names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
+        else:
+            return func(*args, **kwargs)
+        call = {"training": False, **dict(zip(names, args, strict=False)), **kwargs}
+        if call.get("running_mean") is None or call["training"]:
+            return func(*args, **kwargs)
+        self._add(call["input"], call["running_mean"], call["running_var"])
+        with torch._C.DisableTorchFunction():
+            return F.batch_norm(
+                call["input"], None, None, call.get("weight"), call.get("bias"), True, 0.0, call.get("eps", 1e-5)
+            )
+
+    def _add(self, values: Tensor, mean: Tensor, variance: Tensor) -> None:
+        if id(mean) not in self.found:
+            self.found[id(mean)] = (mean, variance, _Moments(len(mean)))
+        self.found[id(mean)][2].add(values)
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batches: int | None = None) -> nn.Module:
-    """Replace the running statistics of every batch norm by their plain averages over batches, in place.
+    """Replace the running statistics of every batch norm by the mean and unbiased variance of all data, in place.
 
-    After n batches a running mean is the mean of the n batch means and a running variance the mean of the n unbiased
-    batch variances, each batch counting the same, as PyTorch has it for `momentum=None`. The rest of the network runs
-    in eval mode. Modes, momenta and counters are put back; nothing but running statistics changes. In captured graphs
-    (`RewrittenModel`) the batch norm calls get momentum 1/n at their n-th use, which is the same average. Under
-    several processes the result is averaged over the ranks.
+    The statistics are pooled over examples and positions, so neither a smaller last batch nor batches that differ from
+    each other (sorted data) bias them; for one batch this is what PyTorch computes with `momentum=None`. While they are
+    gathered each layer normalises by its batch, and the rest of the network runs in eval mode. Nothing but running
+    statistics changes. Works on modules and on captured graphs (`RewrittenModel`); under several processes the data of
+    all of them count.
 
     Args:
         model: any module; one without running statistics is returned as it is.
@@ -40,100 +116,35 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
 
     Raises:
         ConfigError: num_batches below 1.
-        DataError: no batch, or NaN or infinity in the new statistics (the old ones are put back).
+        DataError: no batch, or NaN or infinity in the new statistics; the old ones stay.
     """
     if num_batches is not None and num_batches < 1:
         raise ConfigError(f"num_batches={num_batches}", "no batch to estimate from", "give at least 1, or None")
-    modules = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    graphs = {m: nodes for m in model.modules() if isinstance(m, fx.GraphModule) if (nodes := _calls(m))}
-    if not modules and not graphs:
+    if not _has_statistics(model):
         return model
-    statistics = _statistics(modules, graphs)
-    before = [s.clone() for s in statistics]
-    device = statistics[0].device
-    try:
-        with _averaging(model, modules, graphs), torch.no_grad():
-            count = 0
-            for inputs, _ in itertools.islice(batches, num_batches):
-                _set_momentum(graphs, count)
-                count += 1
-                args, kwargs = as_arguments(to_device(inputs, device))
-                model(*args, **kwargs)
-        if not count:
-            raise DataError("batches", "there are none", "give at least one batch")
-        average_over_ranks_(statistics)
-        if not all(bool(torch.isfinite(s).all()) for s in statistics):
-            raise DataError("batch norm statistics", "NaN or infinity", "check the inputs and the weights for NaN")
-    except BaseException:
-        for statistic, old in zip(statistics, before, strict=True):
-            statistic.copy_(old)
-        raise
+    device = model_device(model)
+    with eval_mode(model), torch.no_grad(), _Watch() as watch:
+        count = 0
+        for inputs, _ in itertools.islice(batches, num_batches):
+            count += 1
+            args, kwargs = as_arguments(to_device(inputs, device))
+            model(*args, **kwargs)
+    if not count:
+        raise DataError("batches", "there are none", "give at least one batch")
+    pooled = [(mean, variance, moments.over_ranks(device)) for mean, variance, moments in watch.found.values()]
+    if not all(bool(torch.isfinite(m.mean).all() and torch.isfinite(m.squares).all()) for _, _, m in pooled):
+        raise DataError("batch norm statistics", "NaN or infinity", "check the inputs and the weights for NaN")
+    with torch.no_grad():
+        for mean, variance, moments in pooled:
+            moments.write_(mean, variance)
     return model
 
 
-def _calls(module: fx.GraphModule) -> list[fx.Node]:
-    """The graph's batch norm calls that keep running statistics."""
-    nodes = [n for n in module.graph.nodes if n.op == "call_function" and operation(n) == "batch_norm"]
-    return [n for n in nodes if len(n.args) > MOMENTUM and n.args[MEAN] is not None]
-
-
-def _statistics(modules: list[_BatchNorm], graphs: dict[fx.GraphModule, list[fx.Node]]) -> list[torch.Tensor]:
-    found = [t for m in modules for t in (m.running_mean, m.running_var) if t is not None]
-    for graph, nodes in graphs.items():
-        for node in nodes:
-            found += [graph.get_buffer(str(_named(node.args[i]).target)) for i in (MEAN, VARIANCE)]
-    # A shared layer must be saved, averaged and put back once.
-    return list({id(t): t for t in found}.values())
-
-
-def _named(argument: Any) -> fx.Node:
-    if isinstance(argument, fx.Node) and argument.op == "get_attr":
-        return argument
-    raise ConfigError(
-        "batch norm", f"its statistics come from {argument}, not from a buffer", "re-estimate before export"
+def _has_statistics(model: nn.Module) -> bool:
+    layers = any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in model.modules())
+    return layers or any(
+        node.op == "call_function" and operation(node) == "batch_norm" and node.args[MEAN] is not None
+        for m in model.modules()
+        if isinstance(m, fx.GraphModule)
+        for node in m.graph.nodes
     )
-
-
-@contextmanager
-def _averaging(
-    model: nn.Module, modules: list[_BatchNorm], graphs: dict[fx.GraphModule, list[fx.Node]]
-) -> Iterator[None]:
-    """Batch norms in training mode and all else in eval mode; afterwards every mode, momentum and counter as before."""
-    modes = {m: m.training for m in model.modules()}
-    momenta = {m: m.momentum for m in modules}
-    counters = [(b, b.clone()) for n, b in model.named_buffers() if n.endswith("num_batches_tracked")]
-    arguments = {g: {n: n.args for n in g.graph.nodes} for g in graphs}
-    try:
-        model.eval()
-        for norm in modules:
-            norm.training = True
-            norm.momentum = None
-            norm.reset_running_stats()
-        for nodes in graphs.values():
-            for node in nodes:
-                node.update_arg(TRAINING, True)
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for counter, old in counters:
-            counter.copy_(old)
-        for graph, saved in arguments.items():
-            for node, args in saved.items():
-                node.args = args
-            graph.recompile()
-
-
-def _set_momentum(graphs: dict[fx.GraphModule, list[fx.Node]], batch: int) -> None:
-    """Momenta that make the running statistics of the calls a plain average; `batch` counts from 0."""
-    for graph, nodes in graphs.items():
-        uses = Counter(_named(node.args[MEAN]).target for node in nodes)
-        seen: Counter[Any] = Counter()
-        for node in nodes:
-            buffer = _named(node.args[MEAN]).target
-            seen[buffer] += 1
-            # A layer that is called k times a batch averages over k values a batch.
-            node.update_arg(MOMENTUM, 1.0 / (batch * uses[buffer] + seen[buffer]))
-        graph.recompile()
