@@ -6,14 +6,15 @@ import copy
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState, PartialState
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 
 from prunus.batchnorm import reestimate_batch_norm
@@ -367,13 +368,22 @@ def test_batch_norm_statistics_are_the_closed_form(wrap: Callable[[nn.Module, Te
     counter = next(b.clone() for n, b in model.named_buffers() if n.endswith("tracked"))
     code = getattr(model, "code", None)
     assert reestimate_batch_norm(model, batches, num_batches=3) is model
-    per_batch = [x.transpose(0, 1).flatten(1) for x, _ in batches[:3]]
+    everything = torch.cat([x for x, _ in batches[:3]]).transpose(0, 1).flatten(1)
     buffers = dict(model.named_buffers())
-    torch.testing.assert_close(buffers["0.running_mean"], torch.stack([b.mean(1) for b in per_batch]).mean(0))
-    torch.testing.assert_close(buffers["0.running_var"], torch.stack([b.var(1) for b in per_batch]).mean(0))
+    torch.testing.assert_close(buffers["0.running_mean"], everything.mean(1))
+    torch.testing.assert_close(buffers["0.running_var"], everything.var(1))
     assert torch.equal(buffers["0.num_batches_tracked"], counter)
     assert model.training
     assert getattr(model, "code", None) == code
+
+
+@pytest.mark.parametrize("sizes", [[32, 32, 32], [90, 6], [96]], ids=["sorted", "uneven", "one"])
+def test_batch_norm_statistics_do_not_depend_on_how_the_data_are_cut(sizes: list[int]) -> None:
+    x = torch.cat([torch.randn(32, 2) * 0.2, torch.randn(64, 2) * 3 + 5])
+    norm = nn.BatchNorm1d(2)
+    reestimate_batch_norm(norm, [(part, None) for part in x.split(sizes)])
+    torch.testing.assert_close(norm.running_mean, x.mean(0))
+    torch.testing.assert_close(norm.running_var, x.var(0))
 
 
 class SharedNorm(nn.Module):
@@ -447,3 +457,30 @@ def test_a_captured_model_recovers_too() -> None:
     )
     result = finetune(captured, data, config(epochs=4), progress=False)
     assert result.validation.accuracy > result.history[0].validation_accuracy
+
+
+@pytest.fixture
+def clean_accelerate() -> Iterator[None]:
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_launcher_settings_cannot_scale_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, launched = toy_model(), toy_model()
+    finetune(plain, toy_data(), config(epochs=1), progress=False)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    finetune(launched, toy_data(), config(epochs=1), progress=False)
+    assert same(weights(plain), weights(launched))
+
+
+@pytest.mark.usefixtures("clean_accelerate")
+def test_the_callers_accelerator_is_neither_used_nor_changed() -> None:
+    plain, joined = toy_model(), toy_model()
+    finetune(plain, toy_data(), config(epochs=1), progress=False)
+    own = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=4, cpu=True)
+    finetune(joined, toy_data(), config(epochs=1), progress=False)
+    assert same(weights(plain), weights(joined))
+    assert "forward" not in vars(joined)
+    assert own.mixed_precision == "bf16"
+    assert own.gradient_accumulation_steps == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from prunus.datafiles import read_idx
 from prunus.errors import ConfigError, DataError, MissingDependencyError
 from prunus.sources import ArrayDataset, Batches, crop_and_flip, load_data, load_model, split_indices
 
@@ -295,3 +297,16 @@ def test_timm_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(MissingDependencyError, match=r"prunus\[timm\]"):
         load_model("timm:resnet18")
+
+
+def test_an_idx_header_whose_size_overflows_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "huge"
+    path.write_bytes(bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**31, 2**31, 2**31))
+    with pytest.raises(DataError, match="truncated"):
+        read_idx(path)
+
+
+@pytest.mark.parametrize("held_out", [True, math.nan, 2.0])
+def test_a_split_that_is_no_number_of_examples_is_refused(held_out: float) -> None:
+    with pytest.raises(ConfigError, match="validation"):
+        split_indices(torch.arange(10), held_out, seed=0)
