@@ -484,3 +484,11 @@ def test_the_callers_accelerator_is_neither_used_nor_changed() -> None:
     assert "forward" not in vars(joined)
     assert own.mixed_precision == "bf16"
     assert own.gradient_accumulation_steps == 4
+
+
+def test_evaluation_leaves_a_captured_graph_in_its_mode() -> None:
+    model = as_graph(toy_model(), toy_data().test.images).train()
+    code = model.code
+    evaluate(model, toy_data().test)
+    assert model.training
+    assert model.code == code

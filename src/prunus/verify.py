@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunus.errors import DataError
 from prunus.graph.capture import as_arguments
 from prunus.plan import Plan
+from prunus.rewrite import RewrittenModel
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -123,6 +124,9 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, flag in flags.items():
+            if isinstance(module, RewrittenModel):
+                # Its mode is written in its graph; the flags of its children follow in this loop.
+                module.train(flag)
             module.training = flag
 
 
