@@ -30,7 +30,6 @@ LAYERS = [
         "livememory",
     ],
     ["checkpoint", "export", "report", "measure"],
-    ["pipeline", "compress", "demo", "runners"],
     ["cli"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunus.errors import SurgeryError
 from prunus.plan import Plan
 from prunus.rewrite import rewrite
-from prunus.surgery import Undo, cut_
+from prunus.surgery import Undo, check_fits, cut_
 from prunus.verify import Verification, check_backward, difference, masked, outputs, proof_inputs
 
 
@@ -41,6 +41,7 @@ def apply_and_verify_(
     model: nn.Module, plan: Plan, example_inputs: Any = None, *, rewrite_graph: bool = True
 ) -> tuple[nn.Module, Verification]:
     """Like `apply_`, and return what was proven."""
+    check_fits(model, plan)
     inputs = proof_inputs(plan, example_inputs, model)
     with masked(model, plan):
         reference = [outputs(model, i) for i in inputs]

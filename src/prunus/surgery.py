@@ -39,22 +39,9 @@ def cut_(model: nn.Module, plan: Plan) -> Undo:
     Raises:
         PlanError: the plan names a tensor that the model lacks or that has another shape; the model is unchanged.
     """
+    check_fits(model, plan)
     places = _places(model)
-    new: dict[str, Tensor] = {}
-    for name, edit in plan.tensors.items():
-        if name not in places:
-            raise PlanError(
-                f"tensor {name!r}", "the model has none of that name", "use the model the plan was made for"
-            )
-        owner, attribute = places[name][0]
-        old = getattr(owner, attribute)
-        if tuple(old.shape) != tuple(edit.shape):
-            raise PlanError(
-                f"tensor {name!r}",
-                f"its shape is {tuple(old.shape)}, the plan was made for {tuple(edit.shape)}",
-                "use the model the plan was made for, before any removal",
-            )
-        new[name] = _replacement(old, edit)
+    new = {n: _replacement(_held(places[n][0]), edit) for n, edit in plan.tensors.items()}
     steps: list[Callable[[], None]] = []
     touched: dict[nn.Module, None] = {}
     for name, tensor in new.items():
@@ -64,6 +51,39 @@ def cut_(model: nn.Module, plan: Plan) -> Undo:
     for owner in touched:
         steps += _set_sizes(owner)
     return Undo(tuple(steps))
+
+
+def check_fits(model: nn.Module, plan: Plan) -> None:
+    """Check that the model has every tensor of the plan in the shape it was planned for, and every masked layer.
+
+    Raises:
+        PlanError: it has not.
+    """
+    places = _places(model)
+    for name, edit in plan.tensors.items():
+        if name not in places:
+            raise PlanError(
+                f"tensor {name!r}", "the model has none of that name", "use the model the plan was made for"
+            )
+        shape = tuple(_held(places[name][0]).shape)
+        if shape != tuple(edit.shape):
+            raise PlanError(
+                f"tensor {name!r}",
+                f"its shape is {shape}, the plan was made for {tuple(edit.shape)}",
+                "use the model the plan was made for, before any removal",
+            )
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for entry in plan.masked:
+        if entry.module not in modules:
+            raise PlanError(
+                f"module {entry.module!r}", "the model has none of that name", "use the model the plan was made for"
+            )
+
+
+def _held(place: tuple[nn.Module, str]) -> Tensor:
+    owner, attribute = place
+    held: Tensor = getattr(owner, attribute)
+    return held
 
 
 def edited(old: Tensor, edit: TensorEdit) -> Tensor:

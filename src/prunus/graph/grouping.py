@@ -78,6 +78,7 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     writer, outputs = _writers(engine, roots)
     reasons, inexact, rows = _constraints(engine, roots, model)
     members = _families(tensors, writer, reasons, inexact, rows, len(roots))
+    rows = _whole_rows(members, rows, engine, roots, reasons)
     readers = _calls_by_root(engine.calls, roots)
     groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, engine.calls)
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -171,6 +172,36 @@ def _rows(engine: Engine, roots: IntArray, reasons: dict[int, str]) -> dict[int,
             elif not known:
                 rows.update({root: (identity, next(iter(p))) for root, p in place.items()})
     return {root: row for root, row in rows.items() if root not in reasons}
+
+
+def _whole_rows(
+    families: Sequence[IntArray],
+    rows: dict[int, tuple[int, int]],
+    engine: Engine,
+    roots: IntArray,
+    reasons: dict[int, str],
+) -> dict[int, tuple[int, int]]:
+    """Rows only where a family fills each of them equally; equal counts between families cannot be promised.
+
+    Uneven families of equal chunks lose the constraint (the rewritten graph splits unevenly), others lock.
+    """
+    size: dict[int, int] = {}
+    for identity, row in rows.values():
+        size[identity] = max(size.get(identity, 0), row + 1)
+    chunked = {int(r) for labels, why in engine.grids if why.endswith("equal chunks")
+               for r in np.unique(roots[labels.numpy()])}  # fmt: skip
+    grouped = {int(r) for labels, why in engine.grids if not why.endswith("equal chunks")
+               for r in np.unique(roots[labels.numpy()])}  # fmt: skip
+    settled = dict(rows)
+    for family in families:
+        places = [rows[r] for r in family.tolist() if r in rows]
+        if not places or len(set(np.bincount([p[1] for p in places], minlength=size[places[0][0]]).tolist())) == 1:
+            continue
+        for root in family.tolist():
+            del settled[root]
+            if root in grouped or root not in chunked:
+                reasons.setdefault(root, "needs equal counts per row with units of other layers")
+    return settled
 
 
 def _nested(known: dict[int, tuple[int, int]], place: dict[int, set[int]], members: set[int]) -> bool:
