@@ -58,7 +58,7 @@ class Setting:
     recovery: FinetuneConfig | None = None
     recovered: tuple[str, ...] | None = None
     learning_examples: int | None = None
-    learning_batch: int = 128
+    learning_batch: int = 64
     split: str = "validation"
 
 
@@ -104,7 +104,7 @@ def one(dense: nn.Module, data: DataSource, entry: Entry, setting: Setting, seed
     start = time.perf_counter()
     graph = prunus.trace(dense, data.example_inputs)
     groups = [g for g in graph.groups() if setting.keep(g.name)]
-    batches = Batches(train, setting.learning_batch, shuffle=True, seed=seed)
+    batches = Batches(train, setting.learning_batch, shuffle=True, seed=seed, augment=data.augment)
     scores = score(dense, groups, entry.method, batches, data.loss_fn, seed=seed)
     plan = make_plan(
         graph,

@@ -30,6 +30,8 @@ LAYERS = [
         "livememory",
     ],
     ["checkpoint", "export", "report", "measure"],
+    ["pipeline", "demo"],
+    ["compress"],
     ["cli"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -60,7 +60,7 @@ def compress(
     ignored_layers: Sequence[Ignored] = (),
     allocation: Allocation | None = None,
     recovery: FinetuneConfig | None = None,
-    batch_size: int = 128,
+    batch_size: int = 64,
     modes: Sequence[str] = ("eager", "onnx"),
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -90,7 +90,7 @@ def compress(
     """
     accuracy = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn).accuracy}
     say(f"dense: {accuracy['dense']:.2f} % on {len(data.validation)} validation examples")
-    batches = Batches(data.train, batch_size, shuffle=True, seed=seed)
+    batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment)
     result = prune(
         model,
         data.example_inputs,

@@ -205,9 +205,12 @@ def _learn_round(
         _set_epoch(batches, epoch)
         for step, (x, y) in enumerate(batches):
             inputs, targets = to_device(x, device), y.to(device)
+            progress = (epoch * len(batches) + step) / max(steps - 1, 1)
+            for group in gates.groups:
+                method.anneal_(gates.posterior(group.name), progress)
             with autocast(device, precision):
                 loss = _sampled_loss(model, inputs, targets, method, loss_fn)
-            weight = method.complexity_weight((epoch * len(batches) + step) / max(steps - 1, 1))
+            weight = method.complexity_weight(progress)
             objective = loss + weight * gates.penalty(num_data) if weight else loss
             _check(objective, inputs, epoch, step)
             optimizer.zero_grad(set_to_none=True)

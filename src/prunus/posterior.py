@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError
 
-Scale = Literal["none", "units", "max", "kept"]
-SCALES = ("none", "units", "max", "kept")
+Scale = Literal["none", "units", "max", "kept", "capacity"]
+SCALES = ("none", "units", "max", "kept", "capacity")
+CUT_AT_ONE = ("kept", "capacity")
 FLOOR, CEILING = 1e-2, 1e4
 """Range of a concentration: below it fp32 Gamma draws underflow and their gradients are noise; above it there is no
 noise left to learn from (1 % relative standard deviation)."""
@@ -91,6 +92,24 @@ def dirichlet_kl(concentration: Tensor, prior: Tensor) -> Tensor:
     )
 
 
+def capacity_factor(means: Tensor, capacity: float) -> Tensor:
+    """The factor c with sum_j min(1, c m_j) = capacity * K, fp32 scalar.
+
+    Args:
+        means: positive shares [K] that sum to 1.
+        capacity: in (0, 1]; at 1 every term reaches 1.
+    """
+    ordered = means.sort(descending=True).values
+    units = len(ordered)
+    if capacity >= 1:
+        return 1.0 / ordered[-1]
+    full = torch.arange(units, device=means.device)
+    rest = ordered.flip(0).cumsum(0).flip(0)
+    factors = (capacity * units - full) / rest
+    fits = factors * ordered < 1
+    return factors[int(fits.nonzero()[0])]
+
+
 class _InwardClamp(torch.autograd.Function):
     """Clamp that keeps the gradient wherever a descent step would lead back inside.
 
@@ -125,6 +144,9 @@ class DirichletPosterior(Posterior):
     - `kept`: min(1, s / t), t the (1 - kept_fraction) quantile of the posterior means. The better `kept_fraction` of
       the units are at or near 1, as they will be after pruning, and the others are attenuated and noisy, all at the
       same time: a unit is judged in the company of the half-removed others. Nothing is ever inflated.
+    - `capacity`: min(1, c s) with c such that the mean multipliers min(1, c m_j) sum to `capacity` K, a share of the
+      whole that the method lowers from 1 to `kept_fraction` while it learns. The network loses strength gradually,
+      as it will when units go, and the units compete for what is left.
 
     The divisors are not differentiated.
 
@@ -133,7 +155,7 @@ class DirichletPosterior(Posterior):
         init_concentration: phi of every unit at the start, in (0.01, 10000).
         prior_concentration: alpha_0 > 0 of the symmetric prior Dir(alpha_0, ..., alpha_0).
         scale: see above.
-        kept_fraction: for `kept`, in (0, 1].
+        kept_fraction: for `kept` and `capacity`, in (0, 1].
 
     Raises:
         ConfigError: a setting out of its range, or an unknown scale.
@@ -178,6 +200,7 @@ class DirichletPosterior(Posterior):
         self.prior_concentration = prior_concentration
         self.scale: Scale = scale
         self.kept_fraction = kept_fraction
+        self.capacity = 1.0
         self.rho = nn.Parameter(torch.full((units,), math.log(init_concentration)))
 
     def concentration(self) -> Tensor:
@@ -190,17 +213,19 @@ class DirichletPosterior(Posterior):
         return phi / phi.sum()
 
     def factor(self) -> Tensor:
-        """What draws on the simplex are multiplied by (before `kept` cuts them at 1), fp32 scalar, no gradient."""
+        """What draws on the simplex are multiplied by (before it is cut at 1), fp32 scalar, no gradient."""
         if self.scale == "units":
             return self.rho.new_tensor(float(self.units))
         if self.scale == "none":
             return self.rho.new_tensor(1.0)
         means = self.probabilities().detach()
+        if self.scale == "capacity":
+            return capacity_factor(means, self.capacity)
         return 1.0 / (means.max() if self.scale == "max" else torch.quantile(means, 1 - self.kept_fraction))
 
     def _scaled(self, s: Tensor) -> Tensor:
         scaled = s * self.factor()
-        return scaled.clamp(max=1.0) if self.scale == "kept" else scaled
+        return scaled.clamp(max=1.0) if self.scale in CUT_AT_ONE else scaled
 
     def rsample(self, n: int) -> Tensor:
         """Draws s ~ Dir(phi) on the scale, fp32 [n, K]; implicit reparameterisation gradients."""
@@ -213,12 +238,12 @@ class DirichletPosterior(Posterior):
     def variance(self) -> Tensor:
         """Posterior variance of each multiplier, fp32 [K].
 
-        m (1 - m) / (sum(phi) + 1) times the squared factor; for `kept` the exact variance of min(1, s / t), from the
-        incomplete moments of the marginal Beta.
+        m (1 - m) / (sum(phi) + 1) times the squared factor; for scales cut at 1 the exact variance of min(1, s / t),
+        from the incomplete moments of the marginal Beta.
         """
         with torch.no_grad():
             m, factor = self.probabilities(), self.factor()
-            if self.scale != "kept":
+            if self.scale not in CUT_AT_ONE:
                 return m * (1 - m) / (self.concentration().sum() + 1) * factor**2
             a, b = self._beta()
             c = float(factor)
@@ -244,7 +269,7 @@ class DirichletPosterior(Posterior):
         return self.concentration().detach()
 
     def _draw(self, n: int) -> Tensor:
-        # Uncut draws: with `kept` all units above the divisor would tie at 1.
+        # Uncut draws: units cut at 1 would tie.
         return torch.distributions.Dirichlet(self.concentration().cpu(), validate_args=False).sample((n,))
 
     def _beta(self) -> tuple[np.ndarray, np.ndarray]:
@@ -264,4 +289,4 @@ class DirichletPosterior(Posterior):
         low, high = (torch.from_numpy(np.asarray(betaincinv(a, b, q))).float() for q in (tail, 1 - tail))
         factor = float(self.factor())
         low, high = low * factor, high * factor
-        return (low.clamp(max=1.0), high.clamp(max=1.0)) if self.scale == "kept" else (low, high)
+        return (low.clamp(max=1.0), high.clamp(max=1.0)) if self.scale in CUT_AT_ONE else (low, high)

@@ -12,7 +12,8 @@ from scipy.stats import beta as beta_distribution
 from torch.distributions import Beta, Dirichlet, kl_divergence
 
 from prunus.errors import ConfigError
-from prunus.posterior import CEILING, FLOOR, SCALES, DirichletPosterior, dirichlet_kl
+from prunus.methods.dirichlet import DirichletPruning
+from prunus.posterior import CEILING, CUT_AT_ONE, FLOOR, SCALES, DirichletPosterior, capacity_factor, dirichlet_kl
 
 PHI = torch.tensor([0.3, 1.2, 2.5, 0.7], dtype=torch.float64)
 concentrations = st.lists(st.floats(0.02, 500), min_size=2, max_size=40)
@@ -63,13 +64,13 @@ def test_moments_and_intervals_against_draws(scale):
     q = posterior([0.5, 1.0, 2.0, 4.0, 6.0], scale=scale)
     draws = q.rsample(40_000).detach()
     error = draws.std(0) / math.sqrt(len(draws))
-    if scale != "kept":
+    if scale not in CUT_AT_ONE:
         assert ((draws.mean(0) - q.mean()).abs() < 4 * error).all()
     torch.testing.assert_close(draws.var(0), q.variance(), rtol=0.03, atol=1e-4)
     low, high = q.interval(0.9)
     inside = ((draws >= low) & (draws <= high)).float().mean(0)
     assert (inside >= 0.9 - 0.005).all()
-    uncut = high < 1 if scale == "kept" else torch.ones(5, dtype=torch.bool)
+    uncut = high < 1 if scale in CUT_AT_ONE else torch.ones(5, dtype=torch.bool)
     torch.testing.assert_close(inside[uncut], torch.full((int(uncut.sum()),), 0.9), rtol=0, atol=0.005)
 
 
@@ -197,3 +198,20 @@ def test_kept_never_inflates():
 def test_settings_are_checked(bad):
     with pytest.raises(ConfigError):
         DirichletPosterior(bad.pop("units"), **bad)
+
+
+@given(st.lists(st.floats(0.01, 100.0), min_size=2, max_size=12), st.floats(0.05, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_capacity_is_what_the_mean_multipliers_sum_to(phi: list[float], capacity: float) -> None:
+    means = torch.tensor(phi) / sum(phi)
+    factor = capacity_factor(means, capacity)
+    assert float((means * factor).clamp(max=1.0).sum()) == pytest.approx(capacity * len(phi), rel=1e-4)
+
+
+def test_capacity_falls_from_one() -> None:
+    method = DirichletPruning()
+    q = method.posterior(10)
+    for progress, capacity in ((0.0, 1.0), (0.35, 0.7), (0.7, 0.4), (1.0, 0.4)):
+        method.anneal_(q, progress)
+        assert q.capacity == pytest.approx(capacity)
+        assert float(q.mean().detach().sum()) == pytest.approx(10 * capacity, rel=1e-5)

@@ -85,3 +85,6 @@ class PosteriorMethod(Method):
     @abstractmethod
     def complexity_weight(self, progress: float) -> float:
         """Factor of KL / N at `progress` in [0, 1] of the learning (strength times warm-up)."""
+
+    def anneal_(self, posterior: Posterior, progress: float) -> None:
+        """Change what a posterior does at `progress` in [0, 1] of the learning; nothing by default."""

@@ -18,10 +18,11 @@ Settings that matter
 
 Departures from the paper and its released code
     The multipliers sit at the readers' inputs, after normalisation, because batch norm cancels a scale that precedes
-    it (`placement="writer"` and `bn_mode="train"` reproduce the released order). They are divided by the largest
-    posterior mean so that the frozen network starts from about its own function (`scale`). The KL is taken of the
-    concentrations at the true scale; in the released code its weight is about 6e-9. The loss is averaged over draws;
-    `loss_reduction="ce_of_mean"` averages the outputs first, as released. One draw per example lowers the variance.
+    it (`placement="writer"` and `bn_mode="train"` reproduce the released order). They never exceed 1, because a
+    simplex scaled by K inflates what is kept, and their sum falls while they are learned (`scale="capacity"`), so
+    that a unit is judged in the company of half-removed others. phi is the exponential of its parameter. The KL is
+    taken of the concentrations; in the released code its weight is about 6e-9. The loss is averaged over draws;
+    `loss_reduction="loss_of_mean"` averages the outputs first, as released. One draw per example lowers the variance.
     `DirichletPruning.as_released()` gathers the released settings.
 
 Known failures
@@ -35,7 +36,7 @@ from typing import ClassVar, Literal
 
 from prunus.errors import ConfigError
 from prunus.methods.base import PosteriorMethod
-from prunus.posterior import SCALES, DirichletPosterior, Scale
+from prunus.posterior import SCALES, DirichletPosterior, Posterior, Scale
 
 CHOICES = {
     "estimator": ("mc", "point"),
@@ -60,8 +61,10 @@ class DirichletPruning(PosteriorMethod):
         epochs: passes over the data (each group's own passes if not `joint`).
         samples: forward passes per batch, each with fresh draws.
         lr: Adam's step for rho = log(phi): about the largest relative change of phi per step.
-        scale: `kept`, `max`, `units` or `none`, see `DirichletPosterior`.
-        kept_fraction: for `kept`: the fraction of each group that is at full strength while learning.
+        scale: `capacity`, `kept`, `max`, `units` or `none`, see `DirichletPosterior`.
+        kept_fraction: for `capacity`: the share of each group's strength that is left at the end of the learning;
+            for `kept`: the fraction of each group that is at full strength.
+        anneal: for `capacity`: fraction of the learning over which the capacity falls from 1 to `kept_fraction`.
         joint: learn all groups at once, or one at a time with the others left alone.
         draws: one draw per example or per batch.
         placement: `reader` (exact) or `writer` (before normalisation, as released).
@@ -72,14 +75,15 @@ class DirichletPruning(PosteriorMethod):
     name: ClassVar[str] = "dirichlet"
     estimator: Literal["mc", "point"] = "mc"
     prior_concentration: float = 0.1
-    init_concentration: float = 3.0
-    kl_weight: float = 10.0
+    init_concentration: float = 10.0
+    kl_weight: float = 100.0
     warmup: float = 0.5
     epochs: int = 1
     samples: int = 1
     lr: float = 0.05
-    scale: Scale = "kept"
-    kept_fraction: float = 0.5
+    scale: Scale = "capacity"
+    kept_fraction: float = 0.4
+    anneal: float = 0.7
     joint: bool = True
     draws: Literal["example", "batch"] = "example"
     placement: Literal["reader", "writer"] = "reader"
@@ -98,10 +102,13 @@ class DirichletPruning(PosteriorMethod):
         for field in positive:
             if not getattr(self, field) > 0:
                 raise ConfigError(f"DirichletPruning.{field}", "must be positive", "see the method's card for defaults")
-        if self.kl_weight < 0 or not 0 <= self.warmup <= 1:
+        if self.kl_weight < 0 or not 0 <= self.warmup <= 1 or not 0 <= self.anneal <= 1:
             raise ConfigError(
-                "DirichletPruning", "kl_weight must not be negative, warmup a fraction", "use for example 1 and 0.5"
+                "DirichletPruning",
+                "kl_weight must not be negative; warmup and anneal are fractions",
+                "use for example 1, 0.5 and 0.7",
             )
+        self.posterior(1)
 
     @classmethod
     def as_released(cls) -> DirichletPruning:
@@ -130,6 +137,12 @@ class DirichletPruning(PosteriorMethod):
             scale=self.scale,
             kept_fraction=self.kept_fraction,
         )
+
+    def anneal_(self, posterior: Posterior, progress: float) -> None:
+        """Lower the capacity linearly from 1 to `kept_fraction`, see `anneal`."""
+        if isinstance(posterior, DirichletPosterior):
+            fallen = 1.0 if self.anneal == 0 else min(1.0, progress / self.anneal)
+            posterior.capacity = 1 - (1 - self.kept_fraction) * fallen
 
     def complexity_weight(self, progress: float) -> float:
         """kl_weight times the linear warm-up at `progress` in [0, 1]."""

@@ -1,0 +1,103 @@
+"""The command line as a user meets it: every command on a small model, and refusals with status 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunus.cli import main
+
+MODEL = """
+import torch
+from torch import nn
+from prunus.datasets import ArrayDataset, DataSource
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)
+    )
+
+def branch():
+    class Branch(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+    return Branch(), torch.randn(2, 3)
+
+def data():
+    images, labels = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 4
+    part = ArrayDataset(images, labels)
+    return DataSource("toy", part, part, part, 4)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(MODEL)
+    return str(path)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    return int(caught.value.code or 0)
+
+
+def test_analyze_lists_groups(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("analyze", f"{script}:net", "--shape", "2,1,8,8") == 0
+    shown = capsys.readouterr().out
+    assert "prunable" in shown
+    assert "locked" in shown
+
+
+def test_compress_evaluate_export(script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    arguments = ["--data", f"{script}:data", "--budget", "macs<=50%", "--epochs", "1", "--out", str(out), "--no-onnx"]
+    assert run("compress", f"{script}:net", *arguments) == 0
+    assert "MACs per example" in capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["after"]["macs"] <= 0.5 * summary["before"]["macs"]
+    artifact = str(out / "artifact")
+    assert run("evaluate", artifact, "--data", f"{script}:data") == 0
+    assert f"accuracy {summary['accuracy']['test']:.2f} %" in capsys.readouterr().out
+    pytest.importorskip("onnxruntime")
+    assert run("export", artifact, str(tmp_path / "m.onnx")) == 0
+    assert run("export", artifact, str(tmp_path / "m.pt2")) == 0
+    assert (tmp_path / "m.onnx").exists()
+    assert run("export", artifact, str(tmp_path / "m.txt")) == 2
+
+
+def test_weights_are_loaded_and_refused(script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "w.pt"
+    namespace: dict[str, object] = {}
+    exec(MODEL, namespace)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in namespace["net"]().state_dict().items()}}, path)  # type: ignore[operator]
+    assert run("evaluate", f"{script}:net", "--data", f"{script}:data", "--weights", str(path)) == 0
+    path.write_bytes(b"broken")
+    assert run("evaluate", f"{script}:net", "--data", f"{script}:data", "--weights", str(path)) == 2
+    assert "--weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["analyze", "{}:branch"], "Branch"),
+        (["analyze", "{}:net"], "example inputs"),
+        (["analyze", "{}:net", "--shape", "a,b"], "--shape"),
+        (["analyze", "{}:nothing", "--shape", "1,1,8,8"], "nothing"),
+        (["compress", "{}:net", "--data", "{}:data", "--budget", "macs<=0.001%"], "budget"),
+        (["compress", "{}:net", "--data", "{}:data", "--budget", "macs<=50%", "--ignore", "zzz"], "zzz"),
+        (["compress", "{}:net", "--data", "mnist:/nowhere", "--budget", "macs<=50%"], "/nowhere"),
+    ],
+)
+def test_refusals_end_with_status_2(
+    script: str, arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*[a.format(script) for a in arguments]) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert named in shown
+    assert "fix:" in shown
