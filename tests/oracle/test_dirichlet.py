@@ -62,6 +62,7 @@ def test_kl_of_two_units_is_that_of_betas():
 def test_moments_and_intervals_against_draws(scale):
     torch.manual_seed(0)
     q = posterior([0.5, 1.0, 2.0, 4.0, 6.0], scale=scale)
+    q.capacity = 0.5
     draws = q.rsample(40_000).detach()
     error = draws.std(0) / math.sqrt(len(draws))
     if scale not in CUT_AT_ONE:
