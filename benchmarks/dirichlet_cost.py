@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import prunus
 from nets import resnet56
 from prunus.fit import frozen
-from prunus.gate import attach
+from prunus.gate import attach, recompute_products
 from prunus.livememory import LiveBytes
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.precision import autocast
@@ -79,7 +79,7 @@ def main() -> None:
         def learning_step() -> None:
             gates.sample()
             with frozen(model):
-                with autocast(device, "auto"):
+                with recompute_products(), autocast(device, "auto"):
                     loss = F.cross_entropy(model(x), y)
                 (loss + gates.penalty(50_000)).backward()
             adam.step()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import DataError
-from prunus.gate import GateSet, attach
+from prunus.gate import GateSet, attach, recompute_products
 from prunus.graph.capture import as_arguments
 from prunus.graph.groups import ChannelGroup
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, WeightCriterion
@@ -144,7 +144,7 @@ def _accumulate(
         gates.probe()
         for step, (x, y) in enumerate(batches):
             inputs, targets = to_device(x, device), y.to(device)
-            with autocast(device, precision):
+            with recompute_products(), autocast(device, precision):
                 loss = loss_fn(_call(model, inputs), targets, reduction="sum")
             _check(loss, inputs, 0, step)
             loss.backward()
@@ -208,7 +208,7 @@ def _learn_round(
             progress = (epoch * len(batches) + step) / max(steps - 1, 1)
             for group in gates.groups:
                 method.anneal_(gates.posterior(group.name), progress)
-            with autocast(device, precision):
+            with recompute_products(), autocast(device, precision):
                 loss = _sampled_loss(model, inputs, targets, method, loss_fn)
             weight = method.complexity_weight(progress)
             objective = loss + weight * gates.penalty(num_data) if weight else loss

@@ -167,6 +167,23 @@ def attach(
             handle.remove()
 
 
+@contextmanager
+def recompute_products() -> Iterator[None]:
+    """Within the context autograd keeps gated inputs as their two factors, which are in memory anyway.
+
+    Halves what gates add to the memory of a step; gradients are the same, at the price of one multiplication each.
+    """
+
+    def pack(tensor: Tensor) -> Any:
+        return getattr(tensor, "made_of", tensor)
+
+    def unpack(packed: Any) -> Tensor:
+        return packed[0] * packed[1] if isinstance(packed, tuple) else packed
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
 Members = list[tuple[ChannelGroup, Tensor]]
 
 
@@ -228,7 +245,11 @@ class _Site:
         if dim:
             shape[0] = gate.shape[0]
         shape[dim] = gate.shape[1]
-        return x * gate.to(x.dtype).reshape(shape)
+        factor = gate.to(x.dtype).reshape(shape)
+        product = x * factor
+        # A reader saves its input for a weight gradient that nobody asks for; `recompute_products` keeps the factors.
+        product.made_of = (x.detach(), factor.detach())  # type: ignore[attr-defined]
+        return product
 
     def _line(self, x: Tensor) -> Tensor | None:
         multipliers = [(self.gates.multiplier(g), units) for g, units in self.members]
