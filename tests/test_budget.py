@@ -70,7 +70,7 @@ def test_uniform_keeps_the_same_fraction() -> None:
         GRAPH, GROUPS, random_scores(0), budget=Budget.parse("macs<=40%"), allocation=Allocation(scope="uniform")
     )
     shares = [counts[g.name] / g.units for g in GROUPS]
-    assert max(shares) - min(shares) < 0.06
+    assert max(shares) - min(shares) < 0.1
     assert cost_of(counts)[0] <= 0.4 * CostModel(GRAPH).dense().macs
 
 

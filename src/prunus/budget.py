@@ -236,8 +236,7 @@ class _Problem:
             if not open_groups:
                 break
             best = max(open_groups, key=lambda i: priorities[i][counts[i]])
-            trial = list(counts)
-            trial[best] = max(self._round(self.groups[best], counts[best] + 1, up=True), counts[best] + 1)
+            trial = self._one_step_more(counts, best)
             if budget.excess(self.cost(trial), self.dense) <= 1:
                 counts = trial
             else:
@@ -250,7 +249,18 @@ class _Problem:
             middle = (low + high) / 2
             met = budget.excess(self.cost(self._fraction(middle)), self.dense) <= 1
             low, high = (middle, high) if met else (low, middle)
-        return self.named(self._fraction(low))
+        counts = self._fraction(low)
+        for index in sorted(range(len(counts)), key=lambda i: counts[i] / self.groups[i].units):
+            trial = self._one_step_more(counts, index)
+            if budget.excess(self.cost(trial), self.dense) <= 1:
+                counts = trial
+        return self.named(counts)
+
+    def _one_step_more(self, counts: Sequence[int], index: int) -> list[int]:
+        more = list(counts)
+        if more[index] < self.groups[index].units:
+            more[index] = max(self._round(self.groups[index], more[index] + 1, up=True), more[index] + 1)
+        return more
 
     def _fraction(self, kept: float) -> list[int]:
         return [

@@ -23,6 +23,7 @@ from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.measure import Comparison, compare
 from prunus.methods.base import Method
+from prunus.parallel import accelerator
 from prunus.pipeline import Ignored, Result, prune
 
 Say = Callable[[str], None]
@@ -39,7 +40,8 @@ class Compression:
             `dense_test` and `test` on the test split, which is read once, at the end.
         comparison: size and speed before and after, measured in one run.
         summary: everything above as plain numbers, as written to `summary.json`.
-        directory: the folder, with `summary.json`, `plan.json` and `artifact/`; None if nothing was written.
+        directory: the folder, with `summary.json`, `plan.json` and `artifact/`; None if there is no `out`, or on
+            other ranks than 0.
     """
 
     model: nn.Module
@@ -88,9 +90,11 @@ def compress(
     Raises:
         PruneError: one of its kinds; the given model is as it was, and `out` holds what was there before.
     """
+    with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
+        rank, world = processes.process_index, processes.num_processes
     accuracy = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn).accuracy}
     say(f"dense: {accuracy['dense']:.2f} % on {len(data.validation)} validation examples")
-    batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment)
+    batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
     result = prune(
         model,
         data.example_inputs,
@@ -125,7 +129,7 @@ def compress(
     accuracy["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn).accuracy
     accuracy["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn).accuracy
     summary = _summary(data, result, accuracy, comparison, seed)
-    directory = _write(out, smaller, result, data, accuracy, summary)
+    directory = _write(out, smaller, result, data, accuracy, summary) if rank == 0 else None
     return Compression(smaller, result, accuracy, comparison, summary, directory)
 
 

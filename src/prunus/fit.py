@@ -238,10 +238,13 @@ def _call(model: nn.Module, inputs: Any) -> Any:
 
 
 def _check(loss: Tensor, inputs: Any, epoch: int, step: int) -> None:
-    if bool(torch.isfinite(loss.detach()).all()):
+    finite = torch.isfinite(loss.detach()).all().float()
+    if bool(_summed(1 - finite) == 0):
         return
     args, kwargs = as_arguments(inputs)
     tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
+    if bool(finite):
+        raise DataError(f"epoch {epoch}, step {step}", "NaN or infinity on another rank", "see that rank's message")
     what = "the loss" if all(bool(torch.isfinite(t).all()) for t in tensors) else "the inputs"
     raise DataError(
         f"epoch {epoch}, step {step}",

@@ -1,0 +1,70 @@
+"""Gates learned by two CPU processes are equal on both, and a NaN on one rank is refused by both."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import prunus
+from prunus.datasets import ArrayDataset, Batches
+from prunus.errors import DataError
+from prunus.fit import fit
+from prunus.methods.criteria import Fisher
+from prunus.methods.dirichlet import DirichletPruning
+from prunus.parallel import accelerator
+
+pytestmark = pytest.mark.dist
+
+
+def toy() -> tuple[nn.Module, ArrayDataset]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 8), nn.ReLU(), nn.Linear(8, 3))
+    return model, ArrayDataset(torch.randn(64, 1, 6, 6), torch.arange(64) % 3)
+
+
+def learned(rank: int, world: int) -> dict[str, Any]:
+    model, data = toy()
+    groups = prunus.trace(model, torch.randn(2, 1, 6, 6)).groups()
+    batches = Batches(data, 16, shuffle=True, rank=rank, world=world)
+    found = fit(model, groups, DirichletPruning(), batches, F.cross_entropy, num_data=64, precision="fp32")
+    fisher = fit(model, groups, Fisher(), batches, F.cross_entropy, num_data=64, precision="fp32")
+    poisoned = [(x.fill_(float("nan")) if rank == world - 1 else x, y) for x, y in batches]
+    refused = ""
+    try:
+        fit(model, groups, DirichletPruning(), poisoned, F.cross_entropy, num_data=64)
+    except DataError as error:
+        refused = error.where
+    return {
+        "dirichlet": {n: v.tolist() for n, v in found.values.items()},
+        "fisher": {n: v.tolist() for n, v in fisher.values.items()},
+        "refused": refused,
+    }
+
+
+def test_two_processes_hold_the_same_gates(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["dirichlet"] == second["dirichlet"]
+    assert first["refused"] == second["refused"] == "epoch 0, step 0"
+    alone = learned(0, 1)
+    for name, values in alone["fisher"].items():  # no noise: two processes see what one sees
+        torch.testing.assert_close(torch.tensor(first["fisher"][name]), torch.tensor(values), rtol=1e-4, atol=1e-7)
+
+
+if __name__ == "__main__":
+    with accelerator() as processes:
+        rank, world = processes.process_index, processes.num_processes
+    (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(learned(rank, world)))
+    torch.distributed.destroy_process_group()
