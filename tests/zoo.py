@@ -25,9 +25,11 @@ from zoo_nets import (
     Gated,
     HardCodedView,
     Inverted,
+    LayerScale,
     LinearSE,
     Net,
     PreActBlock,
+    Pyramid,
     Recurrent,
     ResNeXtBlock,
     SameConv,
@@ -36,8 +38,14 @@ from zoo_nets import (
     TwoInputs,
     UNet,
     cbr,
+    corners,
     head,
+    inplace,
     seq,
+    shared_norm,
+    shared_twice,
+    shifted,
+    spatial_attention,
 )  # fmt: skip
 
 Inputs = Callable[[int], Any]
@@ -55,6 +63,7 @@ class Animal:
         units: number of prunable units, where it is obvious.
         rewritten: whether its code holds sizes that only the rewritten graph can change; None = either will do.
         refused: the tracer must refuse it.
+        broken: what is known to go wrong today when it is cut; the test fails as soon as it goes right.
     """
 
     factory: Callable[[], nn.Module]
@@ -64,6 +73,7 @@ class Animal:
     units: int | None = None
     rewritten: bool | None = False
     refused: bool = False
+    broken: str = ""
 
     def make(self, seed: int = 0) -> nn.Module:
         """The network in eval mode; batch norms, biases and affine parameters far from their neutral values."""
@@ -128,24 +138,11 @@ def weight_norm_net() -> nn.Module:
     return Net(lambda m, x: m.head(F.relu(m.conv(m.stem(x)))), stem=seq(cbr(3, 6), cbr(6, 8)), conv=conv, head=head(10))
 
 
-def shared_twice(m: Any, x: Tensor) -> Tensor:
-    x = m.stem(x)
-    for _ in range(3):
-        x = F.relu(m.conv(x))
-    return m.head(x)
-
-
-def spatial_attention(m: Any, x: Tensor) -> Tensor:
-    x = m.stem(x)
-    gate = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
-    return m.head(m.mid(x * torch.sigmoid(m.conv(gate))))
-
-
-def inplace(m: Any, x: Tensor) -> Tensor:
-    x = m.stem(x)
-    y = m.mid(x)
-    y += x
-    return m.head(F.relu_(y))
+def moved(function: Callable[[Tensor], Tensor], inputs: int = 8) -> Callable[[], nn.Module]:
+    """A stem of 8 channels, any function of its output, and a reader of `inputs` channels."""
+    return lambda: Net(
+        lambda m, x: m.head(m.mid(function(m.stem(x)))), stem=cbr(3, 8), mid=cbr(inputs, 6), head=head(6)
+    )
 
 
 def mixed_activations() -> nn.Module:
@@ -210,6 +207,28 @@ ZOO: dict[str, Animal] = {
         lambda: seq(nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), cbr(16, 8), head(8)),
         image(), ("3.0",), (("0", "statistics"),), 8,
     ),
+    "group_norm_before_conv": Animal(
+        lambda: seq(cbr(3, 8), nn.GroupNorm(2, 8), cbr(8, 12), head(12)),
+        image(), ("2.0",), (("0.0", "statistics"),), 12,
+    ),
+    "one_group_per_channel": Animal(
+        lambda: seq(nn.Conv2d(3, 8, 3), nn.GroupNorm(8, 8), nn.ReLU(), cbr(8, 6), head(6)),
+        image(), ("3.0",), (("0", "one channel per group"),), 6,
+    ),
+    "shared_norm": Animal(
+        lambda: Net(shared_norm, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 8, 3), norm=nn.BatchNorm2d(8), head=head(8)),
+        image(), ("a",), (), 8,
+    ),
+    "norms_without_parameters": Animal(
+        lambda: seq(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(), nn.Conv2d(8, 6, 3),
+                    nn.BatchNorm2d(6, track_running_stats=False), nn.ReLU(), head(6)),
+        image(), ("0", "3"), (), 14,
+    ),
+    "norm_after_flatten": Animal(
+        lambda: seq(cbr(3, 8), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.BatchNorm1d(32),
+                    nn.Linear(32, 10), nn.ReLU(), nn.Linear(10, 4)),
+        image(), ("0.0", "5"), (), 18,
+    ),
     "instance_norm": Animal(
         lambda: seq(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), cbr(8, 6), head(6)),
         image(), ("0", "3.0"), (), 14,
@@ -254,6 +273,9 @@ ZOO: dict[str, Animal] = {
     "conv1d": Animal(conv1d_net, noise(4, 20), ("0", "4"), (), 18),
     "conv3d": Animal(conv3d_net, noise(2, 4, 4, 4), ("0", "4"), (), 14),
     "functional_conv": Animal(FunctionalConv, image(), (), (("stem.0", "functional"),), 10),
+    "kernel_in_a_buffer": Animal(
+        lambda: FunctionalConv(False), image(), ("kernel",), (("stem.0", "functional"),), 10
+    ),
     "functional_conv_in_a_block": Animal(FunctionalBlock, image(), ("pre.0",), (("inner.stem.0", "functional"),), 18),
     "conv_subclass_that_pads": Animal(
         lambda: seq(cbr(3, 8), SameConv(8, 10, 3), nn.ReLU(), head(10)), image(), ("0.0", "1"), (), 18
@@ -275,6 +297,58 @@ ZOO: dict[str, Animal] = {
     "softmax_over_channels": Animal(
         lambda: Net(lambda m, x: m.head(m.mid(m.stem(x).softmax(1))), stem=cbr(3, 8), mid=cbr(8, 6), head=head(6)),
         image(), ("mid.0",), (("stem.0", "softmax"),), 6,
+    ),
+    "layer_scale": Animal(lambda: LayerScale(-1, 1, 1), image(), ("stem.0", "mid.0"), (), 14),
+    "layer_scale_hard_coded": Animal(
+        lambda: LayerScale(1, 8, 1, 1), image(), ("stem.0", "mid.0"), (), 14, rewritten=True
+    ),
+    "feature_pyramid": Animal(
+        Pyramid, image(), ("low.0", "high.0", "from_high.0", "shared.0"), (("out", "output"),), 32
+    ),
+    "siamese": Animal(
+        lambda: Net(lambda m, x: m.out(torch.cat([m.net(x).mean((2, 3)), m.net(x.flip(3)).amax((2, 3))], 1)),
+                    net=seq(cbr(3, 8), cbr(8, 6)), out=nn.Linear(12, 3)),
+        image(), ("net.0.0", "net.1.0"), (), 14,
+    ),
+    "fused_gate_linear": Animal(
+        lambda: Net(lambda m, x: m.out(F.silu(m.up(x).chunk(2, -1)[0]) * m.up(x).chunk(2, -1)[1]),
+                    up=nn.Linear(6, 24), out=nn.Linear(12, 3)),
+        noise(7, 6), ("up",), (), 12,
+    ),
+    "linear_on_channels_last": Animal(
+        lambda: Net(lambda m, x: m.out(m.fc(m.stem(x).permute(0, 2, 3, 1)).relu().mean((1, 2))),
+                    stem=cbr(3, 8), fc=nn.Linear(8, 12), out=nn.Linear(12, 3)),
+        image(), ("stem.0", "fc"), (), 20,
+    ),
+    "concat_with_its_negative": Animal(
+        moved(lambda x: torch.cat([x, -x], 1), 16), image(), ("stem.0", "mid.0"), (), 14
+    ),
+    "flipped_channels": Animal(moved(lambda x: x.flip(1)), image(), ("stem.0", "mid.0"), (), 14),
+    "temporal_shift": Animal(moved(shifted), image(), ("stem.0", "mid.0"), (), 14, rewritten=True),
+    "space_to_depth": Animal(moved(corners, 32), image(), ("stem.0", "mid.0"), (), 14),
+    "maxout": Animal(
+        moved(lambda x: x.view(-1, 2, 4, 8, 8).amax(1), 4), image(), ("mid.0",), (("stem.0", "over the units"),), 6
+    ),
+    "chosen_channels": Animal(
+        moved(lambda x: x[:, [0, 2, 4, 6]], 4), image(), ("mid.0",), (("stem.0", "index"),), 6
+    ),
+    "rolled_channels": Animal(
+        moved(lambda x: x.roll(3, 1)), image(), ("mid.0",),
+        broken="roll moves positions, not units: the order at the reader is another one after removal",
+    ),
+    "every_second_channel": Animal(
+        moved(lambda x: x[:, ::2], 4), image(), ("mid.0",),
+        broken="a step counts positions: after removal x[:, ::2] chooses other units",
+    ),
+    "channel_shuffle_module": Animal(
+        moved(nn.ChannelShuffle(2)), image(), ("mid.0",),
+        broken="nn.ChannelShuffle does not tie columns over its rows as view, transpose, view does",
+    ),
+    "linear_over_positions": Animal(
+        lambda: Net(lambda m, x: m.out(m.width(m.stem(x)).mean((2, 3))),
+                    stem=cbr(3, 8), width=nn.Linear(8, 8), out=nn.Linear(8, 3)),
+        image(), ("stem.0",), (("width", "over the units"),), 8,
+        broken="the predicted MACs forget that a linear layer over positions is called once per channel that is left",
     ),
     "add_constant_buffer": Animal(lambda: ConstantBuffer(False), image(), ("stem.0", "mid.0"), (), 18),
     "add_constant_inline": Animal(lambda: ConstantBuffer(True), image(), ("mid.0",), (("stem.0", "fixed size"),), 10),

@@ -209,10 +209,12 @@ class C2f(nn.Module):
 
 
 class FunctionalConv(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, learned: bool = True) -> None:
         super().__init__()
         self.stem, self.head = cbr(3, 8), head(10)
-        self.kernel, self.shift = nn.Parameter(0.2 * torch.randn(10, 8, 3, 3)), nn.Parameter(torch.randn(10))
+        kernel, shift = 0.2 * torch.randn(10, 8, 3, 3), torch.randn(10)
+        for name, tensor in (("kernel", kernel), ("shift", shift)):
+            self.register_parameter(name, nn.Parameter(tensor)) if learned else self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.relu(F.conv2d(self.stem(x), self.kernel, self.shift, padding=1)))
@@ -232,6 +234,31 @@ class FunctionalBlock(nn.Module):
 class SameConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+class LayerScale(nn.Module):
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.stem, self.conv, self.mid, self.head = cbr(3, 8), nn.Conv2d(8, 8, 3, padding=1), cbr(8, 6), head(6)
+        self.gamma, self.shape = nn.Parameter(torch.rand(8)), shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(self.mid(x + self.gamma.view(*self.shape) * self.conv(x)))
+
+
+class Pyramid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high, self.from_low, self.from_high = cbr(3, 8), cbr(8, 12), cbr(8, 6, 1), cbr(12, 6, 1)
+        self.shared, self.out = cbr(6, 6), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        low = self.low(x)
+        high = self.high(F.max_pool2d(low, 2))
+        top = self.from_high(high)
+        bottom = self.from_low(low) + F.interpolate(top, size=low.shape[-2:])
+        return [self.out(self.shared(level)) for level in (bottom, top)]
 
 
 class ConstantBuffer(nn.Module):
@@ -302,3 +329,36 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.relu(self.fc(self.rnn(F.relu(self.embed(x)))[0][:, -1])))
+
+
+def shared_twice(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    for _ in range(3):
+        x = F.relu(m.conv(x))
+    return m.head(x)
+
+
+def spatial_attention(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    gate = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+    return m.head(m.mid(x * torch.sigmoid(m.conv(gate))))
+
+
+def shared_norm(m: Any, x: Tensor) -> Tensor:
+    return m.head(F.relu(m.norm(m.b(F.relu(m.norm(m.a(x)))))))
+
+
+def shifted(x: Tensor) -> Tensor:
+    up, left, still = x.split([2, 2, 4], 1)
+    return torch.cat([up.roll(1, 2), left.roll(-1, 3), still], 1)
+
+
+def corners(x: Tensor) -> Tensor:
+    return torch.cat([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
+
+
+def inplace(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    y = m.mid(x)
+    y += x
+    return m.head(F.relu_(y))

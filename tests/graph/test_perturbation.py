@@ -25,6 +25,8 @@ SUBJECTS = [
     "dense_concat", "mobilenet_v2", "resnext", "grouped_after_grouped", "depthwise_multiplier", "squeeze_excite_conv",
     "squeeze_excite_linear", "instance_norm", "conv_transpose_unet", "channel_shuffle", "split_by_size", "glu",
     "pixel_shuffle", "pixel_unshuffle", "concat_with_input", "two_inputs", "keyword_inputs", "conv1d", "conv3d",
+    "shared_norm", "norm_after_flatten", "layer_scale", "siamese", "temporal_shift",
+    "space_to_depth", "flipped_channels", "concat_with_its_negative", "linear_on_channels_last",
 ]  # fmt: skip
 
 
@@ -76,7 +78,7 @@ class Frozen:
     def changed(self, writer: str, channel: int) -> dict[str, Tensor]:
         """For every contracting layer, the absolute change of its inputs when one output channel of `writer` moves."""
         shape = self.outputs[writer][0].shape
-        dim = 1 if len(shape) > 2 else len(shape) - 1
+        dim = len(shape) - 1 if isinstance(self.model.get_submodule(writer), nn.Linear) else 1
         total: dict[str, Tensor] = {}
         for size in (4.0, -4.0):
             delta = torch.zeros(shape)

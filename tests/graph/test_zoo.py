@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import prunus
 from prunus.apply import apply_and_verify_
 from prunus.cost import count_cost
-from prunus.errors import PlanError, TraceError
+from prunus.errors import PlanError, SurgeryError, TraceError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.plan import Plan
@@ -24,6 +25,12 @@ from zoo import ZOO, Animal
 
 TRACEABLE = [name for name, animal in ZOO.items() if not animal.refused]
 PRUNABLE = [name for name in TRACEABLE if ZOO[name].units != 0]
+SOUND = [name for name in PRUNABLE if not ZOO[name].broken]
+KNOWN = [
+    pytest.param(name, marks=pytest.mark.xfail(reason=ZOO[name].broken, strict=True))
+    for name in PRUNABLE
+    if ZOO[name].broken
+]
 
 
 @cache
@@ -122,7 +129,7 @@ def test_slots_agree_with_the_tensors(name: str) -> None:
             assert written - {-1} == set(range(group.units))
 
 
-@pytest.mark.parametrize("name", PRUNABLE)
+@pytest.mark.parametrize("name", [*SOUND, *KNOWN])
 def test_pruned_equals_zeroed(name: str) -> None:
     animal, model, graph = traced(name)
     inputs, kept = animal.inputs(2), half_of_all(graph)
@@ -142,6 +149,7 @@ def test_pruned_equals_zeroed(name: str) -> None:
     assert set(after) == set(before)
     smaller = {n for n in before if before[n].shape != after[n].shape}
     assert {graph.aliases.get(n, n) for n in smaller} == set(plan.tensors)
+    assert all(torch.equal(before[n], after[n]) for n in set(before) - smaller)
     for tensor, edit in plan.tensors.items():
         sizes = [len(edit.keep.get(d, range(s))) for d, s in enumerate(edit.shape)]
         sizes[1:2] = [len(edit.columns[0])] if edit.columns else sizes[1:2]
@@ -154,7 +162,7 @@ def test_pruned_equals_zeroed(name: str) -> None:
     backward(pruned, inputs)
 
 
-@pytest.mark.parametrize("name", PRUNABLE)
+@pytest.mark.parametrize("name", SOUND)
 def test_one_unit_of_each_group_can_go(name: str) -> None:
     animal, model, graph = traced(name)
     inputs = animal.inputs(2)
@@ -166,7 +174,7 @@ def test_one_unit_of_each_group_can_go(name: str) -> None:
         assert gap(outputs(zeroed(model, graph, kept), inputs), outputs(pruned, inputs)) < 1e-4
 
 
-@pytest.mark.parametrize("name", PRUNABLE)
+@pytest.mark.parametrize("name", SOUND)
 def test_only_one_unit_per_row_may_stay(name: str) -> None:
     animal, model, graph = traced(name)
     kept = {g.name: halved(g, np.random.default_rng(2), removed=g.units) for g in graph.groups()}
@@ -218,6 +226,27 @@ def test_a_plan_for_another_model_changes_nothing(name: str) -> None:
     after = model.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+@pytest.mark.parametrize("name", ["plain_cnn", "residual_option_b", "hard_coded_view", "resnext", "tied_linear"])
+def test_a_wrong_plan_is_found_out_and_undone(name: str) -> None:
+    """The last reader's columns are swapped for others: shapes fit, the function is another one."""
+    animal, model, graph = traced(name)
+    plan = Plan.from_kept(graph, half_of_all(graph))
+    reader = graph.groups()[-1].readers[-1]
+    edit = plan.tensors[reader.weight]
+    others = sorted(set(range(edit.shape[1])) - set(edit.keep[1]))[: len(edit.keep[1])]
+    wrong = replace(edit, keep={**edit.keep, 1: tuple(others)})
+    assert len(others) == len(edit.keep[1])
+    subject = copy.deepcopy(model)
+    with pytest.raises(SurgeryError, match="rolled back"):
+        prunus.apply_(subject, replace(plan, tensors={**plan.tensors, reader.weight: wrong}), animal.inputs(2))
+    before, after = model.state_dict(), subject.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    assert repr(subject) == repr(model)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in subject.modules())
+    assert gap(outputs(model, animal.inputs(2)), outputs(subject, animal.inputs(2))) == 0
 
 
 @pytest.mark.parametrize("name", ["plain_cnn", "tied_linear", "prelu"])
