@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.errors import ConfigError
+from prunus.errors import ConfigError, DataError
 from prunus.fit import fit
 from prunus.gate import attach
 from prunus.graph.groups import ChannelGroup
@@ -50,10 +50,34 @@ def test_normalisation_in_closed_form(how: Any, by: float) -> None:
     torch.testing.assert_close(L1(normalize=how).score(model, group, 0), torch.tensor([7.0, 0.0, 2.0]) / by)
 
 
-def test_unknown_normalisation_is_refused() -> None:
-    model, group = tiny([[1.0], [2.0]])
+@pytest.mark.parametrize("criterion", CRITERIA.values(), ids=list(CRITERIA))
+def test_unknown_normalisation_is_refused_before_any_work(criterion: Any) -> None:
     with pytest.raises(ConfigError, match="normalize"):
-        L1(normalize="median").score(model, group, 0)  # type: ignore[arg-type]
+        criterion(normalize="median")
+
+
+@pytest.mark.parametrize("how", ["mean", "max", "l2", "sum"])
+def test_a_group_of_zeros_stays_zero(how: Any) -> None:
+    model, group = tiny([[0.0, 0.0], [0.0, 0.0]])
+    assert L1(normalize=how).score(model, group, 0).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_precision_of_the_weights_does_not_matter(dtype: torch.dtype) -> None:
+    model, group = tiny([[2.0**-13, 0.0], [2.0**-12, 0.0], [2.0**9, 0.0]])
+    score = L2(normalize="none").score(model.to(dtype), group, 0)
+    assert score.dtype == torch.float32
+    assert score.tolist() == [2.0**-13, 2.0**-12, 2.0**9]
+
+
+@pytest.mark.parametrize("criterion", WEIGHTS)
+def test_nan_weights_are_refused_by_name(criterion: Any) -> None:
+    model, group = group_of("plain_cnn", "0.0")
+    with torch.no_grad():
+        model.get_parameter("0.0.weight")[2, 0, 0, 0] = float("nan")
+        model.get_parameter("0.1.weight")[2] = float("inf")
+    with pytest.raises(DataError, match=r"0\.[01]\.weight"):
+        criterion().score(model, group, 0)
 
 
 def test_every_writer_of_a_group_counts() -> None:
@@ -74,6 +98,28 @@ def test_units_of_transposed_convolutions_are_columns() -> None:
     torch.testing.assert_close(L1(normalize="none").score(model, group, 0), weight.abs().sum((0, 2, 3)))
 
 
+def test_a_unit_may_be_written_by_several_filters() -> None:
+    model, group = group_of("pixel_shuffle", "1")
+    weight = model.get_parameter("1.weight").detach().reshape(group.units, -1)
+    torch.testing.assert_close(L1(normalize="none").score(model, group, 0), weight.abs().sum(1))
+    torch.testing.assert_close(L2(normalize="none").score(model, group, 0), weight.norm(dim=1))
+    distances = (weight[:, None] - weight[None]).norm(dim=2).sum(1)
+    torch.testing.assert_close(FPGM(normalize="none").score(model, group, 0), distances)
+
+
+def test_a_filter_kept_in_a_buffer_counts() -> None:
+    model, group = group_of("kernel_in_a_buffer", "kernel")
+    kernel = model.get_buffer("kernel")
+    torch.testing.assert_close(L1(normalize="none").score(model, group, 0), kernel.abs().sum((1, 2, 3)))
+    assert bool(torch.isfinite(FPGM().score(model, group, 0)).all())
+
+
+def test_batch_norms_after_a_concatenation_count_for_their_own_units() -> None:
+    model, group = group_of("dense_concat", "1.conv")
+    late = [model.get_parameter(n).detach()[8:12].abs() for n in ("2.bn.weight", "3.bn.weight", "4.weight")]
+    torch.testing.assert_close(BatchNormScale(normalize="none").score(model, group, 0), torch.stack(late).sum(0))
+
+
 def test_batch_norm_scales_in_closed_form() -> None:
     model, group = group_of("residual_option_b", "0.0")
     scales = model.get_parameter("0.1.weight").abs() + model.get_parameter("1.bn2.weight").abs()
@@ -88,7 +134,9 @@ def test_batch_norm_scale_refuses_a_group_without_one() -> None:
 
 def test_a_duplicate_is_nearest_the_median_and_a_zero_is_least() -> None:
     model, group = tiny([[2.0, 0.1], [2.0, 0.1], [2.0, 0.1], [-3.0, 4.0], [0.0, 0.0]])
-    assert FPGM().score(model, group, 0)[:3].max() < FPGM().score(model, group, 0)[3:].min()
+    scores = FPGM(normalize="none").score(model, group, 0)
+    assert scores[:3].max() < scores[3:].min()
+    assert len(set(scores[:3].tolist())) == 1
     for norm in (L1(), L2()):
         assert int(norm.score(model, group, 0).argmin()) == 4
 

@@ -1,20 +1,28 @@
 """Baselines behind the same door as the probabilistic methods, so that every comparison is fair.
 
-Magnitudes (L1, L2, FPGM) and batch-norm scales have a meaning only within a layer: by default they are divided by the
-group's mean before they are compared between groups. Taylor and Fisher scores estimate a change of the same loss and
-are compared as they are.
+Every criterion gives one score per unit of a group, higher = keep, and has a field `normalize` that says how the scores
+of different groups become comparable for one global budget. The defaults follow from what a score is:
+
+- L1, L2 and FPGM are magnitudes. The function of a network with batch norm does not change when a layer's weights are
+  scaled, so a magnitude orders units within a layer and says nothing between layers: divided by the group's mean.
+- Batch-norm scales multiply normalised activations, so they would be comparable if what reads them were; groups with
+  more batch norms (concatenations, residual streams) also add more of them: divided by the group's mean. Network
+  slimming compares them as they are, after training with an L1 penalty: `normalize="none"` for that.
+- Taylor and Fisher estimate the change of one and the same loss: compared as they are.
+- Random scores have the same distribution in all groups: compared as they are.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import ConfigError
+from prunus.errors import ConfigError, DataError
 from prunus.graph.groups import ChannelGroup, Slot
 from prunus.methods.base import GradientCriterion, Method, WeightCriterion
 
@@ -23,7 +31,14 @@ NORMALIZE = ("none", "mean", "max", "l2", "sum")
 
 
 def normalized(score: Tensor, how: Normalize) -> Tensor:
-    """Divide the scores of a group [K] by their mean, maximum, L2 norm or sum, or by nothing.
+    """Divide the scores of a group by one of their statistics, or by nothing.
+
+    Args:
+        score: non-negative scores [K].
+        how: `mean`, `max`, `l2` (Euclidean norm), `sum`, or `none`.
+
+    Returns:
+        fp32 [K]; all zeros stay zeros.
 
     Raises:
         ConfigError: an unknown way.
@@ -31,13 +46,36 @@ def normalized(score: Tensor, how: Normalize) -> Tensor:
     if how not in NORMALIZE:
         raise ConfigError("normalize", f"{how!r} is not known", f"use one of {', '.join(NORMALIZE)}")
     if how == "none":
-        return score
+        return score.float()
     by = {"mean": score.mean(), "max": score.max(), "l2": score.square().sum().sqrt(), "sum": score.sum()}[how]
-    return score / by.clamp_min(1e-20)
+    return (score / by.clamp_min(1e-20)).float()
+
+
+def held(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its full name, as an fp64 copy on the CPU.
+
+    Raises:
+        DataError: it holds NaN or infinity, which would spread to the scores of the whole group.
+    """
+    path, _, attribute = name.rpartition(".")
+    # A convolution may hold its weight in a buffer; fp64, because squares of fp16 weights under- and overflow.
+    tensor: Tensor = getattr(model.get_submodule(path), attribute).detach().double().cpu()
+    if not bool(torch.isfinite(tensor).all()):
+        raise DataError(f"tensor {name!r}", "it holds NaN or infinity", "load weights of a training that converged")
+    return tensor
 
 
 def per_unit(values: Tensor, slot: Slot, units: int) -> Tensor:
-    """Sum a per-element quantity of a tensor over the elements of each unit: fp64 [K]."""
+    """Sum a per-element quantity over the elements that each unit owns.
+
+    Args:
+        values: one value per element, of the shape of the slot's tensor.
+        slot: says which unit owns each element (-1 = none, not counted).
+        units: number of units K.
+
+    Returns:
+        fp64 [K].
+    """
     owner = torch.from_numpy(slot.plane).expand(values.shape).reshape(-1)
     mine = owner >= 0
     return torch.zeros(units, dtype=torch.float64).index_add_(
@@ -45,11 +83,19 @@ def per_unit(values: Tensor, slot: Slot, units: int) -> Tensor:
     )
 
 
+def summed(values: Sequence[Tensor], slots: Sequence[Slot], units: int) -> Tensor:
+    """Sum of `per_unit` over several tensors: fp64 [K]."""
+    total = torch.zeros(units, dtype=torch.float64)
+    for value, slot in zip(values, slots, strict=True):
+        total += per_unit(value, slot, units)
+    return total
+
+
 def writer_filters(model: nn.Module, group: ChannelGroup) -> list[Tensor]:
-    """For every writer of the group, its filters as fp64 rows [K, elements] (a unit written twice fills one row)."""
+    """For every writer of the group its filters as fp64 rows [K, elements]; a unit written twice fills one row."""
     filters = []
     for slot in group.writers:
-        weight = model.get_parameter(slot.tensor).detach().double().cpu()
+        weight = held(model, slot.tensor)
         rows = weight.movedim(slot.dim, 0).reshape(weight.shape[slot.dim], -1)
         units = torch.from_numpy(slot.units_along_dim)
         columns = [rows[units == u].reshape(-1) for u in range(group.units)]
@@ -59,117 +105,181 @@ def writer_filters(model: nn.Module, group: ChannelGroup) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class Random(WeightCriterion):
-    """Uniform random scores: the floor under every other method."""
+class _Comparable:
+    """The field that all criteria share; the module's text says how to choose it."""
+
+    normalize: Normalize = "none"
+
+    def __post_init__(self) -> None:
+        normalized(torch.ones(1), self.normalize)
+
+
+@dataclass(frozen=True)
+class Random(_Comparable, WeightCriterion):
+    """Uniform random scores: the floor under every other method.
+
+    Attributes:
+        normalize: how scores become comparable between groups.
+    """
 
     name: ClassVar[str] = "random"
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
-        """U(0, 1) per unit, from the seed and the group's name."""
+        """U(0, 1) per unit, fp32 [K], from the seed and the group's name (so that groups differ)."""
         generator = torch.Generator().manual_seed((seed * 1_000_003 + zlib.crc32(group.name.encode())) % 2**63)
-        return torch.rand(group.units, generator=generator)
+        return normalized(torch.rand(group.units, generator=generator), self.normalize)
 
 
 @dataclass(frozen=True)
-class L1(WeightCriterion):
-    """Sum of absolute weights over all filters that write the unit (Li et al. 2017)."""
+class L1(_Comparable, WeightCriterion):
+    """Sum of absolute weights over all filters that write the unit.
+
+    Attributes:
+        normalize: how scores become comparable between groups.
+
+    Reference:
+        Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017. Changed: all writers of coupled layers count,
+        not the first alone, and one budget is shared by all layers instead of a ratio for each.
+    """
 
     name: ClassVar[str] = "l1"
     normalize: Normalize = "mean"
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
-        """L1 norm per unit."""
-        total = sum(per_unit(model.get_parameter(s.tensor).abs(), s, group.units) for s in group.writers)
-        return normalized(torch.as_tensor(total).float(), self.normalize)
+        """L1 norm per unit, fp32 [K]. Raises DataError for NaN or infinite weights."""
+        values = [held(model, s.tensor).abs() for s in group.writers]
+        return normalized(summed(values, group.writers, group.units), self.normalize)
 
 
 @dataclass(frozen=True)
-class L2(WeightCriterion):
-    """Euclidean norm of all filters that write the unit."""
+class L2(_Comparable, WeightCriterion):
+    """Euclidean norm of all filters that write the unit, taken as one vector.
+
+    Attributes:
+        normalize: how scores become comparable between groups.
+
+    Reference:
+        He et al., "Soft Filter Pruning", IJCAI 2018 (the norm only). Changed: as for `L1`.
+    """
 
     name: ClassVar[str] = "l2"
     normalize: Normalize = "mean"
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
-        """L2 norm per unit."""
-        total = sum(per_unit(model.get_parameter(s.tensor).square(), s, group.units) for s in group.writers)
-        return normalized(torch.as_tensor(total).sqrt().float(), self.normalize)
+        """L2 norm per unit, fp32 [K]. Raises DataError for NaN or infinite weights."""
+        values = [held(model, s.tensor).square() for s in group.writers]
+        return normalized(summed(values, group.writers, group.units).sqrt(), self.normalize)
 
 
 @dataclass(frozen=True)
-class BatchNormScale(WeightCriterion):
-    """Absolute batch-norm scale of the unit (network slimming, Liu et al. 2017, without its sparse training)."""
+class BatchNormScale(_Comparable, WeightCriterion):
+    """Absolute batch-norm scale of the unit.
+
+    Attributes:
+        normalize: how scores become comparable between groups.
+
+    Reference:
+        Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017. Changed: without
+        its sparse training, hence divided by the group's mean; all batch norms that hold a unit count.
+    """
 
     name: ClassVar[str] = "bn_scale"
     normalize: Normalize = "mean"
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
-        """Sum of |gamma| per unit. Raises ConfigError for a group without batch norm."""
-        norms = [
-            s
-            for s in group.slots
-            if s.tensor.endswith(".weight")
-            and isinstance(model.get_submodule(s.tensor.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
-        ]
+        """Sum of |gamma| per unit, fp32 [K].
+
+        Raises:
+            ConfigError: no batch norm with a scale holds the units.
+            DataError: NaN or infinite scales.
+        """
+        norms = [s for s in group.slots if _is_scale(model, s.tensor)]
         if not norms:
             raise ConfigError(
                 f"group {group.name!r}",
                 "no batch norm holds its units",
                 "use another criterion, such as 'l1' or 'taylor'",
             )
-        total = sum(per_unit(model.get_parameter(s.tensor).abs(), s, group.units) for s in norms)
-        return normalized(torch.as_tensor(total).float(), self.normalize)
+        return normalized(summed([held(model, s.tensor).abs() for s in norms], norms, group.units), self.normalize)
+
+
+def _is_scale(model: nn.Module, tensor: str) -> bool:
+    path, _, attribute = tensor.rpartition(".")
+    return attribute == "weight" and isinstance(model.get_submodule(path), nn.modules.batchnorm._BatchNorm)
 
 
 @dataclass(frozen=True)
-class FPGM(WeightCriterion):
-    """Sum of distances to the other filters of the layer: what is near the geometric median goes (He et al. 2019)."""
+class FPGM(_Comparable, WeightCriterion):
+    """Sum of distances to the other filters of the layer: what is near the geometric median can be replaced by others.
+
+    Costs K^2 distances per writer, all in memory.
+
+    Attributes:
+        normalize: how scores become comparable between groups.
+
+    Reference:
+        He et al., "Filter Pruning via Geometric Median", CVPR 2019. Changed: as for `L1`.
+    """
 
     name: ClassVar[str] = "fpgm"
     normalize: Normalize = "mean"
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
-        """Sum of Euclidean distances per unit, over all writers."""
+        """Sum of Euclidean distances per unit over all writers, fp32 [K]. Raises DataError as `L1`."""
         total = torch.zeros(group.units, dtype=torch.float64)
         for filters in writer_filters(model, group):
+            # Through the matrix product, the distance of duplicates is rounding noise instead of zero.
             total += torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-        return normalized(total.float(), self.normalize)
+        return normalized(total, self.normalize)
 
 
 @dataclass(frozen=True)
-class Taylor(GradientCriterion):
-    """First-order Taylor: the loss change when a unit goes is about -(activation x gradient) (Molchanov et al. 2017).
+class Taylor(_Comparable, GradientCriterion):
+    """First-order Taylor: the loss of an example changes by about -g_n when a unit goes, g_n = activation x gradient.
 
-    `per_example` takes the mean of absolute per-example changes instead of the absolute mean change, whose positive
-    and negative examples cancel in a trained network.
+    Attributes:
+        per_example: mean_n |g_n| if true, |mean_n g_n| if not. In a trained network the mean of g_n is near zero
+            because positive and negative examples cancel; their absolute values don't.
+        normalize: how scores become comparable between groups.
+
+    Reference:
+        Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017, which
+        averages absolute values over examples. Changed: sums over positions instead of averaging (the sum is the
+        change of the loss); not divided by the layer's L2 norm (`normalize="l2"` does).
     """
 
     name: ClassVar[str] = "taylor"
     per_example: bool = True
-    normalize: Normalize = "none"
 
     def contribution(self, gradient: Tensor) -> Tensor:
-        """Sum over examples of |g| or g."""
+        """Sum over examples of |g_n| or g_n: [B, K] to [K]."""
         return gradient.abs().sum(0) if self.per_example else gradient.sum(0)
 
     def finish(self, total: Tensor, num_examples: int) -> Tensor:
-        """|mean| or mean absolute gradient."""
+        """Mean over examples, without its sign: fp32 [K]."""
         return normalized(total.abs() / num_examples, self.normalize)
 
 
 @dataclass(frozen=True)
-class Fisher(GradientCriterion):
-    """Half the mean squared gate gradient: second-order loss change with the empirical Fisher (Theis et al. 2018)."""
+class Fisher(_Comparable, GradientCriterion):
+    """Half the mean squared gate gradient: the second-order loss change, the Hessian replaced by the empirical Fisher.
+
+    Attributes:
+        normalize: how scores become comparable between groups.
+
+    Reference:
+        Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018. Changed: accumulated in
+        the frozen network in eval mode, not while fine-tuning; no term for the computational cost.
+    """
 
     name: ClassVar[str] = "fisher"
-    normalize: Normalize = "none"
 
     def contribution(self, gradient: Tensor) -> Tensor:
-        """Half the sum over examples of g squared."""
+        """Half the sum over examples of g_n squared: [B, K] to [K]."""
         return 0.5 * gradient.square().sum(0)
 
     def finish(self, total: Tensor, num_examples: int) -> Tensor:
-        """Mean over examples."""
+        """Mean over examples: fp32 [K]."""
         return normalized(total / num_examples, self.normalize)
 
 
