@@ -291,6 +291,8 @@ def _make_groups(
         first = int(family[0])
         writing = tuple(s for s in slots[number] if s.tensor in written and _writes(s, calls))
         locked = reasons.get(first)
+        if locked is None and first in rows and len(family) == 1 + max(rows[r][1] for r in family.tolist()):
+            locked = "every unit is a whole row of a reshape, and rows can't go yet"
         if locked is None and len(family) < 2:
             locked = "a single unit"
         if locked is None and not readers[number]:

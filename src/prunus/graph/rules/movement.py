@@ -67,6 +67,9 @@ def cut(engine: Engine, node: fx.Node) -> Result:
     source = engine.value(node.args[0])
     dim = int(argument(node, 1, "dim", 0)) % source.ndim
     arguments = [dim, *node.args[2:]]
+    if operation(node) == "slice" and argument(node, 4, "step", 1) != 1:
+        engine.lock(source.varying(dim), "a strided slice picks units by their position", node)
+        source = Value(source.shape, [p for p in source.planes if p.shape[dim] == 1])
     planes = [
         squeeze_constant(node.target(p, *arguments, **{k: v for k, v in node.kwargs.items() if k != "dim"}))  # type: ignore[operator]
         if p.shape[dim] > 1
@@ -176,12 +179,23 @@ def execute(engine: Engine, node: fx.Node) -> Result:
     source = engine.value(sources[0])
     planes = []
     for plane in source.planes:
+        if operation(node) == "roll" and _rolled(node, plane):
+            engine.lock([plane], "rolled along its units: what stays would arrive in another order", node)
+            continue
+        if operation(node) == "channel_shuffle" and plane.shape[1] > 1:
+            rows = int(argument(node, 1, "groups"))
+            engine.labels.tie(plane.movedim(1, 0).reshape(rows, source.shape[1] // rows, -1), [0])
         full = plane.expand(source.shape)
         moved = squeeze_constant(node.target(full, *node.args[1:], **node.kwargs))  # type: ignore[operator]
         if len(varying_dims(moved)) > 1 or moved.numel() != plane.numel():
             moved = _tie_moved(engine, plane, moved, source, shape)
         planes.append(moved)
     return Value(shape, planes)
+
+
+def _rolled(node: fx.Node, plane: Tensor) -> bool:
+    dims = argument(node, 2, "dims", [])
+    return not dims or any(plane.shape[int(d) % plane.dim()] > 1 for d in dims)
 
 
 def _tie_moved(engine: Engine, plane: Tensor, moved: Tensor, source: Value, shape: tuple[int, ...]) -> Tensor:
