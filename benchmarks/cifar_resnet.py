@@ -30,10 +30,9 @@ MODELS = {"resnet20": resnet20, "resnet56": resnet56}
 def entries() -> list[Entry]:
     """Every method with the allocation that served it best on the validation split (docs/dirichlet-defaults.md)."""
     uniform, by_cost = Allocation(scope="uniform"), Allocation(cost_exponent=1.0)
-    half = Allocation(cost_exponent=0.5)
     return [
-        Entry("dirichlet MC", DirichletPruning(), half),
-        Entry("dirichlet point", DirichletPruning(estimator="point"), half),
+        Entry("dirichlet MC", DirichletPruning(), by_cost),
+        Entry("dirichlet point", DirichletPruning(estimator="point"), by_cost),
         Entry("random", Random(), uniform),
         Entry("L1", L1(), uniform),
         Entry("L2", L2(), uniform),

@@ -32,10 +32,10 @@ PAPER_COUNTS = {"conv1": 8, "conv2": 9, "fc1": 36, "fc2": 17}
 
 def entries(batch_norm: bool) -> list[Entry]:
     """The methods; batch-norm scale only where there is batch norm."""
-    by_cost, half = Allocation(cost_exponent=1.0), Allocation(cost_exponent=0.5)
+    by_cost = Allocation(cost_exponent=1.0)
     found = [
-        Entry("dirichlet MC", DirichletPruning(), half),
-        Entry("dirichlet point", DirichletPruning(estimator="point"), half),
+        Entry("dirichlet MC", DirichletPruning(), by_cost),
+        Entry("dirichlet point", DirichletPruning(estimator="point"), by_cost),
         Entry("random", Random()),
         Entry("L1", L1()),
         Entry("L2", L2()),

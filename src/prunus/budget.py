@@ -88,13 +88,13 @@ class Allocation:
     Attributes:
         scope: `global` ranks all units together; `uniform` keeps the same fraction of every group.
         cost_exponent: global only; scores are divided by (the cost a unit saves) to this power. 0 ranks by score
-            alone, 1 by score per cost saved.
+            alone, 1 (the default) by score per cost saved.
         round_to: kept counts are multiples of this where the group is large enough (8 or 16 for speed).
         floor: smallest fraction of a group that stays (at least one unit, one per row).
     """
 
     scope: Scope = "global"
-    cost_exponent: float = 0.0
+    cost_exponent: float = 1.0
     round_to: int = 1
     floor: float = 0.05
 
@@ -146,7 +146,7 @@ def allocate(
         return problem.uniform(budget)
     mixtures = _mixtures(budget, settings.cost_exponent)
     found = [problem.bisect(budget, problem.priorities(w, settings.cost_exponent)) for w in mixtures]
-    return max(found, key=problem.kept_score)
+    return max(found, key=lambda counts: problem.used(budget, counts))
 
 
 def _mixtures(budget: Budget, exponent: float) -> list[dict[str, float]]:
@@ -274,9 +274,10 @@ class _Problem:
         threshold = everything[min(round(ratio * len(everything)), len(everything) - 1)]
         return self.named(self._counts(self.sorted, threshold))
 
-    def kept_score(self, counts: Mapping[str, int]) -> float:
-        """Total score of what stays, the measure by which mixtures are compared."""
-        return float(sum(line[: counts[g.name]].sum() for g, line in zip(self.groups, self.sorted, strict=True)))
+    def used(self, budget: Budget, counts: Mapping[str, int]) -> float:
+        """How much of all bounds together a plan uses: of several that meet them, the one that wastes least is best."""
+        cost = self.cost([counts[g.name] for g in self.groups])
+        return sum(getattr(cost, limit.resource) / limit.bound(self.dense) for limit in budget.limits)
 
 
 def _sorted_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:

@@ -106,8 +106,8 @@ def capacity_factor(means: Tensor, capacity: float) -> Tensor:
     full = torch.arange(units, device=means.device)
     rest = ordered.flip(0).cumsum(0).flip(0)
     factors = (capacity * units - full) / rest
-    fits = factors * ordered < 1
-    return factors[int(fits.nonzero()[0])]
+    filled = (factors * ordered >= 1).sum().clamp(max=units - 1)
+    return factors.gather(0, filled.view(1)).squeeze(0)
 
 
 class _InwardClamp(torch.autograd.Function):
