@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="resnet20")
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=0.02)
@@ -77,7 +77,7 @@ def main() -> None:
     )
     name = f"{args.model} {args.budget} {args.epochs} epochs {args.split}"
     log = RESULTS / f"cifar_{args.model}_{args.split}.jsonl"
-    rows = run(name, fresh, data, chosen, setting, range(args.seeds), Path(log))
+    rows = run(name, fresh, data, chosen, setting, args.seeds, Path(log))
     print(table(rows, chosen))
 
 

@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "prunus-bench")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--train-epochs", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=5)
@@ -80,9 +80,9 @@ def main() -> None:
     torch.set_num_threads(1)
     data = load_data(f"mnist:{args.data}", validation=5000, seed=0)
     judged = data.test if args.split == "test" else data.validation
-    recovery = FinetuneConfig(epochs=args.epochs, lr=args.lr, batch_size=128)
+    recovery = FinetuneConfig(epochs=args.epochs, lr=args.lr, batch_size=128) if args.epochs else None
     jobs = (
-        ("small", SmallLeNet, True, {"counts": PAPER_COUNTS}),
+        ("small", lambda: SmallLeNet(dropout=0.1), True, {"counts": PAPER_COUNTS}),
         ("lenet5", LeNet5, False, {"budget": "macs<=400K"}),
     )
     for name, make, batch_norm, asked in jobs:
@@ -95,9 +95,9 @@ def main() -> None:
             **asked,  # type: ignore[arg-type]
         )
         chosen = entries(batch_norm)
-        dense = [100 - evaluate(dense_of_seed(s), judged).accuracy for s in range(args.seeds)]
+        dense = [100 - evaluate(dense_of_seed(s), judged).accuracy for s in args.seeds]
         rows = run(
-            f"{name} {args.split}", dense_of_seed, data, chosen, setting, range(args.seeds),
+            f"{name} {args.split}", dense_of_seed, data, chosen, setting, args.seeds,
             RESULTS / f"lenet_mnist_{args.split}.jsonl",
         )  # fmt: skip
         print(

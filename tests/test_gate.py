@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import ConfigError, DataError
-from prunus.gate import attach
+from prunus.gate import attach, recompute_products
 from prunus.graph.grouping import Graph
 from prunus.plan import Plan
 from prunus.posterior import DirichletPosterior
@@ -188,6 +189,26 @@ def test_probe_gradients_are_finite_differences_per_example(name: str) -> None:
                     ends.append(losses())
             slope = (ends[0] - ends[1]) / (2 * step)
             torch.testing.assert_close(found[:, unit].double(), slope, rtol=5e-3, atol=5e-4)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("name", ["plain_cnn", "residual_option_b", "mobilenet_v2", "shared_conv", "conv3d", "mlp"])
+def test_recomputed_products_give_the_same_gradients(name: str, frozen: bool) -> None:
+    model, graph, inputs = subject(name)
+    for parameter in model.parameters():
+        parameter.requires_grad_(not frozen)
+    found = []
+    for recompute in (False, True):
+        with attach(model, graph.groups(), lambda k: DirichletPosterior(k)) as gates:
+            torch.manual_seed(0)
+            with recompute_products() if recompute else contextlib.nullcontext():
+                loss = sum(o.square().mean() for o in flat_outputs(call(model, inputs)))
+            wanted = gates.parameters() + ([] if frozen else list(model.parameters()))
+            found.append(torch.autograd.grad(loss, wanted, allow_unused=True))
+    for kept, recomputed in zip(*found, strict=True):
+        assert (kept is None) == (recomputed is None)
+        if kept is not None:
+            torch.testing.assert_close(recomputed, kept)
 
 
 def test_uniform_switch_after_batch_norm_is_the_frozen_network() -> None:

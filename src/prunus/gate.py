@@ -171,14 +171,19 @@ def attach(
 def recompute_products() -> Iterator[None]:
     """Within the context autograd keeps gated inputs as their two factors, which are in memory anyway.
 
-    Halves what gates add to the memory of a step; gradients are the same, at the price of one multiplication each.
+    Halves what gates add to the memory of a step; gradients are the same, at the price of one multiplication each, or
+    of none where the reader is a frozen convolution: the gradient with respect to its input needs the input's shape,
+    not its values.
     """
 
     def pack(tensor: Tensor) -> Any:
         return getattr(tensor, "made_of", tensor)
 
     def unpack(packed: Any) -> Tensor:
-        return packed[0] * packed[1] if isinstance(packed, tuple) else packed
+        if not isinstance(packed, tuple):
+            return packed  # type: ignore[no-any-return]
+        x, factor, values_needed = packed
+        return x * factor if values_needed else torch.empty_like(x)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
@@ -205,6 +210,11 @@ def _writer_sites(groups: Sequence[ChannelGroup]) -> dict[tuple[str, int], Membe
     return sites
 
 
+def _is_frozen_convolution(module: nn.Module) -> bool:
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return type(module) in kinds and not module.weight.requires_grad and not module._forward_hooks  # type: ignore[union-attr]
+
+
 def _begin_hook(gates: GateSet, device: torch.device) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), None)
@@ -221,16 +231,16 @@ class _Site:
         group, units = members[0]
         self.direct = len(members) == 1 and torch.equal(units, torch.arange(group.units))
 
-    def before(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Gate a module's first input."""
-        return (self.scale(args[0]), *args[1:])
+        return (self.scale(args[0], values_needed=not _is_frozen_convolution(module)), *args[1:])
 
     def after(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Gate a module's output."""
         return self.scale(output)
 
-    def scale(self, x: Tensor) -> Tensor:
-        """Multiply `x` by this forward pass's gates."""
+    def scale(self, x: Tensor, values_needed: bool = True) -> Tensor:
+        """Multiply `x` by this forward pass's gates; whether a backward pass reads the product's values."""
         gate = self._line(x)
         if gate is None:
             return x
@@ -248,7 +258,7 @@ class _Site:
         factor = gate.to(x.dtype).reshape(shape)
         product = x * factor
         # A reader saves its input for a weight gradient that nobody asks for; `recompute_products` keeps the factors.
-        product.made_of = (x.detach(), factor.detach())  # type: ignore[attr-defined]
+        product.made_of = (x.detach(), factor.detach(), values_needed)  # type: ignore[attr-defined]
         return product
 
     def _line(self, x: Tensor) -> Tensor | None:
