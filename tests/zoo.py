@@ -19,6 +19,7 @@ from zoo_nets import (
     ConstantBuffer,
     ConvNeXtBlock,
     ConvSE,
+    Decoder,
     DenseLayer,
     FunctionalBlock,
     FunctionalConv,
@@ -63,7 +64,6 @@ class Animal:
         units: number of prunable units, where it is obvious.
         rewritten: whether its code holds sizes that only the rewritten graph can change; None = either will do.
         refused: the tracer must refuse it.
-        broken: what is known to go wrong today when it is cut; the test fails as soon as it goes right.
     """
 
     factory: Callable[[], nn.Module]
@@ -73,7 +73,6 @@ class Animal:
     units: int | None = None
     rewritten: bool | None = False
     refused: bool = False
-    broken: str = ""
 
     def make(self, seed: int = 0) -> nn.Module:
         """The network in eval mode; batch norms, biases and affine parameters far from their neutral values."""
@@ -345,8 +344,9 @@ ZOO: dict[str, Animal] = {
         lambda: Net(lambda m, x: m.out(m.width(m.stem(x)).mean((2, 3))),
                     stem=cbr(3, 8), width=nn.Linear(8, 8), out=nn.Linear(8, 3)),
         image(), ("stem.0",), (("width", "over the units"),), 8,
-        broken="the predicted MACs forget that a linear layer over positions is called once per channel that is left",
     ),
+    "decoder_unflatten": Animal(lambda: Decoder(False), noise(6), ("start", "wide", "grow"), (), 30),
+    "decoder_hard_coded_view": Animal(lambda: Decoder(True), noise(6), ("start", "wide", "grow"), (), 30, True),
     "add_constant_buffer": Animal(lambda: ConstantBuffer(False), image(), ("stem.0", "mid.0"), (), 18),
     "add_constant_inline": Animal(lambda: ConstantBuffer(True), image(), ("mid.0",), (("stem.0", "fixed size"),), 10),
     "inplace_relu": Animal(

@@ -362,3 +362,18 @@ def inplace(m: Any, x: Tensor) -> Tensor:
     y = m.mid(x)
     y += x
     return m.head(F.relu_(y))
+
+
+class Decoder(nn.Module):
+    """A vector becomes an image: the linear layer's outputs are channels, each a whole block of a view."""
+
+    def __init__(self, coded: bool) -> None:
+        super().__init__()
+        self.coded = coded
+        self.start, self.wide, self.unflatten = nn.Linear(6, 16), nn.Linear(16, 128), nn.Unflatten(1, (-1, 4, 4))
+        self.grow, self.out = nn.ConvTranspose2d(8, 6, 2, 2), nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.wide(F.relu(self.start(x))))
+        x = x.view(-1, 8, 4, 4) if self.coded else self.unflatten(x)
+        return self.out(F.relu(self.grow(x)))

@@ -58,7 +58,24 @@ class CostModel:
         weights = [index[graph.aliases.get(c.weight, c.weight)] for c in graph.contractions]
         self._calls = np.array(weights, np.int64)
         self._positions = np.array([c.positions for c in graph.contractions], np.float64)
+        self._shrinking = [
+            (number, *self._live_share(plane, graph.labels))
+            for number, contraction in enumerate(graph.contractions)
+            for plane in contraction.over
+        ]
         self._contracted = np.unique(self._calls) if weights else np.zeros(0, np.int64)
+
+    def _live_share(
+        self, plane: npt.NDArray[np.int64], labels: Mapping[int, tuple[int, int]]
+    ) -> tuple[float, FloatArray]:
+        """Share of a plane's elements that always stays, and what each unit of each group adds to it."""
+        slope = np.zeros(len(self.names))
+        roots, counts = np.unique(plane, return_counts=True)
+        for root, count in zip(roots.tolist(), counts.tolist(), strict=True):
+            if root in labels:
+                number = labels[root][0]
+                slope[number] += count / (len(plane) * self.units[number])
+        return 1.0 - float(slope @ self.units), slope
 
     def sizes(self, counts: npt.NDArray[np.int64]) -> FloatArray:
         """Elements of every tensor for the kept counts [groups], in the order of the graph's shapes."""
@@ -67,8 +84,11 @@ class CostModel:
     def at(self, counts: npt.NDArray[np.int64]) -> Cost:
         """Cost when group i keeps `counts[i]` units (order of `names`)."""
         sizes = self.sizes(counts)
+        positions = self._positions.copy()
+        for number, base, slope in self._shrinking:
+            positions[number] *= base + slope @ counts
         return Cost(
-            macs=round(float((sizes[self._calls] * self._positions).sum())),
+            macs=round(float((sizes[self._calls] * positions).sum())),
             params=round(float(sizes[self._trainable].sum())),
             weights=round(float(sizes[self._contracted].sum())),
         )

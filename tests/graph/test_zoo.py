@@ -25,12 +25,6 @@ from zoo import ZOO, Animal
 
 TRACEABLE = [name for name, animal in ZOO.items() if not animal.refused]
 PRUNABLE = [name for name in TRACEABLE if ZOO[name].units != 0]
-SOUND = [name for name in PRUNABLE if not ZOO[name].broken]
-KNOWN = [
-    pytest.param(name, marks=pytest.mark.xfail(reason=ZOO[name].broken, strict=True))
-    for name in PRUNABLE
-    if ZOO[name].broken
-]
 
 
 @cache
@@ -129,7 +123,7 @@ def test_slots_agree_with_the_tensors(name: str) -> None:
             assert written - {-1} == set(range(group.units))
 
 
-@pytest.mark.parametrize("name", [*SOUND, *KNOWN])
+@pytest.mark.parametrize("name", PRUNABLE)
 def test_pruned_equals_zeroed(name: str) -> None:
     animal, model, graph = traced(name)
     inputs, kept = animal.inputs(2), half_of_all(graph)
@@ -162,7 +156,7 @@ def test_pruned_equals_zeroed(name: str) -> None:
     backward(pruned, inputs)
 
 
-@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("name", PRUNABLE)
 def test_one_unit_of_each_group_can_go(name: str) -> None:
     animal, model, graph = traced(name)
     inputs = animal.inputs(2)
@@ -174,7 +168,7 @@ def test_one_unit_of_each_group_can_go(name: str) -> None:
         assert gap(outputs(zeroed(model, graph, kept), inputs), outputs(pruned, inputs)) < 1e-4
 
 
-@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("name", PRUNABLE)
 def test_only_one_unit_per_row_may_stay(name: str) -> None:
     animal, model, graph = traced(name)
     kept = {g.name: halved(g, np.random.default_rng(2), removed=g.units) for g in graph.groups()}

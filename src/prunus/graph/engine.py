@@ -40,7 +40,10 @@ class Lock:
 
 @dataclass(frozen=True)
 class Call:
-    """One convolution or linear call: 1-D labels along the contracted and the produced dimension (None = fixed)."""
+    """One convolution or linear call: 1-D labels along the contracted and the produced dimension (None = fixed).
+
+    `over` holds the planes of labels that lie along the positions to which the weight is applied.
+    """
 
     node: fx.Node
     module: str
@@ -50,6 +53,7 @@ class Call:
     input_dim: int
     positions: int
     depthwise: bool
+    over: tuple[Tensor, ...] = ()
 
 
 @dataclass

@@ -85,7 +85,7 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     return Graph(
         program=program,
         channel_groups=groups,
-        contractions=tuple(Contraction(c.weight, c.positions, c.module, source_line(c.node)) for c in engine.calls),
+        contractions=tuple(_contraction(c, roots) for c in engine.calls),
         shapes={name: tuple(tensor.shape) for name, tensor in named if name == aliases.get(name, name)},
         aliases=aliases,
         trainable=frozenset(name for name, _ in model.named_parameters()),
@@ -95,6 +95,11 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
         roots=roots,
         values=engine.values,
     )
+
+
+def _contraction(call: Call, roots: IntArray) -> Contraction:
+    over = tuple(roots[plane.reshape(-1).numpy()] for plane in call.over)
+    return Contraction(call.weight, call.positions, call.module, source_line(call.node), over)
 
 
 def _inputs(program: ExportedProgram) -> tuple[tuple[tuple[int, ...], str], ...]:
@@ -145,7 +150,8 @@ def _constraints(
 def _rows(engine: Engine, roots: IntArray, reasons: dict[int, str]) -> dict[int, tuple[int, int]]:
     """Merge all grids into one row per root. Grids must be nested and touch each unit in one row, else they lock."""
     rows: dict[int, tuple[int, int]] = {}
-    grids = sorted(((roots[labels.numpy()], why) for labels, why in engine.grids), key=lambda g: -len(g[0]))
+    found = ((_rows_and_columns(roots[labels.numpy()]), why) for labels, why in engine.grids)
+    grids = sorted(((grid, why) for grid, why in found if grid is not None), key=lambda g: -len(g[0]))
     changed = True
     while changed:
         changed = False
@@ -172,6 +178,20 @@ def _rows(engine: Engine, roots: IntArray, reasons: dict[int, str]) -> dict[int,
             elif not known:
                 rows.update({root: (identity, next(iter(p))) for root, p in place.items()})
     return {root: row for root, row in rows.items() if root not in reasons}
+
+
+def _rows_and_columns(plane: IntArray) -> IntArray | None:
+    """A plane as [rows, columns]; None if a unit turned out to be a whole block of it (a channel of [8, 4, 4])."""
+    sizes = [size for size in plane.shape if size > 1]
+    if len(sizes) > 2:
+        for dim in range(plane.ndim):
+            first = plane.take([0], axis=dim)
+            if (plane == first).all():
+                plane = first
+        sizes = [size for size in plane.shape if size > 1]
+        if len(sizes) < 2:
+            return None
+    return plane.reshape(-1, sizes[-1] if len(sizes) > 1 else plane.shape[-1])
 
 
 def _whole_rows(

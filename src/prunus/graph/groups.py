@@ -62,6 +62,8 @@ class Contraction:
         weight: name of the weight; MACs of the call = elements of the weight x positions.
         positions: output positions per example that the weight is applied to (1 for a linear layer on vectors;
             output height x width for a convolution, input height x width for a transposed one).
+        over: where units lie along the positions (a linear layer on the last dimension of [B, C, W]): for each of
+            their planes the root labels of its elements.
         module: name of the submodule that made the call.
         source: source line of the call.
     """
@@ -70,6 +72,7 @@ class Contraction:
     positions: int
     module: str
     source: str
+    over: tuple[IntArray, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

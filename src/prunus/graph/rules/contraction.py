@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor, fx
 
@@ -18,8 +19,8 @@ def linear(engine: Engine, node: fx.Node) -> Result:
     inputs = _contract(engine, source, source.ndim - 1, weight, 1, node)
     outputs = engine.parameter_plane(weight, 0)
     engine.unite_vector(argument(node, 2, "bias", None), outputs, node)
-    _record(engine, node, weight, inputs, outputs, -1, math.prod(shape[:-1]))
     planes = [p for p in source.planes if p.shape[-1] == 1]
+    _record(engine, node, weight, inputs, outputs, -1, math.prod(shape[:-1]), planes)
     if outputs is not None:
         planes.append(along(outputs, len(shape) - 1, len(shape)))
     return Value(shape, planes)
@@ -64,8 +65,8 @@ def _convolve(
         inputs = engine.parameter_plane(source, channel)
         outputs = _grouped(engine, node, weight, groups, inputs, outputs, depthwise)
     engine.unite_vector(argument(node, 2, "bias", None), outputs, node)
-    _record(engine, node, weight, inputs, outputs, channel - source.ndim, shape[0] * positions, depthwise)
     planes = [p for p in source.planes if all(s == 1 for s in p.shape[channel:])]
+    _record(engine, node, weight, inputs, outputs, channel - source.ndim, shape[0] * positions, planes, depthwise)
     if outputs is not None:
         planes.append(along(outputs, channel, len(shape)))
     return Value(shape, planes)
@@ -129,6 +130,7 @@ def _record(
     outputs: Tensor | None,
     input_dim: int,
     positions: int,
+    over: Sequence[Tensor],
     depthwise: bool = False,
 ) -> None:
     if weight.parameter is None:
@@ -138,9 +140,8 @@ def _record(
     if inputs is not None and not depthwise and not _reads_its_input(node):
         engine.lock([inputs], "read by a functional call on a tensor that is no layer's input", node)
     examples = max(1, positions // engine.batch) if positions % engine.batch == 0 else positions
-    engine.calls.append(
-        Call(node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise)
-    )
+    call = Call(node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise, tuple(over))
+    engine.calls.append(call)
 
 
 def _reads_its_input(node: fx.Node) -> bool:

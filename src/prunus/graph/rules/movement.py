@@ -24,11 +24,7 @@ def view(engine: Engine, node: fx.Node) -> Result:
 
 
 def _split_grid(engine: Engine, plane: Tensor, node: fx.Node) -> None:
-    *rows, _ = varying_dims(plane)
-    count = 1
-    for dim in rows:
-        count *= plane.shape[dim]
-    engine.grids.append((plane.reshape(count, -1), f"split into {tuple(plane.shape)} by {operation(node)}"))
+    engine.grids.append((plane, f"split into {tuple(plane.shape)} by {operation(node)}"))
 
 
 @rule("permute", "transpose", "t", "numpy_T", "movedim", "swapaxes", "mT", "adjoint")
