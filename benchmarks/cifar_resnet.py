@@ -29,17 +29,17 @@ MODELS = {"resnet20": resnet20, "resnet56": resnet56}
 
 def entries() -> list[Entry]:
     """Every method with the allocation that served it best on the validation split (docs/dirichlet-defaults.md)."""
-    uniform, by_cost = Allocation(scope="uniform"), Allocation(cost_exponent=1.0)
+    uniform = Allocation(scope="uniform")
     return [
-        Entry("dirichlet MC", DirichletPruning(), by_cost),
-        Entry("dirichlet point", DirichletPruning(estimator="point"), by_cost),
+        Entry("dirichlet MC", DirichletPruning()),
+        Entry("dirichlet point", DirichletPruning(estimator="point")),
         Entry("random", Random(), uniform),
         Entry("L1", L1(), uniform),
         Entry("L2", L2(), uniform),
         Entry("BN scale", BatchNormScale(), uniform),
         Entry("FPGM", FPGM(), uniform),
-        Entry("Taylor", Taylor(), by_cost),
-        Entry("Fisher", Fisher(), by_cost),
+        Entry("Taylor", Taylor()),
+        Entry("Fisher", Fisher()),
     ]
 
 

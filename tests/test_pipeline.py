@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunus
-from prunus.budget import Allocation
+from prunus.budget import Allocation, Budget
 from prunus.checkpoint import is_artifact, load, read_manifest, save
 from prunus.compress import compress
 from prunus.datasets import ArrayDataset, Batches, DataSource
@@ -20,7 +20,8 @@ from prunus.errors import ArtifactError, ConfigError, DataError, ExportError, Pl
 from prunus.export import export_onnx, export_program, load_program
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.methods.dirichlet import DirichletPruning
-from prunus.pipeline import prune
+from prunus.methods.registry import resolve
+from prunus.pipeline import make_plan, prune, score
 from prunus.plan import Plan
 
 
@@ -134,7 +135,7 @@ def test_bad_requests_are_refused_and_nothing_changes() -> None:
 
 @pytest.mark.parametrize("coded", [False, True])
 def test_artifacts_come_back_equal(tmp_path: Path, coded: bool) -> None:
-    result = prune(network(coded), X, method="l1", kept_counts={"conv1": 5, "conv2": 7})
+    result = prune(network(coded), X, method="l1", budget="macs<=50%")
     assert result.verification.rewritten == coded
     folder = save(tmp_path / "a", result.model, result.plan, metrics={"accuracy": 1.0}, example_inputs=X)
     assert is_artifact(folder)
@@ -254,3 +255,17 @@ def test_compress_writes_everything(tmp_path: Path) -> None:
     assert set(summary["accuracy"]) == {"dense", "one_shot", "batch_norm", "recovered", "dense_test", "test"}
     assert Plan.load(tmp_path / "run" / "plan.json") == done.result.plan
     assert torch.allclose(load(tmp_path / "run" / "artifact")(X), done.model(X), atol=1e-5)
+
+
+def test_methods_say_how_their_scores_are_compared() -> None:
+    model = network()
+    graph = prunus.trace(model, X)
+    groups = list(graph.groups())
+    data, loss = [(X, torch.zeros(len(X), dtype=torch.long))], nn.functional.cross_entropy
+    for name, exponent in (("l1", 0.0), ("taylor", 1.0), ("dirichlet", 1.0)):
+        scores = score(model, groups, resolve(name), data, loss)
+        assert scores.cost_exponent == exponent
+        budget = Budget.parse("macs<=60%")
+        by_default = make_plan(graph, groups, scores, budget=budget)
+        by_hand = make_plan(graph, groups, scores, budget=budget, allocation=Allocation(cost_exponent=exponent))
+        assert by_default.kept == by_hand.kept

@@ -88,13 +88,14 @@ class Allocation:
     Attributes:
         scope: `global` ranks all units together; `uniform` keeps the same fraction of every group.
         cost_exponent: global only; scores are divided by (the cost a unit saves) to this power. 0 ranks by score
-            alone, 1 (the default) by score per cost saved.
+            alone, 1 by score per cost saved; None takes what the method's scores are made for (`Method.cost_exponent`),
+            or 0 where no method is known.
         round_to: kept counts are multiples of this where the group is large enough (8 or 16 for speed).
         floor: smallest fraction of a group that stays (at least one unit, one per row).
     """
 
     scope: Scope = "global"
-    cost_exponent: float = 1.0
+    cost_exponent: float | None = None
     round_to: int = 1
     floor: float = 0.05
 
@@ -144,8 +145,8 @@ def allocate(
     problem.check_reachable(budget)
     if settings.scope == "uniform":
         return problem.uniform(budget)
-    mixtures = _mixtures(budget, settings.cost_exponent)
-    found = [problem.bisect(budget, problem.priorities(w, settings.cost_exponent)) for w in mixtures]
+    exponent = settings.cost_exponent or 0.0
+    found = [problem.bisect(budget, problem.priorities(w, exponent)) for w in _mixtures(budget, exponent)]
     return max(found, key=lambda counts: problem.used(budget, counts))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -44,12 +44,14 @@ class Scores:
         posteriors: group name -> learned posterior (empty for criteria).
         method: name of the method.
         history: mean loss of every epoch of the learning.
+        cost_exponent: of the method, see `Method.cost_exponent`.
     """
 
     values: Mapping[str, Tensor]
     posteriors: Mapping[str, Posterior] = field(default_factory=dict)
     method: str = ""
     history: tuple[float, ...] = ()
+    cost_exponent: float = 0.0
 
 
 def fit(
@@ -82,7 +84,8 @@ def fit(
         DataError: NaN or infinity in inputs or loss, naming epoch and step; or no batches.
     """
     if isinstance(method, WeightCriterion):
-        return Scores({g.name: method.score(model, g, seed) for g in groups}, method=method.name)
+        values = {g.name: method.score(model, g, seed) for g in groups}
+        return Scores(values, method=method.name, cost_exponent=method.cost_exponent)
     if len(batches) == 0:
         raise DataError("data", "there are no batches", "pass a non-empty loader")
     devices = [model_device(model)] if model_device(model).type == "cuda" else []
@@ -90,9 +93,11 @@ def fit(
     with torch.random.fork_rng(devices=devices), frozen(model, train_bn=train_bn):
         torch.manual_seed(seed + 7919 * _rank())
         if isinstance(method, GradientCriterion):
-            return _accumulate(model, groups, method, batches, loss_fn, precision, progress)
+            scores = _accumulate(model, groups, method, batches, loss_fn, precision, progress)
+            return replace(scores, cost_exponent=method.cost_exponent)
         if isinstance(method, PosteriorMethod):
-            return _learn(model, groups, method, batches, loss_fn, num_data, precision, progress)
+            scores = _learn(model, groups, method, batches, loss_fn, num_data, precision, progress)
+            return replace(scores, cost_exponent=method.cost_exponent)
     raise TypeError(f"{type(method).__name__} is none of the three kinds of methods")
 
 

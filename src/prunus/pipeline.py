@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ def prune(
         data: re-iterable of (inputs, targets) batches with a length; only methods that look at weights alone need none.
         loss_fn: `loss_fn(outputs, targets)` -> mean loss; must take `reduction="sum"` for gradient criteria.
         ignored_layers: modules, module types or name globs whose output units stay.
-        allocation: global or uniform, rounding, floor.
+        allocation: global or uniform, cost exponent, rounding, floor.
         seed: for everything random.
         progress: show a progress bar where there is a terminal.
 
@@ -139,9 +139,10 @@ def make_plan(
         counts = dict(kept_counts)
         asked = "counts by hand"
     else:
-        counts = allocate(
-            graph, groups, scores.values, budget=budget, pruning_ratio=pruning_ratio, allocation=allocation
-        )
+        settings = allocation or Allocation()
+        if settings.cost_exponent is None:
+            settings = replace(settings, cost_exponent=scores.cost_exponent)
+        counts = allocate(graph, groups, scores.values, budget=budget, pruning_ratio=pruning_ratio, allocation=settings)
         asked = budget.text if budget is not None else f"pruning_ratio={pruning_ratio}"
     kept = select([g for g in groups if g.name in counts], scores.values, counts)
     probability = {

@@ -20,9 +20,16 @@ from prunus.posterior import Posterior
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Anything that can score the units of a group."""
+    """Anything that can score the units of a group.
+
+    Attributes:
+        name: what it is called on the command line and in plans.
+        cost_exponent: how the scores are compared between groups if the caller does not say: 0 ranks units by score,
+            1 by score per cost saved, which suits scores that estimate a loss.
+    """
 
     name: ClassVar[str]
+    cost_exponent: ClassVar[float] = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class WeightCriterion(Method):
 class GradientCriterion(Method):
     """Scores from per-example gradients with respect to gates held at one."""
 
+    cost_exponent: ClassVar[float] = 1.0
+
     @abstractmethod
     def contribution(self, gradient: Tensor) -> Tensor:
         """What one batch adds to the running sum.
@@ -67,6 +76,8 @@ class GradientCriterion(Method):
 @dataclass(frozen=True)
 class PosteriorMethod(Method):
     """Learns q(z) over one multiplier per unit while the weights stay frozen."""
+
+    cost_exponent: ClassVar[float] = 1.0
 
     estimator: Literal["mc", "point"]
     epochs: int
