@@ -29,16 +29,16 @@ MODELS = {"resnet20": resnet20, "resnet56": resnet56}
 
 def entries() -> list[Entry]:
     """Every method with the allocation that served it best on the validation split (docs/dirichlet-defaults.md)."""
-    uniform = Allocation(scope="uniform")
+    uniform, deep = Allocation(scope="uniform"), Allocation(cost_exponent=2.0)
     return [
-        Entry("dirichlet MC", DirichletPruning()),
-        Entry("dirichlet point", DirichletPruning(estimator="point")),
+        Entry("dirichlet MC", DirichletPruning(), deep),
+        Entry("dirichlet point", DirichletPruning(estimator="point"), deep),
         Entry("random", Random(), uniform),
         Entry("L1", L1(), uniform),
         Entry("L2", L2(), uniform),
         Entry("BN scale", BatchNormScale(), uniform),
         Entry("FPGM", FPGM(), uniform),
-        Entry("Taylor", Taylor()),
+        Entry("Taylor", Taylor(), Allocation(cost_exponent=0.5)),
         Entry("Fisher", Fisher()),
     ]
 
