@@ -13,7 +13,7 @@ import prunus
 ROOT = Path(prunus.__file__).parent
 LAYERS = [
     ["errors"],
-    ["precision", "progress"],
+    ["modes", "precision", "progress"],
     ["graph"],
     ["cost", "plan", "posterior", "quantize", "masks", "parallel", "datafiles", "datasets"],
     ["gate", "budget", "surgery", "rewrite"],

@@ -19,6 +19,7 @@ from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.errors import ArtifactError, ConfigError, DataError, ExportError, PlanError, PruneError, TraceError
 from prunus.export import export_onnx, export_program, load_program
 from prunus.finetuneconfig import FinetuneConfig
+from prunus.fit import frozen
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.registry import resolve
 from prunus.pipeline import make_plan, prune, score
@@ -269,3 +270,18 @@ def test_methods_say_how_their_scores_are_compared() -> None:
         by_default = make_plan(graph, groups, scores, budget=budget)
         by_hand = make_plan(graph, groups, scores, budget=budget, allocation=Allocation(cost_exponent=exponent))
         assert by_default.kept == by_hand.kept
+
+
+def test_a_rewritten_model_in_training_stays_in_training() -> None:
+    rewritten = prune(network(coded=True), X, method="l1", budget="macs<=50%").model.train()
+
+    def written() -> list[object]:
+        return [n.args for n in rewritten.graph.nodes if "batch_norm" in str(n.target)]
+
+    before = written()
+    assert "True" in str(before)
+    assert prunus.trace(rewritten, X).groups() == ()
+    with frozen(rewritten):
+        assert "True" not in str(written())
+    assert written() == before
+    assert all(m.training for m in rewritten.modules())

@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 from prunus.errors import ConfigError, DataError
 from prunus.graph.capture import as_arguments
 from prunus.graph.engine import operation
+from prunus.modes import eval_mode
 from prunus.parallel import distributed, model_device
 from prunus.precision import to_device
-from prunus.verify import eval_mode
 
 MEAN = 3
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from prunus.datasets import ArrayDataset, Batches
 from prunus.errors import DataError
+from prunus.modes import eval_mode
 from prunus.parallel import accelerator, model_device
 from prunus.precision import Precision, autocast
-from prunus.verify import eval_mode
 
 
 @dataclass(frozen=True)

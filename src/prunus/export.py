@@ -17,8 +17,9 @@ from torch.export import Dim
 
 from prunus.errors import ArtifactError, ExportError, MissingDependencyError
 from prunus.graph.capture import as_arguments, at_least_two, capture
+from prunus.modes import eval_mode
 from prunus.rewrite import as_module
-from prunus.verify import eval_mode, flat_outputs, outputs
+from prunus.verify import flat_outputs, outputs
 
 TOLERANCE = 1e-3
 

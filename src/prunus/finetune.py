@@ -11,7 +11,7 @@ import inspect
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.errors import ConfigError, DataError
 from prunus.evaluate import Evaluation, evaluate
 from prunus.finetuneconfig import FinetuneConfig
+from prunus.modes import modes_kept
 from prunus.parallel import (
     accelerator,
     average_over_ranks_,
@@ -169,7 +170,6 @@ def _placed(
     """Models on the training device and in the fastest layout within, and back where they were afterwards."""
     homes = [(m, model_device(m)) for m in (model, teacher) if m is not None]
     layouts = [(p, p.is_contiguous()) for m, _ in homes for p in m.parameters()]
-    modes = {} if teacher is None else {m: m.training for m in teacher.modules()}
     device = training_device(processes)
     for module, _ in homes:
         module.to(device)
@@ -178,13 +178,12 @@ def _placed(
         for module, _ in homes:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        yield channels_last
+        with nullcontext() if teacher is None else modes_kept(teacher):
+            yield channels_last
     finally:
         for module, home in homes:
             module.to(home)
         model.eval()
-        for part, training in modes.items():
-            part.training = training
         for parameter, contiguous in layouts if channels_last else []:
             if contiguous:
                 parameter.data = parameter.data.contiguous()

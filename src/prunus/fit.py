@@ -10,11 +10,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import DataError
+from prunus.errors import ConfigError, DataError
 from prunus.gate import GateSet, attach, recompute_products
 from prunus.graph.capture import as_arguments
 from prunus.graph.groups import ChannelGroup
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, WeightCriterion
+from prunus.modes import eval_mode
 from prunus.posterior import Posterior
 from prunus.precision import autocast, to_device
 from prunus.progress import Bar, progress_bar
@@ -81,8 +82,11 @@ def fit(
         progress: show a bar where there is a terminal.
 
     Raises:
+        ConfigError: no groups.
         DataError: NaN or infinity in inputs or loss, naming epoch and step; or no batches.
     """
+    if not groups:
+        raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
     if isinstance(method, WeightCriterion):
         values = {g.name: method.score(model, g, seed) for g in groups}
         return Scores(values, method=method.name, cost_exponent=method.cost_exponent)
@@ -110,21 +114,18 @@ def frozen(model: nn.Module, *, train_bn: bool = False) -> Iterator[None]:
         train_bn: leave batch norm in train mode (its buffers are restored afterwards).
     """
     needs = {p: p.requires_grad for p in model.parameters()}
-    flags = {m: m.training for m in model.modules()}
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if train_bn else []
     saved = {b: b.clone() for m in norms for b in m.buffers(recurse=False)}
     try:
         for parameter in needs:
             parameter.requires_grad_(False)
-        model.eval()
-        for norm in norms:
-            norm.train()
-        yield
+        with eval_mode(model):
+            for norm in norms:
+                norm.train()
+            yield
     finally:
         for parameter, need in needs.items():
             parameter.requires_grad_(need)
-        for module, flag in flags.items():
-            module.training = flag
         for buffer, value in saved.items():
             buffer.copy_(value)
 

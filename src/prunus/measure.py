@@ -21,9 +21,9 @@ from prunus.errors import ConfigError, PruneError
 from prunus.export import export_onnx
 from prunus.graph.capture import as_arguments
 from prunus.livememory import peak_memory
+from prunus.modes import eval_mode
 from prunus.parallel import model_device
 from prunus.precision import to_device
-from prunus.verify import eval_mode
 
 MODES = ("eager", "compiled", "onnx")
 SHORTEST_SAMPLE = 2e-3

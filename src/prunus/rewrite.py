@@ -27,6 +27,14 @@ class RewrittenModel(fx.GraphModule):
 
     def train(self, mode: bool = True) -> RewrittenModel:
         """Set training mode in the module and in the graph's batch norms and dropouts."""
+        self.write_mode_(mode)
+        self.training = mode
+        for child in self.children():
+            child.train(mode)
+        return self
+
+    def write_mode_(self, mode: bool) -> None:
+        """Write the mode into the graph's batch norms and dropouts."""
         changed = False
         for node in self.graph.nodes:
             index = TRAINING_ARGUMENT.get(operation(node)) if node.op == "call_function" else None
@@ -37,10 +45,6 @@ class RewrittenModel(fx.GraphModule):
                 changed = True
         if changed:
             self.recompile()
-        self.training = mode
-        for child in self.children():
-            child.train(mode)
-        return self
 
     def eval(self) -> RewrittenModel:
         """Set evaluation mode."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from prunus.errors import DataError
 from prunus.graph.capture import as_arguments
+from prunus.modes import eval_mode
 from prunus.plan import Plan
-from prunus.rewrite import RewrittenModel
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -113,21 +113,6 @@ def flat_outputs(result: Any) -> list[Tensor]:
     """Every floating-point tensor in a nested output."""
     leaves = torch.utils._pytree.tree_leaves(result)
     return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the context; every module's own flag is put back."""
-    flags = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            if isinstance(module, RewrittenModel):
-                # Its mode is written in its graph; the flags of its children follow in this loop.
-                module.train(flag)
-            module.training = flag
 
 
 def difference(reference: Sequence[Sequence[Tensor]], pruned: Sequence[Sequence[Tensor]]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
+from prunus.errors import ConfigError
 from prunus.fit import Scores, fit
 from prunus.graph.groups import ChannelGroup
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, WeightCriterion
@@ -144,3 +145,9 @@ def test_scores_make_a_plan_that_can_be_proven(name: str) -> None:
     kept = {n: v.topk(len(v) // 2).indices.tolist() for n, v in scores.values.items()}
     plan = prunus.Plan.from_kept(graph, kept, method=name)
     assert prunus.apply_(model, plan, x) is model
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_to_score_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="nothing to score"):
+        fit(nn.Linear(2, 2), [], resolve(name), [], F.cross_entropy, num_data=1)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import prunus
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
-from prunus.verify import call, eval_mode
+from prunus.modes import eval_mode
+from prunus.verify import call
 from zoo import ZOO
 
 SUBJECTS = [

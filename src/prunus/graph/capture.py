@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from prunus.errors import TraceError
+from prunus.modes import eval_mode
 
 
 def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -34,24 +35,20 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = Fals
         TraceError: the inputs don't fit the model, or its code cannot be captured.
     """
     args, kwargs = as_arguments(at_least_two(example_inputs) if dynamic_batch else example_inputs)
-    flags = {m: m.training for m in model.modules()}
-    model.eval()
     try:
         shapes = _batch_shapes(args, kwargs) if dynamic_batch else None
-        with torch.no_grad(), warnings.catch_warnings():
+        with eval_mode(model), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
     except Exception as error:
-        _check_inputs(model, args, kwargs)
+        with eval_mode(model):
+            _check_inputs(model, args, kwargs)
         raise TraceError(
             f"model {type(model).__name__}",
             f"torch.export cannot capture it: {_first_line(error)}{_user_line(error)}",
             "rewrite the branch or loop that depends on data (torch.where, torch.cond), "
             "or trace the submodule that can be captured",
         ) from error
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def at_least_two(example_inputs: Any) -> Any:
