@@ -15,7 +15,7 @@ LAYERS = [
     ["errors"],
     ["modes", "precision", "progress"],
     ["graph"],
-    ["cost", "plan", "posterior", "quantize", "masks", "parallel", "datafiles", "datasets"],
+    ["cost", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
     ["gate", "budget", "surgery", "rewrite"],
     ["methods", "sparse"],
     [

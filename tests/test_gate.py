@@ -16,7 +16,7 @@ from prunus.errors import ConfigError, DataError
 from prunus.gate import attach, recompute_products
 from prunus.graph.grouping import Graph
 from prunus.plan import Plan
-from prunus.posterior import DirichletPosterior
+from prunus.posteriors.dirichlet import DirichletPosterior
 from prunus.verify import call, flat_outputs, masked, outputs
 from zoo import ZOO
 

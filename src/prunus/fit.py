@@ -16,7 +16,7 @@ from prunus.graph.capture import as_arguments
 from prunus.graph.groups import ChannelGroup
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, WeightCriterion
 from prunus.modes import eval_mode
-from prunus.posterior import Posterior
+from prunus.posteriors.base import Posterior
 from prunus.precision import autocast, to_device
 from prunus.progress import Bar, progress_bar
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
 from prunus.graph.groups import ChannelGroup
-from prunus.posterior import Posterior
+from prunus.posteriors.base import Posterior
 
 Mode = Literal["sample", "mean", "probe", "fixed", "off"]
 Draws = Literal["example", "batch"]

@@ -13,7 +13,15 @@ from torch.distributions import Beta, Dirichlet, kl_divergence
 
 from prunus.errors import ConfigError
 from prunus.methods.dirichlet import DirichletPruning
-from prunus.posterior import CEILING, CUT_AT_ONE, FLOOR, SCALES, DirichletPosterior, capacity_factor, dirichlet_kl
+from prunus.posteriors.dirichlet import (
+    CEILING,
+    CUT_AT_ONE,
+    FLOOR,
+    SCALES,
+    DirichletPosterior,
+    capacity_factor,
+    dirichlet_kl,
+)
 
 PHI = torch.tensor([0.3, 1.2, 2.5, 0.7], dtype=torch.float64)
 concentrations = st.lists(st.floats(0.02, 500), min_size=2, max_size=40)

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from prunus.graph.groups import ChannelGroup
-from prunus.posterior import Posterior
+from prunus.posteriors.base import Posterior
 
 
 @dataclass(frozen=True)

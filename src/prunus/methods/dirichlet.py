@@ -36,7 +36,8 @@ from typing import ClassVar, Literal
 
 from prunus.errors import ConfigError
 from prunus.methods.base import PosteriorMethod
-from prunus.posterior import SCALES, DirichletPosterior, Posterior, Scale
+from prunus.posteriors.base import Posterior
+from prunus.posteriors.dirichlet import SCALES, DirichletPosterior, Scale
 
 CHOICES = {
     "estimator": ("mc", "point"),

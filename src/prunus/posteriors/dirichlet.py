@@ -1,9 +1,8 @@
-"""Posteriors over one multiplier per unit: pure mathematics, testable without a model."""
+"""The Dirichlet posterior: shares of a whole, on a scale of choice."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy.special import betainc, betaincinv
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
+from prunus.posteriors.base import Posterior
 
 Scale = Literal["none", "units", "max", "kept", "capacity"]
 SCALES = ("none", "units", "max", "kept", "capacity")
@@ -19,56 +19,6 @@ CUT_AT_ONE = ("kept", "capacity")
 FLOOR, CEILING = 1e-2, 1e4
 """Range of a concentration: below it fp32 Gamma draws underflow and their gradients are noise; above it there is no
 noise left to learn from (1 % relative standard deviation)."""
-
-
-class Posterior(nn.Module, ABC):
-    """q(z) over the multipliers of one group's units.
-
-    Attributes:
-        units: number of units K.
-    """
-
-    units: int
-
-    @abstractmethod
-    def rsample(self, n: int) -> Tensor:
-        """`n` independent draws of the multipliers, fp32 [n, K], differentiable in the posterior's parameters."""
-
-    @abstractmethod
-    def mean(self) -> Tensor:
-        """The multipliers to use without noise, fp32 [K], on the scale of `rsample`."""
-
-    @abstractmethod
-    def complexity(self) -> Tensor:
-        """KL(q || prior) in nats, fp32 scalar."""
-
-    @abstractmethod
-    def score(self) -> Tensor:
-        """Importance of each unit [K], higher = keep, comparable between the groups of one model."""
-
-    @abstractmethod
-    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Lower and upper end [K] of the central credible interval of each multiplier, on the scale of `rsample`."""
-
-    def keep_probability(self, k: int, *, draws: int = 4096, seed: int = 0) -> Tensor:
-        """Probability under q that each unit is among the `k` largest, fp32 [K], by seeded Monte Carlo.
-
-        Raises:
-            ConfigError: `k` is not between 1 and K.
-        """
-        if not 1 <= k <= self.units:
-            raise ConfigError("keep_probability", f"k = {k} is not between 1 and {self.units}", "give a kept count")
-        hits = torch.zeros(self.units)
-        on = {p.device for p in self.parameters() if p.device.type == "cuda"}
-        with torch.no_grad(), torch.random.fork_rng(devices=list(on)):
-            torch.manual_seed(seed)
-            for start in range(0, draws, 512):
-                z = self._draw(min(512, draws - start))
-                hits += torch.zeros_like(z).scatter_(1, z.topk(k, dim=1).indices, 1.0).sum(0)
-        return hits / draws
-
-    def _draw(self, n: int) -> Tensor:
-        return self.rsample(n).cpu()
 
 
 def dirichlet_kl(concentration: Tensor, prior: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Distributions over what to keep: one multiplier per unit, one file per family."""
