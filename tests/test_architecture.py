@@ -16,7 +16,7 @@ LAYERS = [
     ["modes", "precision", "progress"],
     ["graph"],
     ["cost", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
-    ["gate", "budget", "surgery", "rewrite"],
+    ["gate", "budget", "fold", "surgery", "rewrite"],
     ["methods", "sparse"],
     [
         "fit",
@@ -28,6 +28,8 @@ LAYERS = [
         "verify",
         "apply",
         "livememory",
+        "tune",
+        "recursive",
     ],
     ["checkpoint", "export", "report", "measure"],
     ["sources", "pipeline", "demo"],

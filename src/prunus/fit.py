@@ -1,4 +1,4 @@
-"""The only loop that learns gates. Weights stay frozen; the model comes back exactly as it was."""
+"""The only loop that learns gates. `fit` leaves the model exactly as it was; `fit_with_weights` trains it along."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from prunus.errors import ConfigError, DataError
 from prunus.gate import GateSet, attach, recompute_products
 from prunus.graph.capture import as_arguments
 from prunus.graph.groups import ChannelGroup
-from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, WeightCriterion
-from prunus.modes import eval_mode
+from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
+from prunus.modes import eval_mode, modes_kept
+from prunus.parallel import average_gradients_, average_over_ranks_, model_device, running_statistics
 from prunus.posteriors.base import Posterior
 from prunus.precision import autocast, to_device
 from prunus.progress import Bar, progress_bar
@@ -105,6 +106,69 @@ def fit(
     raise TypeError(f"{type(method).__name__} is none of the three kinds of methods")
 
 
+def fit_with_weights(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    method: StagedMethod,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    weights: Sequence[nn.Parameter],
+    *,
+    num_data: int,
+    seed: int = 0,
+    precision: Precision = "auto",
+    progress: bool = False,
+) -> Scores:
+    """Learn the posteriors of all groups together while `weights` train along; the model is changed.
+
+    Args:
+        model: the network; in train mode meanwhile, afterwards in the mode it was in.
+        groups: gated groups.
+        method: makes the posteriors and says how strong their complexity counts.
+        batches: as for `fit`.
+        loss_fn: as for `fit`.
+        weights: the parameters of the model that are trained; the others stay. None at all: as `fit`.
+        num_data: as for `fit`.
+        seed: as for `fit`.
+        precision: as for `fit`.
+        progress: as for `fit`.
+
+    Raises:
+        ConfigError: no groups.
+        DataError: NaN or infinity, naming epoch and step; the weights are as at that step.
+    """
+    if not weights:
+        return fit(
+            model, groups, method, batches, loss_fn,
+            num_data=num_data, seed=seed, precision=precision, progress=progress,
+        )  # fmt: skip
+    if not groups:
+        raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
+    devices = [model_device(model)] if model_device(model).type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), only_trainable(model, weights), modes_kept(model):
+        torch.manual_seed(seed + 7919 * _rank())
+        model.train()
+        scores = _learn(model, groups, method, batches, loss_fn, num_data, precision, progress, weights)
+        average_over_ranks_(running_statistics(model))
+    return replace(scores, cost_exponent=method.cost_exponent)
+
+
+@contextlib.contextmanager
+def only_trainable(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within the context only `weights` need gradients; afterwards what needed them before, and no gradient is left."""
+    needs = {p: p.requires_grad for p in model.parameters()}
+    try:
+        for parameter in needs:
+            parameter.requires_grad_(False)
+        for parameter in weights:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, need in needs.items():
+            parameter.requires_grad_(need)
+            parameter.grad = None
+
+
 @contextlib.contextmanager
 def frozen(model: nn.Module, *, train_bn: bool = False) -> Iterator[None]:
     """Within the context no parameter needs a gradient and the model is in eval mode; everything is put back.
@@ -128,11 +192,6 @@ def frozen(model: nn.Module, *, train_bn: bool = False) -> Iterator[None]:
             parameter.requires_grad_(need)
         for buffer, value in saved.items():
             buffer.copy_(value)
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """Device of the model's first tensor."""
-    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def _accumulate(
@@ -174,6 +233,7 @@ def _learn(
     num_data: int,
     precision: Precision,
     progress: bool,
+    weights: Sequence[nn.Parameter] = (),
 ) -> Scores:
     rounds: list[list[str] | None] = [None] if method.joint else [[g.name] for g in groups]
     total = len(batches) * method.epochs * len(rounds)
@@ -184,7 +244,7 @@ def _learn(
     ):
         for names in rounds:
             gates.mean(names) if method.estimator == "point" else gates.sample(names)
-            history += _learn_round(model, gates, names, method, batches, loss_fn, num_data, precision, bar)
+            history += _learn_round(model, gates, names, method, batches, loss_fn, num_data, precision, bar, weights)
         posteriors = {g.name: gates.posterior(g.name).cpu() for g in groups}
     values = {name: p.score().detach().cpu() for name, p in posteriors.items()}
     return Scores(values, posteriors, method.name, tuple(history))
@@ -200,9 +260,13 @@ def _learn_round(
     num_data: int,
     precision: Precision,
     bar: Bar,
+    weights: Sequence[nn.Parameter],
 ) -> list[float]:
     parameters = gates.parameters() if names is None else [p for n in names for p in gates.posterior(n).parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=method.lr, weight_decay=0.0)
+    trained: list[dict[str, Any]] = [{"params": parameters, "lr": method.lr}]
+    if isinstance(method, StagedMethod) and weights:
+        trained.append({"params": list(weights), "lr": method.weight_lr})
+    optimizer = torch.optim.Adam(trained, weight_decay=0.0)
     device = model_device(model)
     steps = method.epochs * len(batches)
     history = []
@@ -221,7 +285,7 @@ def _learn_round(
             _check(objective, inputs, epoch, step)
             optimizer.zero_grad(set_to_none=True)
             objective.backward()
-            _average_gradients(parameters)
+            average_gradients_([*parameters, *weights])
             optimizer.step()
             running += loss.detach()
             bar.advance()
@@ -277,13 +341,3 @@ def _summed(tensor: Tensor) -> Tensor:
     if _distributed():
         torch.distributed.all_reduce(tensor)
     return tensor
-
-
-def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Average over ranks, so that every rank takes the same step and holds the same gates."""
-    if not _distributed():
-        return
-    for parameter in parameters:
-        if parameter.grad is not None:
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= torch.distributed.get_world_size()

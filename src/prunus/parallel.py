@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -71,6 +71,16 @@ def average_over_ranks_(tensors: list[Tensor]) -> None:
         total = tensor.detach().contiguous().clone()
         torch.distributed.all_reduce(total)
         tensor.copy_(total / torch.distributed.get_world_size())
+
+
+def average_gradients_(parameters: Sequence[nn.Parameter]) -> None:
+    """Average gradients over ranks, so that every rank takes the same step and holds the same gates and weights."""
+    if not distributed():
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= torch.distributed.get_world_size()
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

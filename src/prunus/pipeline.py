@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,9 +20,10 @@ from prunus.graph.capture import as_arguments
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.graph.trace import trace
-from prunus.methods.base import Method, WeightCriterion
+from prunus.methods.base import Method, StagedMethod, WeightCriterion
 from prunus.methods.registry import resolve
 from prunus.plan import Plan
+from prunus.recursive import Stage, prune_in_stages
 from prunus.verify import Verification
 
 Ignored = nn.Module | type[nn.Module] | str
@@ -37,6 +39,7 @@ class Result:
         scores: score of every unit, and the posteriors if the method learned any.
         verification: what was proven about the model.
         graph: the analysis of the dense model.
+        stages: what each stage found, for methods that work in stages.
     """
 
     model: nn.Module
@@ -44,6 +47,7 @@ class Result:
     scores: Scores
     verification: Verification
     graph: Graph = field(repr=False)
+    stages: tuple[Stage, ...] = ()
 
 
 def prune(
@@ -60,6 +64,8 @@ def prune(
     allocation: Allocation | None = None,
     seed: int = 0,
     progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
 ) -> Result:
     """Make a trained network smaller; the given model is not touched.
 
@@ -76,6 +82,10 @@ def prune(
         allocation: global or uniform, cost exponent, rounding, floor.
         seed: for everything random.
         progress: show a progress bar where there is a terminal.
+        checkpoint: methods that work in stages write this file after each of them.
+        resume: go on from the checkpoint if it is there.
+
+    A method with a rule of its own (`rbp`) needs no budget, ratio or counts.
 
     Returns:
         The smaller model with its plan, scores and proof.
@@ -87,7 +97,12 @@ def prune(
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
     graph = trace(model, example_inputs)
     groups = prunable_groups(graph, model, ignored_layers)
-    _check_request(parsed, pruning_ratio, kept_counts, groups)
+    _check_request(parsed, pruning_ratio, kept_counts, groups, optional=isinstance(chosen, StagedMethod))
+    if isinstance(chosen, StagedMethod):
+        request = _Request(parsed, pruning_ratio, kept_counts, allocation)
+        return _in_stages(
+            model, example_inputs, graph, groups, chosen, data, loss_fn, request, seed, progress, checkpoint, resume
+        )
     scores = score(model, groups, chosen, data, loss_fn, seed=seed, progress=progress)
     plan = make_plan(
         graph,
@@ -102,6 +117,77 @@ def prune(
     return Result(smaller, plan, scores, verification, graph)
 
 
+@dataclass(frozen=True)
+class _Request:
+    budget: Budget | None
+    ratio: float | None
+    counts: Mapping[str, int] | None
+    allocation: Allocation | None
+
+
+def _in_stages(
+    model: nn.Module,
+    example_inputs: Any,
+    graph: Graph,
+    groups: list[ChannelGroup],
+    method: StagedMethod,
+    data: Iterable[tuple[Any, Tensor]] | None,
+    loss_fn: Callable[..., Tensor] | None,
+    request: _Request,
+    seed: int,
+    progress: bool,
+    checkpoint: str | os.PathLike[str] | None,
+    resume: bool,
+) -> Result:
+    """Counts from a first look at all groups at once if there is a budget, then stage after stage."""
+    _need_data(method, data, loss_fn)
+    batches: Any = data
+    counts, asked = request.counts, "what the noise keeps" if request.counts is None else "counts by hand"
+    if request.budget is not None or request.ratio is not None:
+        first = score(model, groups, replace(method, epochs=1), data, loss_fn, seed=seed, progress=progress)
+        plan = make_plan(
+            graph, groups, first, budget=request.budget, pruning_ratio=request.ratio, allocation=request.allocation
+        )
+        counts, asked = {g.name: len(g.kept) for g in plan.groups}, plan.asked
+    done = prune_in_stages(
+        model,
+        example_inputs,
+        graph,
+        groups,
+        method,
+        batches,
+        loss_fn,  # type: ignore[arg-type]
+        num_data=count_examples(batches),
+        counts=counts,
+        seed=seed,
+        progress=progress,
+        checkpoint=checkpoint,
+        resume=resume,
+    )
+    notes = [
+        f"every unit of {name} was judged useless; its floor of {kept} stays"
+        for stage in done.stages
+        for name, natural, kept in zip(stage.groups, stage.natural, stage.kept, strict=True)
+        if natural == 0 and counts is None
+    ]
+    probability = {
+        n: torch.tensor(p) for stage in done.stages for n, p in stage.probability.items() if len(done.kept[n]) < len(p)
+    }
+    final = Plan.from_kept(graph, done.kept, keep_probability=probability, method=method.name, asked=asked, notes=notes)
+    return Result(done.model, final, done.scores, done.verification, graph, done.stages)
+
+
+def _need_data(
+    method: Method, data: Iterable[tuple[Any, Tensor]] | None, loss_fn: Callable[..., Tensor] | None
+) -> None:
+    if data is None or loss_fn is None:
+        raise ConfigError(
+            f"method {method.name!r}",
+            "it learns from data, and data or loss_fn is missing",
+            "pass data (batches of inputs and targets) and loss_fn, or use a weight criterion such as 'l1'",
+        )
+
+
 def score(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
@@ -113,12 +199,8 @@ def score(
     progress: bool = False,
 ) -> Scores:
     """Score the units of the groups by any method. Raises ConfigError if the method needs data and has none."""
-    if not isinstance(method, WeightCriterion) and (data is None or loss_fn is None):
-        raise ConfigError(
-            f"method {method.name!r}",
-            "it learns from data, and data or loss_fn is missing",
-            "pass data (batches of inputs and targets) and loss_fn, or use a weight criterion such as 'l1'",
-        )
+    if not isinstance(method, WeightCriterion):
+        _need_data(method, data, loss_fn)
     batches: Any = data if data is not None else []
     loss: Any = loss_fn if loss_fn is not None else nn.functional.cross_entropy
     return fit(model, groups, method, batches, loss, num_data=count_examples(batches), seed=seed, progress=progress)
@@ -187,11 +269,12 @@ def _check_request(
     ratio: float | None,
     counts: Mapping[str, int] | None,
     groups: Sequence[ChannelGroup],
+    optional: bool,
 ) -> None:
     given = [
         name for name, v in (("budget", budget), ("pruning_ratio", ratio), ("kept_counts", counts)) if v is not None
     ]
-    if len(given) != 1:
+    if len(given) != 1 and not (optional and not given):
         raise ConfigError(
             "budget",
             f"give exactly one of budget, pruning_ratio, kept_counts (got {given or 'none'})",

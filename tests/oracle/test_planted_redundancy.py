@@ -19,7 +19,7 @@ from prunus.methods.dirichlet import DirichletPruning
 
 WHOLE, PAIRS, USELESS = 4, 2, 8
 UNITS = WHOLE + 2 * PAIRS + USELESS
-METHODS = [DirichletPruning(epochs=4), DirichletPruning(estimator="point", epochs=4), Fisher(), Taylor()]
+METHODS = [DirichletPruning(epochs=12), DirichletPruning(estimator="point", epochs=12), Fisher(), Taylor()]
 
 
 def planted(order: Tensor) -> nn.Module:

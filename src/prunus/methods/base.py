@@ -3,7 +3,8 @@
 A method is a frozen dataclass that is its own configuration. There are three kinds, by what they look at:
 weights alone (`WeightCriterion`), gradients of the loss with respect to gates held at one (`GradientCriterion`), and
 posteriors over the gates that are learned (`PosteriorMethod`). Whatever the kind, the answer is one score per
-unit, higher = keep, comparable between the groups of one model.
+unit, higher = keep, comparable between the groups of one model. A `StagedMethod` is a posterior method that, besides,
+decides by itself what goes, and may let the weights train along, one stage after the other.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from prunus.errors import ConfigError
 from prunus.graph.groups import ChannelGroup
-from prunus.posteriors.base import Posterior
+from prunus.posteriors.base import DecidingPosterior, Posterior
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,56 @@ class PosteriorMethod(Method):
 
     def anneal_(self, posterior: Posterior, progress: float) -> None:
         """Change what a posterior does at `progress` in [0, 1] of the learning; nothing by default."""
+
+
+@dataclass(frozen=True)
+class StagedMethod(PosteriorMethod):
+    """A posterior method with a rule of its own for what stays, learned while the weights train along, in stages.
+
+    Attributes:
+        kappa: factor of the complexity; 1 is the evidence lower bound.
+        warmup: fraction of a stage over which the complexity's weight rises from 0.
+        epochs: passes over the data in every stage while the noise is learned.
+        tune_epochs: passes over the data after every stage, without noise.
+        lr: Adam's step for the posterior's parameters.
+        weight_lr: Adam's step for the weights.
+        train_weights: `later` trains the layers from the stage's first reader on, `all` every layer, `none` none.
+        simultaneous: one stage for all groups, instead of one after the other in data-flow order.
+        floor: smallest fraction of a group that stays, whatever the noise says (at least one unit).
+    """
+
+    kappa: float = 1.0
+    warmup: float = 0.2
+    epochs: int = 5
+    tune_epochs: int = 1
+    lr: float = 0.01
+    weight_lr: float = 5e-4
+    train_weights: Literal["later", "all", "none"] = "later"
+    simultaneous: bool = False
+    floor: float = 0.02
+    samples: int = 1
+    estimator: Literal["mc", "point"] = "mc"
+    draws: Literal["example", "batch"] = "example"
+    joint: bool = True
+    placement: Literal["reader", "writer"] = "reader"
+    bn_mode: Literal["eval", "train"] = "eval"
+    loss_reduction: Literal["mean_loss", "loss_of_mean"] = "mean_loss"
+
+    def __post_init__(self) -> None:
+        where = type(self).__name__
+        if self.train_weights not in ("later", "all", "none"):
+            raise ConfigError(f"{where}.train_weights", f"{self.train_weights!r}", "use 'later', 'all' or 'none'")
+        if self.kappa < 0 or not 0 <= self.warmup <= 1 or not 0 <= self.floor <= 1:
+            found = f"kappa={self.kappa}, warmup={self.warmup}, floor={self.floor}"
+            raise ConfigError(where, found, "kappa must not be negative; warmup and floor are fractions")
+        if self.epochs < 1 or self.tune_epochs < 0 or not self.lr > 0 or not self.weight_lr > 0:
+            found = f"epochs={self.epochs}, tune_epochs={self.tune_epochs}, lr={self.lr}, weight_lr={self.weight_lr}"
+            raise ConfigError(where, found, "at least one epoch, and positive learning rates")
+
+    @abstractmethod
+    def posterior(self, units: int) -> DecidingPosterior:
+        """A fresh posterior for a group of `units` units, with a rule of its own."""
+
+    def complexity_weight(self, progress: float) -> float:
+        """kappa times the linear warm-up at `progress` in [0, 1]."""
+        return self.kappa * (1.0 if self.warmup == 0 else min(1.0, progress / self.warmup))

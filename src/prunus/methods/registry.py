@@ -6,8 +6,9 @@ from prunus.errors import ConfigError
 from prunus.methods.base import Method
 from prunus.methods.criteria import CRITERIA
 from prunus.methods.dirichlet import DirichletPruning
+from prunus.methods.rbp import RecursiveBayesianPruning
 
-METHODS: dict[str, type[Method]] = {"dirichlet": DirichletPruning, **CRITERIA}
+METHODS: dict[str, type[Method]] = {"dirichlet": DirichletPruning, "rbp": RecursiveBayesianPruning, **CRITERIA}
 
 
 def resolve(method: Method | str) -> Method:

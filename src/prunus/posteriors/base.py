@@ -58,3 +58,11 @@ class Posterior(nn.Module, ABC):
 
     def _draw(self, n: int) -> Tensor:
         return self.rsample(n).cpu()
+
+
+class DecidingPosterior(Posterior):
+    """A posterior with a rule of its own for what stays."""
+
+    @abstractmethod
+    def kept(self) -> Tensor:
+        """Which units stay if nobody asks for a number, bool [K]; may be none or all."""

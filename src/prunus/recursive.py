@@ -1,0 +1,294 @@
+"""Stage after stage: learn the noise of one group, fold, delete for real, tune, go on with the smaller network.
+
+With `simultaneous` there is one stage for all groups. A checkpoint is written after every stage.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+
+from prunus.apply import apply_and_verify_, cut_without_proof_
+from prunus.budget import select
+from prunus.errors import ArtifactError, ConfigError, DataError
+from prunus.fit import BatchSource, LossFunction, Precision, Scores, fit_with_weights
+from prunus.fold import fold_
+from prunus.graph.grouping import Graph
+from prunus.graph.groups import ChannelGroup
+from prunus.graph.trace import trace
+from prunus.methods.base import StagedMethod
+from prunus.plan import Plan
+from prunus.posteriors.base import DecidingPosterior
+from prunus.tune import tune_
+from prunus.verify import Verification
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage found.
+
+    Attributes:
+        groups: names of the groups whose noise was learned.
+        units: units of each before.
+        kept: units of each that stayed.
+        natural: units of each that the noise itself would have kept; other than `kept` under a budget or at the floor.
+        importance: the posterior's score of every unit, by group.
+        probability: the posterior probability of every unit to be among those that stayed, by group.
+        loss: mean loss of the last epoch of the learning.
+        error: relative difference between the smaller network and the masked one, folded.
+    """
+
+    groups: tuple[str, ...]
+    units: tuple[int, ...]
+    kept: tuple[int, ...]
+    natural: tuple[int, ...]
+    importance: Mapping[str, tuple[float, ...]]
+    probability: Mapping[str, tuple[float, ...]]
+    loss: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Recursion:
+    """The end of the recursion.
+
+    Attributes:
+        model: the smaller model.
+        kept: group -> indices that stayed.
+        stages: one record per stage, in order.
+        scores: what the posteriors said, group by group.
+        verification: the worst of the stages' proofs.
+    """
+
+    model: nn.Module
+    kept: Mapping[str, tuple[int, ...]]
+    stages: tuple[Stage, ...]
+    scores: Scores
+    verification: Verification
+
+
+def prune_in_stages(
+    model: nn.Module,
+    example_inputs: Any,
+    graph: Graph,
+    groups: Sequence[ChannelGroup],
+    method: StagedMethod,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    *,
+    num_data: int,
+    counts: Mapping[str, int] | None = None,
+    seed: int = 0,
+    precision: Precision = "auto",
+    progress: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> Recursion:
+    """Prune a copy of the model group by group, in data-flow order.
+
+    A residual stream is one group and takes its turn where its first writer stands: its noise is learned given
+    everything before that layer, and all its readers are gated by the same draw.
+
+    Args:
+        model: the trained network; not touched.
+        example_inputs: as for `trace`.
+        graph: its analysis.
+        groups: the groups that may lose units.
+        method: posterior, rule and schedule.
+        batches: re-iterable (inputs, targets) with a length.
+        loss_fn: mean loss of a batch.
+        num_data: number of training examples N in the bound.
+        counts: units to keep by group; None lets the noise decide.
+        seed: of every draw; stage i has its own, so that resumed and unbroken runs agree.
+        precision: as for `fit`.
+        progress: show bars where there is a terminal.
+        checkpoint: file to write after every stage.
+        resume: go on from the checkpoint if it is there.
+
+    Raises:
+        ConfigError: a model whose surgery needs a rewritten graph before the last stage; resume without a checkpoint.
+        ArtifactError: a checkpoint that is damaged or of another run.
+        DataError: a stage diverged; the message names it, and the checkpoint holds the stages before.
+    """
+    if resume and checkpoint is None:
+        raise ConfigError("resume=True", "no checkpoint to go on from", "pass checkpoint=PATH")
+    ordered = sorted(groups, key=lambda g: g.order)
+    plan_of_stages = [tuple(g.name for g in ordered)] if method.simultaneous else [(g.name,) for g in ordered]
+    identity = repr((VERSION, graph.model, method, seed, plan_of_stages, None if counts is None else dict(counts)))
+    path = None if checkpoint is None else Path(checkpoint)
+    state = _load(path, identity) if resume and path is not None and path.exists() else _State({}, [], {}, 0.0)
+    current = copy.deepcopy(model)
+    if state.stages:
+        cut_without_proof_(current, Plan.from_kept(graph, state.kept))
+        current.load_state_dict(state.weights)
+    verification = Verification(state.error, 0.0, 0, True)
+    posteriors: dict[str, DecidingPosterior] = {}
+    for number in range(len(state.stages), len(plan_of_stages)):
+        names = plan_of_stages[number]
+        try:
+            current, stage, kept, found, proof = _stage(
+                current, example_inputs, names, method, batches, loss_fn, num_data, counts,
+                seed + 1009 * number, precision, progress,
+            )  # fmt: skip
+        except DataError as error:
+            saved = (
+                f"{number} stages before it are in {path}; " if path else "pass checkpoint= to keep earlier stages; "
+            )
+            advice = f"{saved}lower weight_lr, lr or kappa"
+            raise DataError(
+                f"stage {number + 1} ({', '.join(names)})", f"it diverged at {error.where}: {error.what}", advice
+            ) from error
+        if proof.rewritten and number + 1 < len(plan_of_stages):
+            raise ConfigError(
+                f"group {names[0]!r}",
+                "cutting it needs a rewritten graph, on which later stages have no layers to gate",
+                "use simultaneous=True, or put the layer into ignored_layers",
+            )
+        state.kept.update(kept)
+        state.stages.append(stage)
+        posteriors.update(found)
+        worst = max(verification.max_error, proof.max_error)
+        verification = replace(proof, max_error=worst)
+        if path is not None:
+            _save(path, identity, _State(state.kept, state.stages, current.state_dict(), worst))
+    values = {n: torch.tensor(v) for s in state.stages for n, v in s.importance.items()}
+    scores = Scores(values, posteriors, method.name, tuple(s.loss for s in state.stages), method.cost_exponent)
+    return Recursion(current, state.kept, tuple(state.stages), scores, verification)
+
+
+def _stage(
+    current: nn.Module,
+    example_inputs: Any,
+    names: Sequence[str],
+    method: StagedMethod,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    num_data: int,
+    counts: Mapping[str, int] | None,
+    seed: int,
+    precision: Precision,
+    progress: bool,
+) -> tuple[nn.Module, Stage, dict[str, tuple[int, ...]], dict[str, DecidingPosterior], Verification]:
+    graph = trace(current, example_inputs)
+    groups = [graph.group(n) for n in names]
+    weights = trainable_from(current, graph, groups, method.train_weights)
+    scores = fit_with_weights(
+        current, groups, method, batches, loss_fn, weights,
+        num_data=num_data, seed=seed, precision=precision, progress=progress,
+    )  # fmt: skip
+    posteriors = {n: p for n, p in scores.posteriors.items() if isinstance(p, DecidingPosterior)}
+    natural = {n: int(p.kept().sum()) for n, p in posteriors.items()}
+    wanted = {g.name: _count(g, posteriors[g.name], method.floor, counts) for g in groups}
+    kept = select(groups, scores.values, wanted)
+    for group in groups:
+        fold_(current, graph, group, posteriors[group.name].mean().detach())
+    plan = Plan.from_kept(graph, kept, method=method.name)
+    smaller, proof = apply_and_verify_(current, plan, example_inputs)
+    if method.tune_epochs:
+        tuned = [p for p in smaller.parameters() if p.requires_grad]
+        tune_(
+            smaller, tuned, batches, loss_fn,
+            epochs=method.tune_epochs, lr=method.weight_lr, seed=seed + 1, precision=precision, progress=progress,
+        )  # fmt: skip
+    stage = Stage(
+        groups=tuple(names),
+        units=tuple(g.units for g in groups),
+        kept=tuple(len(kept[n]) for n in names),
+        natural=tuple(natural[n] for n in names),
+        importance={n: tuple(scores.values[n].tolist()) for n in names},
+        probability={n: tuple(posteriors[n].keep_probability(len(kept[n]), seed=seed).tolist()) for n in names},
+        loss=scores.history[-1],
+        error=proof.max_error,
+    )
+    return smaller, stage, kept, posteriors, proof
+
+
+def _count(group: ChannelGroup, posterior: DecidingPosterior, floor: float, counts: Mapping[str, int] | None) -> int:
+    """How many units stay: as many as asked, or as the noise says, never below the floor, equal counts per row."""
+    if counts is not None:
+        return counts.get(group.name, group.units)
+    keep = posterior.kept().cpu()
+    if group.rows is None:
+        natural = int(keep.sum())
+    else:
+        rows = torch.from_numpy(group.rows)
+        natural = group.multiple * int(torch.stack([keep[rows == r].sum() for r in range(group.multiple)]).max())
+    least = max(1, round(floor * group.units))
+    step = group.multiple
+    return min(group.units, max(natural, -(-least // step) * step))
+
+
+def trainable_from(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], which: str) -> list[nn.Parameter]:
+    """The parameters that train along: none, all, or those first used at or after the groups' first writer."""
+    if which == "none":
+        return []
+    first = _first_use(graph)
+    start = 0 if which == "all" else min(first[s.tensor] for g in groups for s in g.writers)
+    named = dict(model.named_parameters())
+    return [p for n, p in named.items() if p.requires_grad and first.get(n, -1) >= start]
+
+
+def _first_use(graph: Graph) -> dict[str, int]:
+    """Position in the captured graph at which each parameter is first used."""
+    nodes = list(graph.program.graph.nodes)
+    position = {node: number for number, node in enumerate(nodes)}
+    specs = {s.arg.name: s for s in graph.program.graph_signature.input_specs if s.kind == InputKind.PARAMETER}
+    found: dict[str, int] = {}
+    for node in nodes:
+        if node.op == "placeholder" and node.name in specs and node.users:
+            target = str(specs[node.name].target)
+            name = graph.aliases.get(target, target)
+            found[name] = min(found.get(name, len(nodes)), min(position[u] for u in node.users))
+    return found
+
+
+@dataclass
+class _State:
+    kept: dict[str, tuple[int, ...]]
+    stages: list[Stage]
+    weights: dict[str, Tensor]
+    error: float
+
+
+def _save(path: Path, identity: str, state: _State) -> None:
+    temporary = path.with_suffix(path.suffix + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {
+        "identity": identity,
+        "kept": {n: list(k) for n, k in state.kept.items()},
+        "stages": [vars(s) for s in state.stages],
+        "weights": state.weights,
+        "error": state.error,
+    }
+    torch.save(data, temporary)
+    os.replace(temporary, path)
+
+
+def _load(path: Path, identity: str) -> _State:
+    try:
+        data = torch.load(path, weights_only=True)
+        state = _State(
+            {n: tuple(k) for n, k in data["kept"].items()},
+            [Stage(**s) for s in data["stages"]],
+            data["weights"],
+            data["error"],
+        )
+    except Exception as error:
+        raise ArtifactError(f"checkpoint {path}", f"it cannot be read: {error}", "delete it and start anew") from error
+    if data["identity"] != identity:
+        raise ArtifactError(
+            f"checkpoint {path}",
+            "it was made with another model, method, seed or request",
+            "use the settings it was made with, or another file",
+        )
+    return state

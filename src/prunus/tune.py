@@ -1,0 +1,64 @@
+"""A short fine-tuning on plain batches, between stages; `finetune` is the full recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from prunus.errors import DataError
+from prunus.fit import BatchSource, LossFunction, Precision, only_trainable
+from prunus.modes import modes_kept
+from prunus.parallel import average_gradients_, average_over_ranks_, model_device, running_statistics
+from prunus.precision import autocast, to_device
+from prunus.progress import progress_bar
+from prunus.verify import call
+
+
+def tune_(
+    model: nn.Module,
+    weights: Sequence[nn.Parameter],
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    *,
+    epochs: int,
+    lr: float,
+    seed: int = 0,
+    precision: Precision = "auto",
+    progress: bool = False,
+) -> None:
+    """Train `weights` by Adam with a learning rate that falls linearly to zero; the model is changed.
+
+    Raises:
+        DataError: NaN or infinity in the loss, naming epoch and step.
+    """
+    device, total = model_device(model), epochs * len(batches)
+    optimizer = torch.optim.Adam(weights, lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        only_trainable(model, weights),
+        modes_kept(model),
+        progress_bar("tuning", total, progress) as bar,
+    ):
+        torch.manual_seed(seed)
+        model.train()
+        for epoch in range(epochs):
+            setter = getattr(batches, "set_epoch", None)
+            if setter is not None:
+                setter(epoch)
+            for step, (x, y) in enumerate(batches):
+                with autocast(device, precision):
+                    loss = loss_fn(call(model, to_device(x, device)), y.to(device))
+                if not bool(torch.isfinite(loss.detach())):
+                    what = "NaN or infinity in the loss"
+                    raise DataError(f"tuning, epoch {epoch}, step {step}", what, "lower weight_lr")
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                average_gradients_(weights)
+                optimizer.step()
+                schedule.step()
+                bar.advance()
+        average_over_ranks_(running_statistics(model))

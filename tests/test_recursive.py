@@ -1,0 +1,206 @@
+"""Stages: folding is exact, what is planted is found, resumed runs are unbroken ones, failures name their stage."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import prunus
+from prunus.errors import ArtifactError, ConfigError, DataError
+from prunus.fold import fold_
+from prunus.gate import attach
+from prunus.methods.rbp import RecursiveBayesianPruning
+from prunus.pipeline import Result, prune
+from prunus.verify import outputs
+from zoo import ZOO
+
+FOLDABLE = [
+    "plain_cnn", "mlp", "flatten_to_linear", "residual_option_a", "residual_option_b", "dense_concat", "mobilenet_v2",
+    "resnext", "squeeze_excite_conv", "conv_transpose_unet", "shared_conv", "conv1d", "conv3d", "decoder_unflatten",
+]  # fmt: skip
+QUICK = RecursiveBayesianPruning(epochs=6, tune_epochs=1, lr=0.03, weight_lr=1e-3)
+
+
+@pytest.mark.parametrize("name", FOLDABLE)
+def test_folding_leaves_the_gated_outputs(name: str) -> None:
+    model, inputs = ZOO[name].make(), ZOO[name].inputs(4)
+    graph = prunus.trace(model, inputs)
+    values = {g.name: torch.linspace(0.2, 1.7, g.units) for g in graph.groups()}
+    with attach(model, graph.groups()) as gates:
+        gates.fix(values)
+        gated = outputs(model, inputs)
+    for group in graph.groups():
+        fold_(model, graph, group, values[group.name])
+    for wanted, got in zip(gated, outputs(model, inputs), strict=True):
+        assert float((wanted - got).abs().max() / wanted.abs().max()) < 2e-6
+
+
+def test_tied_readers_are_not_scaled() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            self.third.weight = self.second.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.third(torch.tanh(self.second(torch.tanh(self.first(x))))).sum(1, keepdim=True)
+
+    model = Twice()
+    graph = prunus.trace(model, torch.randn(2, 4))
+    before = copy.deepcopy(model.state_dict())
+    for group in graph.groups(locked=True):
+        if any(r.weight == "second.weight" for r in group.readers):
+            with pytest.raises(ConfigError, match="tied"):
+                fold_(model, graph, group, torch.full((group.units,), 2.0))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def planted() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """Eight hidden units: four that matter, one a copy of the first, three that are read by nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Linear(8, 4, bias=False))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].weight[[0, 1, 2, 3], [0, 1, 2, 3]] = 1.0
+        model[0].weight[4, 0] = 1.0
+        model[0].weight[5:] = torch.randn(3, 4)
+        model[1].weight.zero_()
+        model[1].weight[[1, 2, 3], [1, 2, 3]] = 3.0
+        model[1].weight[0, [0, 4]] = 1.5
+    x = torch.randn(1024, 4)
+    y = (3 * x).argmax(1)
+    return model, [(x[i : i + 64], y[i : i + 64]) for i in range(0, 1024, 64)]
+
+
+def test_useless_units_go_and_of_two_copies_one_stays() -> None:
+    model, batches = planted()
+    method = replace(QUICK, epochs=60, kappa=30.0)
+    result = prune(model, batches[0][0], method=method, data=batches, loss_fn=F.cross_entropy)
+    (kept,) = result.plan.kept.values()
+    assert not {5, 6, 7} & set(kept)
+    assert {1, 2, 3} <= set(kept)
+    assert len({0, 4} & set(kept)) == 1
+    assert result.verification.max_error < 1e-5
+
+
+def small() -> tuple[nn.Module, Tensor, list[tuple[Tensor, Tensor]]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 3),
+    ).eval()  # fmt: skip
+    x, y = torch.randn(48, 1, 8, 8), torch.randint(0, 3, (48,))
+    return model, x[:2], [(x[i : i + 16], y[i : i + 16]) for i in range(0, 48, 16)]
+
+
+def run(method: RecursiveBayesianPruning, **options: object) -> Result:
+    model, x, batches = small()
+    return prune(model, x, method=method, data=batches, loss_fn=F.cross_entropy, **options)  # type: ignore[arg-type]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(v, second[k]) for k, v in first.items())
+
+
+def test_stages_follow_the_data_and_the_seed_decides() -> None:
+    model, x, batches = small()
+    before = copy.deepcopy(model.state_dict())
+    method = replace(QUICK, kappa=30.0, lr=0.1)
+    result = prune(model, x, method=method, data=batches, loss_fn=F.cross_entropy, seed=1)
+    assert [s.groups for s in result.stages] == [("0",), ("3",), ("8",)]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not model.training
+    again = prune(model, x, method=method, data=batches, loss_fn=F.cross_entropy, seed=1)
+    assert again.plan.kept == result.plan.kept
+    assert same(again.model, result.model)
+    assert result.plan.after.macs < result.plan.before.macs
+    together = run(replace(method, simultaneous=True))
+    assert [s.groups for s in together.stages] == [("0", "3", "8")]
+
+
+def test_resumed_is_unbroken(tmp_path: Path) -> None:
+    path, method = tmp_path / "stages.pt", replace(QUICK, kappa=30.0, lr=0.1)
+    whole = run(method)
+    model, x, batches = small()
+    calls = 0
+
+    def failing(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise KeyboardInterrupt
+        return F.cross_entropy(outputs, targets)
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, x, method=method, data=batches, loss_fn=failing, checkpoint=path)
+    assert path.exists()
+    resumed = run(method, checkpoint=path, resume=True)
+    assert resumed.plan.kept == whole.plan.kept
+    assert resumed.stages == whole.stages
+    assert same(resumed.model, whole.model)
+    with pytest.raises(ArtifactError, match="another model, method"):
+        run(replace(method, kappa=2.0), checkpoint=path, resume=True)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        run(method, checkpoint=path, resume=True)
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        run(method, resume=True)
+
+
+def test_a_budget_is_met_and_counts_are_obeyed() -> None:
+    result = run(QUICK, budget="macs<=60%")
+    assert result.plan.after.macs <= 0.6 * result.plan.before.macs
+    by_hand = run(QUICK, kept_counts={"0": 4, "3": 5})
+    assert {n: len(k) for n, k in by_hand.plan.kept.items()} == {"0": 4, "3": 5, "8": 10}
+
+
+def test_a_group_judged_useless_keeps_its_floor_and_says_so() -> None:
+    result = run(replace(QUICK, kappa=1e4, lr=0.2, epochs=10))
+    assert all(s.natural == (0,) and s.kept == (1,) for s in result.stages)
+    assert "judged useless; its floor of 1 stays" in result.plan.explain()
+
+
+def test_a_diverging_stage_names_itself(tmp_path: Path) -> None:
+    calls = 0
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return F.cross_entropy(outputs, targets) * (float("nan") if calls == 25 else 1.0)
+
+    model, x, batches = small()
+    with pytest.raises(DataError, match=r"(?s)stage 2 \(3\).*diverged"):
+        prune(model, x, method=QUICK, data=batches, loss_fn=loss, checkpoint=tmp_path / "s.pt")
+    resumed = run(QUICK, checkpoint=tmp_path / "s.pt", resume=True)
+    assert same(resumed.model, run(QUICK).model)
+
+
+def test_earlier_layers_stay_while_later_ones_train() -> None:
+    model, x, batches = small()
+    first = copy.deepcopy(model[0].weight)
+    result = prune(
+        model, x, method=replace(QUICK, tune_epochs=0, kappa=0.0), data=batches, loss_fn=F.cross_entropy,
+        kept_counts={"3": 8},
+    )  # fmt: skip
+    assert [s.groups for s in result.stages] == [("0",), ("3",), ("8",)]
+    frozen = prune(
+        model, x, method=replace(QUICK, tune_epochs=0, kappa=0.0, train_weights="none"), data=batches,
+        loss_fn=F.cross_entropy,
+    )  # fmt: skip
+    assert torch.equal(frozen.model[0].weight, first)
+    assert not torch.equal(result.model[0].weight, first)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"kappa": -1.0}, {"train_weights": "some"}, {"epochs": 0}, {"noise": 0.0}, {"floor": 2.0}]
+)
+def test_settings_are_checked(bad: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        RecursiveBayesianPruning(**bad)  # type: ignore[arg-type]
