@@ -80,6 +80,7 @@ def compress_command(
     lr: Annotated[float, typer.Option("--lr", help="of recovery")] = 0.02,
     compiled: Annotated[bool, typer.Option("--compiled", help="also time torch.compile")] = False,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="also write an ONNX file")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the stages in --out (method rbp)")] = False,
     seed: Seed = 0,
 ) -> None:
     """Compress a trained model to a budget, recover its accuracy, prove, measure and save it."""
@@ -97,6 +98,7 @@ def compress_command(
         modes=("eager", *(("compiled",) if compiled else ()), "onnx"),
         out=out,
         seed=seed,
+        resume=resume,
         say=lambda text: console.print(text, highlight=False),
     )
     _finish(done, source, onnx)

@@ -18,6 +18,7 @@ from prunus.batchnorm import reestimate_batch_norm
 from prunus.budget import Allocation
 from prunus.checkpoint import save
 from prunus.datasets import Batches, DataSource
+from prunus.errors import MissingDependencyError
 from prunus.evaluate import evaluate
 from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig
@@ -25,6 +26,7 @@ from prunus.measure import Comparison, compare
 from prunus.methods.base import Method
 from prunus.parallel import accelerator
 from prunus.pipeline import Ignored, Result, prune
+from prunus.report.figures import draw_stages
 
 Say = Callable[[str], None]
 
@@ -66,6 +68,7 @@ def compress(
     modes: Sequence[str] = ("eager", "onnx"),
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    resume: bool = False,
     progress: bool = True,
     say: Say = lambda _: None,
 ) -> Compression:
@@ -84,6 +87,7 @@ def compress(
         modes: ways to run that are timed: `eager`, `compiled`, `onnx`.
         out: folder to write.
         seed: for everything random.
+        resume: methods that work in stages go on from `out/stages.pt` if it is there.
         progress: show progress bars where there is a terminal.
         say: receives a line of text at every stage.
 
@@ -107,6 +111,8 @@ def compress(
         allocation=allocation,
         seed=seed,
         progress=progress,
+        checkpoint=None if out is None else Path(out) / "stages.pt",
+        resume=resume,
     )
     say(result.plan.explain())
     smaller = result.model
@@ -130,7 +136,16 @@ def compress(
     accuracy["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn).accuracy
     summary = _summary(data, result, accuracy, comparison, seed)
     directory = _write(out, smaller, result, data, accuracy, summary) if rank == 0 else None
+    if directory is not None and result.stages:
+        _draw(result, directory, say)
     return Compression(smaller, result, accuracy, comparison, summary, directory)
+
+
+def _draw(result: Result, folder: Path, say: Say) -> None:
+    try:
+        draw_stages(result.stages, folder / "figures")
+    except MissingDependencyError as error:
+        say(f"no figures: {error.what}; {error.fix}")
 
 
 def _summary(
@@ -147,6 +162,7 @@ def _summary(
         "before": vars(result.plan.before),
         "after": vars(result.plan.after),
         "kept": {g.name: [len(g.kept), g.units] for g in result.plan.groups},
+        "stages": [{k: v for k, v in vars(s).items() if k != "probability"} for s in result.stages],
         "undecided": {g.name: len(g.undecided) for g in result.plan.groups},
         "proof": {
             "max_error": verification.max_error,

@@ -103,6 +103,8 @@ def prune(
         return _in_stages(
             model, example_inputs, graph, groups, chosen, data, loss_fn, request, seed, progress, checkpoint, resume
         )
+    if resume:
+        raise ConfigError("resume=True", f"method {chosen.name!r} has no stages", "leave it out, or use method='rbp'")
     scores = score(model, groups, chosen, data, loss_fn, seed=seed, progress=progress)
     plan = make_plan(
         graph,
