@@ -15,6 +15,8 @@ import prunus
 from prunus.errors import ArtifactError, ConfigError, DataError
 from prunus.fold import fold_
 from prunus.gate import attach
+from prunus.methods.base import StagedMethod
+from prunus.methods.noise import NOISE_METHODS
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline import Result, prune
 from prunus.verify import outputs
@@ -204,3 +206,28 @@ def test_earlier_layers_stay_while_later_ones_train() -> None:
 def test_settings_are_checked(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         RecursiveBayesianPruning(**bad)  # type: ignore[arg-type]
+
+
+RELATIVES = [m(epochs=6, kappa=30.0, lr=0.1) for m in NOISE_METHODS.values()]
+
+
+@pytest.mark.parametrize("method", RELATIVES, ids=lambda m: m.name)
+def test_relatives_go_through_the_same_door(method: StagedMethod) -> None:
+    model, x, batches = small()
+    result = prune(model, x, method=method, data=batches, loss_fn=F.cross_entropy)
+    assert [s.groups for s in result.stages] == [("0", "3", "8")]
+    assert result.verification.max_error < 1e-5
+    assert result.plan.method == method.name
+    one_by_one = prune(
+        model, x, method=replace(method, simultaneous=False), data=batches, loss_fn=F.cross_entropy,
+    )  # fmt: skip
+    assert len(one_by_one.stages) == 3
+
+
+def test_one_stage_methods_have_nothing_to_resume(tmp_path: Path) -> None:
+    model, x, batches = small()
+    with pytest.raises(ConfigError, match="no stages"):
+        prune(
+            model, x, method="l1", budget="macs<=50%", data=batches, loss_fn=F.cross_entropy,
+            checkpoint=tmp_path / "s.pt", resume=True,
+        )  # fmt: skip

@@ -82,7 +82,7 @@ def test_complexity_against_quadrature(mu: float, sigma: float) -> None:
 
 
 @given(st.floats(-20.0, 20.0), st.floats(-20.0, 5.0))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_complexity_is_a_divergence_and_symmetric(mu: float, log_sigma: float) -> None:
     sigma = double(log_sigma).exp()
     here = truncated_normal_kl(double(mu), sigma)
@@ -140,9 +140,9 @@ def test_moments_against_quadrature(index: int) -> None:
     first = expectation(math.exp, mu, sigma)
     second = expectation(lambda x: math.exp(2 * x), mu, sigma)
     variance = expectation(lambda x: (math.exp(x) - first) ** 2, mu, sigma)
-    assert float(q.mean()[index]) == pytest.approx(first, rel=2e-6)
-    assert float(q.second_moment()[index]) == pytest.approx(second, rel=2e-6)
-    assert float(q.snr()[index]) == pytest.approx(first / math.sqrt(variance), rel=2e-6)
+    assert q.mean()[index].item() == pytest.approx(first, rel=2e-6)
+    assert q.second_moment()[index].item() == pytest.approx(second, rel=2e-6)
+    assert q.snr()[index].item() == pytest.approx(first / math.sqrt(variance), rel=2e-6)
 
 
 @given(st.floats(-12.0, -0.5), st.floats(0.1, 2.0))
@@ -269,7 +269,7 @@ def test_the_complexity_alone_drowns_every_unit() -> None:
     assert bool(q.kept().all())
     before = q.complexity().item()
     optimizer = torch.optim.Adam(q.parameters(), lr=0.3, betas=(0.9, 0.9))
-    for _ in range(80):
+    for _ in range(50):
         optimizer.zero_grad()
         q.complexity().backward()
         optimizer.step()

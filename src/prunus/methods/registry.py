@@ -6,9 +6,15 @@ from prunus.errors import ConfigError
 from prunus.methods.base import Method
 from prunus.methods.criteria import CRITERIA
 from prunus.methods.dirichlet import DirichletPruning
+from prunus.methods.noise import NOISE_METHODS
 from prunus.methods.rbp import RecursiveBayesianPruning
 
-METHODS: dict[str, type[Method]] = {"dirichlet": DirichletPruning, "rbp": RecursiveBayesianPruning, **CRITERIA}
+METHODS: dict[str, type[Method]] = {
+    "dirichlet": DirichletPruning,
+    "rbp": RecursiveBayesianPruning,
+    **NOISE_METHODS,
+    **CRITERIA,
+}
 
 
 def resolve(method: Method | str) -> Method:

@@ -31,7 +31,7 @@ class HardConcretePosterior(DecidingPosterior):
         >>> q = HardConcretePosterior(4)
         >>> q.rsample(8).shape
         torch.Size([8, 4])
-        >>> [float(m) for m in q.mean()]
+        >>> q.mean().tolist()
         [1.0, 1.0, 1.0, 1.0]
 
     Reference:

@@ -140,7 +140,7 @@ class TruncatedLogNormalPosterior(DecidingPosterior):
         >>> q = TruncatedLogNormalPosterior(4)
         >>> q.rsample(8).shape
         torch.Size([8, 4])
-        >>> [round(float(m), 2) for m in q.mean()]
+        >>> [round(m, 2) for m in q.mean().tolist()]
         [0.99, 0.99, 0.99, 0.99]
 
     Reference:

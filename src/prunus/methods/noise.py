@@ -1,0 +1,80 @@
+"""The Bayesian relatives of recursive pruning, all layers at once, through the same stages: for honest comparison.
+
+Idea
+    A multiplicative noise per unit, learned together with the weights under a prior that prefers silence. They differ
+    in the noise and in what counts as redundant: small signal-to-noise ratio (SBP, VIB), or a gate that is shut (L0).
+
+Objective (minimised, per example)
+    E_q[ loss(net(x; z), y) ] + kappa * w(t) / N * sum over units of the posterior's complexity
+
+When to use
+    As baselines. Each can also be run layer by layer with `simultaneous=False`.
+
+Departures from the papers
+    Trained networks are pruned, not networks trained from scratch; gates sit at the readers; the information
+    bottleneck's factor of spatial positions per convolution is left out (kappa is the only strength).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from prunus.methods.base import StagedMethod
+from prunus.posteriors.concrete import HardConcretePosterior
+from prunus.posteriors.gaussian import GaussianPosterior
+from prunus.posteriors.lognormal import TruncatedLogNormalPosterior
+
+
+@dataclass(frozen=True)
+class StructuredBayesianPruning(StagedMethod):
+    """Truncated log-normal noise; a unit goes if its signal-to-noise ratio is below 1.
+
+    Reference:
+        Neklyudov et al., "Structured Bayesian Pruning via Log-Normal Multiplicative Noise", NeurIPS 2017.
+    """
+
+    name: ClassVar[str] = "sbp"
+    simultaneous: bool = True
+
+    def posterior(self, units: int) -> TruncatedLogNormalPosterior:
+        """A fresh truncated log-normal posterior."""
+        return TruncatedLogNormalPosterior(units)
+
+
+@dataclass(frozen=True)
+class VariationalInformationBottleneck(StagedMethod):
+    """Gaussian noise with a learned standard deviation; a unit goes if it is mostly noise.
+
+    Reference:
+        Dai et al., "Compressing Neural Networks using the Variational Information Bottleneck", ICML 2018.
+    """
+
+    name: ClassVar[str] = "vib"
+    simultaneous: bool = True
+    noise: float = 0.011
+
+    def posterior(self, units: int) -> GaussianPosterior:
+        """A fresh Gaussian posterior with learned noise."""
+        return GaussianPosterior(units, noise=self.noise, learned_noise=True, keep="snr")
+
+
+@dataclass(frozen=True)
+class HardConcreteL0(StagedMethod):
+    """Stretched and clipped concrete gates; the penalty is the expected number of open ones.
+
+    Reference:
+        Louizos, Welling and Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018.
+    """
+
+    name: ClassVar[str] = "l0"
+    simultaneous: bool = True
+
+    def posterior(self, units: int) -> HardConcretePosterior:
+        """A fresh hard-concrete posterior, gates open."""
+        return HardConcretePosterior(units)
+
+
+NOISE_METHODS: dict[str, type[StagedMethod]] = {
+    m.name: m for m in (StructuredBayesianPruning, VariationalInformationBottleneck, HardConcreteL0)
+}
