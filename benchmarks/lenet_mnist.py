@@ -1,6 +1,6 @@
 """LeNet on MNIST (bar A3): 10-20-100-25 at the paper code's counts 8-9-36-17, LeNet-5-Caffe at 400 K MACs by budget.
 
-    python benchmarks/lenet_mnist.py --data DIR [--split test]
+    python benchmarks/lenet_mnist.py --data DIR [--split test] [--method rbp]
 
 DIR holds the idx files. The dense networks are trained here, one per seed, and cached outside the repository.
 """
@@ -15,15 +15,19 @@ import torch
 from torch import nn
 
 from compare_methods import Entry, Setting, run, table
-from nets import SmallLeNet
+from compare_natural import run_natural, table_natural
+from nets import LeNet300, SmallLeNet
 from prunus.budget import Allocation
 from prunus.datasets import DataSource
 from prunus.demo import LeNet5
 from prunus.evaluate import evaluate
 from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig
+from prunus.methods.base import StagedMethod
 from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
 from prunus.methods.dirichlet import DirichletPruning
+from prunus.methods.noise import NOISE_METHODS
+from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.sources import load_data
 from record import RESULTS
 
@@ -66,9 +70,27 @@ def trained(
     return of_seed
 
 
+def natural(args: argparse.Namespace, data: DataSource, recovery: FinetuneConfig | None) -> None:
+    """Bar B2: LeNet-300-100 and LeNet-5, as much as the noise itself removes; SBP, VIB and L0 beside it."""
+    if recovery is None:
+        raise SystemExit("--method rbp needs --epochs of at least 1")
+    methods: dict[str, StagedMethod] = {
+        "rbp": RecursiveBayesianPruning(kappa=args.kappa),
+        "rbp, all layers at once": RecursiveBayesianPruning(kappa=args.kappa, simultaneous=True),
+        **{name: method(kappa=args.kappa) for name, method in NOISE_METHODS.items()},
+    }
+    for name, make in (("lenet300", LeNet300), ("lenet5", LeNet5)):
+        dense_of_seed = trained(make, name, data, args.cache, args.train_epochs)
+        log = RESULTS / f"lenet_mnist_rbp_{args.split}.jsonl"
+        rows = run_natural(f"{name} {args.split}", dense_of_seed, data, methods, recovery, args.seeds, log, args.split)
+        print(f"\n{name}\n{table_natural(rows, list(methods))}\n", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--method", choices=("dirichlet", "rbp"), default="dirichlet")
+    parser.add_argument("--kappa", type=float, default=1.0, help="of rbp and its relatives")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "prunus-bench")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
@@ -81,6 +103,9 @@ def main() -> None:
     data = load_data(f"mnist:{args.data}", validation=5000, seed=0)
     judged = data.test if args.split == "test" else data.validation
     recovery = FinetuneConfig(epochs=args.epochs, lr=args.lr, batch_size=128) if args.epochs else None
+    if args.method == "rbp":
+        natural(args, data, recovery)
+        return
     jobs = (
         ("small", lambda: SmallLeNet(dropout=0.1), True, {"counts": PAPER_COUNTS}),
         ("lenet5", LeNet5, False, {"budget": "macs<=400K"}),

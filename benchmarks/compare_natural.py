@@ -1,0 +1,87 @@
+"""Methods that decide by themselves how much goes: one procedure, one line per (seed, method), resumable."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunus.batchnorm import reestimate_batch_norm
+from prunus.datasets import Batches, DataSource
+from prunus.evaluate import evaluate
+from prunus.finetune import finetune
+from prunus.finetuneconfig import FinetuneConfig
+from prunus.methods.base import StagedMethod
+from prunus.pipeline import prune
+from record import mean_std, provenance
+
+
+def run_natural(
+    name: str,
+    dense_of_seed: Callable[[int], nn.Module],
+    data: DataSource,
+    methods: Mapping[str, StagedMethod],
+    recovery: FinetuneConfig,
+    seeds: Sequence[int],
+    log: Path,
+    split: str,
+    batch_size: int = 128,
+) -> list[dict[str, Any]]:
+    """Prune without a budget, recover, judge; what is in the log already is not run again."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    judged = data.test if split == "test" else data.validation
+    for seed in seeds:
+        for label, method in methods.items():
+            key = {"name": name, "seed": seed, "label": label, "settings": repr(method)}
+            if any(all(r[k] == v for k, v in key.items()) for r in rows):
+                continue
+            dense = dense_of_seed(seed)
+            batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment)
+            start = time.perf_counter()
+            result = prune(
+                dense, data.example_inputs, method=method, data=batches, loss_fn=data.loss_fn, seed=seed, progress=False
+            )
+            learning = time.perf_counter() - start
+            at_once = evaluate(result.model, judged).accuracy
+            reestimate_batch_norm(result.model, Batches(data.train, 250, shuffle=True, seed=seed), num_batches=40)
+            finetune(result.model, data, replace(recovery, seed=seed), teacher=copy.deepcopy(dense), progress=False)
+            row = {
+                **key,
+                "dense_error": 100 - evaluate(dense, judged).accuracy,
+                "error_at_once": 100 - at_once,
+                "error": 100 - evaluate(result.model, judged).accuracy,
+                "kept": {g.name: len(g.kept) for g in result.plan.groups},
+                "macs": result.plan.after.macs,
+                "weights": result.plan.after.weights,
+                "proof": result.verification.max_error,
+                "learning_seconds": round(learning, 1),
+                "split": split,
+                "provenance": provenance(),
+            }
+            rows.append(row)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print({k: v for k, v in row.items() if k not in ("provenance", "settings")}, flush=True)
+    return [r for r in rows if r["name"] == name and r["seed"] in seeds]
+
+
+def table_natural(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:
+    """Markdown: error, MACs and structure, mean ± std over the seeds."""
+    lines = ["| method | error, % | MACs | weights | kept, mean | seeds |", "|---|---|---|---|---|---|"]
+    for label in labels:
+        own = [r for r in rows if r["label"] == label]
+        if not own:
+            continue
+        kept = "-".join(f"{sum(r['kept'][g] for r in own) / len(own):.0f}" for g in own[0]["kept"])
+        macs = mean_std([r["macs"] / 1000 for r in own])
+        weights = mean_std([r["weights"] / 1000 for r in own])
+        error = mean_std([r["error"] for r in own])
+        lines.append(f"| {label} | {error} | {macs} K | {weights} K | {kept} | {len(own)} |")
+    return "\n".join(lines)
