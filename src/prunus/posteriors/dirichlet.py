@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError
 from prunus.posteriors.base import Posterior
+from prunus.posteriors.clamp import inward_clamp
 
 Scale = Literal["none", "units", "max", "kept", "capacity"]
 SCALES = ("none", "units", "max", "kept", "capacity")
@@ -58,27 +59,6 @@ def capacity_factor(means: Tensor, capacity: float) -> Tensor:
     factors = (capacity * units - full) / rest
     filled = (factors * ordered >= 1).sum().clamp(max=units - 1)
     return factors.gather(0, filled.view(1)).squeeze(0)
-
-
-class _InwardClamp(torch.autograd.Function):
-    """Clamp that keeps the gradient wherever a descent step would lead back inside.
-
-    A plain clamp, softplus or sigmoid has no gradient left at its end, so a unit that once got there could never
-    return.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.ends = (low, high)
-        return x.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        low, high = ctx.ends
-        outward = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
-        return gradient.masked_fill(outward, 0.0), None, None
 
 
 class DirichletPosterior(Posterior):
@@ -155,7 +135,7 @@ class DirichletPosterior(Posterior):
 
     def concentration(self) -> Tensor:
         """phi, fp32 [K]."""
-        return torch.exp(_InwardClamp.apply(self.rho.float(), math.log(FLOOR), math.log(CEILING)))
+        return torch.exp(inward_clamp(self.rho.float(), math.log(FLOOR), math.log(CEILING)))
 
     def probabilities(self) -> Tensor:
         """Posterior mean on the simplex, phi / sum(phi), fp32 [K]."""

@@ -11,7 +11,7 @@ from torch.special import erfcx, ndtr, ndtri
 
 from prunus.errors import ConfigError
 from prunus.posteriors.base import DecidingPosterior
-from prunus.posteriors.dirichlet import _InwardClamp
+from prunus.posteriors.clamp import inward_clamp
 
 LOW, HIGH = -20.0, 0.0
 """Range of the logarithm of a multiplier."""
@@ -162,8 +162,8 @@ class TruncatedLogNormalPosterior(DecidingPosterior):
 
     def _location_and_scale(self) -> tuple[Tensor, Tensor]:
         """Mu and sigma within their ranges, float64 [K] each; a parameter outside can come back."""
-        mu = _InwardClamp.apply(self.mu.double(), *LOCATION)
-        return mu, _InwardClamp.apply(self.log_sigma.double(), *LOG_SIGMA).exp()
+        mu = inward_clamp(self.mu.double(), *LOCATION)
+        return mu, inward_clamp(self.log_sigma.double(), *LOG_SIGMA).exp()
 
     def _log_draws(self, n: int) -> Tensor:
         u = torch.rand(n, self.units, dtype=torch.float64, device=self.mu.device)
