@@ -280,7 +280,7 @@ def _learn_round(
                 method.anneal_(gates.posterior(group.name), progress)
             with recompute_products(), autocast(device, precision):
                 loss = _sampled_loss(model, inputs, targets, method, loss_fn)
-            weight = method.complexity_weight(progress)
+            weight = method.complexity_weight(progress, num_data)
             objective = loss + weight * gates.penalty(num_data) if weight else loss
             _check(objective, inputs, epoch, step)
             optimizer.zero_grad(set_to_none=True)

@@ -96,8 +96,8 @@ class PosteriorMethod(Method):
         """A fresh posterior for a group of `units` units."""
 
     @abstractmethod
-    def complexity_weight(self, progress: float) -> float:
-        """Factor of KL / N at `progress` in [0, 1] of the learning (strength times warm-up)."""
+    def complexity_weight(self, progress: float, num_data: int) -> float:
+        """Factor of KL / N at `progress` in [0, 1] of the learning on N = num_data examples: strength times warm-up."""
 
     def anneal_(self, posterior: Posterior, progress: float) -> None:
         """Change what a posterior does at `progress` in [0, 1] of the learning; nothing by default."""
@@ -151,6 +151,6 @@ class StagedMethod(PosteriorMethod):
     def posterior(self, units: int) -> DecidingPosterior:
         """A fresh posterior for a group of `units` units, with a rule of its own."""
 
-    def complexity_weight(self, progress: float) -> float:
+    def complexity_weight(self, progress: float, num_data: int) -> float:
         """kappa times the linear warm-up at `progress` in [0, 1]."""
         return self.kappa * (1.0 if self.warmup == 0 else min(1.0, progress / self.warmup))
