@@ -236,7 +236,7 @@ def _learn(
     weights: Sequence[nn.Parameter] = (),
 ) -> Scores:
     rounds: list[list[str] | None] = [None] if method.joint else [[g.name] for g in groups]
-    total = len(batches) * method.epochs * len(rounds)
+    total = len(batches) * method.passes(len(batches)) * len(rounds)
     history: list[float] = []
     with (
         attach(model, groups, method.posterior, draws=method.draws, placement=method.placement) as gates,
@@ -268,9 +268,10 @@ def _learn_round(
         trained.append({"params": list(weights), "lr": method.weight_lr})
     optimizer = torch.optim.Adam(trained, weight_decay=0.0)
     device = model_device(model)
-    steps = method.epochs * len(batches)
+    passes = method.passes(len(batches))
+    steps = passes * len(batches)
     history = []
-    for epoch in range(method.epochs):
+    for epoch in range(passes):
         running = torch.zeros((), device=device)
         _set_epoch(batches, epoch)
         for step, (x, y) in enumerate(batches):

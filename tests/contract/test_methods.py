@@ -15,6 +15,7 @@ from prunus.errors import ConfigError
 from prunus.fit import Scores, fit
 from prunus.graph.groups import ChannelGroup
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, WeightCriterion
+from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.registry import METHODS, resolve
 from zoo import ZOO
 
@@ -24,6 +25,12 @@ SUBJECTS = ["plain_cnn", "residual_option_b", "mobilenet_v2"]
 def batches(name: str) -> list[tuple[Tensor, Tensor]]:
     x = ZOO[name].inputs(8)
     return [(x[:4], torch.arange(4) % 3), (x[4:], torch.arange(4) % 2)]
+
+
+def quick(name: str) -> Method:
+    """The method as it comes, but content with the few batches there are."""
+    method = resolve(name)
+    return replace(method, min_steps=0) if isinstance(method, PosteriorMethod) else method
 
 
 def scored(method: Method, name: str, seed: int = 0) -> Scores:
@@ -49,7 +56,7 @@ def test_is_its_own_configuration(name: str) -> None:
 def test_scores_are_one_finite_number_per_unit(name: str, subject: str) -> None:
     model = ZOO[subject].make()
     groups = prunus.trace(model, ZOO[subject].inputs(2)).groups()
-    scores = scored(resolve(name), subject)
+    scores = scored(quick(name), subject)
     assert scores.method == name
     assert list(scores.values) == [g.name for g in groups]
     for group in groups:
@@ -65,9 +72,9 @@ def test_scores_are_one_finite_number_per_unit(name: str, subject: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_seed_decides(name: str) -> None:
     torch.manual_seed(1)
-    one = scored(resolve(name), "plain_cnn", seed=5)
+    one = scored(quick(name), "plain_cnn", seed=5)
     torch.manual_seed(2)
-    two = scored(resolve(name), "plain_cnn", seed=5)
+    two = scored(quick(name), "plain_cnn", seed=5)
     assert all(torch.equal(one.values[g], two.values[g]) for g in one.values)
 
 
@@ -82,7 +89,7 @@ def test_leaves_model_and_random_state_as_they_were(name: str) -> None:
     needs = [p.requires_grad for p in model.parameters()]
     random = torch.random.get_rng_state()
     groups = prunus.trace(model, ZOO["plain_cnn"].inputs(2)).groups()
-    fit(model, groups, resolve(name), batches("plain_cnn"), F.cross_entropy, num_data=8, precision="fp32")
+    fit(model, groups, quick(name), batches("plain_cnn"), F.cross_entropy, num_data=8, precision="fp32")
 
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert flags == [m.training for m in model.modules()]
@@ -110,7 +117,7 @@ def without_noise(method: Method) -> Method:
 @pytest.mark.parametrize("subject", SUBJECTS)
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "random"])
 def test_the_order_of_units_does_not_matter(name: str, subject: str) -> None:
-    method, model, x = without_noise(resolve(name)), ZOO[subject].make(), ZOO[subject].inputs(2)
+    method, model, x = without_noise(quick(name)), ZOO[subject].make(), ZOO[subject].inputs(2)
     groups = prunus.trace(model, x).groups()
     order = torch.randperm(groups[0].units, generator=torch.Generator().manual_seed(1))
     other = reordered(model, groups[0], order)
@@ -125,7 +132,7 @@ def test_the_order_of_units_does_not_matter(name: str, subject: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if issubclass(m, PosteriorMethod)])
 def test_posteriors_answer_for_every_group(name: str) -> None:
-    scores = scored(resolve(name), "plain_cnn")
+    scores = scored(quick(name), "plain_cnn")
     assert set(scores.posteriors) == set(scores.values)
     for group, posterior in scores.posteriors.items():
         units = len(scores.values[group])
@@ -141,7 +148,7 @@ def test_posteriors_answer_for_every_group(name: str) -> None:
 def test_scores_make_a_plan_that_can_be_proven(name: str) -> None:
     model, x = ZOO["residual_option_b"].make(), ZOO["residual_option_b"].inputs(2)
     graph = prunus.trace(model, x)
-    scores = fit(model, graph.groups(), resolve(name), batches("residual_option_b"), F.cross_entropy, num_data=8)
+    scores = fit(model, graph.groups(), quick(name), batches("residual_option_b"), F.cross_entropy, num_data=8)
     kept = {n: v.topk(len(v) // 2).indices.tolist() for n, v in scores.values.items()}
     plan = prunus.Plan.from_kept(graph, kept, method=name)
     assert prunus.apply_(model, plan, x) is model
@@ -150,4 +157,19 @@ def test_scores_make_a_plan_that_can_be_proven(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_to_score_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="nothing to score"):
-        fit(nn.Linear(2, 2), [], resolve(name), [], F.cross_entropy, num_data=1)
+        fit(nn.Linear(2, 2), [], quick(name), [], F.cross_entropy, num_data=1)
+
+
+def test_few_data_are_passed_over_until_the_steps_are_done() -> None:
+    seen = 0
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal seen
+        seen += 1
+        return F.cross_entropy(outputs, targets)
+
+    model, x = ZOO["mlp"].make(), ZOO["mlp"].inputs(8)
+    groups = prunus.trace(model, x).groups()
+    data = [(x[i : i + 2], torch.zeros(2, dtype=torch.long)) for i in range(0, 6, 2)]
+    fit(model, groups, DirichletPruning(min_steps=10), data, loss, num_data=6)
+    assert seen == 12

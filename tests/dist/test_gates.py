@@ -35,12 +35,12 @@ def learned(rank: int, world: int) -> dict[str, Any]:
     model, data = toy()
     groups = prunus.trace(model, torch.randn(2, 1, 6, 6)).groups()
     batches = Batches(data, 16, shuffle=True, rank=rank, world=world)
-    found = fit(model, groups, DirichletPruning(), batches, F.cross_entropy, num_data=64, precision="fp32")
+    found = fit(model, groups, DirichletPruning(min_steps=0), batches, F.cross_entropy, num_data=64, precision="fp32")
     fisher = fit(model, groups, Fisher(), batches, F.cross_entropy, num_data=64, precision="fp32")
     poisoned = [(x.fill_(float("nan")) if rank == world - 1 else x, y) for x, y in batches]
     refused = ""
     try:
-        fit(model, groups, DirichletPruning(), poisoned, F.cross_entropy, num_data=64)
+        fit(model, groups, DirichletPruning(min_steps=0), poisoned, F.cross_entropy, num_data=64)
     except DataError as error:
         refused = error.where
     return {

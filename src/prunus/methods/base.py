@@ -9,6 +9,7 @@ decides by itself what goes, and may let the weights train along, one stage afte
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -83,6 +84,7 @@ class PosteriorMethod(Method):
 
     estimator: Literal["mc", "point"]
     epochs: int
+    min_steps: int
     samples: int
     lr: float
     joint: bool
@@ -94,6 +96,10 @@ class PosteriorMethod(Method):
     @abstractmethod
     def posterior(self, units: int) -> Posterior:
         """A fresh posterior for a group of `units` units."""
+
+    def passes(self, batches: int) -> int:
+        """Passes over data of so many batches: `epochs`, or as many as `min_steps` steps take."""
+        return max(self.epochs, math.ceil(self.min_steps / batches))
 
     @abstractmethod
     def complexity_weight(self, progress: float, num_data: int) -> float:
@@ -111,6 +117,7 @@ class StagedMethod(PosteriorMethod):
         kappa: factor of the complexity; 1 is the evidence lower bound.
         warmup: fraction of a stage over which the complexity's weight rises from 0.
         epochs: passes over the data in every stage while the noise is learned.
+        min_steps: steps of a stage that are taken at least, in more passes if need be.
         tune_epochs: passes over the data after every stage, without noise.
         lr: Adam's step for the posterior's parameters.
         weight_lr: Adam's step for the weights.
@@ -122,6 +129,7 @@ class StagedMethod(PosteriorMethod):
     kappa: float = 1.0
     warmup: float = 0.2
     epochs: int = 5
+    min_steps: int = 0
     tune_epochs: int = 1
     lr: float = 0.01
     weight_lr: float = 5e-4

@@ -61,6 +61,8 @@ class DirichletPruning(PosteriorMethod):
             stronger than the bound, as served ResNet-20 best, but not so strong that few examples drown in it.
         warmup: fraction of the learning over which the KL's weight rises from 0.
         epochs: passes over the data (each group's own passes if not `joint`).
+        min_steps: optimiser steps that are taken at least, in more passes if the data are few: a logarithmic parameter
+            moves by about lr per step and must get from where it starts to where it belongs.
         samples: forward passes per batch, each with fresh draws.
         lr: Adam's step for rho = log(phi): about the largest relative change of phi per step.
         scale: `capacity`, `kept`, `max`, `units` or `none`, see `DirichletPosterior`.
@@ -81,6 +83,7 @@ class DirichletPruning(PosteriorMethod):
     kl_weight: float | Literal["auto"] = "auto"
     warmup: float = 0.5
     epochs: int = 1
+    min_steps: int = 200
     samples: int = 1
     lr: float = 0.05
     scale: Scale = "capacity"
@@ -124,6 +127,7 @@ class DirichletPruning(PosteriorMethod):
             prior_concentration=0.05,
             init_concentration=0.718,
             kl_weight=0.0,
+            min_steps=0,
             samples=2,
             scale="none",
             joint=False,
