@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,38 @@ def test_refusals_end_with_status_2(
     shown = " ".join(capsys.readouterr().err.split())
     assert named in shown
     assert "fix:" in shown
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_without_onnx_the_work_is_done_and_said(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "onnxruntime")
+    arguments = [f"{script}:net", "--data", f"{script}:data", "--budget", "macs<=50%", "--epochs", "0"]
+    assert run("compress", *arguments, "--out", str(tmp_path / "a")) == 0
+    assert "pip install 'prunus[onnx]'" in capsys.readouterr().out
+    assert (tmp_path / "a" / "summary.json").exists()
+    assert run("compress", *arguments, "--out", str(tmp_path / "b"), "--onnx") == 2
+    assert "pip install 'prunus[onnx]'" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_stages_on_the_command_line(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    arguments = [f"{script}:net", "--data", f"{script}:data", "--method", "rbp", "--epochs", "0", "--no-onnx"]
+    assert run("compress", *arguments, "--out", str(out)) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert [s["groups"] for s in summary["stages"]] == [["0"]]
+    assert (out / "figures" / "stages.png").read_bytes().startswith(b"\x89PNG")
+    without(monkeypatch, "matplotlib", "matplotlib.figure")
+    assert run("compress", *arguments, "--out", str(out), "--resume") == 0
+    assert "pip install 'prunus[figures]'" in capsys.readouterr().out
+    again = json.loads((out / "summary.json").read_text())
+    assert again["kept"] == summary["kept"]
+    assert again["stages"] == summary["stages"]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.text import Text
 from torch import nn
 
 from prunus.budget import Allocation
@@ -17,9 +18,9 @@ from prunus.checkpoint import is_artifact, load
 from prunus.compress import Compression, compress
 from prunus.datasets import DataSource
 from prunus.demo import LeNet5, train_dense
-from prunus.errors import ConfigError, PruneError
+from prunus.errors import ConfigError, MissingDependencyError, PruneError
 from prunus.evaluate import evaluate
-from prunus.export import export_onnx, export_program
+from prunus.export import export_onnx, export_program, onnx_runtime
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.graph.trace import trace
 from prunus.methods.registry import METHODS
@@ -79,11 +80,14 @@ def compress_command(
     epochs: Annotated[int, typer.Option("--epochs", help="of recovery; 0 for none")] = 10,
     lr: Annotated[float, typer.Option("--lr", help="of recovery")] = 0.02,
     compiled: Annotated[bool, typer.Option("--compiled", help="also time torch.compile")] = False,
-    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="also write an ONNX file")] = True,
+    onnx: Annotated[
+        bool | None, typer.Option("--onnx/--no-onnx", help="also write an ONNX file (default: if onnx is installed)")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the stages in --out (method rbp)")] = False,
     seed: Seed = 0,
 ) -> None:
     """Compress a trained model to a budget, recover its accuracy, prove, measure and save it."""
+    onnx = _onnx_wanted(onnx)
     network, _ = _model(model, weights)
     source = load_data(data, seed=seed)
     done = compress(
@@ -95,11 +99,11 @@ def compress_command(
         ignored_layers=tuple(ignore or ()),
         allocation=Allocation(scope="uniform" if uniform else "global", round_to=round_to),
         recovery=FinetuneConfig(epochs=epochs, lr=lr, seed=seed) if epochs else None,
-        modes=("eager", *(("compiled",) if compiled else ()), "onnx"),
+        modes=("eager", *(("compiled",) if compiled else ()), *(("onnx",) if onnx else ())),
         out=out,
         seed=seed,
         resume=resume,
-        say=lambda text: console.print(text, highlight=False),
+        say=_say,
     )
     _finish(done, source, onnx)
 
@@ -159,9 +163,27 @@ def demo(
         modes=("eager", "compiled", "onnx"),
         out=out,
         seed=seed,
-        say=lambda text: console.print(text, highlight=False),
+        say=_say,
     )
     _finish(done, source, True)
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False)
+
+
+def _onnx_wanted(asked: bool | None) -> bool:
+    """What was asked for, refused before any work if it cannot be had; without a word what is installed decides."""
+    if asked is False:
+        return False
+    try:
+        onnx_runtime()
+    except MissingDependencyError as missing:
+        if asked:
+            raise
+        _say(f"no ONNX file: {missing.what}; {missing.fix}")
+        return False
+    return True
 
 
 def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
@@ -173,7 +195,7 @@ def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
     console.print(f"proof: pruned = masked to {proof.max_error:.1e} (relative), {how}")
     console.print(before_and_after(done.summary))
     for warning in done.comparison.warnings:
-        console.print(f"[yellow]warning[/yellow]: {warning}")
+        console.print(Text.assemble(("warning", "yellow"), f": {warning}"))
     console.print(f"written to {done.directory}")
 
 
@@ -230,5 +252,5 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         run(args=arguments)
     except PruneError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+        Console(stderr=True).print(Text.assemble((type(error).__name__, "red"), f": {error}"))
         sys.exit(2)

@@ -75,7 +75,7 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
         MissingDependencyError: onnx, onnxscript or onnxruntime is not installed.
         ExportError: the export fails or disagrees with the model.
     """
-    runtime = _runtime()
+    runtime = onnx_runtime()
     args, kwargs = as_arguments(example_inputs)
     tensors = [*args, *kwargs.values()]
     free: Any = tuple({0: Dim("batch")} if isinstance(a, Tensor) else None for a in args)
@@ -119,7 +119,8 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     return error
 
 
-def _runtime() -> Any:
+def onnx_runtime() -> Any:
+    """The module `onnxruntime`. Raises MissingDependencyError if it, onnx or onnxscript is not installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime

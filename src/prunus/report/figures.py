@@ -26,7 +26,9 @@ def draw_stages(stages: Sequence[Stage], folder: Path) -> list[Path]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError("figures", "matplotlib is not installed", "pip install prunus[figures]") from error
+        raise MissingDependencyError(
+            "figures", "matplotlib is not installed", "pip install 'prunus[figures]'"
+        ) from error
     groups = [(n, s.importance[n], k) for s in stages for n, k in zip(s.groups, s.kept, strict=True)]
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
