@@ -184,8 +184,10 @@ def table(rows: Sequence[Mapping[str, Any]], entries: Sequence[Entry], error: bo
     """Markdown: mean ± std over the seeds per column; errors instead of accuracies if asked."""
     columns = (("one-shot", "one_shot"), ("batch norm re-estimated", "batch_norm"), ("recovered", "recovered_accuracy"))
     kind = "error" if error else "accuracy"
-    lines = [f"| method | {' | '.join(c for c, _ in columns)} | MACs kept | weights | seeds |", "|---|" + "---|" * 6]
-    lines[1] = "|---|" + "---|" * (len(columns) + 3)
+    lines = [
+        f"| method | {' | '.join(c for c, _ in columns)} | MACs kept | weights | seeds |",
+        "|---|" + "---|" * (len(columns) + 3),
+    ]
     for entry in entries:
         own = [r for r in rows if r["label"] == entry.label]
         cells, seeds = [], 0

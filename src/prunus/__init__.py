@@ -9,6 +9,7 @@ from prunus.fit import fit
 from prunus.gate import attach
 from prunus.graph.trace import trace
 from prunus.methods.dirichlet import DirichletPruning
+from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline import Result, prune
 from prunus.plan import Plan
 
@@ -19,6 +20,7 @@ __all__ = [
     "Budget",
     "DirichletPruning",
     "Plan",
+    "RecursiveBayesianPruning",
     "Result",
     "__version__",
     "allocate",

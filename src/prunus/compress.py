@@ -92,7 +92,8 @@ def compress(
         say: receives a line of text at every stage.
 
     Raises:
-        PruneError: one of its kinds; the given model is as it was, and `out` holds what was there before.
+        PruneError: one of its kinds; the given model is as it was, and `out` holds what was there before
+            (and the stages done so far, if the method works in stages).
     """
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes

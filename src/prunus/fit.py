@@ -16,10 +16,18 @@ from prunus.graph.capture import as_arguments
 from prunus.graph.groups import ChannelGroup
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.modes import eval_mode, modes_kept
-from prunus.parallel import average_gradients_, average_over_ranks_, model_device, running_statistics
+from prunus.parallel import (
+    average_gradients_,
+    average_over_ranks_,
+    distributed,
+    model_device,
+    rank,
+    running_statistics,
+)
 from prunus.posteriors.base import Posterior
 from prunus.precision import autocast, to_device
 from prunus.progress import Bar, progress_bar
+from prunus.verify import call
 
 Precision = Literal["auto", "bf16", "fp32"]
 LossFunction = Callable[..., Tensor]
@@ -96,7 +104,7 @@ def fit(
     devices = [model_device(model)] if model_device(model).type == "cuda" else []
     train_bn = isinstance(method, PosteriorMethod) and method.bn_mode == "train"
     with torch.random.fork_rng(devices=devices), frozen(model, train_bn=train_bn):
-        torch.manual_seed(seed + 7919 * _rank())
+        torch.manual_seed(seed + 7919 * rank())
         if isinstance(method, GradientCriterion):
             scores = _accumulate(model, groups, method, batches, loss_fn, precision, progress)
             return replace(scores, cost_exponent=method.cost_exponent)
@@ -146,7 +154,7 @@ def fit_with_weights(
         raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
     devices = [model_device(model)] if model_device(model).type == "cuda" else []
     with torch.random.fork_rng(devices=devices), only_trainable(model, weights), modes_kept(model):
-        torch.manual_seed(seed + 7919 * _rank())
+        torch.manual_seed(seed + 7919 * rank())
         model.train()
         scores = _learn(model, groups, method, batches, loss_fn, num_data, precision, progress, weights)
         average_over_ranks_(running_statistics(model))
@@ -210,7 +218,7 @@ def _accumulate(
         for step, (x, y) in enumerate(batches):
             inputs, targets = to_device(x, device), y.to(device)
             with recompute_products(), autocast(device, precision):
-                loss = loss_fn(_call(model, inputs), targets, reduction="sum")
+                loss = loss_fn(call(model, inputs), targets, reduction="sum")
             _check(loss, inputs, 0, step)
             loss.backward()
             for group in groups:
@@ -273,7 +281,7 @@ def _learn_round(
     history = []
     for epoch in range(passes):
         running = torch.zeros((), device=device)
-        _set_epoch(batches, epoch)
+        set_epoch(batches, epoch)
         for step, (x, y) in enumerate(batches):
             inputs, targets = to_device(x, device), y.to(device)
             progress = (epoch * len(batches) + step) / max(steps - 1, 1)
@@ -297,15 +305,10 @@ def _learn_round(
 def _sampled_loss(
     model: nn.Module, inputs: Any, targets: Tensor, method: PosteriorMethod, loss_fn: LossFunction
 ) -> Tensor:
-    draws = [_call(model, inputs) for _ in range(method.samples if method.estimator == "mc" else 1)]
+    draws = [call(model, inputs) for _ in range(method.samples if method.estimator == "mc" else 1)]
     if method.loss_reduction == "loss_of_mean":
         return loss_fn(torch.stack(draws).mean(0), targets)
     return torch.stack([loss_fn(out, targets) for out in draws]).mean()
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    args, kwargs = as_arguments(inputs)
-    return model(*args, **kwargs)
 
 
 def _check(loss: Tensor, inputs: Any, epoch: int, step: int) -> None:
@@ -324,21 +327,14 @@ def _check(loss: Tensor, inputs: Any, epoch: int, step: int) -> None:
     )
 
 
-def _set_epoch(batches: Iterable[Any], epoch: int) -> None:
+def set_epoch(batches: Iterable[Any], epoch: int) -> None:
+    """Tell batches that want to know it which pass begins."""
     setter = getattr(batches, "set_epoch", None)
     if setter is not None:
         setter(epoch)
 
 
-def _rank() -> int:
-    return torch.distributed.get_rank() if _distributed() else 0
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def _summed(tensor: Tensor) -> Tensor:
-    if _distributed():
+    if distributed():
         torch.distributed.all_reduce(tensor)
     return tensor

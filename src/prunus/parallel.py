@@ -62,6 +62,11 @@ def distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def rank() -> int:
+    """This process's number; 0 where there is only one."""
+    return torch.distributed.get_rank() if distributed() else 0
+
+
 def average_over_ranks_(tensors: list[Tensor]) -> None:
     """Replace each floating-point tensor by its mean over all ranks, in place; nothing happens in a single process."""
     if not distributed():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
-from prunus.apply import apply_and_verify_, cut_without_proof_
+from prunus.apply import apply_and_verify_
 from prunus.budget import select
 from prunus.errors import ArtifactError, ConfigError, DataError
 from prunus.fit import BatchSource, LossFunction, Precision, Scores, fit_with_weights
@@ -25,6 +25,7 @@ from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.graph.trace import trace
 from prunus.methods.base import StagedMethod
+from prunus.parallel import rank
 from prunus.plan import Plan
 from prunus.posteriors.base import DecidingPosterior
 from prunus.tune import tune_
@@ -116,10 +117,13 @@ def prune_in_stages(
         resume: go on from the checkpoint if it is there.
 
     Raises:
-        ConfigError: a model whose surgery needs a rewritten graph before the last stage; resume without a checkpoint.
+        ConfigError: no groups; a model whose surgery needs a rewritten graph before the last stage; resume without a
+            checkpoint.
         ArtifactError: a checkpoint that is damaged or of another run.
-        DataError: a stage diverged; the message names it, and the checkpoint holds the stages before.
+        DataError: a stage met NaN or infinity; the message names it, and the checkpoint holds the stages before.
     """
+    if not groups:
+        raise ConfigError("groups", "there is nothing to prune", "graph.explain() says what is locked and why")
     if resume and checkpoint is None:
         raise ConfigError("resume=True", "no checkpoint to go on from", "pass checkpoint=PATH")
     ordered = sorted(groups, key=lambda g: g.order)
@@ -127,11 +131,11 @@ def prune_in_stages(
     identity = repr((VERSION, graph.model, method, seed, plan_of_stages, None if counts is None else dict(counts)))
     path = None if checkpoint is None else Path(checkpoint)
     state = _load(path, identity) if resume and path is not None and path.exists() else _State({}, [], {}, 0.0)
-    current = copy.deepcopy(model)
+    current, verification = copy.deepcopy(model), None
     if state.stages:
-        cut_without_proof_(current, Plan.from_kept(graph, state.kept))
+        current, verification = apply_and_verify_(current, Plan.from_kept(graph, state.kept), example_inputs)
         current.load_state_dict(state.weights)
-    verification = Verification(state.error, 0.0, 0, True)
+        verification = replace(verification, max_error=state.error)
     posteriors: dict[str, DecidingPosterior] = {}
     for number in range(len(state.stages), len(plan_of_stages)):
         names = plan_of_stages[number]
@@ -142,12 +146,10 @@ def prune_in_stages(
             )  # fmt: skip
         except DataError as error:
             saved = (
-                f"{number} stages before it are in {path}; " if path else "pass checkpoint= to keep earlier stages; "
+                f"{number} stages before it are in {path}" if path else "checkpoint= would keep the stages before it"
             )
-            advice = f"{saved}lower weight_lr, lr or kappa"
-            raise DataError(
-                f"stage {number + 1} ({', '.join(names)})", f"it diverged at {error.where}: {error.what}", advice
-            ) from error
+            what = f"at {error.where}: {error.what}"
+            raise DataError(f"stage {number + 1} ({', '.join(names)})", what, f"{error.fix}; {saved}") from error
         if proof.rewritten and number + 1 < len(plan_of_stages):
             raise ConfigError(
                 f"group {names[0]!r}",
@@ -157,10 +159,11 @@ def prune_in_stages(
         state.kept.update(kept)
         state.stages.append(stage)
         posteriors.update(found)
-        worst = max(verification.max_error, proof.max_error)
+        worst = proof.max_error if verification is None else max(verification.max_error, proof.max_error)
         verification = replace(proof, max_error=worst)
-        if path is not None:
+        if path is not None and rank() == 0:
             _save(path, identity, _State(state.kept, state.stages, current.state_dict(), worst))
+    assert verification is not None
     values = {n: torch.tensor(v) for s in state.stages for n, v in s.importance.items()}
     scores = Scores(values, posteriors, method.name, tuple(s.loss for s in state.stages), method.cost_exponent)
     return Recursion(current, state.kept, tuple(state.stages), scores, verification)

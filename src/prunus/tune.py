@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prunus.errors import DataError
-from prunus.fit import BatchSource, LossFunction, Precision, only_trainable
+from prunus.fit import BatchSource, LossFunction, Precision, only_trainable, set_epoch
 from prunus.modes import modes_kept
 from prunus.parallel import average_gradients_, average_over_ranks_, model_device, running_statistics
 from prunus.precision import autocast, to_device
@@ -46,9 +46,7 @@ def tune_(
         torch.manual_seed(seed)
         model.train()
         for epoch in range(epochs):
-            setter = getattr(batches, "set_epoch", None)
-            if setter is not None:
-                setter(epoch)
+            set_epoch(batches, epoch)
             for step, (x, y) in enumerate(batches):
                 with autocast(device, precision):
                     loss = loss_fn(call(model, to_device(x, device)), y.to(device))
