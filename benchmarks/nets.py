@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import ArtifactError
+from prunus.inputs import SelectInputs
 
 VGG_DENSE = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512)
 VGG_POOLS_AFTER = (2, 4, 7, 10, 13)
@@ -37,16 +38,19 @@ class SmallLeNet(nn.Module):
 
 
 class LeNet300(nn.Module):
-    """LeNet-300-100: two hidden layers on 784 pixels."""
+    """LeNet-300-100: two hidden layers on 784 pixels, which can be pruned too if `select_pixels`."""
 
-    def __init__(self, widths: Sequence[int] = (300, 100), num_classes: int = 10) -> None:
+    def __init__(
+        self, widths: Sequence[int] = (300, 100), num_classes: int = 10, *, select_pixels: bool = False
+    ) -> None:
         super().__init__()
+        self.pixels = SelectInputs(784) if select_pixels else nn.Identity()
         self.fc1 = nn.Linear(784, widths[0])
         self.fc2 = nn.Linear(widths[0], widths[1])
         self.fc3 = nn.Linear(widths[1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.fc1(images.flatten(1)))
+        x = F.relu(self.fc1(self.pixels(images.flatten(1))))
         return self.fc3(F.relu(self.fc2(x)))
 
 

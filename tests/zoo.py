@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunus import SelectInputs
 from zoo_nets import (
     Attention,
     Autoencoder,
@@ -150,6 +151,18 @@ def mixed_activations() -> nn.Module:
 
 
 ZOO: dict[str, Animal] = {
+    "selected_pixels": Animal(
+        lambda: seq(nn.Flatten(), SelectInputs(12), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3)),
+        noise(3, 2, 2), prunable=("1", "2"), units=21,
+    ),
+    "selected_bands": Animal(
+        lambda: seq(SelectInputs(6, dim=1), nn.Conv2d(6, 8, 3), nn.ReLU(), head(8)), noise(6, 8, 8),
+        prunable=("0", "1"), units=14,
+    ),
+    "selected_units": Animal(
+        lambda: seq(nn.Linear(4, 6), nn.ReLU(), SelectInputs(6), nn.Linear(6, 3)), noise(4),
+        locked=(("0", "selected by index"),), units=0,
+    ),
     "plain_cnn": Animal(
         lambda: seq(cbr(3, 8), nn.MaxPool2d(2), cbr(8, 12), head(12)),
         image(), ("0.0", "2.0"), (("3.2", "output"),), 20,

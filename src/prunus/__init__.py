@@ -8,6 +8,7 @@ from prunus.cost import count_cost
 from prunus.fit import fit
 from prunus.gate import attach
 from prunus.graph.trace import trace
+from prunus.inputs import SelectInputs
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline import Result, prune
@@ -22,6 +23,7 @@ __all__ = [
     "Plan",
     "RecursiveBayesianPruning",
     "Result",
+    "SelectInputs",
     "__version__",
     "allocate",
     "apply_",

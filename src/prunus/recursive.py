@@ -242,10 +242,11 @@ def trainable_from(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup
 
 
 def _first_use(graph: Graph) -> dict[str, int]:
-    """Position in the captured graph at which each parameter is first used."""
+    """Position in the captured graph at which each parameter and buffer is first used."""
     nodes = list(graph.program.graph.nodes)
     position = {node: number for number, node in enumerate(nodes)}
-    specs = {s.arg.name: s for s in graph.program.graph_signature.input_specs if s.kind == InputKind.PARAMETER}
+    stored = (InputKind.PARAMETER, InputKind.BUFFER)
+    specs = {s.arg.name: s for s in graph.program.graph_signature.input_specs if s.kind in stored}
     found: dict[str, int] = {}
     for node in nodes:
         if node.op == "placeholder" and node.name in specs and node.users:

@@ -42,7 +42,8 @@ class Lock:
 class Call:
     """One convolution or linear call: 1-D labels along the contracted and the produced dimension (None = fixed).
 
-    `over` holds the planes of labels that lie along the positions to which the weight is applied.
+    A stored selection of inputs is a call too, with no positions: it produces units and multiplies nothing. `over`
+    holds the planes of labels that lie along the positions to which the weight is applied.
     """
 
     node: fx.Node

@@ -85,7 +85,7 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     return Graph(
         program=program,
         channel_groups=groups,
-        contractions=tuple(_contraction(c, roots) for c in engine.calls),
+        contractions=tuple(_contraction(c, roots) for c in engine.calls if c.positions),
         shapes={name: tuple(tensor.shape) for name, tensor in named if name == aliases.get(name, name)},
         aliases=aliases,
         trainable=frozenset(name for name, _ in model.named_parameters()),
@@ -306,7 +306,7 @@ def _make_groups(
     taken: dict[str, int] = {}
     for number, family in enumerate(families):
         call = calls[int(writer[family].min())]
-        base = call.weight.removesuffix(".weight")
+        base = call.weight.removesuffix(".weight").removesuffix(".index")
         taken[base] = taken.get(base, 0) + 1
         first = int(family[0])
         writing = tuple(s for s in slots[number] if s.tensor in written and _writes(s, calls))

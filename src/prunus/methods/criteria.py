@@ -59,7 +59,13 @@ def held(model: nn.Module, name: str) -> Tensor:
     """
     path, _, attribute = name.rpartition(".")
     # A convolution may hold its weight in a buffer; fp64, because squares of fp16 weights under- and overflow.
-    tensor: Tensor = getattr(model.get_submodule(path), attribute).detach().double().cpu()
+    stored: Tensor = getattr(model.get_submodule(path), attribute).detach()
+    if not stored.is_floating_point():
+        advice = "use a method that sees the data (dirichlet, rbp, taylor, fisher), or put it into ignored_layers"
+        raise ConfigError(
+            f"tensor {name!r}", "its units are selected inputs and have no weights to judge them by", advice
+        )
+    tensor = stored.double().cpu()
     if not bool(torch.isfinite(tensor).all()):
         raise DataError(f"tensor {name!r}", "it holds NaN or infinity", "load weights of a training that converged")
     return tensor

@@ -139,7 +139,7 @@ def _record(
         return
     if inputs is not None and not depthwise and not _reads_its_input(node):
         engine.lock([inputs], "read by a functional call on a tensor that is no layer's input", node)
-    examples = max(1, positions // engine.batch) if positions % engine.batch == 0 else positions
+    examples = max(min(1, positions), positions // engine.batch) if positions % engine.batch == 0 else positions
     call = Call(node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise, tuple(over))
     engine.calls.append(call)
 
@@ -161,6 +161,21 @@ def _reads_its_input(node: fx.Node) -> bool:
 def _made_in(node: fx.Node, path: str) -> bool:
     stack = node.meta.get("nn_module_stack") or {}
     return node.op == "call_function" and any(entry[0] == path for entry in stack.values())
+
+
+@rule("index_select")
+def index_select(engine: Engine, node: fx.Node) -> Result:
+    """A stored selection of fixed features writes units: one per entry of the index. Any other selection stays."""
+    source, index = engine.value(node.args[0]), engine.value(node.args[2])
+    dim = int(node.args[1]) % source.ndim  # type: ignore[arg-type]
+    shape = meta_shape(node.meta["val"])
+    outputs = engine.parameter_plane(index, 0)
+    planes = [p for p in source.planes if p.shape[dim] == 1]
+    if index.parameter is None or outputs is None or source.varying(dim):
+        engine.lock([*source.varying(dim), *index.planes], "units are selected by index", node)
+        return Value(shape, planes)
+    _record(engine, node, index, None, outputs, dim - source.ndim, 0, planes)
+    return Value(shape, [*planes, along(outputs, dim, len(shape))])
 
 
 @rule("embedding")
