@@ -1,0 +1,1 @@
+"""Masks inside weights: exactly k of n, drawn without replacement."""
