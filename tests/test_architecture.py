@@ -30,6 +30,7 @@ LAYERS = [
         "livememory",
         "tune",
         "recursive",
+        "fit_masks",
     ],
     ["checkpoint", "export", "report", "measure"],
     ["sources", "pipeline", "demo"],

@@ -1,0 +1,270 @@
+"""The loop that learns masks inside weights: draw, fix the best, train the survivors."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunus.batchnorm import reestimate_batch_norm
+from prunus.errors import ConfigError, DataError
+from prunus.fit import BatchSource, LossFunction, Precision, only_trainable, set_epoch
+from prunus.masks.layers import MaskedWeight, MaskSet, attach, bake_, layer_of
+from prunus.masks.metrics import confidence, diversity, flip_rate, probabilities
+from prunus.masks.patterns import Layout
+from prunus.masks.sampling import gumbel, largest
+from prunus.methods.dpp import DynamicProbabilisticPruning
+from prunus.modes import eval_mode, modes_kept
+from prunus.parallel import average_gradients_, average_over_ranks_, model_device, running_statistics
+from prunus.precision import autocast, to_device
+from prunus.progress import Bar, progress_bar
+from prunus.verify import call
+
+
+@dataclass(frozen=True)
+class MaskEpoch:
+    """What the masks looked like after an epoch; per layer.
+
+    Attributes:
+        loss: mean over the epoch's batches, masks drawn.
+        confidence: see `masks.metrics.confidence`, at the epoch's noise.
+        diversity: generalised Jensen-Shannon divergence of the rows, nats.
+        flips: expected share of the kept that the next draw replaces.
+    """
+
+    loss: float
+    confidence: Mapping[str, float]
+    diversity: Mapping[str, float]
+    flips: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A network with masks inside its weights.
+
+    Attributes:
+        model: a copy of the given one, trained, with zeros where nothing is kept; in eval mode.
+        masks: bool [R, n] by layer, k True in every row.
+        layouts: how each mask lies on its layer's weight.
+        logits: what was learned, fp32 [R, n] by layer.
+        history: one entry per epoch of drawing.
+        sampled_loss: mean loss with masks drawn at the last noise, before they were fixed.
+        fixed_loss: mean loss with the fixed masks, before any tuning.
+    """
+
+    model: nn.Module
+    masks: Mapping[str, Tensor]
+    layouts: Mapping[str, Layout]
+    logits: Mapping[str, Tensor]
+    history: tuple[MaskEpoch, ...]
+    sampled_loss: float
+    fixed_loss: float
+
+
+def fit_masks(
+    model: nn.Module,
+    layers: Sequence[str],
+    method: DynamicProbabilisticPruning,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    *,
+    judge: BatchSource | None = None,
+    seed: int = 0,
+    precision: Precision = "auto",
+    progress: bool = True,
+) -> Masked:
+    """Learn which k of n stay in each of the named layers, together with the weights.
+
+    Args:
+        model: the network, trained or not; not touched.
+        layers: names of linear and convolution layers.
+        method: pattern, schedule, learning rates.
+        batches: re-iterable (inputs, targets) with a length.
+        loss_fn: mean loss of a batch.
+        judge: data to compare drawn masks on (`best_of`) and to report losses; must not be the test data. Without it
+            the training batches are used.
+        seed: of logits, draws, dropout; the same on every rank.
+        precision: as for `fit`.
+        progress: show a bar where there is a terminal.
+
+    Raises:
+        ConfigError: no layers, or the pattern does not fit one; nothing has been trained then.
+        DataError: NaN or infinity in the loss, naming epoch and step.
+    """
+    if not layers:
+        raise ConfigError("layers", "there is nothing to mask", "name linear or convolution layers")
+    work = copy.deepcopy(model)
+    masks = method.masks(work, list(layers), seed)
+    if method.rescale:
+        with torch.no_grad():
+            for name, mask in masks.items():
+                layer_of(work, name).weight.mul_(math.sqrt(mask.layout.n / mask.layout.k))
+    device = model_device(work)
+    seen = judge if judge is not None else batches
+    steps = (method.epochs + method.tune_epochs) * len(batches)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), progress_bar("dpp", steps, progress) as bar:
+        torch.manual_seed(seed)
+        with attach(work, masks) as attached:
+            history = _train(work, attached, method, batches, loss_fn, precision, bar)
+            attached.mode_("mode")
+            sampled = _sampled_loss(work, attached, seen, loss_fn, precision, method.best_of, seed)
+            attached.settle_(sampled[1])
+            if not method.tune_epochs:
+                reestimate_batch_norm(work, batches)
+            fixed = mean_loss(work, seen, loss_fn, precision)
+            _tune(work, attached, method, batches, loss_fn, precision, bar)
+        bake_(work, masks)
+    return Masked(
+        model=work.eval(),
+        masks={n: m.fixed.cpu() for n, m in masks.items()},
+        layouts={n: m.layout for n, m in masks.items()},
+        logits={n: m.logits.detach().cpu() for n, m in masks.items()},
+        history=tuple(history),
+        sampled_loss=sampled[0],
+        fixed_loss=fixed,
+    )
+
+
+def mean_loss(model: nn.Module, batches: BatchSource, loss_fn: LossFunction, precision: Precision = "auto") -> float:
+    """Mean of the batches' losses in eval mode, over all ranks' batches."""
+    device = model_device(model)
+    total = torch.zeros((), device=device)
+    with eval_mode(model), torch.no_grad():
+        for x, y in batches:
+            with autocast(device, precision):
+                total += loss_fn(call(model, to_device(x, device)), y.to(device)).float()
+    mean = total / len(batches)
+    average_over_ranks_([mean])
+    return float(mean)
+
+
+def _train(
+    model: nn.Module,
+    masks: MaskSet,
+    method: DynamicProbabilisticPruning,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    precision: Precision,
+    bar: Bar,
+) -> list[MaskEpoch]:
+    logits = masks.logits()
+    weights = _weights(model, logits) if method.train_weights else []
+    groups = [{"params": logits, "lr": method.lr * method.logit_lr_mult}]
+    optimizer = torch.optim.Adam([*groups, {"params": weights, "lr": method.lr}] if weights else groups)
+    history = []
+    with only_trainable(model, [*weights, *logits]), modes_kept(model):
+        model.train()
+        for epoch in range(method.epochs):
+            masks.schedule_(*method.schedule(epoch))
+            set_epoch(batches, epoch)
+            losses = _epoch(model, method, batches, loss_fn, precision, bar, optimizer, epoch, masks)
+            history.append(_observed(masks, losses))
+    average_over_ranks_(running_statistics(model))
+    return history
+
+
+def _tune(
+    model: nn.Module,
+    masks: MaskSet,
+    method: DynamicProbabilisticPruning,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    precision: Precision,
+    bar: Bar,
+) -> None:
+    if not method.tune_epochs or not method.train_weights:
+        return
+    weights = _weights(model, masks.logits())
+    optimizer = torch.optim.Adam(weights, lr=method.lr)
+    with only_trainable(model, weights), modes_kept(model):
+        model.train()
+        for epoch in range(method.epochs, method.epochs + method.tune_epochs):
+            set_epoch(batches, epoch)
+            _epoch(model, method, batches, loss_fn, precision, bar, optimizer, epoch, None)
+    average_over_ranks_(running_statistics(model))
+
+
+def _epoch(
+    model: nn.Module,
+    method: DynamicProbabilisticPruning,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    precision: Precision,
+    bar: Bar,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    masks: MaskSet | None,
+) -> float:
+    """One pass; the learning rate follows one cosine over drawing and tuning."""
+    device, total = model_device(model), (method.epochs + method.tune_epochs) * len(batches)
+    bases = [method.lr * (method.logit_lr_mult if masks is not None and i == 0 else 1.0)
+             for i in range(len(optimizer.param_groups))]  # fmt: skip
+    running = torch.zeros((), device=device)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    for step, (x, y) in enumerate(batches):
+        factor = 0.5 * (1 + math.cos(math.pi * (epoch * len(batches) + step) / total))
+        for group, base in zip(optimizer.param_groups, bases, strict=True):
+            group["lr"] = base * factor
+        with autocast(device, precision):
+            loss = loss_fn(call(model, to_device(x, device)), y.to(device))
+        objective = loss
+        if masks is not None and method.entropy_weight:
+            objective = loss + method.entropy_weight * masks.entropy()
+        if not bool(torch.isfinite(objective.detach())):
+            raise DataError(f"epoch {epoch}, step {step}", "NaN or infinity in the loss", "lower lr or logit_lr_mult")
+        optimizer.zero_grad(set_to_none=True)
+        objective.backward()
+        average_gradients_(trained)
+        optimizer.step()
+        running += loss.detach()
+        bar.advance()
+    return float(running) / len(batches)
+
+
+def _observed(masks: MaskSet, loss: float) -> MaskEpoch:
+    sure, differ, flips = {}, {}, {}
+    for name, mask in masks.masks.items():
+        scale = mask.noise_scale or 1e-6
+        p = probabilities(mask.logits, scale)
+        sure[name] = confidence(p, mask.layout.k)
+        differ[name] = diversity(p)
+        flips[name] = flip_rate(mask.logits, mask.layout.k, noise_scale=mask.noise_scale, draws=2)
+    return MaskEpoch(loss, sure, differ, flips)
+
+
+def _sampled_loss(
+    model: nn.Module,
+    masks: MaskSet,
+    judge: BatchSource,
+    loss_fn: LossFunction,
+    precision: Precision,
+    best_of: int,
+    seed: int,
+) -> tuple[float, dict[str, Tensor]]:
+    """Mean loss over drawn masks, and the best of them and the most probable one by loss."""
+    best = {n: largest(m.logits.detach(), m.layout.k) for n, m in masks.masks.items()}
+    lowest = mean_loss(model, judge, loss_fn, precision) if best_of > 1 else math.inf
+    losses = []
+    for number in range(max(best_of, 1)):
+        drawn = {n: _draw(m, (m.seed, seed, number)) for n, m in masks.masks.items()}
+        masks.settle_(drawn)
+        losses.append(mean_loss(model, judge, loss_fn, precision))
+        if losses[-1] < lowest and best_of > 1:
+            best, lowest = drawn, losses[-1]
+    return sum(losses) / len(losses), best
+
+
+def _draw(mask: MaskedWeight, seed: tuple[int, ...]) -> Tensor:
+    noise = gumbel(mask.layout.rows, mask.layout.n, seed, mask.logits.device)
+    return largest(mask.logits.detach() + mask.noise_scale * noise, mask.layout.k)
+
+
+def _weights(model: nn.Module, logits: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """What trains besides the logits: every parameter that required a gradient."""
+    own = {id(p) for p in logits}
+    return [p for p in model.parameters() if p.requires_grad and id(p) not in own]

@@ -1,0 +1,164 @@
+"""Masks on the weights of the user's own module: attached for training, taken off without a trace, or baked in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from prunus.errors import ConfigError
+from prunus.masks.patterns import Layer, Layout
+from prunus.masks.sampling import Order, gumbel, largest, sample
+from prunus.quantize import Bits, Scheme, quantized
+
+Mode = Literal["sample", "mode", "fixed"]
+
+
+class MaskedWeight(nn.Module):
+    """A weight's mask: exactly k of n in every row, drawn anew (or not) whenever the weight is used.
+
+    Attributes:
+        logits: fp32 [R, n], learned.
+        fixed: bool [R, n], the mask of mode `fixed`.
+        mode: `sample` draws, `mode` takes the k largest logits, `fixed` uses `fixed`; in eval mode sampling is off.
+    """
+
+    fixed: Tensor
+
+    def __init__(
+        self,
+        layout: Layout,
+        logits: Tensor,
+        *,
+        seed: int = 0,
+        order: Order = "draw",
+        resample_every: int = 1,
+        bits: Bits | None = None,
+        per_channel: bool = True,
+        scheme: Scheme = "symmetric",
+    ) -> None:
+        super().__init__()
+        self.layout, self.seed, self.order, self.resample_every = layout, seed, order, resample_every
+        self.bits, self.per_channel, self.scheme = bits, per_channel, scheme
+        self.logits = nn.Parameter(logits.float())
+        self.register_buffer("fixed", largest(logits.float(), layout.k))
+        self.mode: Mode = "sample"
+        self.temperature, self.noise_scale = 1.0, 1.0
+        self.draws = 0
+        self._noise: Tensor | None = None
+
+    def mask(self) -> Tensor:
+        """The mask now, [R, n]: zeros and ones, with a gradient for the logits unless fixed."""
+        if self.mode == "fixed":
+            return self.fixed.to(self.logits.dtype)
+        noise = self._next_noise() if self.mode == "sample" and self.training else None
+        return sample(
+            self.logits.float(), self.layout.k, noise,
+            temperature=self.temperature, noise_scale=self.noise_scale, order=self.order,
+        )  # fmt: skip
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The masked weight, on its grid if `bits` are asked."""
+        masked = weight * self.layout.on_weight(self.mask()).to(weight.dtype)
+        if self.bits is None:
+            return masked
+        return quantized(masked, self.bits, per_channel=self.per_channel, scheme=self.scheme)
+
+    def settle_(self, mask: Tensor | None = None) -> None:
+        """Fix a mask (the most probable one if none is given); from now on nothing is drawn."""
+        self.fixed.copy_(largest(self.logits.detach(), self.layout.k) if mask is None else mask)
+        self.mode = "fixed"
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _next_noise(self) -> Tensor:
+        # A counter, not a running generator: every rank draws the same, a resumed run what an unbroken one does.
+        if self._noise is None or self.draws % self.resample_every == 0:
+            seed = (self.seed, self.draws // self.resample_every)
+            self._noise = gumbel(self.layout.rows, self.layout.n, seed, self.logits.device)
+        self.draws += 1
+        return self._noise
+
+
+class MaskSet:
+    """The masks on a model's layers, by layer name."""
+
+    def __init__(self, masks: Mapping[str, MaskedWeight]) -> None:
+        self.masks = dict(masks)
+
+    def logits(self) -> list[nn.Parameter]:
+        """The parameters that the masks learn."""
+        return [m.logits for m in self.masks.values()]
+
+    def schedule_(self, temperature: float, noise_scale: float) -> None:
+        """Set the temperature of the relaxation and the scale of the noise everywhere."""
+        for mask in self.masks.values():
+            mask.temperature, mask.noise_scale = temperature, noise_scale
+
+    def mode_(self, mode: Mode) -> None:
+        """Draw, take the most probable masks, or use the fixed ones."""
+        for mask in self.masks.values():
+            mask.mode = mode
+
+    def settle_(self, masks: Mapping[str, Tensor] | None = None) -> None:
+        """Fix the given masks, or the most probable ones."""
+        for name, mask in self.masks.items():
+            mask.settle_(None if masks is None else masks[name])
+
+    def entropy(self) -> Tensor:
+        """Sum over all rows of the entropy of softmax(logits), nats, differentiable."""
+        return torch.stack([_entropy(m.logits).sum() for m in self.masks.values()]).sum()
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+@contextmanager
+def attach(model: nn.Module, masks: Mapping[str, MaskedWeight]) -> Iterator[MaskSet]:
+    """Put masks on the weights of the named layers; afterwards the layers have their dense weights again.
+
+    Raises:
+        ConfigError: no such layer, or its weight is parametrised already.
+    """
+    put: list[tuple[nn.Module, list[str]]] = []
+    try:
+        for name, mask in masks.items():
+            layer = layer_of(model, name)
+            if parametrize.is_parametrized(layer, "weight"):
+                found = "its weight is parametrised already (weight norm, another mask)"
+                raise ConfigError(f"layer {name!r}", found, "remove that parametrisation first")
+            mask.to(layer.weight.device).train(layer.training)
+            put.append((layer, list(layer._parameters)))
+            parametrize.register_parametrization(layer, "weight", mask, unsafe=True)
+        yield MaskSet(masks)
+    finally:
+        for held, order in put:
+            parametrize.remove_parametrizations(held, "weight", leave_parametrized=False)
+            for name in order:  # the order of parameters is that of optimisers' states
+                held._parameters[name] = held._parameters.pop(name)
+
+
+def bake_(model: nn.Module, masks: Mapping[str, MaskedWeight]) -> None:
+    """Write each fixed mask (and grid) into the dense weight of its layer. Call it outside `attach`."""
+    for name, mask in masks.items():
+        layer = layer_of(model, name)
+        with torch.no_grad():
+            layer.weight.copy_(mask(layer.weight))
+
+
+def layer_of(model: nn.Module, name: str) -> Layer:
+    """The linear or convolution layer of that name.
+
+    Raises:
+        ConfigError: there is none, or it is of another kind.
+    """
+    layer = dict(model.named_modules()).get(name)
+    if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+        found = "the model has no layer of that name" if layer is None else f"it is a {type(layer).__name__}"
+        raise ConfigError(f"layer {name!r}", found, "patterns lie on linear and convolution layers")
+    return layer

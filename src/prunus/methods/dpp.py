@@ -1,0 +1,120 @@
+"""Dynamic probabilistic pruning: exactly k of n, drawn without replacement, weights and logits learned together.
+
+Idea
+    Every set of n elements (the inputs of a neuron, the kernels of a filter, ...) has a vector of logits. Each step
+    draws k of them by Gumbel top-k and masks the weight with them; the gradient of a relaxation reaches all logits.
+    Gonzalez-Carabarin, Huijben, Veeling, Schmid and van Sloun, "Dynamic Probabilistic Pruning: A General Framework for
+    Hardware-Constrained Pruning at Different Granularities", IEEE TNNLS 2022 (arXiv 2105.12686).
+
+Objective (minimised)
+    E_masks[ loss(net(x; M * W), y) ] + entropy_weight * sum over rows of H(softmax(logits))
+
+Schedule
+    Temperature falls linearly from 5 to 0.5, noise from 1 to 0.1; then the most probable masks (or the best of some
+    draws, on data that are not the training data) are fixed and the survivors trained on.
+
+Settings that matter
+    The learning rate of the logits (`logit_lr_mult`) and the noise, far more than the entropy's weight; `prior`, the
+    strength with which |W| of a trained network orders the logits at the start: without it training starts from masks
+    that have nothing to do with the network.
+
+Departures from the authors' released code
+    Per-filter constraint in convolutions (a reshape there scrambles it), per-epoch schedule, gradient in draw order
+    (`order="index"` gives theirs), masks without noise at inference, int8 with 255 levels (`scheme="released"`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from prunus.errors import ConfigError
+from prunus.masks.layers import MaskedWeight, layer_of
+from prunus.masks.patterns import Pattern
+from prunus.masks.sampling import Order
+from prunus.quantize import Bits, Scheme
+
+
+@dataclass(frozen=True)
+class DynamicProbabilisticPruning:
+    """Configuration; see the module's text for what matters.
+
+    Attributes:
+        pattern: what is kept, as text (`weight 10%`, `kernel 8/64`, `2:4`, ...).
+        epochs: passes over the data while masks are drawn.
+        tune_epochs: passes afterwards, with the masks fixed.
+        lr: Adam's step for the weights; falls along a cosine over all epochs.
+        logit_lr_mult: times `lr` is the step for the logits.
+        train_weights: learn the weights as well; False learns the masks of a frozen network.
+        temperature: of the relaxation, at the first and at the last epoch of the drawing.
+        noise_scale: of the Gumbel noise, at the first and at the last epoch of the drawing.
+        entropy_weight: factor of the summed row entropies.
+        init_std: standard deviation of the logits at the start.
+        prior: how much standardised magnitudes count in the logits at the start; 0 for training from scratch.
+        rescale: multiply the weights by sqrt(n / k) first; for training from scratch.
+        order: of the relaxation, see `masks.sampling.sample`.
+        resample_every: steps that share one draw of the noise; 1 is the method.
+        best_of: masks to draw and compare at the end; 1 takes the most probable.
+        bits: of the weights while training and after; None leaves them.
+        per_channel: one grid per output channel.
+        scheme: of the quantisation, see `quantize.quantized`.
+    """
+
+    name: ClassVar[str] = "dpp"
+    pattern: str = "weight 10%"
+    epochs: int = 10
+    tune_epochs: int = 3
+    lr: float = 1e-3
+    logit_lr_mult: float = 10.0
+    train_weights: bool = True
+    temperature: tuple[float, float] = (5.0, 0.5)
+    noise_scale: tuple[float, float] = (1.0, 0.1)
+    entropy_weight: float = 0.0
+    init_std: float = 0.01
+    prior: float = 1.0
+    rescale: bool = False
+    order: Order = "draw"
+    resample_every: int = 1
+    best_of: int = 1
+    bits: Bits | None = None
+    per_channel: bool = True
+    scheme: Scheme = "symmetric"
+
+    def __post_init__(self) -> None:
+        Pattern.parse(self.pattern)
+        positive = (self.epochs, self.lr, self.logit_lr_mult, *self.temperature, self.resample_every, self.best_of)
+        if min(positive) <= 0 or min(*self.noise_scale, self.entropy_weight, self.init_std, self.tune_epochs) < 0:
+            found = f"{self}"
+            raise ConfigError("DynamicProbabilisticPruning", found, "epochs, rates and temperatures must be positive")
+
+    def schedule(self, epoch: int) -> tuple[float, float]:
+        """Temperature and noise scale in an epoch: linear from the first to the last epoch of the drawing."""
+        share = min(1.0, epoch / max(self.epochs - 1, 1))
+        (hot, cold), (loud, quiet) = self.temperature, self.noise_scale
+        return hot + share * (cold - hot), loud + share * (quiet - loud)
+
+    def masks(self, model: nn.Module, names: list[str], seed: int = 0) -> dict[str, MaskedWeight]:
+        """A mask for every named layer.
+
+        Raises:
+            ConfigError: a layer on which the pattern does not fit; see `Pattern.layout`.
+        """
+        pattern = Pattern.parse(self.pattern)
+        layouts = {name: pattern.layout(layer_of(model, name), name) for name in names}
+        found = {}
+        for name, layout in layouts.items():
+            own = (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63
+            noise = torch.randn(layout.rows, layout.n, generator=torch.Generator().manual_seed(own))
+            weight = layer_of(model, name).weight.detach().float().cpu()
+            size = layout.rows_of(layout.form.rows(weight).square()).sqrt()
+            spread = size.std(1, keepdim=True).clamp_min(1e-12) if layout.n > 1 else torch.ones_like(size)
+            logits = self.init_std * noise + self.prior * (size - size.mean(1, keepdim=True)) / spread
+            found[name] = MaskedWeight(
+                layout, logits, seed=own, order=self.order, resample_every=self.resample_every,
+                bits=self.bits, per_channel=self.per_channel, scheme=self.scheme,
+            )  # fmt: skip
+        return found

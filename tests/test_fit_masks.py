@@ -1,0 +1,188 @@
+"""Masks learned with the weights: planted supports are found, constraints hold all along, models come back clean."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunus.errors import ConfigError, DataError
+from prunus.fit_masks import Masked, fit_masks, mean_loss
+from prunus.masks.layers import MaskedWeight, attach, layer_of
+from prunus.masks.patterns import Pattern
+from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
+
+Batch = tuple[Tensor, Tensor]
+
+
+def planted(features: int = 20, outputs: int = 4, k: int = 3) -> tuple[nn.Module, list[Batch], Tensor]:
+    """Every output is a linear function of its own k features; the network starts from noise."""
+    generator = torch.Generator().manual_seed(0)
+    support = torch.zeros(outputs, features)
+    for row in support:
+        row[torch.randperm(features, generator=generator)[:k]] = 1
+    truth = support * (1 + torch.rand(outputs, features, generator=generator))
+    x = torch.randn(2048, features, generator=generator)
+    y = x @ truth.T
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(features, outputs)), list(zip(x.split(64), y.split(64), strict=True)), support.bool()
+
+
+def test_a_planted_support_is_found() -> None:
+    model, batches, support = planted()
+    method = DPP(pattern="weight 3/20", epochs=15, tune_epochs=10, lr=0.01, logit_lr_mult=3, prior=0.0, init_std=0.1)
+    result = fit_masks(model, ["0"], method, batches, F.mse_loss, progress=False)
+    assert torch.equal(result.masks["0"], support)
+    assert torch.equal(layer_of(result.model, "0").weight != 0, support)
+    assert mean_loss(result.model, batches, F.mse_loss) < 1e-3
+    assert result.history[-1].confidence["0"] > result.history[0].confidence["0"]
+    assert result.history[-1].flips["0"] < result.history[0].flips["0"]
+
+
+def test_the_mask_of_a_frozen_network_is_found() -> None:
+    model, batches, support = planted()
+    with torch.no_grad():
+        for _ in range(200):
+            x, y = batches[0][0], batches[0][1]
+            layer_of(model, "0").weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+            layer_of(model, "0").bias.zero_()
+    before = copy.deepcopy(model)
+    method = DPP(pattern="weight 3/20", epochs=8, tune_epochs=2, train_weights=False, prior=0.0, lr=0.01)
+    result = fit_masks(model, ["0"], method, batches, F.mse_loss, progress=False)
+    assert torch.equal(result.masks["0"], support)
+    kept = layer_of(result.model, "0").weight[support]
+    assert torch.equal(kept, layer_of(before, "0").weight[support])
+
+
+def convolutional() -> tuple[nn.Module, list[Batch]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
+    )  # fmt: skip
+    x, y = torch.randn(96, 3, 8, 8), torch.arange(96) % 3
+    return model, list(zip(x.split(16), y.split(16), strict=True))
+
+
+QUICK = DPP(pattern="kernel 50%", epochs=2, tune_epochs=1, lr=2e-3)
+
+
+def quick(method: DPP = QUICK, seed: int = 0) -> Masked:
+    model, batches = convolutional()
+    return fit_masks(model, ["3"], method, batches, F.cross_entropy, seed=seed, progress=False)
+
+
+@pytest.mark.parametrize("pattern", ["weight 25%", "kernel 2/8", "filter 50%", "2:4", "tap 3/9", "tile 2 50%"])
+def test_the_constraint_holds_in_the_result(pattern: str) -> None:
+    result = quick(replace(QUICK, pattern=pattern))
+    layout, mask = result.layouts["3"], result.masks["3"]
+    assert bool((mask.sum(1) == layout.k).all())
+    weight = layer_of(result.model, "3").weight.detach()
+    assert bool((weight[~layout.on_weight(mask).expand(weight.shape)] == 0).all())
+    assert float((weight != 0).float().mean()) == pytest.approx(layout.density)
+
+
+def test_the_given_model_is_untouched_and_the_result_is_a_plain_one() -> None:
+    model, batches = convolutional()
+    before = copy.deepcopy(model.state_dict())
+    result = fit_masks(
+        model, ["0", "3"], replace(QUICK, pattern="weight 50%"), batches, F.cross_entropy, progress=False
+    )
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert list(result.model.state_dict()) == list(before)
+    assert [n for n, _ in result.model.named_parameters()] == [n for n, _ in model.named_parameters()]
+    assert type(result.model[0]) is nn.Conv2d  # type: ignore[index]
+    assert all(p.requires_grad for p in result.model.parameters())
+
+
+def test_the_same_seed_gives_the_same_masks_and_weights() -> None:
+    a, b, c = quick(seed=3), quick(seed=3), quick(seed=4)
+    assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(a.model.parameters(), c.model.parameters(), strict=True))
+
+
+def test_every_draw_in_training_is_new_and_exact_and_eval_is_the_mode() -> None:
+    model, _ = convolutional()
+    mask = DPP(pattern="weight 25%", prior=0.0).masks(model, ["3"])["3"]
+    with attach(model, {"3": mask}):
+        model.train()
+        draws = [layer_of(model, "3").weight.detach() != 0 for _ in range(3)]
+        assert all(bool((d.flatten(1).sum(1) == 18).all()) for d in draws)
+        assert not torch.equal(draws[0], draws[1])
+        model.eval()
+        rest = [layer_of(model, "3").weight.detach() for _ in range(2)]
+        assert torch.equal(rest[0], rest[1])
+        wanted = mask.logits.topk(18, 1).indices.sort(1).values
+        assert torch.equal((rest[0] != 0).flatten(1).nonzero()[:, 1].view(6, 18), wanted)
+
+
+def test_draws_are_shared_when_asked() -> None:
+    mask = MaskedWeight(Pattern.parse("weight 50%").layout(nn.Linear(8, 3), "l"), torch.zeros(3, 8), resample_every=2)
+    drawn = [mask.mask() for _ in range(4)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[2], drawn[3])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_the_gradient_follows_the_expected_loss() -> None:
+    """Over many draws the straight-through gradient points where finite differences of the expected loss do."""
+    torch.manual_seed(0)
+    layer, x, y = nn.Linear(8, 2), torch.randn(64, 8), torch.randn(64, 2)
+    logits = torch.randn(2, 8)
+    layout = Pattern.parse("weight 3/8").layout(layer, "l")
+
+    def expected(values: Tensor) -> float:
+        mask = MaskedWeight(layout, values, seed=1)
+        with torch.no_grad():
+            return float(torch.stack([F.mse_loss(F.linear(x, mask(layer.weight)), y) for _ in range(1500)]).mean())
+
+    mask = MaskedWeight(layout, logits, seed=1)
+    for _ in range(1500):
+        (F.mse_loss(F.linear(x, mask(layer.weight.detach())), y) / 1500).backward()
+    slopes = torch.zeros(2, 8)
+    for i in range(2):
+        for j in range(8):
+            step = torch.zeros(2, 8)
+            step[i, j] = 0.3
+            slopes[i, j] = (expected(logits + step) - expected(logits - step)) / 0.6
+    assert mask.logits.grad is not None
+    assert float(F.cosine_similarity(mask.logits.grad.flatten(), slopes.flatten(), dim=0)) > 0.9
+
+
+def test_the_best_of_some_draws_is_no_worse_than_the_mode() -> None:
+    method = replace(QUICK, tune_epochs=0, noise_scale=(1.0, 1.0))
+    assert quick(replace(method, best_of=6)).fixed_loss <= quick(method).fixed_loss
+
+
+def test_what_does_not_fit_is_refused_before_training() -> None:
+    model, batches = convolutional()
+    with pytest.raises(ConfigError, match=r"(?s)'0'.*no multiple of 4"):
+        fit_masks(model, ["3", "0"], replace(QUICK, pattern="2:4"), batches, F.cross_entropy)
+    with pytest.raises(ConfigError, match="no layer of that name"):
+        fit_masks(model, ["33"], QUICK, batches, F.cross_entropy)
+    with pytest.raises(ConfigError, match="BatchNorm2d"):
+        fit_masks(model, ["1"], QUICK, batches, F.cross_entropy)
+    with pytest.raises(ConfigError, match="nothing to mask"):
+        fit_masks(model, [], QUICK, batches, F.cross_entropy)
+    nn.utils.parametrizations.weight_norm(layer_of(model, "3"))
+    with pytest.raises(ConfigError, match="parametrised already"):
+        fit_masks(model, ["3"], QUICK, batches, F.cross_entropy)
+
+
+def test_bad_data_names_the_step() -> None:
+    model, batches = convolutional()
+    batches[2] = (batches[2][0] * torch.nan, batches[2][1])
+    with pytest.raises(DataError, match="epoch 0, step 2"):
+        fit_masks(model, ["3"], QUICK, batches, F.cross_entropy, progress=False)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"epochs": 0}, {"temperature": (0.0, 1.0)}, {"noise_scale": (-1.0, 0.0)}, {"lr": 0.0}, {"pattern": "half"}]
+)
+def test_settings_are_checked(bad: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        DPP(**bad)  # type: ignore[arg-type]
