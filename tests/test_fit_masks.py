@@ -14,6 +14,7 @@ from prunus.errors import ConfigError, DataError
 from prunus.fit_masks import Masked, fit_masks, mean_loss
 from prunus.masks.layers import MaskedWeight, attach, layer_of
 from prunus.masks.patterns import Pattern
+from prunus.masks.sampling import gumbel, sample
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
 
 Batch = tuple[Tensor, Tensor]
@@ -120,9 +121,26 @@ def test_every_draw_in_training_is_new_and_exact_and_eval_is_the_mode() -> None:
         assert torch.equal((rest[0] != 0).flatten(1).nonzero()[:, 1].view(6, 18), wanted)
 
 
+@pytest.mark.parametrize("pattern", ["weight 25%", "kernel 50%", "filter 50%", "2:4", "tap 3/9", "kernel 50% shared"])
+def test_the_masked_weight_has_the_gradients_of_weight_times_mask(pattern: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 6, 3).double()
+    layout = Pattern.parse(pattern).layout(layer, "l")
+    mask = MaskedWeight(layout, torch.randn(layout.rows, layout.n), seed=4).double()
+    mask.temperature, mask.noise_scale = 0.7, 0.5
+    probe = torch.randn_like(layer.weight)
+    wanted_mask = sample(mask.logits, layout.k, gumbel(layout.rows, layout.n, (4, 0)), temperature=0.7, noise_scale=0.5)
+    product = layer.weight * layout.on_weight(wanted_mask)
+    wanted = torch.autograd.grad((product * probe).sum(), (layer.weight, mask.logits))
+    masked = mask(layer.weight)
+    found = torch.autograd.grad((masked * probe).sum(), (layer.weight, mask.logits))
+    assert torch.equal(masked, product)
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(found, wanted, strict=True))
+
+
 def test_draws_are_shared_when_asked() -> None:
     mask = MaskedWeight(Pattern.parse("weight 50%").layout(nn.Linear(8, 3), "l"), torch.zeros(3, 8), resample_every=2)
-    drawn = [mask.mask() for _ in range(4)]
+    drawn = [mask(torch.ones(3, 8)).detach() for _ in range(4)]
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[2], drawn[3])
     assert not torch.equal(drawn[0], drawn[2])

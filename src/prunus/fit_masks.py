@@ -155,7 +155,7 @@ def _train(
     logits = masks.logits()
     weights = _weights(model, logits) if method.train_weights else []
     groups = [{"params": logits, "lr": method.lr * method.logit_lr_mult}]
-    optimizer = torch.optim.Adam([*groups, {"params": weights, "lr": method.lr}] if weights else groups)
+    optimizer = torch.optim.Adam([*groups, {"params": weights, "lr": method.lr}] if weights else groups, fused=True)
     history = []
     with only_trainable(model, [*weights, *logits]), modes_kept(model):
         model.train()
@@ -180,7 +180,7 @@ def _tune(
     if not method.tune_epochs or not method.train_weights:
         return
     weights = _weights(model, masks.logits())
-    optimizer = torch.optim.Adam(weights, lr=method.lr)
+    optimizer = torch.optim.Adam(weights, lr=method.lr, fused=True)
     with only_trainable(model, weights), modes_kept(model):
         model.train()
         for epoch in range(method.epochs, method.epochs + method.tune_epochs):

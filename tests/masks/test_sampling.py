@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunus.errors import ConfigError
+from prunus.errors import ConfigError, DataError
 from prunus.masks.metrics import inclusion_probabilities
 from prunus.masks.sampling import gumbel, largest, relaxed, sample
 
@@ -183,6 +183,14 @@ def test_noise_is_gumbel_and_follows_the_seed() -> None:
         assert float((noise <= limit).double().mean()) == pytest.approx(wanted, abs=0.006)
     assert torch.equal(gumbel(3, 4, (7, 1)), gumbel(3, 4, (7, 1)))
     assert not torch.equal(gumbel(3, 4, (7, 1)), gumbel(3, 4, (7, 2)))
+
+
+def test_noise_is_finite_and_nan_is_refused() -> None:
+    assert all(bool(torch.isfinite(gumbel(2000, 2000, (i,))).all()) for i in range(3))
+    scores = torch.randn(3, 6)
+    scores[1, 2] = torch.nan
+    with pytest.raises(DataError, match="NaN"):
+        largest(scores, 2)
 
 
 @pytest.mark.parametrize("k", [0, 6, -1])

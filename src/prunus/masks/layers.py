@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from prunus.errors import ConfigError
 from prunus.masks.patterns import Layer, Layout
-from prunus.masks.sampling import Order, gumbel, largest, sample
+from prunus.masks.sampling import Order, gumbel, largest, perturb, vector_jacobian
 from prunus.quantize import Bits, Scheme, quantized
 
 Mode = Literal["sample", "mode", "fixed"]
@@ -51,22 +51,20 @@ class MaskedWeight(nn.Module):
         self.draws = 0
         self._noise: Tensor | None = None
 
-    def mask(self) -> Tensor:
-        """The mask now, [R, n]: zeros and ones, with a gradient for the logits unless fixed."""
-        if self.mode == "fixed":
-            return self.fixed.to(self.logits.dtype)
-        noise = self._next_noise() if self.mode == "sample" and self.training else None
-        return sample(
-            self.logits.float(), self.layout.k, noise,
-            temperature=self.temperature, noise_scale=self.noise_scale, order=self.order,
-        )  # fmt: skip
-
     def forward(self, weight: Tensor) -> Tensor:
-        """The masked weight, on its grid if `bits` are asked."""
-        masked = weight * self.layout.on_weight(self.mask()).to(weight.dtype)
+        """The masked weight, on its grid if `bits` are asked; its gradient reaches the logits unless they are fixed."""
+        masked = weight * self.layout.on_weight(self.fixed) if self.mode == "fixed" else self._drawn(weight)
         if self.bits is None:
             return masked
         return quantized(masked, self.bits, per_channel=self.per_channel, scheme=self.scheme)
+
+    def _drawn(self, weight: Tensor) -> Tensor:
+        noise = self._next_noise() if self.mode == "sample" and self.training else None
+        found = _Masked.apply(
+            weight, self.logits, noise, self.layout, self.noise_scale, self.temperature, self.order
+        )  # fmt: skip
+        assert isinstance(found, Tensor)
+        return found
 
     def settle_(self, mask: Tensor | None = None) -> None:
         """Fix a mask (the most probable one if none is given); from now on nothing is drawn."""
@@ -76,11 +74,39 @@ class MaskedWeight(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _next_noise(self) -> Tensor:
         # A counter, not a running generator: every rank draws the same, a resumed run what an unbroken one does.
-        if self._noise is None or self.draws % self.resample_every == 0:
-            seed = (self.seed, self.draws // self.resample_every)
-            self._noise = gumbel(self.layout.rows, self.layout.n, seed, self.logits.device)
+        seed = (self.seed, self.draws // self.resample_every)
+        fresh = self._noise is None or self.draws % self.resample_every == 0
+        noise = gumbel(self.layout.rows, self.layout.n, seed, self.logits.device) if fresh else self._noise
         self.draws += 1
-        return self._noise
+        self._noise = noise if self.draws % self.resample_every else None
+        assert noise is not None
+        return noise
+
+
+class _Masked(torch.autograd.Function):
+    """weight * mask as one operation: neither the mask as numbers nor its gradient outlives a pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, logits: Tensor, noise: Tensor | None, layout: Layout,
+        noise_scale: float, temperature: float, order: Order,
+    ) -> Tensor:  # fmt: skip
+        perturbed = perturb(logits, noise, noise_scale)
+        mask = largest(perturbed, layout.k)
+        ctx.save_for_backward(weight, perturbed, mask)
+        ctx.settings = layout, temperature, order
+        return weight * layout.on_weight(mask)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, perturbed, mask = ctx.saved_tensors
+        layout, temperature, order = ctx.settings
+        for_weight = gradients[0] * layout.on_weight(mask) if ctx.needs_input_grad[0] else None
+        for_logits = None
+        if ctx.needs_input_grad[1]:
+            by_mask = layout.rows_of(layout.form.rows((gradients[0] * weight).to(perturbed.dtype)))
+            for_logits = vector_jacobian(perturbed, mask, by_mask, layout.k, temperature, order)
+        return for_weight, for_logits, None, None, None, None, None
 
 
 class MaskSet:

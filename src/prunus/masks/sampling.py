@@ -15,11 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.errors import ConfigError
+from prunus.errors import ConfigError, DataError
 
 Order = Literal["draw", "index"]
 SAFE_SPREAD = 600.0
-"""Largest spread of z within a row for which sums of exp(z) are taken in fp64 without logarithms."""
+"""Largest spread of z for which sums of exp(z) are taken in fp64 without logarithms."""
+BLOCK = 65_536
+"""Elements that the backward pass works on at once."""
+
+SMALLEST = 2.0**-25
+"""What an exponential of exactly zero is taken for: half the generator's resolution."""
 
 
 def gumbel(rows: int, n: int, seed: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
@@ -29,10 +34,8 @@ def gumbel(rows: int, n: int, seed: tuple[int, ...], device: torch.device | str 
     """
     if torch.device(device).type == "cpu":
         generator = np.random.Generator(np.random.SFC64(seed))
-        noise = generator.standard_exponential((rows, n), dtype=np.float32)
-        np.log(noise, out=noise)
-        np.negative(noise, out=noise)
-        return torch.from_numpy(noise)
+        noise = torch.from_numpy(generator.standard_exponential((rows, n), dtype=np.float32))
+        return noise.clamp_(min=SMALLEST).log_().neg_()
     stream = torch.Generator(device).manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
     return torch.empty(rows, n, device=device).exponential_(generator=stream).log_().neg_()
 
@@ -41,11 +44,12 @@ def largest(scores: Tensor, k: int) -> Tensor:
     """Which k of each row are the largest: bool [R, n] with exactly k True in every row; of equals the first go in.
 
     Args:
-        scores: [R, n], without NaN.
+        scores: [R, n].
         k: 1 <= k <= n.
 
     Raises:
         ConfigError: k out of range.
+        DataError: NaN among the scores.
     """
     n = scores.shape[1]
     if not 1 <= k <= n:
@@ -58,11 +62,13 @@ def largest(scores: Tensor, k: int) -> Tensor:
     else:
         limit = scores.detach().kthvalue(n - k + 1, dim=1, keepdim=True).values
     mask = scores >= limit
-    surplus = mask.sum(1) - k
-    if bool((surplus != 0).any()):
+    # No row has fewer than k, so the total tells whether each has exactly k.
+    if int(mask.sum()) != k * len(mask):
         above, equal = scores > limit, scores == limit
         room = k - above.sum(1, keepdim=True)
         mask = above | (equal & (equal.cumsum(1) <= room))
+        if bool((mask.sum(1) != k).any()):
+            raise DataError("logits", "NaN among what is ranked", "lower lr or logit_lr_mult, or look at the data")
     return mask
 
 
@@ -95,11 +101,16 @@ def sample(
     if not temperature > 0 or noise_scale < 0:
         found = f"temperature={temperature}, noise_scale={noise_scale}"
         raise ConfigError("sampling", found, "the temperature must be above 0, the noise scale not below")
-    perturbed = logits.detach() if noise is None else logits.detach().add(noise, alpha=noise_scale)
+    perturbed = perturb(logits, noise, noise_scale)
     mask = largest(perturbed, k)
     found = _StraightThrough.apply(logits, perturbed, mask, k, temperature, order)
     assert isinstance(found, Tensor)
     return found
+
+
+def perturb(logits: Tensor, noise: Tensor | None, noise_scale: float) -> Tensor:
+    """logits + c noise, detached."""
+    return logits.detach() if noise is None else logits.detach().add(noise, alpha=noise_scale)
 
 
 def relaxed(z: Tensor, mask: Tensor, k: int, order: Order = "draw") -> Tensor:
@@ -135,37 +146,59 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
         perturbed, mask = ctx.saved_tensors
-        k, temperature, order = ctx.settings
-        z = perturbed / temperature
-        if float(z.max() - z.min()) < SAFE_SPREAD:
-            found = _product(z, mask, gradient.to(z.dtype), k, order)
-        else:
-            with torch.enable_grad():
-                leaf = z.detach().requires_grad_()
-                (found,) = torch.autograd.grad(relaxed(leaf, mask, k, order), leaf, gradient.to(z.dtype))
-        return found / temperature, None, None, None, None, None
+        found = vector_jacobian(perturbed, mask, gradients[0].clone(), *ctx.settings)
+        return found, None, None, None, None, None
 
 
-def _product(z: Tensor, mask: Tensor, gradient: Tensor, k: int, order: Order) -> Tensor:
-    """sum_t S_tj (g_j - sum_i S_ti g_i) for all j, with S_t the t-th softmax: [R, n]."""
+def vector_jacobian(
+    perturbed: Tensor, mask: Tensor, gradient: Tensor, k: int, temperature: float, order: Order
+) -> Tensor:
+    """1/T sum_t S_tj (g_j - sum_i S_ti g_i) for all j, with S_t the t-th softmax of perturbed / T.
+
+    Args:
+        perturbed: logits + c noise, [R, n].
+        mask: its k largest, bool [R, n].
+        gradient: g of a loss by the mask, [R, n]; overwritten.
+        k: ones per row.
+        temperature: T.
+        order: see `sample`.
+
+    Returns:
+        [R, n], in the memory of `gradient`.
+    """
+    gradient = gradient.to(perturbed.dtype)
+    low, high = torch.aminmax(perturbed)
+    if float(high - low) >= SAFE_SPREAD * temperature:
+        with torch.enable_grad():
+            leaf = perturbed.detach().requires_grad_()
+            soft = relaxed(leaf / temperature, mask, k, order)
+            return torch.autograd.grad(soft, leaf, gradient)[0]
+    # Rows in blocks: what is computed in between stays in the cache, and takes little memory.
+    rows = max(1, BLOCK // perturbed.shape[1])
+    for z, drawn, g in zip(perturbed.split(rows), mask.split(rows), gradient.split(rows), strict=True):
+        _product_(z, drawn, g, k, temperature, order)
+    return gradient
+
+
+def _product_(perturbed: Tensor, mask: Tensor, gradient: Tensor, k: int, temperature: float, order: Order) -> None:
+    """Overwrite `gradient` by the product; relative to the smallest drawn, or the row's largest."""
+    z = perturbed / temperature
     index = _in_order(z, mask, k, order)
-    top = z.max(1, keepdim=True).values
-    drawn, at_drawn = (z.gather(1, index) - top).double().exp(), gradient.gather(1, index).double()
-    # Exponentials of what was not drawn, relative to their largest: fp32 would lose them relative to the row's.
-    rest = z.masked_fill(mask, -math.inf)
-    highest = rest.max(1, keepdim=True).values if k < z.shape[1] else top
-    rest = (rest - highest).exp_()
-    unit = (highest - top).double().exp()
-    left = unit * rest.sum(1, keepdim=True, dtype=torch.float64)
-    left_gradient = unit * (rest * gradient).sum(1, keepdim=True, dtype=torch.float64)
-    d = _reversed_cumsum(drawn) + left
-    mean = (_reversed_cumsum(drawn * at_drawn) + left_gradient) / d
-    a, b = (1 / d).cumsum(1), (mean / d).cumsum(1)
+    at, own = z.gather(1, index), gradient.gather(1, index).double()
+    top, limit = at.amax(1, keepdim=True), at.amin(1, keepdim=True)
+    drawn = (at - top).double().exp_()
+    # What was not drawn is below what was: relative to the row's largest, fp32 would lose it.
+    rest = z.sub_(limit).clamp_(max=0).exp_().scatter_(1, index, 0.0)
+    unit = (limit - top).double().exp_()
+    left = unit * rest.sum(1, keepdim=True)
+    left_gradient = unit * torch.einsum("rn,rn->r", rest, gradient)[:, None]
+    d = _reversed_cumsum(drawn).add_(left)
+    mean = _reversed_cumsum(drawn * own).add_(left_gradient).div_(d)
+    a, b = d.reciprocal().cumsum(1), (mean / d).cumsum(1)
     slope, offset = (unit * a[:, -1:]).to(z.dtype), (unit * b[:, -1:]).to(z.dtype)
-    found = gradient.mul(slope).sub_(offset).mul_(rest)
-    return found.scatter_(1, index, (drawn * (at_drawn * a - b)).to(z.dtype))
+    gradient.mul_(slope).sub_(offset).mul_(rest)
+    gradient.scatter_(1, index, own.mul_(a).sub_(b).mul_(drawn).to(z.dtype)).div_(temperature)
 
 
 def _in_order(z: Tensor, mask: Tensor, k: int, order: Order) -> Tensor:
@@ -177,4 +210,4 @@ def _in_order(z: Tensor, mask: Tensor, k: int, order: Order) -> Tensor:
 
 
 def _reversed_cumsum(values: Tensor) -> Tensor:
-    return values.flip(1).cumsum(1).flip(1)
+    return values.flip(1).cumsum_(1).flip(1)

@@ -1,0 +1,102 @@
+"""Cost of a step of dynamic probabilistic pruning against a plain training step (bar C5).
+
+    python benchmarks/dpp_cost.py
+
+ResNet-20 with the pattern "kernel 50%" on its 3 x 3 convolutions, LeNet-300-100 with "weight 10%"; batch 128, random
+data; interleaved, thread CPU time. Memory is what lives at the peak of a step, beyond parameters, gradients and the
+optimiser's state, in multiples of the masked weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nets import LeNet300, resnet20
+from prunus.livememory import LiveBytes
+from prunus.masks.layers import attach, layer_of
+from prunus.methods.dpp import DynamicProbabilisticPruning
+from record import interleaved, ratio, write
+
+JOBS = {
+    "resnet20": (resnet20, "kernel 50%", (3, 32, 32), "conv", 1.3),
+    "lenet300": (LeNet300, "weight 10%", (1, 28, 28), "fc", 2.0),
+}
+
+
+def masked_layers(model: nn.Module, kind: str) -> list[str]:
+    """The layers that get a pattern: all but the network's first convolution and its last layer."""
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and kind in n]
+    return names[1:] if kind == "conv" else names[:-1]
+
+
+def step_of(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def timed(step: Callable[[], None], inner: int) -> Callable[[], float]:
+    def run() -> float:
+        start = time.process_time()
+        for _ in range(inner):
+            step()
+        return time.process_time() - start
+
+    return run
+
+
+def temporary_bytes(step: Callable[[], None]) -> int:
+    """Most bytes that a step holds at once beyond what was alive before it."""
+    step()
+    with LiveBytes() as counter:
+        step()
+    return counter.peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found = {}
+    for name, (make, pattern, shape, kind, bar) in JOBS.items():
+        torch.manual_seed(0)
+        plain, masked = make().train(), make().train()
+        x, y = torch.randn(args.batch, *shape), torch.randint(0, 10, (args.batch,))
+        if len(shape) == 3 and shape[0] == 3:
+            x = x.to(memory_format=torch.channels_last)
+            plain, masked = (m.to(memory_format=torch.channels_last) for m in (plain, masked))
+        layers = masked_layers(masked, kind)
+        masks = DynamicProbabilisticPruning(pattern=pattern).masks(masked, layers)
+        weights = 4 * sum(layer_of(masked, n).weight.numel() for n in layers)
+        with attach(masked, masks):
+            steps = {
+                "plain": step_of(plain, torch.optim.Adam(plain.parameters(), lr=1e-6, fused=True), x, y),
+                "dpp": step_of(masked, torch.optim.Adam(masked.parameters(), lr=1e-6, fused=True), x, y),
+            }
+            inner = 1 if kind == "conv" else 20
+            times = interleaved({n: timed(s, inner) for n, s in steps.items()}, args.repeats)
+            memory = {n: temporary_bytes(s) for n, s in steps.items()}
+        middle, low, high = ratio(times, "dpp", "plain")
+        extra = (memory["dpp"] - memory["plain"]) / weights
+        print(f"{name}, {pattern}: step {middle:.3f} (quartiles {low:.3f} .. {high:.3f}), bar {bar}; "
+              f"extra memory {extra:.2f} x masked weights, bar 3", flush=True)  # fmt: skip
+        found[name] = {
+            "seconds": times, "time_ratio": (middle, low, high), "temporary_bytes": memory, "masked_bytes": weights,
+            "pattern": pattern, "batch": args.batch,
+        }  # fmt: skip
+    print("written to", write("dpp_cost_cpu", found))
+
+
+if __name__ == "__main__":
+    main()
