@@ -1,0 +1,1 @@
+"""Condensed layers: exactly k weights per output, stored as values and indices."""

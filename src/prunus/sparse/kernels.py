@@ -1,0 +1,90 @@
+"""Products with a condensed weight: y[b, o] = sum_j values[o, j] x[b, index[o, j]], as a torch operation.
+
+On a CPU a few examples are gathered by a compiled loop (numba, extra `sparse`); many go through `embedding_bag` on the
+transposed input, which reads each index once for all of them. Without numba everything takes the second way.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FEW = 8
+"""Up to so many examples the compiled loop is faster than `embedding_bag`."""
+
+
+@torch.library.custom_op("prunus::condensed", mutates_args=())
+def condensed(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
+    """The product [B, O] of x [B, I] with values [O, k] at the columns index [O, k] (int16, int32 or int64)."""
+    if x.device.type == "cpu" and len(x) <= FEW and x.dtype == torch.float32 and _loop() is not None:
+        out = x.new_empty(len(x), len(values))
+        numbers = values if values.dtype == torch.float32 else values.float()
+        # int16 holds columns beyond 32,767 as negative numbers; as uint16 they are what they were.
+        columns = index.numpy().view("uint16") if index.dtype == torch.int16 else index.numpy()
+        _loop()(numbers.numpy(), columns, x.contiguous().numpy(), out.numpy())
+        return out
+    across = x.t().contiguous()
+    found = F.embedding_bag(wide(index), across, per_sample_weights=values.to(x.dtype), mode="sum")
+    return found.t().contiguous()
+
+
+@condensed.register_fake
+def _(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], values.shape[0])
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    """Through the dense weight: training condensed layers is not what they are for, but it works."""
+    x, values, index = ctx.saved_tensors
+    columns = wide(index).long()
+    for_x = for_values = None
+    if ctx.needs_input_grad[0]:
+        dense = values.new_zeros(len(values), x.shape[1]).scatter_(1, columns, values)
+        for_x = gradient @ dense.to(gradient.dtype)
+    if ctx.needs_input_grad[1]:
+        for_values = (gradient.t() @ x).gather(1, columns).to(values.dtype)
+    return for_x, for_values, None
+
+
+condensed.register_autograd(_backward, setup_context=_save)
+
+
+def narrow(index: Tensor, inputs: int) -> Tensor:
+    """Column numbers in the fewest bits: int16 (read as unsigned) up to 65,536 inputs, else int32."""
+    if inputs > 65_536:
+        return index.to(torch.int32)
+    return torch.where(index > 32_767, index - 65_536, index).to(torch.int16)
+
+
+def wide(index: Tensor) -> Tensor:
+    """Column numbers as int32 or int64, as torch's operations take them."""
+    return index.to(torch.int32) & 0xFFFF if index.dtype == torch.int16 else index
+
+
+@cache
+def _loop() -> Any:
+    """The compiled loop, or None without numba."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    import numba
+
+    @numba.njit(fastmath=True, cache=False)  # type: ignore[misc, untyped-decorator, unused-ignore]
+    def gather(values: Any, index: Any, x: Any, out: Any) -> None:
+        for b in range(x.shape[0]):
+            row = x[b]
+            for o in range(values.shape[0]):
+                total = values[o, 0] * row[index[o, 0]]
+                for j in range(1, values.shape[1]):
+                    total += values[o, j] * row[index[o, j]]
+                out[b, o] = total
+
+    return gather

@@ -1,0 +1,186 @@
+"""Condensed layers in place of masked ones: the same outputs from k values and k indices per output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunus.errors import ConfigError
+from prunus.masks.patterns import Layout
+from prunus.sparse.kernels import condensed, narrow, wide
+
+
+class CondensedLinear(nn.Module):
+    """A linear layer with exactly k inputs per output: values [O, k], indices [O, k], ascending and unique in a row.
+
+    Args:
+        values: fp32 or bf16 [O, k].
+        index: integer columns [O, k].
+        inputs: number of input features I.
+        bias: [O], or None.
+
+    Raises:
+        ConfigError: shapes that do not fit, or indices that are out of range or not ascending.
+    """
+
+    index: Tensor
+
+    def __init__(self, values: Tensor, index: Tensor, inputs: int, bias: Tensor | None = None) -> None:
+        super().__init__()
+        _check(values, index, inputs, bias)
+        self.in_features, self.out_features = inputs, values.shape[0]
+        self.values = nn.Parameter(values.detach().clone())
+        self.register_buffer("index", narrow(index, inputs))
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        out = condensed(x.reshape(-1, self.in_features), self.values, self.index)
+        out = out if self.bias is None else out + self.bias
+        return out.reshape(*x.shape[:-1], self.out_features)
+
+    def dense_weight(self) -> Tensor:
+        """The weight [O, I] with its zeros."""
+        zeros = self.values.new_zeros(self.out_features, self.in_features)
+        return zeros.scatter(1, wide(self.index).long(), self.values)
+
+    def extra_repr(self) -> str:
+        """Sizes, for printing."""
+        return f"{self.in_features} -> {self.out_features}, {self.values.shape[1]} inputs each"
+
+
+class CondensedConv2d(nn.Module):
+    """A convolution with exactly k of the Cin * kh * kw weights in every filter; see `CondensedLinear`.
+
+    Args:
+        conv: the masked convolution; groups must be 1 and the padding zeros.
+        index: columns of the flattened filters, [O, k].
+
+    Raises:
+        ConfigError: a convolution of another kind.
+    """
+
+    index: Tensor
+
+    def __init__(self, conv: nn.Conv2d, index: Tensor) -> None:
+        super().__init__()
+        if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            found = f"groups={conv.groups}, padding={conv.padding!r} ({conv.padding_mode})"
+            raise ConfigError("CondensedConv2d", found, "condense convolutions with groups=1 and numbers as padding")
+        flat = conv.weight.detach().reshape(conv.out_channels, -1)
+        values = flat.gather(1, index)
+        _check(values, index, flat.shape[1], conv.bias)
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size: tuple[int, ...] = conv.kernel_size
+        self.stride: tuple[int, ...] = conv.stride
+        self.padding: tuple[int, ...] = conv.padding
+        self.dilation: tuple[int, ...] = conv.dilation
+        self.values = nn.Parameter(values.clone())
+        self.register_buffer("index", narrow(index, flat.shape[1]))
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, Cin, H, W] -> [B, O, H', W']."""
+        patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
+        batch, features, positions = patches.shape
+        out = condensed(patches.transpose(1, 2).reshape(-1, features), self.values, self.index)
+        out = out if self.bias is None else out + self.bias
+        height = _size(x.shape[2], 0, self)
+        return out.reshape(batch, positions, -1).transpose(1, 2).reshape(batch, self.out_channels, height, -1)
+
+    def dense_weight(self) -> Tensor:
+        """The weight [O, Cin, kh, kw] with its zeros."""
+        zeros = self.values.new_zeros(self.out_channels, self.in_channels * self.kernel_size[0] * self.kernel_size[1])
+        found = zeros.scatter(1, wide(self.index).long(), self.values)
+        return found.reshape(self.out_channels, self.in_channels, *self.kernel_size)
+
+    def extra_repr(self) -> str:
+        """Sizes, for printing."""
+        return f"{self.in_channels} -> {self.out_channels}, {self.values.shape[1]} weights each, {self.kernel_size}"
+
+
+def _size(size: int, dim: int, layer: CondensedConv2d) -> int:
+    reach = layer.dilation[dim] * (layer.kernel_size[dim] - 1) + 1
+    return (size + 2 * layer.padding[dim] - reach) // layer.stride[dim] + 1
+
+
+def _check(values: Tensor, index: Tensor, inputs: int, bias: Tensor | None) -> None:
+    if values.dim() != 2 or values.shape != index.shape or (bias is not None and bias.shape != values.shape[:1]):
+        found = f"values {tuple(values.shape)}, index {tuple(index.shape)}"
+        raise ConfigError("condensed layer", found, "give values and index of shape [O, k], and a bias [O] or None")
+    if bool((index < 0).any() | (index >= inputs).any() | (index[:, 1:] <= index[:, :-1]).any()):
+        found = f"an index outside 0..{inputs - 1}, or a row that does not ascend"
+        raise ConfigError("condensed layer", found, "give each row's columns once, in ascending order")
+
+
+def condense(layer: nn.Module, layout: Layout, mask: Tensor, name: str = "layer") -> nn.Module:
+    """A condensed layer with the outputs of a masked one.
+
+    Args:
+        layer: a linear layer or a 2-d convolution whose weight is zero outside the mask.
+        layout: how the mask lies on it.
+        mask: bool [R, n].
+        name: for messages.
+
+    Raises:
+        ConfigError: another kind of layer, a pattern without a constant number of weights per output, or a weight that
+            is not masked.
+    """
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or layout.pattern.granularity == "filter":
+        found = f"a {type(layer).__name__} with the pattern {layout.pattern}"
+        raise ConfigError(f"layer {name!r}", found, "condense linear layers and 2-d convolutions; filters go for real")
+    on_weight = layout.on_weight(mask).expand(layer.weight.shape)
+    if bool((layer.weight.detach()[~on_weight] != 0).any()):
+        raise ConfigError(f"layer {name!r}", "weights outside the mask are not zero", "bake the mask in first")
+    flat = on_weight.reshape(len(layer.weight), -1)
+    kept = int(flat[0].sum())
+    index = flat.nonzero()[:, 1].view(len(flat), kept)
+    if isinstance(layer, nn.Conv2d):
+        return CondensedConv2d(layer, index)
+    return CondensedLinear(layer.weight.gather(1, index), index, layer.in_features, layer.bias)
+
+
+def condense_(model: nn.Module, layouts: Mapping[str, Layout], masks: Mapping[str, Tensor]) -> nn.Module:
+    """Replace the named masked layers of a model by condensed ones; returns the model.
+
+    Raises:
+        ConfigError: as `condense`; the model is unchanged.
+    """
+    modules = dict(model.named_modules())
+    made = {name: condense(modules[name], layouts[name], mask, name) for name, mask in masks.items()}
+    for name, layer in made.items():
+        path, _, attribute = name.rpartition(".")
+        setattr(
+            model.get_submodule(path), attribute, layer.to(modules[name].weight.device).train(modules[name].training)
+        )
+    return model
+
+
+def densify_(model: nn.Module) -> nn.Module:
+    """Replace condensed layers by ordinary ones with zeros, for formats that know no condensed layer (ONNX)."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, CondensedLinear | CondensedConv2d):
+            path, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(path), attribute, _dense(layer))
+    return model
+
+
+def _dense(layer: CondensedLinear | CondensedConv2d) -> nn.Module:
+    bias = layer.bias is not None
+    made: nn.Linear | nn.Conv2d
+    if isinstance(layer, CondensedLinear):
+        made = nn.Linear(layer.in_features, layer.out_features, bias=bias)
+    else:
+        made = nn.Conv2d(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,  # type: ignore[arg-type]
+            bias=bias,
+        )  # fmt: skip
+    made = made.to(layer.values.device, layer.values.dtype).train(layer.training)
+    with torch.no_grad():
+        made.weight.copy_(layer.dense_weight())
+        if layer.bias is not None and made.bias is not None:
+            made.bias.copy_(layer.bias)
+    return made

@@ -1,0 +1,164 @@
+"""Condensed layers: outputs and gradients of the masked ones (oracle 19), through compile, export and saving."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from prunus.errors import ConfigError
+from prunus.masks.patterns import Layer, Pattern
+from prunus.masks.sampling import gumbel, largest
+from prunus.sparse import kernels
+from prunus.sparse.layers import CondensedConv2d, CondensedLinear, condense, condense_, densify_
+
+CASES = [
+    (nn.Linear(24, 10), "weight 25%", (24,)),
+    (nn.Linear(24, 10, bias=False), "2:4", (24,)),
+    (nn.Linear(24, 10), "tile 4 2/6", (24,)),
+    (nn.Linear(24, 10), "weight 25% shared", (24,)),
+    (nn.Conv2d(8, 6, 3, padding=1), "weight 10%", (8, 7, 9)),
+    (nn.Conv2d(8, 6, 3, stride=2, dilation=2, padding=(2, 1), bias=False), "kernel 25%", (8, 9, 11)),
+    (nn.Conv2d(8, 6, (1, 3)), "tap 1/3", (8, 5, 6)),
+]
+
+
+def masked(layer: Layer, text: str) -> tuple[Layer, nn.Module]:
+    layer = copy.deepcopy(layer)
+    layout = Pattern.parse(text).layout(layer, "l")
+    mask = largest(gumbel(layout.rows, layout.n, (3,)), layout.k)
+    with torch.no_grad():
+        layer.weight.mul_(layout.on_weight(mask))
+    return layer, condense(layer, layout, mask)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize(("layer", "text", "shape"), CASES, ids=[f"{type(c[0]).__name__} {c[1]}" for c in CASES])
+def test_condensed_is_masked(layer: Layer, text: str, shape: tuple[int, ...], batch: int) -> None:
+    dense, small = masked(layer, text)
+    x = torch.randn(batch, *shape, requires_grad=True)
+    wanted, found = dense(x), small(x)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    probe = torch.randn_like(wanted)
+    (for_x,) = torch.autograd.grad((found * probe).sum(), x, retain_graph=True)
+    (wanted_x,) = torch.autograd.grad((wanted * probe).sum(), x, retain_graph=True)
+    assert torch.allclose(for_x, wanted_x, atol=1e-5)
+    (for_values,) = torch.autograd.grad((found * probe).sum(), small.values)
+    (for_weight,) = torch.autograd.grad((wanted * probe).sum(), dense.weight)
+    index = kernels.wide(small.index).long()  # type: ignore[arg-type]
+    assert torch.allclose(for_values, for_weight.reshape(len(for_weight), -1).gather(1, index), atol=1e-4)
+    assert torch.equal(small.dense_weight(), dense.weight)  # type: ignore[operator]
+    assert bool((index[:, 1:] > index[:, :-1]).all())
+
+
+@pytest.mark.parametrize("batch", [1, 20])
+def test_both_ways_of_the_kernel_agree_without_numba_too(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, small = masked(nn.Linear(64, 32), "weight 25%")
+    x = torch.randn(batch, 64)
+    first = small(x)
+    monkeypatch.setattr(kernels, "_loop", lambda: None)
+    assert torch.allclose(small(x), first, atol=1e-5)
+
+
+def test_columns_beyond_a_signed_short_survive() -> None:
+    index = torch.tensor([[0, 32_767, 32_768, 65_535], [5, 40_000, 50_000, 60_000]])
+    layer = CondensedLinear(torch.randn(2, 4), index, 65_536)
+    assert layer.index.dtype == torch.int16
+    assert torch.equal(kernels.wide(layer.index).long(), index)
+    x = torch.randn(1, 65_536)
+    wanted = (layer.values * x[0][index]).sum(1)
+    assert torch.allclose(layer(x)[0], wanted + 0, atol=1e-5)
+    assert torch.allclose(layer(x.expand(20, -1))[7], wanted, atol=1e-5)
+    assert CondensedLinear(torch.randn(1, 2), torch.tensor([[0, 70_000]]), 70_001).index.dtype == torch.int32
+
+
+def small_net() -> tuple[nn.Module, dict[str, object], dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)
+    )
+    layouts, masks = {}, {}
+    for name, text in (("0", "weight 20%"), ("4", "weight 25%")):
+        layer = net.get_submodule(name)
+        layouts[name] = Pattern.parse(text).layout(layer, name)  # type: ignore[arg-type]
+        masks[name] = largest(gumbel(layouts[name].rows, layouts[name].n, (1,)), layouts[name].k)
+        with torch.no_grad():
+            layer.weight.mul_(layouts[name].on_weight(masks[name]))  # type: ignore[operator, union-attr]
+    return net.eval(), layouts, masks  # type: ignore[return-value]
+
+
+def test_a_model_is_condensed_exported_compiled_saved_and_made_dense_again() -> None:
+    net, layouts, masks = small_net()
+    x = torch.randn(4, 3, 8, 8)
+    wanted = net(x)
+    small = condense_(copy.deepcopy(net), layouts, masks)  # type: ignore[arg-type]
+    assert isinstance(small[0], CondensedConv2d)  # type: ignore[index]
+    assert torch.allclose(small(x), wanted, atol=1e-5)
+    program = torch.export.export(small, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    more = torch.randn(11, 3, 8, 8)
+    assert torch.allclose(program.module()(more), net(more), atol=1e-5)
+    compiled = torch.compile(small, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), wanted, atol=1e-5)
+    twin = condense_(copy.deepcopy(net), layouts, masks)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.zero_()
+    twin.load_state_dict(small.state_dict())
+    assert torch.equal(twin(x), small(x))
+    back = densify_(copy.deepcopy(small))
+    assert [type(m) for m in back] == [type(m) for m in net]  # type: ignore[attr-defined]
+    assert torch.equal(back(x), wanted)
+
+
+def test_the_operation_passes_torchs_own_checks() -> None:
+    index = torch.tensor([[0, 2], [1, 3], [0, 3]], dtype=torch.int32)
+    x, values = torch.randn(12, 4, requires_grad=True), torch.randn(3, 2, requires_grad=True)
+    torch.library.opcheck(kernels.condensed, (x, values, index))
+
+
+def test_half_precision_values() -> None:
+    dense, small = masked(nn.Linear(64, 32), "weight 25%")
+    half = copy.deepcopy(small)
+    half.values = nn.Parameter(half.values.detach().bfloat16())  # type: ignore[union-attr, operator]
+    for batch in (1, 30):
+        x = torch.randn(batch, 64)
+        assert torch.allclose(half(x), dense(x), atol=0.03)
+
+
+def test_what_can_not_be_condensed_is_refused_and_the_model_unchanged() -> None:
+    net, layouts, masks = small_net()
+    before = [type(m) for m in net]  # type: ignore[attr-defined]
+    with torch.no_grad():
+        net[4].weight.add_(1)  # type: ignore[index, union-attr, operator]
+    with pytest.raises(ConfigError, match=r"(?s)'4'.*not zero"):
+        condense_(net, layouts, masks)  # type: ignore[arg-type]
+    assert [type(m) for m in net] == before  # type: ignore[attr-defined]
+    layer = nn.Linear(8, 4)
+    layout = Pattern.parse("filter 50%").layout(layer, "l")
+    with pytest.raises(ConfigError, match="filter 50%"):
+        condense(layer, layout, torch.tensor([[True, False, True, False]]))
+    with pytest.raises(ConfigError, match="groups=2"):
+        CondensedConv2d(nn.Conv2d(4, 4, 1, groups=2), torch.zeros(4, 1, dtype=torch.long))
+    for index in ([[0, 0], [0, 1]], [[1, 0], [0, 1]], [[0, 4], [0, 1]], [[-1, 0], [0, 1]]):
+        with pytest.raises(ConfigError, match="ascend"):
+            CondensedLinear(torch.randn(2, 2), torch.tensor(index), 4)
+    with pytest.raises(ConfigError, match="shape"):
+        CondensedLinear(torch.randn(2, 2), torch.tensor([[0, 1]]), 4)
+
+
+def test_it_trains() -> None:
+    torch.manual_seed(0)
+    _, small = masked(nn.Linear(12, 3), "weight 50%")
+    x, y = torch.randn(40, 12), torch.randn(40, 3)
+    optimizer = torch.optim.SGD(small.parameters(), 0.1)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = F.mse_loss(small(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
