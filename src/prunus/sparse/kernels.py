@@ -18,19 +18,33 @@ FEW = 8
 """Up to so many examples the compiled loop is faster than `embedding_bag`."""
 
 
-@torch.library.custom_op("prunus::condensed", mutates_args=())
-def condensed(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
-    """The product [B, O] of x [B, I] with values [O, k] at the columns index [O, k] (int16, int32 or int64)."""
-    if x.device.type == "cpu" and len(x) <= FEW and x.dtype == torch.float32 and _loop() is not None:
-        out = x.new_empty(len(x), len(values))
-        numbers = values if values.dtype == torch.float32 else values.float()
-        # int16 holds columns beyond 32,767 as negative numbers; as uint16 they are what they were.
+def product(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
+    """The product [B, O] of x [B, I] with values [O, k] at the columns index [O, k], without a gradient."""
+    if x.device.type == "cpu" and len(x) <= FEW and x.dtype == torch.float32 and _loops() is not None:
+        out = torch.empty(len(x), len(values))
+        plain, bits = _loops()
+        # Shorts read as unsigned: columns beyond 32,767 are what they were.
         columns = index.numpy().view("uint16") if index.dtype == torch.int16 else index.numpy()
-        _loop()(numbers.numpy(), columns, x.contiguous().numpy(), out.numpy())
+        if values.dtype == torch.bfloat16:
+            bits(values.detach().view(torch.int16).numpy().view("uint16"), columns, x.detach().numpy(), out.numpy())
+        else:
+            plain(values.detach().numpy(), columns, x.detach().numpy(), out.numpy())
         return out
     across = x.t().contiguous()
     found = F.embedding_bag(wide(index), across, per_sample_weights=values.to(x.dtype), mode="sum")
     return found.t().contiguous()
+
+
+@torch.library.custom_op("prunus::condensed", mutates_args=())
+def condensed(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
+    """`product` as an operation of torch: it has a gradient, compiles and exports.
+
+    Args:
+        x: [B, I].
+        values: [O, k], fp32 or bf16.
+        index: [O, k], int16 (read as unsigned), int32 or int64.
+    """
+    return product(x, values, index)
 
 
 @condensed.register_fake
@@ -71,20 +85,34 @@ def wide(index: Tensor) -> Tensor:
 
 
 @cache
-def _loop() -> Any:
-    """The compiled loop, or None without numba."""
+def _loops() -> Any:
+    """The compiled loops for fp32 values and for the bits of bf16 values, or None without numba."""
     if importlib.util.find_spec("numba") is None:
         return None
     import numba
+    import numpy as np
 
-    @numba.njit(fastmath=True, cache=False)  # type: ignore[misc, untyped-decorator, unused-ignore]
-    def gather(values: Any, index: Any, x: Any, out: Any) -> None:
+    compiled = numba.njit(fastmath=True)
+
+    @compiled  # type: ignore[misc, untyped-decorator, unused-ignore]
+    def plain(values: Any, index: Any, x: Any, out: Any) -> None:
         for b in range(x.shape[0]):
             row = x[b]
             for o in range(values.shape[0]):
-                total = values[o, 0] * row[index[o, 0]]
-                for j in range(1, values.shape[1]):
+                total = np.float32(0)
+                for j in range(values.shape[1]):
                     total += values[o, j] * row[index[o, j]]
                 out[b, o] = total
 
-    return gather
+    @compiled  # type: ignore[misc, untyped-decorator, unused-ignore]
+    def bits(values: Any, index: Any, x: Any, out: Any) -> None:
+        for b in range(x.shape[0]):
+            row = x[b]
+            for o in range(values.shape[0]):
+                total = np.float32(0)
+                for j in range(values.shape[1]):
+                    widened = np.int32(np.uint32(values[o, j]) << np.uint32(16))
+                    total += widened.view(np.float32) * row[index[o, j]]
+                out[b, o] = total
+
+    return plain, bits

@@ -10,10 +10,43 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError
 from prunus.masks.patterns import Layout
-from prunus.sparse.kernels import condensed, narrow, wide
+from prunus.sparse.kernels import FEW, condensed, narrow, product, wide
 
 
-class CondensedLinear(nn.Module):
+class _Condensed(nn.Module):
+    """Values and indices, and the product with them."""
+
+    index: Tensor
+
+    def __init__(self, values: Tensor, index: Tensor, inputs: int, bias: Tensor | None) -> None:
+        super().__init__()
+        _check(values, index, inputs, bias)
+        self.inputs = inputs
+        self.values = nn.Parameter(values.detach().clone())
+        self.register_buffer("index", narrow(index, inputs))
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self._wide: Tensor | None = None
+
+    def _product(self, x: Tensor) -> Tensor:
+        """[B, I] -> [B, O], the bias added."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            out = condensed(x, self.values, self.index)
+        else:
+            out = product(x, self.values, self.index if len(x) <= FEW else self._widened())
+        return out if self.bias is None else out + self.bias
+
+    def _widened(self) -> Tensor:
+        # Torch's own operations want 32 bits. Kept once made, outside the state: it is derived.
+        if self._wide is None or self._wide.device != self.index.device or self._wide.shape != self.index.shape:
+            self._wide = wide(self.index)
+        return self._wide
+
+    def _flat_weight(self) -> Tensor:
+        zeros = self.values.new_zeros(len(self.values), self.inputs)
+        return zeros.scatter(1, wide(self.index).long(), self.values)
+
+
+class CondensedLinear(_Condensed):
     """A linear layer with exactly k inputs per output: values [O, k], indices [O, k], ascending and unique in a row.
 
     Args:
@@ -26,33 +59,24 @@ class CondensedLinear(nn.Module):
         ConfigError: shapes that do not fit, or indices that are out of range or not ascending.
     """
 
-    index: Tensor
-
     def __init__(self, values: Tensor, index: Tensor, inputs: int, bias: Tensor | None = None) -> None:
-        super().__init__()
-        _check(values, index, inputs, bias)
+        super().__init__(values, index, inputs, bias)
         self.in_features, self.out_features = inputs, values.shape[0]
-        self.values = nn.Parameter(values.detach().clone())
-        self.register_buffer("index", narrow(index, inputs))
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
-        out = condensed(x.reshape(-1, self.in_features), self.values, self.index)
-        out = out if self.bias is None else out + self.bias
-        return out.reshape(*x.shape[:-1], self.out_features)
+        return self._product(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
 
     def dense_weight(self) -> Tensor:
         """The weight [O, I] with its zeros."""
-        zeros = self.values.new_zeros(self.out_features, self.in_features)
-        return zeros.scatter(1, wide(self.index).long(), self.values)
+        return self._flat_weight()
 
     def extra_repr(self) -> str:
         """Sizes, for printing."""
         return f"{self.in_features} -> {self.out_features}, {self.values.shape[1]} inputs each"
 
 
-class CondensedConv2d(nn.Module):
+class CondensedConv2d(_Condensed):
     """A convolution with exactly k of the Cin * kh * kw weights in every filter; see `CondensedLinear`.
 
     Args:
@@ -63,39 +87,29 @@ class CondensedConv2d(nn.Module):
         ConfigError: a convolution of another kind.
     """
 
-    index: Tensor
-
     def __init__(self, conv: nn.Conv2d, index: Tensor) -> None:
-        super().__init__()
         if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             found = f"groups={conv.groups}, padding={conv.padding!r} ({conv.padding_mode})"
             raise ConfigError("CondensedConv2d", found, "condense convolutions with groups=1 and numbers as padding")
         flat = conv.weight.detach().reshape(conv.out_channels, -1)
-        values = flat.gather(1, index)
-        _check(values, index, flat.shape[1], conv.bias)
+        super().__init__(flat.gather(1, index), index, flat.shape[1], conv.bias)
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
         self.kernel_size: tuple[int, ...] = conv.kernel_size
         self.stride: tuple[int, ...] = conv.stride
         self.padding: tuple[int, ...] = conv.padding
         self.dilation: tuple[int, ...] = conv.dilation
-        self.values = nn.Parameter(values.clone())
-        self.register_buffer("index", narrow(index, flat.shape[1]))
-        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, Cin, H, W] -> [B, O, H', W']."""
         patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
         batch, features, positions = patches.shape
-        out = condensed(patches.transpose(1, 2).reshape(-1, features), self.values, self.index)
-        out = out if self.bias is None else out + self.bias
+        out = self._product(patches.transpose(1, 2).reshape(-1, features))
         height = _size(x.shape[2], 0, self)
         return out.reshape(batch, positions, -1).transpose(1, 2).reshape(batch, self.out_channels, height, -1)
 
     def dense_weight(self) -> Tensor:
         """The weight [O, Cin, kh, kw] with its zeros."""
-        zeros = self.values.new_zeros(self.out_channels, self.in_channels * self.kernel_size[0] * self.kernel_size[1])
-        found = zeros.scatter(1, wide(self.index).long(), self.values)
-        return found.reshape(self.out_channels, self.in_channels, *self.kernel_size)
+        return self._flat_weight().reshape(self.out_channels, self.in_channels, *self.kernel_size)
 
     def extra_repr(self) -> str:
         """Sizes, for printing."""

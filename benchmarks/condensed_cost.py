@@ -1,0 +1,111 @@
+"""Condensed linear layers against every other way to multiply by the same weights (bar C4).
+
+    python benchmarks/condensed_cost.py
+
+One thread, CPU time, interleaved. The roofline is the slower of two, both measured in the same run: reading the values
+and indices once at the bandwidth of a plain sum, and the multiply-adds at the rate of a dense product in the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import scipy.sparse
+import torch
+import torch.nn.functional as F
+
+from prunus.sparse.layers import CondensedLinear
+from record import interleaved, write
+
+
+def timed(job: Callable[[], object], inner: int) -> Callable[[], float]:
+    def run() -> float:
+        start = time.process_time()
+        for _ in range(inner):
+            job()
+        return (time.process_time() - start) / inner
+
+    return run
+
+
+def bandwidth(count: int) -> Callable[[], float]:
+    """Seconds to read `count` bytes once."""
+    data = torch.ones(count // 4)
+    return timed(data.sum, 3)
+
+
+def arithmetic() -> Callable[[], float]:
+    """Seconds for a million multiply-adds in a dense product inside the cache."""
+    a, b = torch.randn(128, 128), torch.randn(128, 128)
+    one = timed(lambda: a @ b, 50)
+    return lambda: one() / (128**3 / 1e6)
+
+
+def ways(size: int, density: float, batch: int) -> tuple[dict[str, Callable[[], object]], CondensedLinear, int]:
+    """Every way, checked against the dense product."""
+    k = round(density * size)
+    generator = np.random.default_rng(0)
+    index = torch.from_numpy(np.sort(np.stack([generator.permutation(size)[:k] for _ in range(size)]), 1))
+    values = torch.randn(size, k)
+    layer = CondensedLinear(values, index, size)
+    half = CondensedLinear(values.bfloat16(), index, size)
+    dense = layer.dense_weight().detach()
+    sparse = scipy.sparse.csr_array(dense.numpy())
+    csr = dense.to_sparse_csr()
+    narrow, x = index.to(torch.int32), torch.randn(batch, size)
+    across, dense16, x16, x_numpy = x.t().contiguous(), dense.bfloat16(), x.bfloat16(), x.t().contiguous().numpy()
+    found: dict[str, Callable[[], object]] = {
+        "dense fp32": lambda: x @ dense.t(),
+        "dense bf16": lambda: x16 @ dense16.t(),
+        "torch CSR": lambda: csr @ across,
+        "scipy CSR": lambda: sparse @ x_numpy,
+        "embedding_bag, input given transposed": lambda: F.embedding_bag(
+            narrow, across, per_sample_weights=values, mode="sum"
+        ),
+        "condensed": lambda: layer(x),
+        "condensed, bf16 values": lambda: half(x),
+    }
+    wanted = x @ dense.t()
+    assert torch.allclose(layer(x), wanted, atol=1e-3 * size**0.5)
+    return found, layer, k
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--repeats", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with torch.no_grad():
+        for size in args.sizes:
+            for density in args.densities:
+                for batch in args.batches:
+                    found, layer, k = ways(size, density, batch)
+                    moved = size * k * (4 + layer.index.element_size())
+                    jobs = {n: timed(j, 5 if batch == 1 else 1) for n, j in found.items()}
+                    jobs |= {"read": bandwidth(moved), "multiply": arithmetic()}
+                    times = interleaved(jobs, args.repeats)
+                    middle = {n: statistics.median(t) for n, t in times.items()}
+                    roof = max(middle["read"], middle["multiply"] * size * k * batch / 1e6)
+                    best = min(middle["dense fp32"], middle["dense bf16"])
+                    zeros = f"{100 * (1 - density):.0f} % zeros"
+                    print(f"\n{size} x {size}, {zeros}, batch {batch}, best dense {1e3 * best:.2f} ms")
+                    for name in found:
+                        share = f", {100 * roof / middle[name]:.0f} % of the roofline" if "condensed" in name else ""
+                        ratios = [d / t for d, t in zip(times["dense fp32"], times[name], strict=True)]
+                        quartiles = statistics.quantiles(ratios, n=4)
+                        print(f"  {name:40s} {statistics.median(ratios):6.2f} x dense fp32 "
+                              f"({quartiles[0]:.2f} .. {quartiles[2]:.2f}){share}", flush=True)  # fmt: skip
+                    rows.append({"size": size, "density": density, "batch": batch, "roofline": roof, "seconds": times})
+    print("written to", write("condensed_cost_cpu", {"rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
