@@ -14,7 +14,7 @@ from prunus.errors import ConfigError, DataError
 from prunus.fit_masks import Masked, fit_masks, mean_loss
 from prunus.masks.layers import MaskedWeight, attach, layer_of
 from prunus.masks.patterns import Pattern
-from prunus.masks.sampling import gumbel, sample
+from prunus.masks.sampling import gumbel, largest, sample
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
 
 Batch = tuple[Tensor, Tensor]
@@ -176,6 +176,14 @@ def test_the_best_of_some_draws_is_no_worse_than_the_mode() -> None:
     assert quick(replace(method, best_of=6)).fixed_loss <= quick(method).fixed_loss
 
 
+def test_without_drawing_the_masks_are_those_of_the_magnitudes() -> None:
+    model, batches = convolutional()
+    method = replace(QUICK, pattern="weight 25%", epochs=0, init_std=0.0, prior=1.0)
+    result = fit_masks(model, ["3"], method, batches, F.cross_entropy, progress=False)
+    assert torch.equal(result.masks["3"], largest(layer_of(model, "3").weight.detach().abs().flatten(1), 18))
+    assert result.history == ()
+
+
 def test_what_does_not_fit_is_refused_before_training() -> None:
     model, batches = convolutional()
     with pytest.raises(ConfigError, match=r"(?s)'0'.*no multiple of 4"):
@@ -198,9 +206,13 @@ def test_bad_data_names_the_step() -> None:
         fit_masks(model, ["3"], QUICK, batches, F.cross_entropy, progress=False)
 
 
-@pytest.mark.parametrize(
-    "bad", [{"epochs": 0}, {"temperature": (0.0, 1.0)}, {"noise_scale": (-1.0, 0.0)}, {"lr": 0.0}, {"pattern": "half"}]
-)
+BAD: list[dict[str, object]] = [
+    {"epochs": 0, "tune_epochs": 0}, {"temperature": (0.0, 1.0)}, {"noise_scale": (-1.0, 0.0)}, {"lr": 0.0},
+    {"pattern": "half"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_settings_are_checked(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         DPP(**bad)  # type: ignore[arg-type]

@@ -45,7 +45,8 @@ class DynamicProbabilisticPruning:
 
     Attributes:
         pattern: what is kept, as text (`weight 10%`, `kernel 8/64`, `2:4`, ...).
-        epochs: passes over the data while masks are drawn.
+        epochs: passes over the data while masks are drawn; 0 takes the masks of the logits at the start (magnitude with
+            a prior, random without).
         tune_epochs: passes afterwards, with the masks fixed.
         lr: Adam's step for the weights; falls along a cosine over all epochs.
         logit_lr_mult: times `lr` is the step for the logits.
@@ -86,8 +87,9 @@ class DynamicProbabilisticPruning:
 
     def __post_init__(self) -> None:
         Pattern.parse(self.pattern)
-        positive = (self.epochs, self.lr, self.logit_lr_mult, *self.temperature, self.resample_every, self.best_of)
-        if min(positive) <= 0 or min(*self.noise_scale, self.entropy_weight, self.init_std, self.tune_epochs) < 0:
+        positive = (self.lr, self.logit_lr_mult, *self.temperature, self.resample_every, self.best_of)
+        natural = (*self.noise_scale, self.entropy_weight, self.init_std, self.epochs, self.tune_epochs)
+        if min(positive) <= 0 or min(natural) < 0 or self.epochs + self.tune_epochs == 0:
             found = f"{self}"
             raise ConfigError("DynamicProbabilisticPruning", found, "epochs, rates and temperatures must be positive")
 
