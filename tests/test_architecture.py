@@ -31,10 +31,11 @@ LAYERS = [
         "tune",
         "recursive",
         "fit_masks",
+        "maskfile",
     ],
     ["checkpoint", "export", "report", "measure"],
     ["sources", "pipeline", "demo"],
-    ["compress"],
+    ["compress", "sparsify"],
     ["cli"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

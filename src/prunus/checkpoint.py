@@ -5,6 +5,7 @@ artifact/
   weights.safetensors  the smaller model's tensors under its own names
   plan.json            what was kept, and how each tensor was cut
   program.pt2          the captured program: runs without any of the user's code
+  masks.safetensors    what is kept inside weights, as packed bits (only with patterns)
   README.md            the model card
 """
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ArtifactError, PruneError
 from prunus.export import export_program, load_program
+from prunus.maskfile import LayerMask, read_masks, write_masks
 from prunus.plan import Plan
 from prunus.rewrite import RewrittenModel, rewrite
 from prunus.surgery import cut_
@@ -33,6 +35,7 @@ from prunus.verify import proof_inputs
 
 FORMAT = 1
 WEIGHTS, PLAN, PROGRAM, CARD, MANIFEST = "weights.safetensors", "plan.json", "program.pt2", "README.md", "manifest.json"
+MASKS = "masks.safetensors"
 
 
 def save(
@@ -42,6 +45,7 @@ def save(
     *,
     metrics: Mapping[str, Any] | None = None,
     example_inputs: Any = None,
+    masks: Mapping[str, LayerMask] | None = None,
 ) -> Path:
     """Write an artifact. An existing one is replaced only once the new one is whole.
 
@@ -51,6 +55,7 @@ def save(
         plan: the plan that was applied.
         metrics: accuracies and the like for the model card; JSON-serialisable.
         example_inputs: inputs for capturing; random ones of the recorded shapes if absent.
+        masks: what is kept inside weights, by layer; see `load_masks`.
 
     Returns:
         The folder.
@@ -69,7 +74,9 @@ def save(
         plan.save(temporary / PLAN)
         inputs = proof_inputs(plan, example_inputs, model)[0]
         export_program(model, inputs, temporary / PROGRAM)
-        (temporary / CARD).write_text(_card(model, plan, metrics or {}))
+        if masks:
+            write_masks(temporary / MASKS, masks)
+        (temporary / CARD).write_text(_card(model, plan, metrics or {}, masks or {}))
         manifest = {
             "format": FORMAT,
             "model": plan.model,
@@ -78,7 +85,11 @@ def save(
             "before": vars(plan.before),
             "after": vars(plan.after),
             "metrics": dict(metrics or {}),
-            "sha256": {name: _digest(temporary / name) for name in (WEIGHTS, PLAN, PROGRAM)},
+            "sha256": {
+                name: _digest(temporary / name)
+                for name in (WEIGHTS, PLAN, PROGRAM, MASKS)
+                if (temporary / name).exists()
+            },
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
         _swap(temporary, target)
@@ -121,6 +132,16 @@ def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | N
         ) from error
     _load_weights(model, folder)
     return model.eval()
+
+
+def load_masks(directory: str | os.PathLike[str]) -> dict[str, LayerMask]:
+    """What an artifact keeps inside its weights, by layer; empty if it has no masks.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+    """
+    folder = Path(directory)
+    return read_masks(folder / MASKS) if MASKS in read_manifest(folder)["sha256"] else {}
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -213,9 +234,11 @@ def _swap(temporary: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _card(model: nn.Module, plan: Plan, metrics: Mapping[str, Any]) -> str:
+def _card(model: nn.Module, plan: Plan, metrics: Mapping[str, Any], masks: Mapping[str, LayerMask]) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in metrics.items())
     table = f"\n| metric | value |\n|---|---|\n{rows}\n" if rows else ""
+    lines = [f"| {name} | {m.pattern} | {m.kept:,} of {m.mask.numel():,} |" for name, m in masks.items()]
+    inside = "\n".join(["\n| weight | pattern | kept |", "|---|---|---|", *lines, ""]) if masks else ""
     return f"""# {plan.model}, compressed by Prunus
 
 Made from a dense {plan.model} by removing units for good ({plan.method}; asked: {plan.asked or "counts by hand"}).
@@ -230,4 +253,4 @@ Load with the dense model's factory, `prunus.load(folder, factory)`, or without 
 ```
 {plan.explain()}
 ```
-"""
+{inside}"""

@@ -23,9 +23,11 @@ from prunus.evaluate import evaluate
 from prunus.export import export_onnx, export_program, onnx_runtime
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.graph.trace import trace
+from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.registry import METHODS
-from prunus.report.tables import before_and_after, prunability
+from prunus.report.tables import before_and_after, masks_table, prunability
 from prunus.sources import load_data, load_model
+from prunus.sparsify import Sparsified, sparsify
 
 app = typer.Typer(
     name="prunus",
@@ -69,7 +71,12 @@ def compress_command(
     data: DataSpec,
     budget: Annotated[str | None, typer.Option("--budget", help='such as "macs<=50%, params<=20%"')] = None,
     ratio: Annotated[float | None, typer.Option("--pruning-ratio", help="fraction of all units that goes")] = None,
-    method: Annotated[str, typer.Option("--method", help=", ".join(METHODS))] = "dirichlet",
+    method: Annotated[str, typer.Option("--method", help=", ".join((*METHODS, "dpp")))] = "dirichlet",
+    pattern: Annotated[
+        str | None,
+        typer.Option("--pattern", help='of method dpp: "weight 10%", "kernel 8/64", "2:4", "tile 4 2/8", ...'),
+    ] = None,
+    bits: Annotated[int | None, typer.Option("--bits", help="of the weights with method dpp: 8, 4, 2 or 1")] = None,
     out: Annotated[Path, typer.Option("--out", help="folder to write")] = Path("runs/compress"),
     weights: Weights = None,
     ignore: Annotated[
@@ -87,6 +94,20 @@ def compress_command(
     seed: Seed = 0,
 ) -> None:
     """Compress a trained model to a budget, recover its accuracy, prove, measure and save it."""
+    if method == "dpp":
+        if pattern is None or budget is not None or ratio is not None:
+            raise ConfigError(
+                "--method dpp", "it keeps k of n inside weights", "give --pattern, and no budget or ratio"
+            )
+        network, _ = _model(model, weights)
+        settings = DynamicProbabilisticPruning(pattern=pattern, epochs=epochs, bits=bits)  # type: ignore[arg-type]
+        source = load_data(data, seed=seed)
+        _finish_masks(
+            sparsify(network, source, method=settings, ignored_layers=ignore or (), out=out, seed=seed, say=_say)
+        )
+        return
+    if pattern is not None or bits is not None:
+        raise ConfigError("--pattern, --bits", f"method {method!r} has none", "use --method dpp")
     onnx = _onnx_wanted(onnx)
     network, _ = _model(model, weights)
     source = load_data(data, seed=seed)
@@ -196,6 +217,13 @@ def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
     console.print(before_and_after(done.summary))
     for warning in done.comparison.warnings:
         console.print(Text.assemble(("warning", "yellow"), f": {warning}"))
+    console.print(f"written to {done.directory}")
+
+
+def _finish_masks(done: Sparsified) -> None:
+    console.print(masks_table(done.summary))
+    accuracy = done.summary["accuracy"]
+    console.print(f"test: {accuracy['dense_test']:.2f} % dense, {accuracy['test']:.2f} % masked")
     console.print(f"written to {done.directory}")
 
 

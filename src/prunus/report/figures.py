@@ -1,4 +1,4 @@
-"""Pictures of a run in stages: the noise of every unit, and what stayed along the chain."""
+"""Pictures of a run: the noise of every unit in stages; masks inside weights and how they came to be."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import MissingDependencyError
+from prunus.fit_masks import Masked
 from prunus.recursive import Stage
 
 
@@ -23,16 +24,10 @@ def draw_stages(stages: Sequence[Stage], folder: Path) -> list[Path]:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "figures", "matplotlib is not installed", "pip install 'prunus[figures]'"
-        ) from error
     groups = [(n, s.importance[n], k) for s in stages for n, k in zip(s.groups, s.kept, strict=True)]
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.4 * rows + 2.6), layout="constrained")
+    figure = _figure(3.2 * columns, 2.4 * rows + 2.6)
     halves: Any = figure.subfigures(2, 1, height_ratios=[2.4 * rows, 2.6])
     upper, lower = halves
     axes = upper.subplots(rows, columns, squeeze=False).reshape(-1)
@@ -53,8 +48,75 @@ def draw_stages(stages: Sequence[Stage], folder: Path) -> list[Path]:
     chain.set_xticks(range(len(groups)), [name for name, _, _ in groups], rotation=45, ha="right", fontsize=7)
     chain.set_ylabel("units kept, %", fontsize=8)
     chain.set_ylim(0, 100)
+    return [_saved(figure, folder, "stages")]
+
+
+def draw_masks(masked: Masked, folder: Path) -> list[Path]:
+    """Write `masks.png` (what each layer keeps) and `learning.png` (confidence, diversity, flips by epoch).
+
+    Args:
+        masked: what `fit_masks` returned.
+        folder: where to; made if it is not there.
+
+    Returns:
+        The files written.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    columns = min(3, len(masked.masks))
+    rows = -(-len(masked.masks) // columns)
+    figure = _figure(4.2 * columns, 3.0 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axis, (name, mask) in zip(axes, masked.masks.items(), strict=False):
+        inside = masked.layouts[name].spread(mask)
+        picture = inside.expand(masked.layouts[name].form.filters, *inside.shape[1:]).flatten(1).float()
+        axis.imshow(picture.numpy(), aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1)
+        axis.set_title(f"{name}: {masked.layouts[name].pattern}, {int(mask.sum()):,} kept", fontsize=9)
+        axis.set_xlabel("input x tap", fontsize=8)
+        axis.set_ylabel("output", fontsize=8)
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(masked.masks) :]:
+        axis.axis("off")
+    files = [_saved(figure, folder, "masks")]
+    if masked.history:
+        files.append(_saved(_learning(masked), folder, "learning"))
+    return files
+
+
+def _learning(masked: Masked) -> Any:
+    figure = _figure(11.0, 2.8)
+    axes = figure.subplots(1, 3)
+    titles = (
+        "confidence (1: k elements share the mass)",
+        "diversity of the rows, nats",
+        "kept that the next draw replaces",
+    )
+    series = [[getattr(e, field) for e in masked.history] for field in ("confidence", "diversity", "flips")]
+    for axis, title, epochs in zip(axes, titles, series, strict=True):
+        for name in masked.masks:
+            axis.plot(range(1, len(epochs) + 1), [e[name] for e in epochs], marker=".", label=name)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("epoch of drawing", fontsize=8)
+        axis.set_ylim(bottom=0)
+        axis.tick_params(labelsize=7)
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            "figures", "matplotlib is not installed", "pip install 'prunus[figures]'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _saved(figure: Any, folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / "stages.png", folder / "stages.part.png"
+    path, temporary = folder / f"{name}.png", folder / f"{name}.part.png"
     figure.savefig(temporary, dpi=110)
     temporary.replace(path)
-    return [path]
+    return path

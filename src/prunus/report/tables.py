@@ -34,6 +34,21 @@ def prunability(graph: Graph) -> Table:
     return table
 
 
+def masks_table(summary: Mapping[str, Any]) -> Table:
+    """What each layer keeps inside its weight, in how many bytes, and how sure the masks are."""
+    table = Table(title=f"{summary['model']} on {summary['data']}")
+    for column in ("layer", "kept", "of", "bytes", "dense", "confidence", "diversity", "flips"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for name, layer in summary["layers"].items():
+        sure = [layer[key] for key in ("confidence", "diversity", "flips")]
+        table.add_row(
+            name,
+            *(f"{layer[key]:,}" for key in ("kept", "weights", "stored_bytes", "dense_bytes")),
+            *("-" if value is None else f"{value:.2f}" for value in sure),
+        )
+    return table
+
+
 def before_and_after(summary: Mapping[str, Any]) -> Table:
     """Accuracy, parameters, MACs and latency before and after, from a `compress` summary."""
     table = Table(

@@ -1,0 +1,176 @@
+"""From a trained network and its data to a folder with one that keeps exactly k of n inside its weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.checkpoint import save
+from prunus.datasets import Batches, DataSource
+from prunus.errors import ConfigError, MissingDependencyError
+from prunus.evaluate import evaluate
+from prunus.fit_masks import Masked, fit_masks
+from prunus.graph.trace import trace
+from prunus.maskfile import LayerMask
+from prunus.masks.layers import layer_of
+from prunus.methods.dpp import DynamicProbabilisticPruning
+from prunus.plan import Plan
+from prunus.report.figures import draw_masks
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """What `sparsify` made.
+
+    Attributes:
+        model: the network with zeros where nothing is kept.
+        masked: masks, logits, history.
+        summary: accuracies, sizes and settings as plain numbers, as written to `summary.json`.
+        directory: the folder with `summary.json`, `artifact/` and `figures/`; None if there is no `out`.
+    """
+
+    model: nn.Module
+    masked: Masked
+    summary: Mapping[str, Any]
+    directory: Path | None
+
+
+def maskable_layers(model: nn.Module, ignored: Sequence[str] = ()) -> list[str]:
+    """Names of all linear and convolution layers but the first and the last and those that a glob in `ignored` names.
+
+    Raises:
+        ConfigError: a glob matches nothing, or nothing is left.
+    """
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    for glob in ignored:
+        if not any(fnmatchcase(n, glob) for n in names):
+            raise ConfigError(f"ignored layer {glob!r}", "no linear or convolution layer has that name", "see analyze")
+    edges = {names[0], names[-1]} if len(names) > 2 else set(names[-1:])
+    found = [n for n in names if n not in edges and not any(fnmatchcase(n, g) for g in ignored)]
+    if not found:
+        raise ConfigError("model", "no layer is left to put a pattern on", "ignore fewer layers")
+    return found
+
+
+def sparsify(
+    model: nn.Module,
+    data: DataSource,
+    *,
+    method: DynamicProbabilisticPruning,
+    layers: Sequence[str] | None = None,
+    ignored_layers: Sequence[str] = (),
+    batch_size: int = 64,
+    out: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    say: Say = lambda _: None,
+) -> Sparsified:
+    """Learn which k of n stay, train the survivors, count exactly, save.
+
+    Args:
+        model: the trained network; not touched.
+        data: its data; masks are compared on the validation split, the test split is read once, at the end.
+        method: pattern, schedule, bits.
+        layers: names of the layers; None takes all but the first and the last.
+        ignored_layers: globs of layers to leave, without `layers`.
+        batch_size: of the training.
+        out: folder to write.
+        seed: for everything random.
+        progress: show progress bars where there is a terminal.
+        say: receives a line of text at every step.
+
+    Raises:
+        PruneError: one of its kinds; the model is as it was, and `out` holds what was there before.
+    """
+    names = list(layers) if layers is not None else maskable_layers(model, ignored_layers)
+    accuracy = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn).accuracy}
+    say(f"dense: {accuracy['dense']:.2f} % on {len(data.validation)} validation examples")
+    batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment)
+    judge = Batches(data.validation, 250)
+    masked = fit_masks(model, names, method, batches, data.loss_fn, judge=judge, seed=seed, progress=progress)
+    accuracy["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn).accuracy
+    say(f"{method.pattern} in {', '.join(names)}: {accuracy['masked']:.2f} %")
+    accuracy["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn).accuracy
+    accuracy["test"] = evaluate(masked.model, data.test, loss_fn=data.loss_fn).accuracy
+    inside = {n: LayerMask(method.pattern, m, method.bits) for n, m in masked.masks.items()}
+    summary = _summary(model, data, method, masked, inside, accuracy, seed)
+    directory = _write(out, model, masked, inside, data, accuracy, summary, say)
+    return Sparsified(masked.model, masked, summary, directory)
+
+
+def _summary(
+    model: nn.Module,
+    data: DataSource,
+    method: DynamicProbabilisticPruning,
+    masked: Masked,
+    inside: Mapping[str, LayerMask],
+    accuracy: Mapping[str, float],
+    seed: int,
+) -> dict[str, Any]:
+    weights = {n: layer_of(model, n).weight.numel() for n in inside}
+    stored = {n: m.stored_bytes(weights[n] // m.mask.numel() or 1) for n, m in inside.items()}
+    last = masked.history[-1] if masked.history else None
+    return {
+        "model": type(model).__name__,
+        "data": data.name,
+        "method": method.name,
+        "settings": repr(method),
+        "seed": seed,
+        "accuracy": dict(accuracy),
+        "layers": {
+            n: {
+                "weights": weights[n],
+                "kept": int((layer_of(masked.model, n).weight != 0).sum()),
+                "density": masked.layouts[n].density,
+                "dense_bytes": 4 * weights[n],
+                "stored_bytes": stored[n],
+                "confidence": None if last is None else last.confidence[n],
+                "diversity": None if last is None else last.diversity[n],
+                "flips": None if last is None else last.flips[n],
+            }
+            for n in inside
+        },
+        "loss_of_draws": masked.sampled_loss,
+        "loss_of_fixed": masked.fixed_loss,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _write(
+    out: str | os.PathLike[str] | None,
+    model: nn.Module,
+    masked: Masked,
+    inside: Mapping[str, LayerMask],
+    data: DataSource,
+    accuracy: Mapping[str, float],
+    summary: Mapping[str, Any],
+    say: Say,
+) -> Path | None:
+    if out is None:
+        return None
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = trace(copy.deepcopy(model), data.example_inputs)
+    plan = Plan.from_kept(graph, {}, method="dpp")
+    metrics = {f"accuracy {name} (%)": round(value, 2) for name, value in accuracy.items()}
+    save(folder / "artifact", masked.model, plan, metrics=metrics, example_inputs=data.example_inputs, masks=inside)
+    temporary = folder / "summary.json.part"
+    temporary.write_text(json.dumps(summary, indent=2))
+    os.replace(temporary, folder / "summary.json")
+    try:
+        draw_masks(masked, folder / "figures")
+    except MissingDependencyError as error:
+        say(f"no figures: {error.what}; {error.fix}")
+    return folder

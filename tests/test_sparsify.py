@@ -1,0 +1,151 @@
+"""From model and data to a folder with masks: what is written is what was kept, and refusals leave everything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from prunus.checkpoint import load, load_masks, read_manifest
+from prunus.cli import main
+from prunus.datasets import DataSource
+from prunus.errors import ArtifactError, ConfigError
+from prunus.maskfile import LayerMask, read_masks, write_masks
+from prunus.masks.layers import layer_of
+from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
+from prunus.sparse.layers import condense_
+from prunus.sparsify import maskable_layers, sparsify
+
+SCRIPT = """
+import torch
+from torch import nn
+from prunus.datasets import ArrayDataset, DataSource
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 4),
+    )
+
+def data():
+    images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    part = ArrayDataset(images, torch.arange(64) % 4)
+    return DataSource("toy", part, part, part, 4)
+"""
+
+
+def parts() -> tuple[nn.Module, DataSource]:
+    space: dict[str, object] = {}
+    exec(SCRIPT, space)
+    return space["net"]().eval(), space["data"]()  # type: ignore[operator]
+
+
+def test_the_folder_holds_what_was_kept(tmp_path: Path) -> None:
+    model, data = parts()
+    method = DPP(pattern="weight 25%", epochs=1, tune_epochs=1, bits=8)
+    done = sparsify(model, data, method=method, out=tmp_path / "run", progress=False)
+    artifact = tmp_path / "run" / "artifact"
+    x = data.example_inputs
+    again = load(artifact, lambda: parts()[0])
+    assert torch.equal(again(x), done.model(x))
+    assert torch.allclose(load(artifact)(x), done.model(x), atol=1e-6)
+    masks = load_masks(artifact)
+    assert list(masks) == ["3", "6"]
+    layouts = {n: m.layout(again, n) for n, m in masks.items()}
+    for name, kept in masks.items():
+        assert torch.equal(kept.mask, done.masked.masks[name])
+        outside = ~layouts[name].on_weight(kept.mask).expand(layer_of(again, name).weight.shape)
+        assert bool((layer_of(again, name).weight[outside] == 0).all())
+        assert kept.bits == 8
+    condense_(again, layouts, {n: m.mask for n, m in masks.items()})
+    assert torch.allclose(again(x), done.model(x), atol=1e-5)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    # 16 neurons, 32 of 128 inputs each: 8 bits a value, 7 an index.
+    assert summary["layers"]["6"]["stored_bytes"] == 16 * 32 * (8 + 7) // 8
+    assert summary["layers"]["6"]["kept"] <= 16 * 32
+    assert "masks.safetensors" in read_manifest(artifact)["sha256"]
+    assert "| 6 | weight 25% | 512 of 2,048 |" in (artifact / "README.md").read_text()
+
+
+def test_kernels_count_their_taps_once_as_an_index(tmp_path: Path) -> None:
+    model, data = parts()
+    method = DPP(pattern="kernel 2/8", epochs=1, tune_epochs=0)
+    done = sparsify(model, data, method=method, layers=["3"], progress=False)
+    assert done.summary["layers"]["3"]["stored_bytes"] == (8 * 2 * 9 * 32 + 8 * 2 * 3) // 8
+    assert done.directory is None
+
+
+def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    script = tmp_path / "mine.py"
+    script.write_text(SCRIPT)
+    common = ["compress", f"{script}:net", "--data", f"{script}:data", "--method", "dpp", "--epochs", "2"]
+    with pytest.raises(SystemExit) as ended:
+        main([*common, "--pattern", "weight 25%", "--ignore", "3", "--out", str(tmp_path / "run")])
+    assert ended.value.code in (0, None)
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "6 512 2,048 2,496 8,192" in shown  # 512 values of 32 bits with indices of 7
+    assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == {"masks.png", "learning.png"}
+    refusals = {
+        ("--budget", "macs<=50%", "--pattern", "2:4"): "no budget",
+        (): "give --pattern",
+        ("--pattern", "half"): "not a pattern",
+        ("--pattern", "2:4", "--ignore", "nothing*"): "no linear or convolution",
+        ("--pattern", "weight 25%", "--bits", "3"): "3 bits",
+    }
+    for wrong, message in refusals.items():
+        with pytest.raises(SystemExit) as ended:
+            main([*common, *wrong, "--out", str(tmp_path / "other")])
+        assert ended.value.code == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "other").exists()
+    with pytest.raises(SystemExit) as ended:
+        main(["compress", f"{script}:net", "--data", f"{script}:data", "--pattern", "2:4", "--budget", "macs<=50%"])
+    assert ended.value.code == 2
+
+
+def test_edges_stay_unless_named() -> None:
+    model, _ = parts()
+    assert maskable_layers(model) == ["3", "6"]
+    assert maskable_layers(model, ["6"]) == ["3"]
+    assert maskable_layers(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))) == ["0"]
+    with pytest.raises(ConfigError, match="no layer is left"):
+        maskable_layers(model, ["*"])
+
+
+def test_masks_survive_the_disk_and_damage_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    mask = torch.tensor([[True, False, True] * 4, [False, True, True] * 4])
+    write_masks(path, {"a.b": LayerMask("weight 8/12", mask, 4), "c": LayerMask("2:4", mask[:, :4])})
+    with pytest.raises(ArtifactError, match="different numbers"):
+        read_masks(path)
+    write_masks(path, {"a.b": LayerMask("weight 8/12", mask, 4)})
+    found = read_masks(path)["a.b"]
+    assert torch.equal(found.mask, mask)
+    assert (found.pattern, found.bits, found.kept) == ("weight 8/12", 4, 16)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_masks(path)
+
+
+def test_sizes_are_exact() -> None:
+    mask = torch.zeros(3, 10, dtype=torch.bool)
+    mask[:, :4] = True
+    assert LayerMask("weight 4/10", mask).stored_bytes() == 3 * 4 * (32 + 4) // 8
+    assert LayerMask("weight 4/10", mask, 1).stored_bytes() == -(-3 * 4 * (1 + 4) // 8)
+
+
+def test_several_processes_would_see_the_same_masks() -> None:
+    """The draws depend on the method's seed and a counter alone, not on torch's generator (which differs by rank)."""
+    model, _ = parts()
+    first = DPP(pattern="weight 25%").masks(model, ["3"], seed=1)["3"]
+    torch.manual_seed(99)
+    second = DPP(pattern="weight 25%").masks(model, ["3"], seed=1)["3"]
+    weight = layer_of(model, "3").weight.detach()
+    for _ in range(3):
+        torch.randn(5)
+        assert torch.equal(first(weight), second(weight))
