@@ -2,17 +2,21 @@
 
 from prunus.apply import apply_
 from prunus.budget import Allocation, Budget, allocate, select
-from prunus.checkpoint import load, save
+from prunus.checkpoint import load, load_masks, save
 from prunus.compress import compress
 from prunus.cost import count_cost
 from prunus.fit import fit
+from prunus.fit_masks import fit_masks
 from prunus.gate import attach
 from prunus.graph.trace import trace
 from prunus.inputs import SelectInputs
 from prunus.methods.dirichlet import DirichletPruning
+from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline import Result, prune
 from prunus.plan import Plan
+from prunus.sparse.layers import condense_, densify_
+from prunus.sparsify import sparsify
 
 __version__ = "0.1.0"
 
@@ -20,6 +24,7 @@ __all__ = [
     "Allocation",
     "Budget",
     "DirichletPruning",
+    "DynamicProbabilisticPruning",
     "Plan",
     "RecursiveBayesianPruning",
     "Result",
@@ -29,11 +34,16 @@ __all__ = [
     "apply_",
     "attach",
     "compress",
+    "condense_",
     "count_cost",
+    "densify_",
     "fit",
+    "fit_masks",
     "load",
+    "load_masks",
     "prune",
     "save",
     "select",
+    "sparsify",
     "trace",
 ]
