@@ -32,6 +32,7 @@ LAYERS = [
         "recursive",
         "fit_masks",
         "maskfile",
+        "filters",
     ],
     ["checkpoint", "export", "report", "measure"],
     ["sources", "pipeline", "demo"],

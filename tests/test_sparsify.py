@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+import prunus
 from prunus.checkpoint import load, load_masks, read_manifest
 from prunus.cli import main
 from prunus.datasets import DataSource
 from prunus.errors import ArtifactError, ConfigError
+from prunus.filters import plan_of_filters, sole_writers
 from prunus.maskfile import LayerMask, read_masks, write_masks
 from prunus.masks.layers import layer_of
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
 from prunus.sparse.layers import condense_
 from prunus.sparsify import maskable_layers, sparsify
+from zoo import ZOO
 
 SCRIPT = """
 import torch
@@ -77,6 +80,31 @@ def test_kernels_count_their_taps_once_as_an_index(tmp_path: Path) -> None:
     done = sparsify(model, data, method=method, layers=["3"], progress=False)
     assert done.summary["layers"]["3"]["stored_bytes"] == (8 * 2 * 9 * 32 + 8 * 2 * 3) // 8
     assert done.directory is None
+
+
+def test_filters_go_for_real(tmp_path: Path) -> None:
+    model, data = parts()
+    method = DPP(pattern="filter 50%", epochs=1, tune_epochs=1)
+    done = sparsify(model, data, method=method, out=tmp_path / "run", progress=False)
+    assert layer_of(done.model, "3").weight.shape == (4, 8, 3, 3)
+    assert layer_of(done.model, "6").weight.shape == (8, 64)
+    assert done.summary["after"]["macs"] < 0.6 * done.summary["before"]["macs"]
+    again = load(tmp_path / "run" / "artifact", lambda: parts()[0])
+    assert torch.equal(again(data.example_inputs), done.model(data.example_inputs))
+    assert load_masks(tmp_path / "run" / "artifact") == {}
+
+
+def test_the_plan_of_filters_is_the_masks_and_shared_filters_are_refused() -> None:
+    model, data = parts()
+    graph = prunus.trace(model, data.example_inputs)
+    mask = torch.tensor([[True, False, True, True, False, False, True, False]])
+    assert plan_of_filters(graph, {"3": mask}).kept["3"] == (0, 2, 3, 6)
+    residual, x = ZOO["residual_option_b"].make(), ZOO["residual_option_b"].inputs(2)
+    alone = sole_writers(prunus.trace(residual, x))
+    assert "1.conv1" in alone
+    assert "1.conv2" not in alone
+    with pytest.raises(ConfigError, match=r"(?s)'1.conv2'.*shared.*1.conv1"):
+        plan_of_filters(prunus.trace(residual, x), {"1.conv2": mask})
 
 
 def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,7 +223,7 @@ def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
 def _finish_masks(done: Sparsified) -> None:
     console.print(masks_table(done.summary))
     accuracy = done.summary["accuracy"]
-    console.print(f"test: {accuracy['dense_test']:.2f} % dense, {accuracy['test']:.2f} % masked")
+    console.print(f"test: {accuracy['dense_test']:.2f} % dense, {accuracy['test']:.2f} % with k of n")
     console.print(f"written to {done.directory}")
 
 

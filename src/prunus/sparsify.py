@@ -15,17 +15,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.apply import apply_and_verify_
+from prunus.batchnorm import reestimate_batch_norm
 from prunus.checkpoint import save
 from prunus.datasets import Batches, DataSource
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.evaluate import evaluate
+from prunus.filters import check_filters, plan_of_filters, sole_writers
 from prunus.fit_masks import Masked, fit_masks
 from prunus.graph.trace import trace
 from prunus.maskfile import LayerMask
 from prunus.masks.layers import layer_of
+from prunus.masks.patterns import Pattern
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.plan import Plan
 from prunus.report.figures import draw_masks
+from prunus.tune import tune_
 
 Say = Callable[[str], None]
 
@@ -35,7 +40,7 @@ class Sparsified:
     """What `sparsify` made.
 
     Attributes:
-        model: the network with zeros where nothing is kept.
+        model: the network with zeros where nothing is kept; with a filter pattern, without those filters.
         masked: masks, logits, history.
         summary: accuracies, sizes and settings as plain numbers, as written to `summary.json`.
         directory: the folder with `summary.json`, `artifact/` and `figures/`; None if there is no `out`.
@@ -94,7 +99,12 @@ def sparsify(
     Raises:
         PruneError: one of its kinds; the model is as it was, and `out` holds what was there before.
     """
+    graph = trace(model, data.example_inputs)
+    by_filter = Pattern.parse(method.pattern).granularity == "filter"
     names = list(layers) if layers is not None else maskable_layers(model, ignored_layers)
+    if by_filter:
+        names = [n for n in names if n in sole_writers(graph)] if layers is None else names
+        check_filters(graph, names)
     accuracy = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn).accuracy}
     say(f"dense: {accuracy['dense']:.2f} % on {len(data.validation)} validation examples")
     batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment)
@@ -102,12 +112,40 @@ def sparsify(
     masked = fit_masks(model, names, method, batches, data.loss_fn, judge=judge, seed=seed, progress=progress)
     accuracy["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn).accuracy
     say(f"{method.pattern} in {', '.join(names)}: {accuracy['masked']:.2f} %")
+    small, plan = masked.model, Plan.from_kept(graph, {}, method=method.name)
+    if by_filter:
+        plan = plan_of_filters(graph, masked.masks)
+        small = _without_filters(masked.model, plan, data, batches, method, seed, progress)
+        accuracy["removed"] = evaluate(small, data.validation, loss_fn=data.loss_fn).accuracy
+        say(plan.explain())
+        say(f"filters removed, tuned: {accuracy['removed']:.2f} %")
     accuracy["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn).accuracy
-    accuracy["test"] = evaluate(masked.model, data.test, loss_fn=data.loss_fn).accuracy
+    accuracy["test"] = evaluate(small, data.test, loss_fn=data.loss_fn).accuracy
     inside = {n: LayerMask(method.pattern, m, method.bits) for n, m in masked.masks.items()}
-    summary = _summary(model, data, method, masked, inside, accuracy, seed)
-    directory = _write(out, model, masked, inside, data, accuracy, summary, say)
-    return Sparsified(masked.model, masked, summary, directory)
+    summary = _summary(model, data, method, masked, inside, plan, accuracy, seed)
+    directory = _write(out, small, plan, masked, {} if by_filter else inside, data, accuracy, summary, say)
+    return Sparsified(small, masked, summary, directory)
+
+
+def _without_filters(
+    model: nn.Module,
+    plan: Plan,
+    data: DataSource,
+    batches: Batches,
+    method: DynamicProbabilisticPruning,
+    seed: int,
+    progress: bool,
+) -> nn.Module:
+    """A copy without the filters for good; batch norm re-estimated, because what they passed on is gone, and tuned."""
+    small, _ = apply_and_verify_(copy.deepcopy(model), plan, data.example_inputs)
+    reestimate_batch_norm(small, batches, num_batches=64)
+    if method.tune_epochs and method.train_weights:
+        weights = [p for p in small.parameters() if p.requires_grad]
+        tune_(
+            small, weights, batches, data.loss_fn,
+            epochs=method.tune_epochs, lr=method.lr, seed=seed, progress=progress,
+        )  # fmt: skip
+    return small.eval()
 
 
 def _summary(
@@ -116,6 +154,7 @@ def _summary(
     method: DynamicProbabilisticPruning,
     masked: Masked,
     inside: Mapping[str, LayerMask],
+    plan: Plan,
     accuracy: Mapping[str, float],
     seed: int,
 ) -> dict[str, Any]:
@@ -129,6 +168,8 @@ def _summary(
         "settings": repr(method),
         "seed": seed,
         "accuracy": dict(accuracy),
+        "before": vars(plan.before),
+        "after": vars(plan.after),
         "layers": {
             n: {
                 "weights": weights[n],
@@ -151,6 +192,7 @@ def _summary(
 def _write(
     out: str | os.PathLike[str] | None,
     model: nn.Module,
+    plan: Plan,
     masked: Masked,
     inside: Mapping[str, LayerMask],
     data: DataSource,
@@ -162,10 +204,8 @@ def _write(
         return None
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    graph = trace(copy.deepcopy(model), data.example_inputs)
-    plan = Plan.from_kept(graph, {}, method="dpp")
     metrics = {f"accuracy {name} (%)": round(value, 2) for name, value in accuracy.items()}
-    save(folder / "artifact", masked.model, plan, metrics=metrics, example_inputs=data.example_inputs, masks=inside)
+    save(folder / "artifact", model, plan, metrics=metrics, example_inputs=data.example_inputs, masks=inside)
     temporary = folder / "summary.json.part"
     temporary.write_text(json.dumps(summary, indent=2))
     os.replace(temporary, folder / "summary.json")
