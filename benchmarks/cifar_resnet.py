@@ -32,6 +32,7 @@ def entries() -> list[Entry]:
     uniform, deep = Allocation(scope="uniform"), Allocation(cost_exponent=2.0)
     return [
         Entry("dirichlet MC", DirichletPruning(), deep),
+        Entry("dirichlet MC, exponent 1", DirichletPruning(), Allocation(cost_exponent=1.0)),
         Entry("dirichlet point", DirichletPruning(estimator="point"), deep),
         Entry("random", Random(), uniform),
         Entry("L1", L1(), uniform),
@@ -51,11 +52,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--distillation", type=float, default=0.9)
     parser.add_argument("--budget", default="macs<=50%")
     parser.add_argument("--learning-examples", type=int, default=20_000)
     parser.add_argument("--only", nargs="*", help="labels of the methods to run")
-    parser.add_argument("--recover", nargs="*", default=["dirichlet MC", "random", "L1", "Taylor"])
+    parser.add_argument(
+        "--recover", nargs="*", default=["dirichlet MC, exponent 1", "dirichlet MC", "random", "L1", "Taylor"]
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if args.device == "cpu":
@@ -66,11 +70,12 @@ def main() -> None:
     def fresh(_: int) -> nn.Module:
         return copy.deepcopy(dense)
 
+    recovery = FinetuneConfig(epochs=args.epochs or 1, lr=args.lr, distillation=args.distillation, channels_last=True)
     chosen = [e for e in entries() if not args.only or e.label in args.only]
     setting = Setting(
         keep=lambda name: name.endswith(".conv1"),
         budget=args.budget,
-        recovery=FinetuneConfig(epochs=args.epochs, lr=args.lr, channels_last=True) if args.epochs else None,
+        recovery=recovery if args.epochs else None,
         recovered=tuple(args.recover),
         learning_examples=args.learning_examples,
         split=args.split,

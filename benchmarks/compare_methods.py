@@ -101,8 +101,10 @@ def run(
             teacher = RememberingTeacher(copy.deepcopy(dense_of_seed(seed)))
             for entry in entries:
                 wanted = setting.recovery is not None and (not setting.recovered or entry.label in setting.recovered)
-                key = {"name": name, "seed": seed, "label": entry.label, "recovered": recover}
-                known = any(all(r[k] == v for k, v in key.items()) for r in rows)
+                key: dict[str, Any] = {"name": name, "seed": seed, "label": entry.label, "recovered": recover}
+                if recover and setting.recovery is not None:
+                    key["recipe"] = recipe_of(setting.recovery)
+                known = any(all(r.get(k) == v for k, v in key.items()) for r in rows)
                 if known or (recover and not wanted):
                     continue
                 dense = dense_of_seed(seed)
@@ -115,7 +117,13 @@ def run(
                 with log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print({k: v for k, v in row.items() if k not in ("provenance", "kept")}, flush=True)
-    return [r for r in rows if r["name"] == name and r["seed"] in seeds]
+    recipe = None if setting.recovery is None else recipe_of(setting.recovery)
+    return [r for r in rows if r["name"] == name and r["seed"] in seeds and r.get("recipe", recipe) == recipe]
+
+
+def recipe_of(recovery: FinetuneConfig) -> str:
+    """The settings of a recovery that its results depend on most, as text."""
+    return f"lr={recovery.lr:g},distillation={recovery.distillation:g}"
 
 
 def planned(dense: nn.Module, data: DataSource, entry: Entry, setting: Setting, seed: int) -> tuple[Plan, float]:
