@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.atomic import write_text
 from prunus.batchnorm import reestimate_batch_norm
 from prunus.budget import Allocation
 from prunus.checkpoint import save
@@ -191,7 +192,5 @@ def _write(
     metrics = {f"accuracy {name} (%)": round(value, 2) for name, value in accuracy.items()}
     save(folder / "artifact", model, result.plan, metrics=metrics, example_inputs=data.example_inputs)
     result.plan.save(folder / "plan.json")
-    temporary = folder / "summary.json.part"
-    temporary.write_text(json.dumps(summary, indent=2))
-    os.replace(temporary, folder / "summary.json")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2))
     return folder

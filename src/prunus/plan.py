@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from prunus.atomic import write_text
 from prunus.cost import Cost, CostModel
 from prunus.errors import PlanError
 from prunus.graph.grouping import Graph
@@ -227,10 +228,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan; an existing file is replaced only once the new one is whole."""
-        target = Path(path)
-        temporary = target.with_name(target.name + ".part")
-        temporary.write_text(self.to_json())
-        os.replace(temporary, target)
+        write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from prunus.apply import apply_and_verify_
+from prunus.atomic import write_text
 from prunus.batchnorm import reestimate_batch_norm
 from prunus.checkpoint import save
 from prunus.datasets import Batches, DataSource
@@ -206,9 +207,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {f"accuracy {name} (%)": round(value, 2) for name, value in accuracy.items()}
     save(folder / "artifact", model, plan, metrics=metrics, example_inputs=data.example_inputs, masks=inside)
-    temporary = folder / "summary.json.part"
-    temporary.write_text(json.dumps(summary, indent=2))
-    os.replace(temporary, folder / "summary.json")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2))
     try:
         draw_masks(masked, folder / "figures")
     except MissingDependencyError as error:
