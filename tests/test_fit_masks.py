@@ -138,6 +138,41 @@ def test_the_masked_weight_has_the_gradients_of_weight_times_mask(pattern: str) 
     assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(found, wanted, strict=True))
 
 
+def test_a_layer_called_twice_has_one_mask_in_a_step() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+            self.seen: list[Tensor] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(2):
+                self.seen.append(self.inner.weight.detach() != 0)
+                x = torch.relu(self.inner(x))
+            return self.head(x)
+
+        def __deepcopy__(self, memo: object) -> Twice:
+            return self  # what is trained is this one, so that what its forward saw is here
+
+    batches = [(torch.randn(8, 6), torch.arange(8) % 2)] * 3
+    model = Twice()
+    fit_masks(model, ["inner"], DPP(pattern="weight 50%", epochs=1, tune_epochs=0, prior=0.0), batches, F.cross_entropy)
+    seen = model.seen
+    assert all(torch.equal(a, b) for a, b in zip(seen[:6:2], seen[1:6:2], strict=True))
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_grids_follow_output_channels_in_transposed_convolutions_too() -> None:
+    layer = nn.ConvTranspose2d(4, 3, 2)
+    layout = Pattern.parse("weight 50%").layout(layer, "l")
+    mask = MaskedWeight(layout, torch.randn(layout.rows, layout.n), bits=4)
+    mask.settle_()
+    on_grid = layout.form.rows(mask(layer.weight).detach())
+    for channel in on_grid:
+        step = channel.abs().max() / 7
+        assert torch.allclose(channel / step, (channel / step).round(), atol=1e-4)
+
+
 def test_draws_are_shared_when_asked() -> None:
     mask = MaskedWeight(Pattern.parse("weight 50%").layout(nn.Linear(8, 3), "l"), torch.zeros(3, 8), resample_every=2)
     drawn = [mask(torch.ones(3, 8)).detach() for _ in range(4)]

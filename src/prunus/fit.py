@@ -219,7 +219,7 @@ def _accumulate(
             inputs, targets = to_device(x, device), y.to(device)
             with recompute_products(), autocast(device, precision):
                 loss = loss_fn(call(model, inputs), targets, reduction="sum")
-            _check(loss, inputs, 0, step)
+            check_loss(loss, inputs, f"epoch 0, step {step}")
             loss.backward()
             for group in groups:
                 probe = gates.probes.get(group.name)
@@ -291,7 +291,7 @@ def _learn_round(
                 loss = _sampled_loss(model, inputs, targets, method, loss_fn)
             weight = method.complexity_weight(progress, num_data)
             objective = loss + weight * gates.penalty(num_data) if weight else loss
-            _check(objective, inputs, epoch, step)
+            check_loss(objective, inputs, f"epoch {epoch}, step {step}")
             optimizer.zero_grad(set_to_none=True)
             objective.backward()
             average_gradients_([*parameters, *weights])
@@ -311,17 +311,18 @@ def _sampled_loss(
     return torch.stack([loss_fn(out, targets) for out in draws]).mean()
 
 
-def _check(loss: Tensor, inputs: Any, epoch: int, step: int) -> None:
+def check_loss(loss: Tensor, inputs: Any, where: str) -> None:
+    """Raise DataError on every rank if the loss is NaN or infinite on any of them, saying whether the inputs were."""
     finite = torch.isfinite(loss.detach()).all().float()
     if bool(_summed(1 - finite) == 0):
         return
     args, kwargs = as_arguments(inputs)
     tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
     if bool(finite):
-        raise DataError(f"epoch {epoch}, step {step}", "NaN or infinity on another rank", "see that rank's message")
+        raise DataError(where, "NaN or infinity on another rank", "see that rank's message")
     what = "the loss" if all(bool(torch.isfinite(t).all()) for t in tensors) else "the inputs"
     raise DataError(
-        f"epoch {epoch}, step {step}",
+        where,
         f"NaN or infinity in {what}",
         "clean the data" if what == "the inputs" else "lower the learning rate or use precision='fp32'",
     )

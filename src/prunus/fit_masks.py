@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from prunus.batchnorm import reestimate_batch_norm
-from prunus.errors import ConfigError, DataError
-from prunus.fit import BatchSource, LossFunction, Precision, only_trainable, set_epoch
+from prunus.errors import ConfigError
+from prunus.fit import BatchSource, LossFunction, Precision, check_loss, only_trainable, set_epoch
 from prunus.masks.layers import MaskedWeight, MaskSet, attach, bake_, layer_of
 from prunus.masks.metrics import confidence, diversity, flip_rate, probabilities
 from prunus.masks.patterns import Layout
 from prunus.masks.sampling import gumbel, largest
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.modes import eval_mode, modes_kept
-from prunus.parallel import average_gradients_, average_over_ranks_, model_device, running_statistics
+from prunus.parallel import average_gradients_, average_over_ranks_, model_device, rank, running_statistics
 from prunus.precision import autocast, to_device
 from prunus.progress import Bar, progress_bar
 from prunus.verify import call
@@ -87,7 +88,7 @@ def fit_masks(
         loss_fn: mean loss of a batch.
         judge: data to compare drawn masks on (`best_of`) and to report losses; must not be the test data. Without it
             the training batches are used.
-        seed: of logits, draws, dropout; the same on every rank.
+        seed: of logits and draws, which are the same on every rank, and of dropout.
         precision: as for `fit`.
         progress: show a bar where there is a terminal.
 
@@ -108,7 +109,7 @@ def fit_masks(
     steps = (method.epochs + method.tune_epochs) * len(batches)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), progress_bar("dpp", steps, progress) as bar:
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + 7919 * rank())  # dropout differs between ranks, masks do not
         with attach(work, masks) as attached:
             history = _train(work, attached, method, batches, loss_fn, precision, bar)
             attached.mode_("mode")
@@ -210,13 +211,14 @@ def _epoch(
         factor = 0.5 * (1 + math.cos(math.pi * (epoch * len(batches) + step) / total))
         for group, base in zip(optimizer.param_groups, bases, strict=True):
             group["lr"] = base * factor
-        with autocast(device, precision):
-            loss = loss_fn(call(model, to_device(x, device)), y.to(device))
+        inputs = to_device(x, device)
+        # Cached: a layer that is called twice has one mask in a step, not two.
+        with parametrize.cached(), autocast(device, precision):
+            loss = loss_fn(call(model, inputs), y.to(device))
         objective = loss
         if masks is not None and method.entropy_weight:
             objective = loss + method.entropy_weight * masks.entropy()
-        if not bool(torch.isfinite(objective.detach())):
-            raise DataError(f"epoch {epoch}, step {step}", "NaN or infinity in the loss", "lower lr or logit_lr_mult")
+        check_loss(objective, inputs, f"epoch {epoch}, step {step}")
         optimizer.zero_grad(set_to_none=True)
         objective.backward()
         average_gradients_(trained)

@@ -29,6 +29,7 @@ from prunus.maskfile import LayerMask
 from prunus.masks.layers import layer_of
 from prunus.masks.patterns import Pattern
 from prunus.methods.dpp import DynamicProbabilisticPruning
+from prunus.parallel import accelerator
 from prunus.plan import Plan
 from prunus.report.figures import draw_masks
 from prunus.tune import tune_
@@ -44,7 +45,8 @@ class Sparsified:
         model: the network with zeros where nothing is kept; with a filter pattern, without those filters.
         masked: masks, logits, history.
         summary: accuracies, sizes and settings as plain numbers, as written to `summary.json`.
-        directory: the folder with `summary.json`, `artifact/` and `figures/`; None if there is no `out`.
+        directory: the folder with `summary.json`, `artifact/` and `figures/`; None if there is no `out`, or on
+            other ranks than 0.
     """
 
     model: nn.Module
@@ -106,9 +108,11 @@ def sparsify(
     if by_filter:
         names = [n for n in names if n in sole_writers(graph)] if layers is None else names
         check_filters(graph, names)
+    with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
+        rank, world = processes.process_index, processes.num_processes
     accuracy = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn).accuracy}
     say(f"dense: {accuracy['dense']:.2f} % on {len(data.validation)} validation examples")
-    batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment)
+    batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
     judge = Batches(data.validation, 250)
     masked = fit_masks(model, names, method, batches, data.loss_fn, judge=judge, seed=seed, progress=progress)
     accuracy["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn).accuracy
@@ -124,7 +128,8 @@ def sparsify(
     accuracy["test"] = evaluate(small, data.test, loss_fn=data.loss_fn).accuracy
     inside = {n: LayerMask(method.pattern, m, method.bits) for n, m in masked.masks.items()}
     summary = _summary(model, data, method, masked, inside, plan, accuracy, seed)
-    directory = _write(out, small, plan, masked, {} if by_filter else inside, data, accuracy, summary, say)
+    packed = {} if by_filter else inside
+    directory = None if rank else _write(out, small, plan, masked, packed, data, accuracy, summary, say)
     return Sparsified(small, masked, summary, directory)
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from prunus.errors import DataError
-from prunus.fit import BatchSource, LossFunction, Precision, only_trainable, set_epoch
+from prunus.fit import BatchSource, LossFunction, Precision, check_loss, only_trainable, set_epoch
 from prunus.modes import modes_kept
 from prunus.parallel import average_gradients_, average_over_ranks_, model_device, running_statistics
 from prunus.precision import autocast, to_device
@@ -48,11 +47,10 @@ def tune_(
         for epoch in range(epochs):
             set_epoch(batches, epoch)
             for step, (x, y) in enumerate(batches):
+                inputs = to_device(x, device)
                 with autocast(device, precision):
-                    loss = loss_fn(call(model, to_device(x, device)), y.to(device))
-                if not bool(torch.isfinite(loss.detach())):
-                    what = "NaN or infinity in the loss"
-                    raise DataError(f"tuning, epoch {epoch}, step {step}", what, "lower weight_lr")
+                    loss = loss_fn(call(model, inputs), y.to(device))
+                check_loss(loss, inputs, f"tuning, epoch {epoch}, step {step}")
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 average_gradients_(weights)

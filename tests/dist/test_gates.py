@@ -18,8 +18,10 @@ import prunus
 from prunus.datasets import ArrayDataset, Batches
 from prunus.errors import DataError
 from prunus.fit import fit
+from prunus.fit_masks import fit_masks
 from prunus.methods.criteria import Fisher
 from prunus.methods.dirichlet import DirichletPruning
+from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.parallel import accelerator
 
 pytestmark = pytest.mark.dist
@@ -43,7 +45,17 @@ def learned(rank: int, world: int) -> dict[str, Any]:
         fit(model, groups, DirichletPruning(min_steps=0), poisoned, F.cross_entropy, num_data=64)
     except DataError as error:
         refused = error.where
+    method = DynamicProbabilisticPruning(pattern="weight 25%", epochs=1, tune_epochs=1, best_of=2)
+    masked = fit_masks(model, ["0", "3"], method, batches, F.cross_entropy, precision="fp32", progress=False)
+    refused_masks = ""
+    try:
+        fit_masks(model, ["3"], method, poisoned, F.cross_entropy, progress=False)
+    except DataError as error:
+        refused_masks = error.where
     return {
+        "masks": {n: m.tolist() for n, m in masked.masks.items()},
+        "weights": {n: p.tolist() for n, p in masked.model.named_parameters()},
+        "refused_masks": refused_masks,
         "dirichlet": {n: v.tolist() for n, v in found.values.items()},
         "fisher": {n: v.tolist() for n, v in fisher.values.items()},
         "refused": refused,
@@ -58,6 +70,9 @@ def test_two_processes_hold_the_same_gates(tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["dirichlet"] == second["dirichlet"]
     assert first["refused"] == second["refused"] == "epoch 0, step 0"
+    assert first["masks"] == second["masks"]
+    assert first["weights"] == second["weights"]
+    assert first["refused_masks"] == second["refused_masks"] == "epoch 0, step 0"
     alone = learned(0, 1)
     for name, values in alone["fisher"].items():  # no noise: two processes see what one sees
         torch.testing.assert_close(torch.tensor(first["fisher"][name]), torch.tensor(values), rtol=1e-4, atol=1e-7)

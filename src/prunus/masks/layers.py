@@ -56,7 +56,8 @@ class MaskedWeight(nn.Module):
         masked = weight * self.layout.on_weight(self.fixed) if self.mode == "fixed" else self._drawn(weight)
         if self.bits is None:
             return masked
-        return quantized(masked, self.bits, per_channel=self.per_channel, scheme=self.scheme)
+        form = self.layout.form  # output channels first, in transposed convolutions too
+        return form.weight(quantized(form.rows(masked), self.bits, per_channel=self.per_channel, scheme=self.scheme))
 
     def _drawn(self, weight: Tensor) -> Tensor:
         noise = self._next_noise() if self.mode == "sample" and self.training else None
