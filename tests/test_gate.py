@@ -159,7 +159,7 @@ def test_only_named_groups_are_gated() -> None:
         model(inputs).sum().backward()
         assert gates.posterior(first.name).rho.grad is None  # type: ignore[union-attr]
         assert bool((gates.posterior(second.name).rho.grad != 0).any())  # type: ignore[union-attr]
-        assert float(gates.penalty(7)) == pytest.approx(float(gates.posterior(second.name).complexity()) / 7)
+        assert gates.penalty(7).item() == pytest.approx(gates.posterior(second.name).complexity().item() / 7)
 
 
 @pytest.mark.parametrize(
