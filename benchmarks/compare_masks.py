@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from prunus.datasets import Batches, DataSource
 from prunus.evaluate import evaluate
 from prunus.fit_masks import fit_masks
 from prunus.methods.dpp import DynamicProbabilisticPruning
-from record import mean_std, provenance
+from record import Log, mean_std
 
 
 def alike(own: DynamicProbabilisticPruning, epochs: int, drawing: float) -> dict[str, DynamicProbabilisticPruning]:
@@ -42,13 +41,12 @@ def run_masks(
     batch_size: int = 128,
 ) -> list[dict[str, Any]]:
     """Run what is not in the log yet; masks are compared on the validation split, results judged on `split`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    runs = Log(log)
     judged = data.test if split == "test" else data.validation
     for seed in seeds:
         for label, method in methods.items():
             key = {"net": net, "seed": seed, "label": label, "settings": repr(method)}
-            if any(all(r[k] == v for k, v in key.items()) for r in rows):
+            if runs.has(key):
                 continue
             dense = dense_of_seed(seed)
             batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment)
@@ -68,15 +66,10 @@ def run_masks(
                 "sampled_loss": found.sampled_loss,
                 "fixed_loss": found.fixed_loss,
                 "seconds": round(time.perf_counter() - start, 1),
-                "provenance": provenance(),
             }
-            rows.append(row)
-            with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            shown = ("net", "seed", "pattern", "label", "error", "dense_error", "sampled_loss", "fixed_loss", "seconds")
-            print({k: row[k] for k in shown}, flush=True)
+            runs.add(row, "settings", "confidence", "flips")
     wanted = {(label, repr(m)) for label, m in methods.items()}
-    return [r for r in rows if r["net"] == net and r["seed"] in seeds and (r["label"], r["settings"]) in wanted]
+    return [r for r in runs.rows if r["net"] == net and r["seed"] in seeds and (r["label"], r["settings"]) in wanted]
 
 
 def table_masks(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:

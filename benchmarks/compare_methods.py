@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from prunus.finetuneconfig import FinetuneConfig
 from prunus.methods.base import Method
 from prunus.pipeline import make_plan, score
 from prunus.plan import Plan
-from record import mean_std, provenance
+from record import Log, mean_std
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,7 @@ def run(
     log: Path,
 ) -> list[dict[str, Any]]:
     """Run what is not in the log yet, in two rounds: all without recovery, then recovery seed by seed."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    runs = Log(log)
     plans: dict[tuple[int, str], tuple[Plan, float]] = {}
     for recover in (False, True):
         for seed in seeds:
@@ -104,21 +102,15 @@ def run(
                 key: dict[str, Any] = {"name": name, "seed": seed, "label": entry.label, "recovered": recover}
                 if recover and setting.recovery is not None:
                     key["recipe"] = recipe_of(setting.recovery)
-                known = any(all(r.get(k) == v for k, v in key.items()) for r in rows)
-                if known or (recover and not wanted):
+                if runs.has(key) or (recover and not wanted):
                     continue
                 dense = dense_of_seed(seed)
                 if (seed, entry.label) not in plans:
                     plans[seed, entry.label] = planned(dense, data, entry, setting, seed)
                 found = one(dense, data, *plans[seed, entry.label], setting, seed, teacher if recover else None)
-                row = {**key, **found}
-                row["provenance"] = provenance()
-                rows.append(row)
-                with log.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print({k: v for k, v in row.items() if k not in ("provenance", "kept")}, flush=True)
+                runs.add({**key, **found}, "kept")
     recipe = None if setting.recovery is None else recipe_of(setting.recovery)
-    return [r for r in rows if r["name"] == name and r["seed"] in seeds and r.get("recipe", recipe) == recipe]
+    return [r for r in runs.rows if r["name"] == name and r["seed"] in seeds and r.get("recipe", recipe) == recipe]
 
 
 def recipe_of(recovery: FinetuneConfig) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.methods.base import StagedMethod
 from prunus.pipeline import prune
-from record import mean_std, provenance
+from record import Log, mean_std
 
 
 def run_natural(
@@ -34,12 +33,12 @@ def run_natural(
     batch_size: int = 128,
 ) -> list[dict[str, Any]]:
     """Prune without a budget, recover, judge; what is in the log already is not run again."""
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    runs = Log(log)
     judged = data.test if split == "test" else data.validation
     for seed in seeds:
         for label, method in methods.items():
             key = {"name": name, "seed": seed, "label": label, "settings": repr(method)}
-            if any(all(r[k] == v for k, v in key.items()) for r in rows):
+            if runs.has(key):
                 continue
             dense = dense_of_seed(seed)
             batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment)
@@ -62,14 +61,9 @@ def run_natural(
                 "proof": result.verification.max_error,
                 "learning_seconds": round(learning, 1),
                 "split": split,
-                "provenance": provenance(),
             }
-            rows.append(row)
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print({k: v for k, v in row.items() if k not in ("provenance", "settings")}, flush=True)
-    return [r for r in rows if r["name"] == name and r["seed"] in seeds]
+            runs.add(row, "settings")
+    return [r for r in runs.rows if r["name"] == name and r["seed"] in seeds]
 
 
 def table_natural(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:

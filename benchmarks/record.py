@@ -54,6 +54,29 @@ def write(name: str, data: dict[str, Any]) -> Path:
     return path
 
 
+class Log:
+    """Rows of results, one JSON line each: what was run is known, what is new is appended at once."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.rows: list[dict[str, Any]] = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        )
+
+    def has(self, key: dict[str, Any]) -> bool:
+        """True if a row has all these values."""
+        return any(all(r.get(k) == v for k, v in key.items()) for r in self.rows)
+
+    def add(self, row: dict[str, Any], *hidden: str) -> None:
+        """Append a row with its provenance, and print it without what is hidden."""
+        row = {**row, "provenance": provenance()}
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print({k: v for k, v in row.items() if k not in ("provenance", *hidden)}, flush=True)
+
+
 def mean_std(values: Sequence[float]) -> str:
     """`mean ± std` with two decimals; the sample standard deviation."""
     if len(values) < 2:

@@ -219,6 +219,15 @@ def test_without_drawing_the_masks_are_those_of_the_magnitudes() -> None:
     assert result.history == ()
 
 
+def test_frozen_weights_are_not_tuned_and_their_statistics_are_estimated() -> None:
+    method = replace(QUICK, train_weights=False)
+    with_tuning, without = quick(replace(method, tune_epochs=3)), quick(replace(method, tune_epochs=0))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(with_tuning.model.state_dict().values(), without.model.state_dict().values(), strict=True)
+    )
+
+
 def test_what_does_not_fit_is_refused_before_training() -> None:
     model, batches = convolutional()
     with pytest.raises(ConfigError, match=r"(?s)'0'.*no multiple of 4"):

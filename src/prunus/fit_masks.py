@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,19 +107,21 @@ def fit_masks(
                 layer_of(work, name).weight.mul_(math.sqrt(mask.layout.n / mask.layout.k))
     device = model_device(work)
     seen = judge if judge is not None else batches
-    steps = (method.epochs + method.tune_epochs) * len(batches)
+    steps = _epochs(method) * len(batches)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), progress_bar("dpp", steps, progress) as bar:
         torch.manual_seed(seed + 7919 * rank())  # dropout differs between ranks, masks do not
         with attach(work, masks) as attached:
-            history = _train(work, attached, method, batches, loss_fn, precision, bar)
+            drawn = range(method.epochs)
+            history = _train(work, attached, method, drawn, batches, loss_fn, precision, bar, drawing=True)
             attached.mode_("mode")
             sampled = _sampled_loss(work, attached, seen, loss_fn, precision, method.best_of, seed)
             attached.settle_(sampled[1])
-            if not method.tune_epochs:
+            tuned = range(method.epochs, _epochs(method))
+            if not tuned:
                 reestimate_batch_norm(work, batches)
             fixed = mean_loss(work, seen, loss_fn, precision)
-            _tune(work, attached, method, batches, loss_fn, precision, bar)
+            _train(work, attached, method, tuned, batches, loss_fn, precision, bar, drawing=False)
         bake_(work, masks)
     return Masked(
         model=work.eval(),
@@ -148,90 +151,62 @@ def _train(
     model: nn.Module,
     masks: MaskSet,
     method: DynamicProbabilisticPruning,
+    epochs: range,
     batches: BatchSource,
     loss_fn: LossFunction,
     precision: Precision,
     bar: Bar,
+    *,
+    drawing: bool,
 ) -> list[MaskEpoch]:
-    logits = masks.logits()
-    weights = _weights(model, logits) if method.train_weights else []
-    groups = [{"params": logits, "lr": method.lr * method.logit_lr_mult}]
-    optimizer = torch.optim.Adam([*groups, {"params": weights, "lr": method.lr}] if weights else groups, fused=True)
+    """Weights and logits while masks are drawn, the weights alone once they are fixed; one cosine over both."""
+    weights = _weights(model, masks.logits()) if method.train_weights else []
+    peaks = [(masks.logits() if drawing else [], method.lr * method.logit_lr_mult), (weights, method.lr)]
+    groups: list[dict[str, Any]] = [{"params": p, "lr": peak, "peak": peak} for p, peak in peaks if p]
+    if not groups or not epochs:
+        return []
+    optimizer = torch.optim.Adam(groups, fused=True)
+    trained = [p for group in groups for p in group["params"]]
+    device, total = model_device(model), _epochs(method) * len(batches)
     history = []
-    with only_trainable(model, [*weights, *logits]), modes_kept(model):
+    with only_trainable(model, trained), modes_kept(model):
         model.train()
-        for epoch in range(method.epochs):
+        for epoch in epochs:
             masks.schedule_(*method.schedule(epoch))
             set_epoch(batches, epoch)
-            losses = _epoch(model, method, batches, loss_fn, precision, bar, optimizer, epoch, masks)
-            history.append(_observed(masks, losses))
+            running = torch.zeros((), device=device)
+            for step, (x, y) in enumerate(batches):
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * (epoch * len(batches) + step) / total))
+                inputs = to_device(x, device)
+                # Cached: a layer that is called twice has one mask in a step, not two.
+                with parametrize.cached(), autocast(device, precision):
+                    loss = loss_fn(call(model, inputs), y.to(device))
+                objective = loss
+                if drawing and method.entropy_weight:
+                    objective = loss + method.entropy_weight * masks.entropy()
+                check_loss(objective, inputs, f"epoch {epoch}, step {step}")
+                optimizer.zero_grad(set_to_none=True)
+                objective.backward()
+                average_gradients_(trained)
+                optimizer.step()
+                running += loss.detach()
+                bar.advance()
+            if drawing:
+                history.append(_observed(masks, float(running) / len(batches)))
     average_over_ranks_(running_statistics(model))
     return history
 
 
-def _tune(
-    model: nn.Module,
-    masks: MaskSet,
-    method: DynamicProbabilisticPruning,
-    batches: BatchSource,
-    loss_fn: LossFunction,
-    precision: Precision,
-    bar: Bar,
-) -> None:
-    if not method.tune_epochs or not method.train_weights:
-        return
-    weights = _weights(model, masks.logits())
-    optimizer = torch.optim.Adam(weights, lr=method.lr, fused=True)
-    with only_trainable(model, weights), modes_kept(model):
-        model.train()
-        for epoch in range(method.epochs, method.epochs + method.tune_epochs):
-            set_epoch(batches, epoch)
-            _epoch(model, method, batches, loss_fn, precision, bar, optimizer, epoch, None)
-    average_over_ranks_(running_statistics(model))
-
-
-def _epoch(
-    model: nn.Module,
-    method: DynamicProbabilisticPruning,
-    batches: BatchSource,
-    loss_fn: LossFunction,
-    precision: Precision,
-    bar: Bar,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-    masks: MaskSet | None,
-) -> float:
-    """One pass; the learning rate follows one cosine over drawing and tuning."""
-    device, total = model_device(model), (method.epochs + method.tune_epochs) * len(batches)
-    bases = [method.lr * (method.logit_lr_mult if masks is not None and i == 0 else 1.0)
-             for i in range(len(optimizer.param_groups))]  # fmt: skip
-    running = torch.zeros((), device=device)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    for step, (x, y) in enumerate(batches):
-        factor = 0.5 * (1 + math.cos(math.pi * (epoch * len(batches) + step) / total))
-        for group, base in zip(optimizer.param_groups, bases, strict=True):
-            group["lr"] = base * factor
-        inputs = to_device(x, device)
-        # Cached: a layer that is called twice has one mask in a step, not two.
-        with parametrize.cached(), autocast(device, precision):
-            loss = loss_fn(call(model, inputs), y.to(device))
-        objective = loss
-        if masks is not None and method.entropy_weight:
-            objective = loss + method.entropy_weight * masks.entropy()
-        check_loss(objective, inputs, f"epoch {epoch}, step {step}")
-        optimizer.zero_grad(set_to_none=True)
-        objective.backward()
-        average_gradients_(trained)
-        optimizer.step()
-        running += loss.detach()
-        bar.advance()
-    return float(running) / len(batches)
+def _epochs(method: DynamicProbabilisticPruning) -> int:
+    """Passes over the data: with frozen weights there is nothing to tune."""
+    return method.epochs + (method.tune_epochs if method.train_weights else 0)
 
 
 def _observed(masks: MaskSet, loss: float) -> MaskEpoch:
     sure, differ, flips = {}, {}, {}
     for name, mask in masks.masks.items():
-        scale = mask.noise_scale or 1e-6
+        scale = max(mask.noise_scale, 1e-6)  # without noise: the limit, all mass on the largest
         p = probabilities(mask.logits, scale)
         sure[name] = confidence(p, mask.layout.k)
         differ[name] = diversity(p)
@@ -252,7 +227,7 @@ def _sampled_loss(
     best = {n: largest(m.logits.detach(), m.layout.k) for n, m in masks.masks.items()}
     lowest = mean_loss(model, judge, loss_fn, precision) if best_of > 1 else math.inf
     losses = []
-    for number in range(max(best_of, 1)):
+    for number in range(best_of):
         drawn = {n: _draw(m, (m.seed, seed, number)) for n, m in masks.masks.items()}
         masks.settle_(drawn)
         losses.append(mean_loss(model, judge, loss_fn, precision))

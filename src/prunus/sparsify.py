@@ -165,7 +165,7 @@ def _summary(
     seed: int,
 ) -> dict[str, Any]:
     weights = {n: layer_of(model, n).weight.numel() for n in inside}
-    stored = {n: m.stored_bytes(weights[n] // m.mask.numel() or 1) for n, m in inside.items()}
+    stored = {n: m.stored_bytes(weights[n] // m.mask.numel()) for n, m in inside.items()}
     last = masked.history[-1] if masked.history else None
     return {
         "model": type(model).__name__,

@@ -94,25 +94,18 @@ def _loops() -> Any:
 
     compiled = numba.njit(fastmath=True)
 
-    @compiled  # type: ignore[misc, untyped-decorator, unused-ignore]
-    def plain(values: Any, index: Any, x: Any, out: Any) -> None:
-        for b in range(x.shape[0]):
-            row = x[b]
-            for o in range(values.shape[0]):
-                total = np.float32(0)
-                for j in range(values.shape[1]):
-                    total += values[o, j] * row[index[o, j]]
-                out[b, o] = total
+    def loop(widened: Any) -> Any:
+        def gather(values: Any, index: Any, x: Any, out: Any) -> None:
+            for b in range(x.shape[0]):
+                row = x[b]
+                for o in range(values.shape[0]):
+                    total = np.float32(0)
+                    for j in range(values.shape[1]):
+                        total += widened(values[o, j]) * row[index[o, j]]
+                    out[b, o] = total
 
-    @compiled  # type: ignore[misc, untyped-decorator, unused-ignore]
-    def bits(values: Any, index: Any, x: Any, out: Any) -> None:
-        for b in range(x.shape[0]):
-            row = x[b]
-            for o in range(values.shape[0]):
-                total = np.float32(0)
-                for j in range(values.shape[1]):
-                    widened = np.int32(np.uint32(values[o, j]) << np.uint32(16))
-                    total += widened.view(np.float32) * row[index[o, j]]
-                out[b, o] = total
+        return compiled(gather)
 
-    return plain, bits
+    same = compiled(lambda value: value)
+    from_bits = compiled(lambda value: np.int32(np.uint32(value) << np.uint32(16)).view(np.float32))
+    return loop(same), loop(from_bits)
