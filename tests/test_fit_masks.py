@@ -35,7 +35,7 @@ def planted(features: int = 20, outputs: int = 4, k: int = 3) -> tuple[nn.Module
 
 def test_a_planted_support_is_found() -> None:
     model, batches, support = planted()
-    method = DPP(pattern="weight 3/20", epochs=15, tune_epochs=10, lr=0.01, logit_lr_mult=3, prior=0.0, init_std=0.1)
+    method = DPP(pattern="weight 3/20", epochs=20, tune_epochs=10, lr=0.01, logit_lr_mult=1, prior=0.0, init_std=0.1)
     result = fit_masks(model, ["0"], method, batches, F.mse_loss, progress=False)
     assert torch.equal(result.masks["0"], support)
     assert torch.equal(layer_of(result.model, "0").weight != 0, support)
