@@ -77,6 +77,9 @@ def compress_command(
         typer.Option("--pattern", help='of method dpp: "weight 10%", "kernel 8/64", "2:4", "tile 4 2/8", ...'),
     ] = None,
     bits: Annotated[int | None, typer.Option("--bits", help="of the weights with method dpp: 8, 4, 2 or 1")] = None,
+    activation_bits: Annotated[
+        int | None, typer.Option("--activation-bits", help="of what the layers are given, with method dpp: 8")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="folder to write")] = Path("runs/compress"),
     weights: Weights = None,
     ignore: Annotated[
@@ -100,14 +103,19 @@ def compress_command(
                 "--method dpp", "it keeps k of n inside weights", "give --pattern, and no budget or ratio"
             )
         network, _ = _model(model, weights)
-        settings = DynamicProbabilisticPruning(pattern=pattern, epochs=epochs, bits=bits)  # type: ignore[arg-type]
+        settings = DynamicProbabilisticPruning(
+            pattern=pattern,
+            epochs=epochs,
+            bits=bits,  # type: ignore[arg-type]
+            activation_bits=activation_bits,  # type: ignore[arg-type]
+        )
         source = load_data(data, seed=seed)
         _finish_masks(
             sparsify(network, source, method=settings, ignored_layers=ignore or (), out=out, seed=seed, say=_say)
         )
         return
-    if pattern is not None or bits is not None:
-        raise ConfigError("--pattern, --bits", f"method {method!r} has none", "use --method dpp")
+    if any(given is not None for given in (pattern, bits, activation_bits)):
+        raise ConfigError("--pattern, --bits, --activation-bits", f"method {method!r} has none", "use --method dpp")
     onnx = _onnx_wanted(onnx)
     network, _ = _model(model, weights)
     source = load_data(data, seed=seed)

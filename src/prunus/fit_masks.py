@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from prunus.activations import QuantizedInput, quantized_inputs
 from prunus.batchnorm import reestimate_batch_norm
 from prunus.errors import ConfigError
 from prunus.fit import BatchSource, LossFunction, Precision, check_loss, only_trainable, set_epoch
@@ -53,6 +54,8 @@ class Masked:
         masks: bool [R, n] by layer, k True in every row.
         layouts: how each mask lies on its layer's weight.
         logits: what was learned, fp32 [R, n] by layer.
+        inputs: the grids that the layers' inputs lie on, by layer; empty without `activation_bits`. They are not in
+            the model: `quantized_inputs` puts them around it, the int8 ONNX export writes them down.
         history: one entry per epoch of drawing.
         sampled_loss: mean loss with masks drawn at the last noise, before they were fixed.
         fixed_loss: mean loss with the fixed masks, before any tuning.
@@ -62,6 +65,7 @@ class Masked:
     masks: Mapping[str, Tensor]
     layouts: Mapping[str, Layout]
     logits: Mapping[str, Tensor]
+    inputs: Mapping[str, QuantizedInput]
     history: tuple[MaskEpoch, ...]
     sampled_loss: float
     fixed_loss: float
@@ -111,9 +115,10 @@ def fit_masks(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), progress_bar("dpp", steps, progress) as bar:
         torch.manual_seed(seed + 7919 * rank())  # dropout differs between ranks, masks do not
-        with attach(work, masks) as attached:
+        inputs = {n: QuantizedInput(method.activation_bits).to(device) for n in masks} if method.activation_bits else {}
+        with quantized_inputs(work, inputs), attach(work, masks) as attached:
             drawn = range(method.epochs)
-            history = _train(work, attached, method, drawn, batches, loss_fn, precision, bar, drawing=True)
+            history = _train(work, attached, inputs, method, drawn, batches, loss_fn, precision, bar, drawing=True)
             attached.mode_("mode")
             sampled = _sampled_loss(work, attached, seen, loss_fn, precision, method.best_of, seed)
             attached.settle_(sampled[1])
@@ -121,13 +126,14 @@ def fit_masks(
             if not tuned:
                 reestimate_batch_norm(work, batches)
             fixed = mean_loss(work, seen, loss_fn, precision)
-            _train(work, attached, method, tuned, batches, loss_fn, precision, bar, drawing=False)
+            _train(work, attached, inputs, method, tuned, batches, loss_fn, precision, bar, drawing=False)
         bake_(work, masks)
     return Masked(
         model=work.eval(),
         masks={n: m.fixed.cpu() for n, m in masks.items()},
         layouts={n: m.layout for n, m in masks.items()},
         logits={n: m.logits.detach().cpu() for n, m in masks.items()},
+        inputs={n: q.cpu().eval() for n, q in inputs.items()},
         history=tuple(history),
         sampled_loss=sampled[0],
         fixed_loss=fixed,
@@ -150,6 +156,7 @@ def mean_loss(model: nn.Module, batches: BatchSource, loss_fn: LossFunction, pre
 def _train(
     model: nn.Module,
     masks: MaskSet,
+    grids: Mapping[str, QuantizedInput],
     method: DynamicProbabilisticPruning,
     epochs: range,
     batches: BatchSource,
@@ -194,7 +201,7 @@ def _train(
                 bar.advance()
             if drawing:
                 history.append(_observed(masks, float(running) / len(batches)))
-    average_over_ranks_(running_statistics(model))
+    average_over_ranks_([*running_statistics(model), *(q.largest for q in grids.values())])
     return history
 
 

@@ -26,11 +26,13 @@ class LayerMask:
         pattern: the text of the pattern.
         mask: bool [R, n], k True in every row.
         bits: of the values, if they lie on a grid.
+        input_scale: step of the 8-bit grid that the layer's inputs were trained on, if they were.
     """
 
     pattern: str
     mask: Tensor
     bits: int | None = None
+    input_scale: float | None = None
 
     @property
     def kept(self) -> int:
@@ -53,7 +55,7 @@ class LayerMask:
 def write_masks(path: Path, masks: Mapping[str, LayerMask]) -> None:
     """Write masks as packed bits."""
     packed = {name: np.packbits(m.mask.cpu().numpy(), axis=1) for name, m in masks.items()}
-    about = {name: f"{m.pattern}|{m.mask.shape[1]}|{m.bits or ''}" for name, m in masks.items()}
+    about = {name: f"{m.pattern}|{m.mask.shape[1]}|{m.bits or ''}|{m.input_scale or ''}" for name, m in masks.items()}
     save_file(packed, path, metadata=about)
 
 
@@ -68,12 +70,13 @@ def read_masks(path: Path) -> dict[str, LayerMask]:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
             for name in file.keys():  # noqa: SIM118 - not a dict
-                pattern, n, bits = about[name].split("|")
+                pattern, n, bits, scale = about[name].split("|")
                 Pattern.parse(pattern)
                 rows = np.unpackbits(file.get_tensor(name), axis=1, count=int(n)).astype(bool)
                 if len(set(rows.sum(1).tolist())) != 1:
                     raise ValueError(f"rows of {name!r} keep different numbers")
-                found[name] = LayerMask(pattern, torch.from_numpy(rows), int(bits) if bits else None)
+                mask = torch.from_numpy(rows)
+                found[name] = LayerMask(pattern, mask, int(bits) if bits else None, float(scale) if scale else None)
     except (OSError, SafetensorError, ValueError, KeyError, PruneError) as error:
         raise ArtifactError(str(path), f"damaged: {error}", "copy the artifact again") from error
     return found

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.activations import quantized_inputs
 from prunus.apply import apply_and_verify_
 from prunus.atomic import write_text
 from prunus.batchnorm import reestimate_batch_norm
@@ -22,6 +23,7 @@ from prunus.checkpoint import save
 from prunus.datasets import Batches, DataSource
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.evaluate import evaluate
+from prunus.export_int8 import EXACT_BITS, export_onnx_int8
 from prunus.filters import check_filters, plan_of_filters, sole_writers
 from prunus.fit_masks import Masked, fit_masks
 from prunus.graph.trace import trace
@@ -45,8 +47,8 @@ class Sparsified:
         model: the network with zeros where nothing is kept; with a filter pattern, without those filters.
         masked: masks, logits, history.
         summary: accuracies, sizes and settings as plain numbers, as written to `summary.json`.
-        directory: the folder with `summary.json`, `artifact/` and `figures/`; None if there is no `out`, or on
-            other ranks than 0.
+        directory: the folder with `summary.json`, `artifact/`, `figures/` and, if weights and inputs lie on grids,
+            `model_int8.onnx`; None if there is no `out`, or on other ranks than 0.
     """
 
     model: nn.Module
@@ -115,18 +117,22 @@ def sparsify(
     batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
     judge = Batches(data.validation, 250)
     masked = fit_masks(model, names, method, batches, data.loss_fn, judge=judge, seed=seed, progress=progress)
-    accuracy["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn).accuracy
+    with quantized_inputs(masked.model, masked.inputs):
+        accuracy["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn).accuracy
     say(f"{method.pattern} in {', '.join(names)}: {accuracy['masked']:.2f} %")
     small, plan = masked.model, Plan.from_kept(graph, {}, method=method.name)
     if by_filter:
         plan = plan_of_filters(graph, masked.masks)
-        small = _without_filters(masked.model, plan, data, batches, method, seed, progress)
-        accuracy["removed"] = evaluate(small, data.validation, loss_fn=data.loss_fn).accuracy
+        small = _without_filters(masked, plan, data, batches, method, seed, progress)
+        with quantized_inputs(small, masked.inputs):
+            accuracy["removed"] = evaluate(small, data.validation, loss_fn=data.loss_fn).accuracy
         say(plan.explain())
         say(f"filters removed, tuned: {accuracy['removed']:.2f} %")
     accuracy["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn).accuracy
-    accuracy["test"] = evaluate(small, data.test, loss_fn=data.loss_fn).accuracy
-    inside = {n: LayerMask(method.pattern, m, method.bits) for n, m in masked.masks.items()}
+    with quantized_inputs(small, masked.inputs):
+        accuracy["test"] = evaluate(small, data.test, loss_fn=data.loss_fn).accuracy
+    scales = {n: q.scale for n, q in masked.inputs.items()}
+    inside = {n: LayerMask(method.pattern, m, method.bits, scales.get(n)) for n, m in masked.masks.items()}
     summary = _summary(model, data, method, masked, inside, plan, accuracy, seed)
     packed = {} if by_filter else inside
     directory = None if rank else _write(out, small, plan, masked, packed, data, accuracy, summary, say)
@@ -134,7 +140,7 @@ def sparsify(
 
 
 def _without_filters(
-    model: nn.Module,
+    masked: Masked,
     plan: Plan,
     data: DataSource,
     batches: Batches,
@@ -143,14 +149,15 @@ def _without_filters(
     progress: bool,
 ) -> nn.Module:
     """A copy without the filters for good; batch norm re-estimated, because what they passed on is gone, and tuned."""
-    small, _ = apply_and_verify_(copy.deepcopy(model), plan, data.example_inputs)
+    small, _ = apply_and_verify_(copy.deepcopy(masked.model), plan, data.example_inputs)
     reestimate_batch_norm(small, batches, num_batches=64)
     if method.tune_epochs and method.train_weights:
         weights = [p for p in small.parameters() if p.requires_grad]
-        tune_(
-            small, weights, batches, data.loss_fn,
-            epochs=method.tune_epochs, lr=method.lr, seed=seed, progress=progress,
-        )  # fmt: skip
+        with quantized_inputs(small, masked.inputs):
+            tune_(
+                small, weights, batches, data.loss_fn,
+                epochs=method.tune_epochs, lr=method.lr, seed=seed, progress=progress,
+            )  # fmt: skip
     return small.eval()
 
 
@@ -213,6 +220,13 @@ def _write(
     metrics = {f"accuracy {name} (%)": round(value, 2) for name, value in accuracy.items()}
     save(folder / "artifact", model, plan, metrics=metrics, example_inputs=data.example_inputs, masks=inside)
     write_text(folder / "summary.json", json.dumps(summary, indent=2))
+    if inside and all(m.bits in EXACT_BITS and m.input_scale is not None for m in inside.values()):
+        try:
+            images = data.validation.normalise(data.validation.images[:64])
+            error = export_onnx_int8(model, inside, images, folder / "model_int8.onnx")
+            say(f"8-bit ONNX agrees with the model on its grids: mean relative difference {error:.1e}")
+        except MissingDependencyError as missing:
+            say(f"no 8-bit ONNX: {missing.what}; {missing.fix}")
     try:
         draw_masks(masked, folder / "figures")
     except MissingDependencyError as error:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -62,6 +62,7 @@ class DynamicProbabilisticPruning:
         best_of: masks to draw and compare at the end; 1 takes the most probable.
         bits: of the weights while training and after; None leaves them.
         per_channel: one grid per output channel.
+        activation_bits: of the masked layers' inputs while training and after; None leaves them.
         scheme: of the quantisation, see `quantize.quantized`.
     """
 
@@ -84,6 +85,7 @@ class DynamicProbabilisticPruning:
     bits: Bits | None = None
     per_channel: bool = True
     scheme: Scheme = "symmetric"
+    activation_bits: Literal[8] | None = None
 
     def __post_init__(self) -> None:
         Pattern.parse(self.pattern)

@@ -1,0 +1,142 @@
+"""Eight-bit ONNX: the grids that were learned, written down as QuantizeLinear and DequantizeLinear by ONNX Runtime.
+
+The tool does the rewriting (`onnxruntime.quantization`); what it is told are the learned grids of the inputs. The
+weights lie on their grids already, so that its own rounding leaves them where they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunus.activations import QuantizedInput, quantized_inputs
+from prunus.errors import ArtifactError, ConfigError, ExportError
+from prunus.export import export_onnx, onnx_runtime
+from prunus.maskfile import LayerMask
+from prunus.verify import outputs
+
+TOLERANCE = 0.02
+EXACT_BITS = (8, 2, 1)
+"""Weights of so many bits lie on an 8-bit grid with the same largest magnitude; those of 4 bits do not."""
+
+
+def export_onnx_int8(
+    model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor, path: str | os.PathLike[str]
+) -> float:
+    """Write ONNX whose masked layers compute with 8-bit weights and inputs.
+
+    Args:
+        model: in its own class; its masked weights lie on grids of 8, 2 or 1 bits.
+        masks: with bits and input scales, as `sparsify` and `load_masks` give them.
+        images: a batch to compare on, [B, ...], B at least 2.
+        path: file to write; it appears only after it was found to agree.
+
+    Returns:
+        Mean difference between ONNX Runtime's outputs and those of the model with its inputs on their grids, relative
+        to the mean magnitude of the outputs. Both round, so that a value on the edge may fall on either side.
+
+    Raises:
+        ConfigError: a layer without bits or input scale, or with 4 bits.
+        MissingDependencyError: onnx or onnxruntime is not installed.
+        ExportError: a layer is not in the graph as a convolution or matrix product of its own weight, or the file
+            does not agree.
+    """
+    for name, mask in masks.items():
+        if mask.bits not in EXACT_BITS or mask.input_scale is None:
+            found = f"weights of {mask.bits or 32} bits, inputs {'on a grid' if mask.input_scale else 'on none'}"
+            advice = "train it with bits=8 (or 2, 1) and activation_bits=8"
+            raise ConfigError(f"layer {name!r}", f"{found} can't become 8-bit ONNX", advice)
+    if not masks:
+        raise ConfigError("masks", "no layer was quantised", "train with bits=8 and activation_bits=8")
+    runtime = onnx_runtime()
+    target = Path(path)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        plain, small = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
+        export_onnx(model, images[:2], plain)
+        _quantize(plain, small, masks, images)
+        error = _disagreement(runtime, small, model, masks, images)
+        if not error <= TOLERANCE:
+            raise ExportError(str(target), f"ONNX Runtime differs from the model by {error:.1e} (mean)", "report it")
+        try:
+            os.replace(small, target)
+        except OSError as error:
+            raise ArtifactError(str(target), f"cannot be written: {error}", "choose another folder") from error
+    return error
+
+
+def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: Tensor) -> None:
+    import onnx
+    from onnxruntime import quantization
+
+    graph = onnx.load(plain).graph
+    nodes = {n.input[1].removesuffix(".weight"): n for n in graph.node if len(n.input) > 1 and n.op_type in _PRODUCTS}
+    missing = sorted(set(masks) - set(nodes))
+    if missing:
+        found = "the ONNX graph has no convolution or matrix product with its weight"
+        raise ExportError(f"layer {missing[0]!r}", found, "export plain ONNX, or leave the layer without a pattern")
+    grids: dict[str, list[dict[str, Any]]] = {}
+    for name, mask in masks.items():
+        assert mask.input_scale is not None
+        own = {"scale": np.array(mask.input_scale, np.float32), "zero_point": np.array(0, np.int8)}
+        before = grids.setdefault(nodes[name].input[0], [own])
+        if before[0]["scale"] < own["scale"]:  # one tensor, several layers: the widest grid
+            before[0] = own
+    with _quiet():
+        quantization.quantize_static(
+            plain,
+            small,
+            _Reader(graph.input[0].name, images[:2].numpy()),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_quantize=[nodes[name].name for name in masks],
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "TensorQuantOverrides": grids,
+                "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
+            },
+        )
+
+
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+class _Reader:
+    """The tool asks for examples even where every grid is given."""
+
+    def __init__(self, name: str, images: np.ndarray) -> None:
+        self.left: Iterator[dict[str, Any]] = iter([{name: images}])
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next feed, or None at the end."""
+        return next(self.left, None)
+
+
+def _disagreement(runtime: Any, file: Path, model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor) -> float:
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    largest = {n: (m.input_scale or 0.0) * 127 for n, m in masks.items()}
+    with quantized_inputs(model, {n: QuantizedInput(8, value) for n, value in largest.items()}):
+        wanted = outputs(model, images)[0]
+    return float((found - wanted).abs().mean() / wanted.abs().mean().clamp_min(1e-12))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The tool logs advice about preprocessing; what it made is compared here."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
