@@ -7,7 +7,7 @@ parameter, `weights` only the elements of the weights that are contracted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,14 +46,15 @@ class CostModel:
         self._slope = np.zeros((len(self._tensors), max(width, 1), len(self.names)))
         for name, shape in graph.shapes.items():
             self._base[index[name], : len(shape)] = shape
+        lines: dict[tuple[int, int], list[tuple[int, npt.NDArray[np.bool_]]]] = {}
         for number, group in enumerate(graph.channel_groups):
             covered = {(s.tensor, s.dim) for s in group.slots}
             for slot in group.slots:
                 dim, line = _counted_line(slot.plane, slot.dim, (slot.tensor, 0) in covered)
-                positions = int((line >= 0).sum())
-                row = index[slot.tensor]
-                self._base[row, dim] -= positions
-                self._slope[row, dim, number] += positions / group.units
+                lines.setdefault((index[slot.tensor], dim), []).append((number, line >= 0))
+        self._double: list[tuple[int, int, int, int, float]] = []
+        for (row, dim), members in lines.items():
+            self._cover(row, dim, members)
         self._trainable = np.array([name in graph.trainable for name in self._tensors], bool)
         weights = [index[graph.aliases.get(c.weight, c.weight)] for c in graph.contractions]
         self._calls = np.array(weights, np.int64)
@@ -64,6 +65,24 @@ class CostModel:
             for plane in contraction.over
         ]
         self._contracted = np.unique(self._calls) if weights else np.zeros(0, np.int64)
+
+    def _cover(self, row: int, dim: int, members: Sequence[tuple[int, npt.NDArray[np.bool_]]]) -> None:
+        """Positions that one group decides on are linear in its count; those of columns in whole rows bilinear."""
+        owners = np.full((2, len(members[0][1])), -1, np.int64)
+        for number, line in members:
+            free = owners[0, line] < 0
+            places = np.flatnonzero(line)
+            owners[0, places[free]], owners[1, places[~free]] = number, number
+        for first, second in np.unique(owners, axis=1).T.tolist():
+            if first < 0:
+                continue
+            positions = int(((owners[0] == first) & (owners[1] == second)).sum())
+            self._base[row, dim] -= positions
+            if second < 0:
+                self._slope[row, dim, first] += positions / self.units[first]
+            else:
+                share = positions / (int(self.units[first]) * int(self.units[second]))
+                self._double.append((row, dim, first, second, share))
 
     def _live_share(
         self, plane: npt.NDArray[np.int64], labels: Mapping[int, tuple[int, int]]
@@ -79,7 +98,10 @@ class CostModel:
 
     def sizes(self, counts: npt.NDArray[np.int64]) -> FloatArray:
         """Elements of every tensor for the kept counts [groups], in the order of the graph's shapes."""
-        return np.asarray((self._base + self._slope @ counts).prod(axis=1))
+        sizes = self._base + self._slope @ counts
+        for row, dim, first, second, share in self._double:
+            sizes[row, dim] += share * counts[first] * counts[second]
+        return np.asarray(sizes.prod(axis=1))
 
     def at(self, counts: npt.NDArray[np.int64]) -> Cost:
         """Cost when group i keeps `counts[i]` units (order of `names`)."""

@@ -43,8 +43,7 @@ def fold_(model: nn.Module, graph: Graph, group: ChannelGroup, multipliers: Tens
 
 def _columns(model: nn.Module, group: ChannelGroup, name: str) -> list[Slot]:
     """The group's places along the contracted dimension of a reader's weight."""
-    layer = model.get_submodule(name.rpartition(".")[0])
-    axis = 0 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 1
+    axis = next(r.axis for r in group.readers if r.weight == name)
     slots = [s for s in group.slots if s.tensor == name and s.dim in (axis, -1)]
     if not slots:
         raise ConfigError(

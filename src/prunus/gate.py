@@ -269,11 +269,19 @@ class _Site:
         if self.direct:
             return present[0][0]
         batch = max(m.shape[0] for m, _ in present)
-        columns = [torch.ones(batch, 1, device=x.device)]
-        index = torch.zeros(len(self.members[0][1]), dtype=torch.long)
-        offset = 1
-        for multiplier, units in present:
-            columns.append(multiplier.expand(batch, -1))
-            index = torch.where(units >= 0, units + offset, index)
-            offset += multiplier.shape[1]
-        return torch.cat(columns, 1).index_select(1, index.to(x.device))
+        line: Tensor | None = None
+        while present:
+            # One pass for all groups whose places are apart; whole rows over columns multiply what is there.
+            columns, index, later, offset = [torch.ones(batch, 1, device=x.device)], None, [], 1
+            for multiplier, units in present:
+                if index is not None and bool(((index > 0) & (units >= 0)).any()):
+                    later.append((multiplier, units))
+                    continue
+                columns.append(multiplier.expand(batch, -1))
+                before = torch.zeros_like(units) if index is None else index
+                index = torch.where(units >= 0, units + offset, before)
+                offset += multiplier.shape[1]
+            assert index is not None
+            found = torch.cat(columns, 1).index_select(1, index.to(x.device))
+            line, present = found if line is None else line * found, later
+        return line

@@ -120,28 +120,31 @@ def _kept_labels(graph: Graph, plan: Plan) -> np.ndarray[Any, np.dtype[np.bool_]
     return kept[graph.roots]
 
 
+def _alive(value: Value, dim: int, kept: Any) -> Any:
+    """Which elements stay, laid over all dimensions of the planes and rows that bear on `dim`; None if none does."""
+    bearing = [p for p in (*value.planes, *value.rows) if p.shape[dim] > 1]
+    result = None
+    for plane in bearing:
+        mask = kept[plane.numpy()]
+        result = mask if result is None else result & mask
+    return result
+
+
 def _line(value: Value, dim: int, kept: Any) -> Any:
     """Which positions along `dim` stay, or None if nothing varies there."""
     dim %= max(value.ndim, 1)
-    result = None
-    for plane in value.varying(dim):
-        mask = kept[plane.numpy()]
-        along = mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim))
-        result = along if result is None else result & along
-    return result
+    mask = _alive(value, dim, kept)
+    return None if mask is None else mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim))
 
 
 def _count(value: Value, dim: int, kept: Any) -> int | None:
     """Size along `dim` after removal; for dimensions that share planes the kept elements fill a grid."""
     dim %= max(value.ndim, 1)
-    planes = value.varying(dim)
-    if not planes:
+    mask = _alive(value, dim, kept)
+    if mask is None:
         return None
-    mask = kept[planes[0].numpy()]
-    others = tuple(d for d in range(mask.ndim) if d != dim)
-    per_position = mask.any(axis=dim) if mask.ndim else mask
-    filled = int(per_position.sum())
-    return int(mask.sum()) // max(filled, 1) if others else int(mask.sum())
+    mask = mask.any(axis=tuple(range(dim + 1, mask.ndim)))
+    return int(mask.sum()) // max(int(mask.any(axis=dim).sum()), 1)
 
 
 def _rewrite_node(target: fx.Node, source: fx.Node, result: Any, graph: Graph, kept: Any) -> None:

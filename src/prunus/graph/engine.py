@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from prunus.graph.labels import Labels, Value, align, varying_dims
+from prunus.graph.labels import Labels, Value, align, owned, varying_dims
 
 Result = Value | list[Value]
 Rule = Callable[["Engine", fx.Node], Result]
 
 RULES: dict[str, Rule] = {}
+ROW_RULES: set[Rule] = set()
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of the named aten operations (without overload, without trailing underscore)."""
+def rule(*names: str, rows: bool = False) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of the named aten operations (without overload, without trailing underscore).
+
+    `rows` says that the function knows of whole rows; to the others they are locked.
+    """
 
     def register(function: Rule) -> Rule:
         for name in names:
             RULES[name] = function
+        if rows:
+            ROW_RULES.add(function)
         return function
 
     return register
@@ -43,7 +51,8 @@ class Call:
     """One convolution or linear call: 1-D labels along the contracted and the produced dimension (None = fixed).
 
     A stored selection of inputs is a call too, with no positions: it produces units and multiplies nothing. `over`
-    holds the planes of labels that lie along the positions to which the weight is applied.
+    holds the planes of labels that lie along the positions to which the weight is applied, `rows` the whole rows that
+    lie over the contracted dimension.
     """
 
     node: fx.Node
@@ -55,6 +64,13 @@ class Call:
     positions: int
     depthwise: bool
     over: tuple[Tensor, ...] = ()
+    rows: tuple[Tensor, ...] = ()
+
+    @property
+    def output_axis(self) -> int:
+        """The dimension of the weight that the call produces: 1 for transposed convolutions and x W, else 0."""
+        name = operation(self.node)
+        return 1 if "transpose" in name or name == "addmm" else 0
 
 
 @dataclass
@@ -69,6 +85,9 @@ class Engine:
     grids: list[tuple[Tensor, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     batch: int = 1
+    row_labels: list[Tensor] = field(default_factory=list)
+    batched_rows: list[Tensor] = field(default_factory=list)
+    nobody: int = -1
 
     def value(self, argument: Any) -> Value:
         """The value of a node argument (the first one if the node returned several)."""
@@ -103,6 +122,8 @@ class Engine:
         merged: list[Tensor] = []
         for plane in (align(p, ndim) for operand in operands for p in operand.planes):
             for other in [m for m in merged if set(varying_dims(m)) & set(varying_dims(plane))]:
+                if owned(plane) != owned(other) and self._rowed(operands, plane, other, ndim):
+                    continue
                 self.labels.unite(plane, other)
                 plane = plane.expand(torch.broadcast_shapes(other.shape, plane.shape))
                 merged = [m for m in merged if m is not other]
@@ -116,6 +137,95 @@ class Engine:
             else:
                 self.lock([plane], f"meets a tensor of fixed size {tuple(clash.shape)} in {operation(node)}", node)
         return kept
+
+    def combine(self, operands: Sequence[Value], shape: Sequence[int], node: fx.Node) -> Value:
+        """The value of an element-wise combination: planes and rows of its operands, united where they meet."""
+        ndim = len(shape)
+        rows = self.merge_rows(operands, shape, node)
+        planes = self.merge(operands, shape, node)
+        # What stood for whole rows alone (a scale per head) is the rows now.
+        alone = {owned(r) for r in rows} - {o for r in rows if self._flat(operands, o := owned(r), ndim)}
+        planes = [p for p in planes if not (owned(p) in alone and len(varying_dims(p)) == 1)]
+        return Value(tuple(shape), planes, rows=rows)
+
+    @staticmethod
+    def _flat(operands: Sequence[Value], own: int, ndim: int) -> bool:
+        """True if columns lie along the same dimension as whole rows: the reshape that made the rows was undone."""
+        return any(owned(align(p, ndim)) == own for o in operands if _has_rows(o, own, ndim) for p in o.planes)
+
+    def merge_rows(self, operands: Sequence[Value], shape: Sequence[int], node: fx.Node) -> list[Tensor]:
+        """Row planes of an element-wise combination: those of one dimension are united, fixed sizes lock."""
+        ndim = len(shape)
+        rows: dict[int, Tensor] = {}
+        for plane in (align(p, ndim) for operand in operands for p in operand.rows):
+            own = owned(plane)
+            if own in rows:
+                self.labels.unite(plane, rows[own])
+                plane = plane.expand(torch.broadcast_shapes(plane.shape, rows[own].shape))
+            rows[own] = plane
+        for own, plane in rows.items():
+            flat = self._flat(operands, own, ndim)
+            for operand in operands:
+                self._meet_rows(plane, own, operand, flat, ndim, node)
+        return list(rows.values())
+
+    def _meet_rows(self, plane: Tensor, own: int, operand: Value, flat: bool, ndim: int, node: fx.Node) -> None:
+        offset = own - (ndim - operand.ndim)
+        if offset < 0 or operand.shape[offset] == 1 or _has_rows(operand, own, ndim):
+            return
+        lines = [p for p in (align(q, ndim) for q in operand.planes) if varying_dims(p) == (own,)]
+        if len(lines) != 1 or len(operand.varying(offset)) > 1 or varying_dims(plane) != (own,):
+            self.lock([plane], f"whole rows meet a tensor of fixed size {operand.shape} in {operation(node)}", node)
+        elif flat:
+            self.adopt(lines[0].reshape(-1), plane.reshape(-1), node)
+        else:
+            self.labels.unite(lines[0], plane)
+
+    def _rowed(self, operands: Sequence[Value], a: Tensor, b: Tensor, ndim: int) -> bool:
+        """True if the plane that decides along the earlier dimension meets rows there, not the other's columns."""
+        own = min(owned(a), owned(b))
+        return any(_has_rows(o, own, ndim) for o in operands)
+
+    def new_rows(self, shape: Sequence[int]) -> Tensor:
+        """Fresh labels for whole rows, as a plane of this shape."""
+        labels = self.labels.fresh(math.prod(shape))
+        self.row_labels.append(labels)
+        return labels.reshape(tuple(shape))
+
+    def adopt(self, columns: Tensor, rows: Tensor, node: fx.Node) -> None:
+        """Give every parameter whose positions are among `columns` the rows that lie over them."""
+        roots = self.labels.roots()
+        keys, values = roots[columns.numpy()], rows.numpy()
+        order = np.argsort(keys, kind="stable")
+        keys, values = keys[order], values[order]
+        first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+        if (roots[values] != np.repeat(roots[values[first]], np.diff(np.r_[first, len(keys)]))).any():
+            self.lock([rows], "the same unit lies in several rows", node)
+            return
+        if self.nobody < 0:
+            self.nobody = int(self.labels.fresh(1))
+        row_of = np.full(self.labels.size, self.nobody)
+        row_of[keys[first]] = values[first]
+        roots = self.labels.roots()
+        for value in self.parameters.values():
+            for plane in [p for p in value.planes if len(varying_dims(p)) == 1]:
+                line = row_of[roots[plane.numpy()]]
+                if (line != self.nobody).any() and not any(np.array_equal(line, r.numpy()) for r in value.rows):
+                    value.rows.append(torch.from_numpy(line))
+
+    def adopt_along(self, value: Value, dim: int, node: fx.Node) -> list[Tensor]:
+        """Per-channel parameters of a value learn of the whole rows that lie over its channels; the rows pass."""
+        columns = self.parameter_plane(value, dim)
+        for row in value.rows:
+            if row.shape[dim] > 1 and columns is not None and len(varying_dims(row)) == 1:
+                self.adopt(columns, row.reshape(-1), node)
+            elif row.shape[dim] > 1:
+                self.lock([row], f"no rule for whole rows in {operation(node)}", node)
+        return list(value.rows)
+
+    def lock_rows(self, values: Iterable[Value], node: fx.Node) -> None:
+        """Whole rows that come to an operation whose rule knows nothing of them stay."""
+        self.lock([r for v in values for r in v.rows], f"no rule for whole rows in {operation(node)}", node)
 
     def _fixed_operand(self, plane: Tensor, operands: Sequence[Value], ndim: int) -> Value | None:
         for operand in operands:
@@ -138,6 +248,10 @@ class Engine:
             self.lock([own], f"belongs to channels of fixed size in {operation(node)}", node)
         else:
             self.labels.unite(own, labels)
+
+
+def _has_rows(operand: Value, own: int, ndim: int) -> bool:
+    return any(owned(align(r, ndim)) == own for r in operand.rows)
 
 
 def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from prunus.graph.engine import Call, Engine, Result, meta_shape, source_line
 from prunus.graph.groups import ChannelGroup, Contraction, IntArray, Reader, Slot
+from prunus.graph.labels import varying_dims
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,8 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     members = _families(tensors, writer, reasons, inexact, rows, len(roots))
     rows = _whole_rows(members, rows, engine, roots, reasons)
     readers = _calls_by_root(engine.calls, roots)
-    groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, engine.calls)
+    whole = frozenset(_roots_of(engine.batched_rows, roots).tolist())
+    groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, whole)
     named = [*model.named_parameters(), *model.named_buffers()]
     return Graph(
         program=program,
@@ -112,7 +114,11 @@ TensorPlane = tuple[str, IntArray]
 
 
 def _tensor_planes(engine: Engine, roots: IntArray) -> list[TensorPlane]:
-    return [(name, roots[plane.numpy()]) for name, value in engine.parameters.items() for plane in value.planes]
+    return [
+        (name, roots[plane.numpy()])
+        for name, value in engine.parameters.items()
+        for plane in (*value.planes, *value.rows)
+    ]
 
 
 def _writers(engine: Engine, roots: IntArray) -> tuple[IntArray, list[Call]]:
@@ -122,7 +128,19 @@ def _writers(engine: Engine, roots: IntArray) -> tuple[IntArray, list[Call]]:
         call = engine.calls[index]
         if call.outputs is not None and not call.depthwise:
             first[roots[call.outputs.numpy()]] = index
+            for row in engine.parameters[call.weight].rows:
+                if varying_dims(row) == (call.output_axis,):
+                    first[roots[row.reshape(-1).numpy()]] = index
+    # Rows are units only where they are attended with; other reshapes just come and go.
+    rows, batched = (_roots_of(found, roots) for found in (engine.row_labels, engine.batched_rows))
+    first[np.setdiff1d(rows, batched)] = -1
+    if engine.nobody >= 0:
+        first[roots[engine.nobody]] = -1
     return first, engine.calls
+
+
+def _roots_of(found: Sequence[Tensor], roots: IntArray) -> IntArray:
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *(roots[f.reshape(-1).numpy()] for f in found)]))
 
 
 def _constraints(
@@ -140,6 +158,7 @@ def _constraints(
             call.inputs is not None
             and not call.depthwise
             and not isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
+            and call.weight != f"{call.module}.weight"
         ):
             for root in np.unique(roots[call.inputs.numpy()]).tolist():
                 reasons.setdefault(root, f"read by a functional call, not by a layer ({source_line(call.node)})")
@@ -265,8 +284,13 @@ def _families(
     return sorted(families, key=lambda f: (int(writer[f].min()), int(f[0])))
 
 
-def _calls_by_root(calls: Sequence[Call], roots: IntArray) -> list[IntArray | None]:
-    return [None if c.inputs is None or c.depthwise else roots[c.inputs.numpy()] for c in calls]
+def _calls_by_root(calls: Sequence[Call], roots: IntArray) -> list[tuple[Call, IntArray]]:
+    """What every call contracts: its columns, and the whole rows over them."""
+    found = []
+    for call in calls:
+        lines = [] if call.inputs is None or call.depthwise else [call.inputs]
+        found += [(call, roots[line.numpy()]) for line in (*lines, *call.rows)]
+    return found
 
 
 def _make_groups(
@@ -277,8 +301,8 @@ def _make_groups(
     reasons: dict[int, str],
     inexact: set[int],
     rows: dict[int, tuple[int, int]],
-    inputs: Sequence[IntArray | None],
-    all_calls: Sequence[Call],
+    inputs: Sequence[tuple[Call, IntArray]],
+    whole: frozenset[int],
 ) -> tuple[tuple[ChannelGroup, ...], dict[int, tuple[int, int]]]:
     """Name the families and collect their slots, writers and readers."""
     size = len(writer)
@@ -292,21 +316,20 @@ def _make_groups(
             slots[number].append(Slot(name, np.where(owners == number, index_of[plane], -1)))
     readers: list[list[Reader]] = [[] for _ in families]
     seen: set[tuple[int, str]] = set()
-    for call, roots in zip(all_calls, inputs, strict=True):
-        if roots is None:
-            continue
+    for call, roots in inputs:
         owners = family_of[roots]
         for number in np.unique(owners[owners >= 0]).tolist():
             if (number, call.module) not in seen:
                 seen.add((number, call.module))
                 units = np.where(owners == number, index_of[roots], -1)
-                readers[number].append(Reader(call.module, call.input_dim, units, call.weight))
+                readers[number].append(Reader(call.module, call.input_dim, units, call.weight, 1 - call.output_axis))
     written = {c.weight for c in calls if not c.depthwise}
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}
     for number, family in enumerate(families):
         call = calls[int(writer[family].min())]
         base = call.weight.removesuffix(".weight").removesuffix(".index")
+        base += ".heads" if int(family[0]) in whole else ""
         taken[base] = taken.get(base, 0) + 1
         first = int(family[0])
         writing = tuple(s for s in slots[number] if s.tensor in written and _writes(s, calls))
@@ -337,5 +360,4 @@ def _make_groups(
 def _writes(slot: Slot, calls: Sequence[Call]) -> bool:
     """True if the slot lies along the dimension that its weight produces (rows, or columns of a transposed conv)."""
     call = next(c for c in calls if c.weight == slot.tensor)
-    transposed = "transpose" in str(call.node.target)
-    return slot.dim == (1 if transposed else 0)
+    return slot.dim == call.output_axis

@@ -46,12 +46,14 @@ class Reader:
         input_dim: dimension of that input that holds them (1 for convolutions, -1 for linear layers).
         units: unit index for each position of that dimension, -1 where the position is of another group.
         weight: name of the contracted weight.
+        axis: dimension of the weight that is contracted.
     """
 
     module: str
     input_dim: int
     units: IntArray
     weight: str
+    axis: int = 1
 
 
 @dataclass(frozen=True, eq=False)

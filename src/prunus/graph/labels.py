@@ -21,11 +21,16 @@ from prunus.graph.groups import IntArray
 
 @dataclass
 class Value:
-    """A tensor of the graph: its shape with the example inputs, its planes, and the parameter it is, if it is one."""
+    """A tensor of the graph: its shape with the example inputs, its planes, and the parameter it is, if it is one.
+
+    A plane decides along the last dimension on which it varies; the others index it. `rows` are planes of whole rows
+    (heads): what a reshape made of a labelled dimension, its last new dimension apart.
+    """
 
     shape: tuple[int, ...]
     planes: list[Tensor] = field(default_factory=list)
     parameter: str | None = None
+    rows: list[Tensor] = field(default_factory=list)
 
     @property
     def ndim(self) -> int:
@@ -41,6 +46,11 @@ class Value:
 def varying_dims(plane: Tensor) -> tuple[int, ...]:
     """Dimensions along which a plane's labels may differ."""
     return tuple(d for d, size in enumerate(plane.shape) if size > 1)
+
+
+def owned(plane: Tensor) -> int:
+    """The dimension along which a plane decides: the last on which it varies (-1: none)."""
+    return max(varying_dims(plane), default=-1)
 
 
 def along(labels: Tensor, dim: int, ndim: int) -> Tensor:

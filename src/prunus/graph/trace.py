@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind
 from prunus.errors import TraceError
 from prunus.graph import rules
 from prunus.graph.capture import capture
-from prunus.graph.engine import RULES, Engine, meta_value, operation
+from prunus.graph.engine import ROW_RULES, RULES, Engine, meta_value, operation
 from prunus.graph.grouping import Graph, build_graph
 from prunus.graph.labels import Value, along
 from prunus.graph.rules.elementwise import pointwise
@@ -52,7 +52,7 @@ def analyse(program: ExportedProgram, model: nn.Module, *, strict: bool = False)
             engine.values[node] = _run(engine, node)
         elif node.op == "output":
             outputs = [engine.value(n) for n in node.all_input_nodes]
-            engine.lock([p for v in outputs for p in v.planes], "is an output of the model", node)
+            engine.lock([p for v in outputs for p in (*v.planes, *v.rows)], "is an output of the model", node)
         else:
             engine.values[node] = meta_value(node.meta.get("val"))
     if strict:
@@ -63,11 +63,18 @@ def analyse(program: ExportedProgram, model: nn.Module, *, strict: bool = False)
 def _run(engine: Engine, node: fx.Node) -> Any:
     name = operation(node)
     found = RULES.get(name)
+    if found not in ROW_RULES and not (found is None and _is_pointwise(node)):
+        operands = [engine.values[n] for n in node.all_input_nodes]
+        engine.lock_rows([v for o in operands for v in (o if isinstance(o, list) else [o])], node)
     if found is not None:
         return found(engine, node)
-    if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags:
+    if _is_pointwise(node):
         return pointwise(engine, node)
     return unknown(engine, node)
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
 
 
 def _placeholder(engine: Engine, node: fx.Node, spec: Any, aliases: dict[str, str]) -> Value | list[Value]:

@@ -1,5 +1,5 @@
 """One small file per family of operations. Importing this package registers every rule."""
 
-from prunus.graph.rules import contraction, elementwise, movement, normalisation, reduction
+from prunus.graph.rules import contraction, elementwise, movement, normalisation, products, reduction
 
-__all__ = ["contraction", "elementwise", "movement", "normalisation", "reduction"]
+__all__ = ["contraction", "elementwise", "movement", "normalisation", "products", "reduction"]

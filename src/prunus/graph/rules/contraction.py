@@ -4,29 +4,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, fx
 
 from prunus.graph.engine import Call, Engine, Result, argument, meta_shape, module_path, operation, rule
-from prunus.graph.labels import Value, along
+from prunus.graph.labels import Value, along, varying_dims
 
 
-@rule("linear")
+@rule("linear", rows=True)
 def linear(engine: Engine, node: fx.Node) -> Result:
     """y = x W^T + b, contracting the last dimension of x with W's second."""
     source, weight = engine.value(node.args[0]), engine.value(node.args[1])
+    return _product(engine, node, source, weight, 1, argument(node, 2, "bias", None))
+
+
+@rule("addmm", rows=True)
+def addmm(engine: Engine, node: fx.Node) -> Result:
+    """bias + x W with a stored W [I, O], as GPT-2's `Conv1D` computes; other sums of products have no rule."""
+    bias, source, weight = (engine.value(n) for n in node.args[:3])
+    if weight.parameter is None:
+        engine.lock([*bias.planes, *source.planes, *weight.planes], "no rule for addmm without a stored weight", node)
+        engine.lock_rows([bias, source, weight], node)
+        return Value(meta_shape(node.meta["val"]))
+    return _product(engine, node, source, weight, 0, node.args[0])
+
+
+def _product(engine: Engine, node: fx.Node, source: Value, weight: Value, axis: int, bias: Any) -> Result:
+    """The last dimension of `source` contracted with dimension `axis` of a stored [., .] weight."""
     shape = meta_shape(node.meta["val"])
-    inputs = _contract(engine, source, source.ndim - 1, weight, 1, node)
-    outputs = engine.parameter_plane(weight, 0)
-    engine.unite_vector(argument(node, 2, "bias", None), outputs, node)
+    last = len(shape) - 1
+    inputs = _contract(engine, source, source.ndim - 1, weight, axis, node)
+    outputs = engine.parameter_plane(weight, 1 - axis)
+    if isinstance(bias, fx.Node):
+        engine.unite_vector(bias, outputs, node)
     planes = [p for p in source.planes if p.shape[-1] == 1]
-    _record(engine, node, weight, inputs, outputs, -1, math.prod(shape[:-1]), planes)
+    rows = [r for r in source.rows if r.shape[-1] == 1]
+    read = _read_rows(engine, [r for r in source.rows if r.shape[-1] > 1], weight, axis, node)
+    position = 1 if operation(node) == "addmm" else 0
+    _record(engine, node, weight, inputs, outputs, -1, math.prod(shape[:-1]), planes, rows=read, source=position)
     if outputs is not None:
-        planes.append(along(outputs, len(shape) - 1, len(shape)))
-    return Value(shape, planes)
+        planes.append(along(outputs, last, len(shape)))
+        rows += _written_rows(weight, 1 - axis, last, len(shape))
+    return Value(shape, planes, rows=rows)
 
 
-@rule("conv1d", "conv2d", "conv3d")
+def _written_rows(weight: Value, axis: int, dim: int, ndim: int) -> list[Tensor]:
+    """Whole rows that a weight, used before, is known to write: along dimension `dim` of what it writes now."""
+    return [along(r.reshape(-1), dim, ndim) for r in weight.rows if varying_dims(r) == (axis,)]
+
+
+def _read_rows(engine: Engine, rows: Sequence[Tensor], weight: Value, axis: int, node: fx.Node) -> list[Tensor]:
+    """Whole rows over the contracted dimension (the last): the weight's columns are theirs too."""
+    found = []
+    for row in rows:
+        if varying_dims(row) != (row.dim() - 1,) or weight.parameter is None:
+            engine.lock([row], f"no rule for whole rows in {operation(node)}", node)
+            continue
+        line = row.reshape(-1)
+        weight.rows.append(along(line, axis, weight.ndim))
+        found.append(line)
+    return found
+
+
+@rule("conv1d", "conv2d", "conv3d", rows=True)
 def convolution(engine: Engine, node: fx.Node) -> Result:
     """Convolution, plain, depthwise or grouped; weight [O, I/groups, ...]."""
     shape = meta_shape(node.meta["val"])
@@ -37,14 +78,14 @@ def convolution(engine: Engine, node: fx.Node) -> Result:
     return _convolve(engine, node, groups, outputs, 1, math.prod(shape[-spatial:]))
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", rows=True)
 def transposed_convolution(engine: Engine, node: fx.Node) -> Result:
     """Transposed convolution; weight [I, O/groups, ...]. Grouped ones stay as they are."""
     source, weight = engine.value(node.args[0]), engine.value(node.args[1])
     groups = int(argument(node, 6, "groups", 1))
     spatial = weight.ndim - 2
     if groups > 1:
-        engine.lock([*source.planes, *weight.planes], "grouped transposed convolution has no rule", node)
+        engine.lock([*source.planes, *source.rows, *weight.planes], "grouped transposed convolution has no rule", node)
         return Value(meta_shape(node.meta["val"]))
     outputs = engine.parameter_plane(weight, 1)
     return _convolve(engine, node, 1, outputs, 0, math.prod(source.shape[-spatial:]))
@@ -59,17 +100,28 @@ def _convolve(
     spatial = [p for p in source.planes if p.shape[channel] == 1 and any(s > 1 for s in p.shape[channel + 1 :])]
     engine.lock(spatial, "a convolution mixes positions that units lie along", node)
     depthwise = groups > 1 and groups == source.shape[channel]
+    engine.lock([r for r in source.rows if any(s > 1 for s in r.shape[channel + 1 :])], "convolved over rows", node)
+    over = [r for r in source.rows if r.shape[channel] > 1]
+    read: list[Tensor] = []
+    rows: list[Tensor] = []
     if groups == 1:
         inputs = _contract(engine, source, channel, weight, input_axis, node)
+        read = _read_rows(engine, [r.movedim(channel, -1) for r in over], weight, input_axis, node)
     else:
         inputs = engine.parameter_plane(source, channel)
         outputs = _grouped(engine, node, weight, groups, inputs, outputs, depthwise)
+        if depthwise and outputs is not None and len(outputs) == groups:
+            rows = engine.adopt_along(source, channel, node)
+        else:
+            engine.lock(over, "whole rows meet a grouped convolution", node)
     engine.unite_vector(argument(node, 2, "bias", None), outputs, node)
     planes = [p for p in source.planes if all(s == 1 for s in p.shape[channel:])]
-    _record(engine, node, weight, inputs, outputs, channel - source.ndim, shape[0] * positions, planes, depthwise)
+    _record(engine, node, weight, inputs, outputs, channel - source.ndim, shape[0] * positions, planes, depthwise, read)
     if outputs is not None:
         planes.append(along(outputs, channel, len(shape)))
-    return Value(shape, planes)
+        if not depthwise:
+            rows += _written_rows(weight, 1 - input_axis, channel, len(shape))
+    return Value(shape, planes, rows=rows)
 
 
 def _grouped(
@@ -132,27 +184,32 @@ def _record(
     positions: int,
     over: Sequence[Tensor],
     depthwise: bool = False,
+    rows: Sequence[Tensor] = (),
+    source: int = 0,
 ) -> None:
     if weight.parameter is None:
-        lines = [line for line in (inputs, outputs) if line is not None]
+        lines = [line for line in (inputs, outputs, *rows) if line is not None]
         engine.lock(lines, "the layer's weight is computed, not stored", node)
         return
-    if inputs is not None and not depthwise and not _reads_its_input(node):
-        engine.lock([inputs], "read by a functional call on a tensor that is no layer's input", node)
+    if inputs is not None and not depthwise and not _reads_its_input(node, source):
+        engine.lock([inputs, *rows], "read by a functional call on a tensor that is no layer's input", node)
     examples = max(min(1, positions), positions // engine.batch) if positions % engine.batch == 0 else positions
-    call = Call(node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise, tuple(over))
+    call = Call(
+        node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise,
+        tuple(over), tuple(rows),
+    )  # fmt: skip
     engine.calls.append(call)
 
 
-def _reads_its_input(node: fx.Node) -> bool:
+def _reads_its_input(node: fx.Node, position: int) -> bool:
     """True if what is contracted is the input of the module that made the call: gates and masks are put there."""
     stack = node.meta.get("nn_module_stack") or {}
     path, kind = list(stack.values())[-1] if stack else ("", "")
     if str(kind).startswith("torch.nn.modules."):
         return True
-    source = node.args[0]
+    source = node.args[position]
     while isinstance(source, fx.Node) and _made_in(source, path):
-        if operation(source) not in ("pad", "constant_pad_nd", "to", "_to_copy", "contiguous", "clone"):
+        if operation(source) not in ("pad", "constant_pad_nd", "to", "_to_copy", "contiguous", "clone", "view"):
             return False
         source = source.args[0]
     return True

@@ -6,28 +6,44 @@ import torch
 from torch import Tensor, fx
 
 from prunus.graph.engine import Engine, Result, argument, meta_shape, meta_value, operation, rule
-from prunus.graph.labels import Value, along, squeeze_constant, varying_dims, view_plane
+from prunus.graph.labels import Value, align, along, owned, squeeze_constant, varying_dims, view_plane
 
 
-@rule("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as", "squeeze", "unsqueeze")
+@rule(
+    "view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as", "squeeze", "unsqueeze",
+    rows=True,
+)  # fmt: skip
 def view(engine: Engine, node: fx.Node) -> Result:
     """A change of shape without change of order. A split of a labelled dimension demands equal counts per row."""
     source = engine.value(node.args[0])
     shape = meta_shape(node.meta["val"])
+    rows = [view_plane(plane, source.shape, shape) for plane in source.rows]
     planes = []
     for plane in source.planes:
         moved = view_plane(plane, source.shape, shape)
         if len(varying_dims(moved)) > len(varying_dims(plane)):
-            _split_grid(engine, moved, node)
+            _split_grid(engine, moved, rows, node)
         planes.append(moved)
-    return Value(shape, planes)
+    return Value(shape, planes, rows=rows)
 
 
-def _split_grid(engine: Engine, plane: Tensor, node: fx.Node) -> None:
-    engine.grids.append((plane, f"split into {tuple(plane.shape)} by {operation(node)}"))
+def _split_grid(engine: Engine, plane: Tensor, rows: list[Tensor], node: fx.Node) -> None:
+    """Equal counts in every row; and whole rows become units of their own, which the parameters behind learn of."""
+    why = f"split into {tuple(plane.shape)} by {operation(node)}"
+    engine.grids.append((plane, why))
+    dims = varying_dims(plane)
+    for number, dim in enumerate(dims[:-1]):
+        found = next((r for r in rows if owned(r) == dim), None)
+        if found is None:
+            inside = dims[: number + 1]
+            found = engine.new_rows([plane.shape[d] if d in inside else 1 for d in range(plane.dim())])
+            rows.append(found)
+            if number:
+                engine.grids.append((found, why))
+        engine.adopt(plane.reshape(-1), found.expand(plane.shape).reshape(-1), node)
 
 
-@rule("permute", "transpose", "t", "numpy_T", "movedim", "swapaxes", "mT", "adjoint")
+@rule("permute", "transpose", "t", "numpy_T", "movedim", "swapaxes", "mT", "adjoint", rows=True)
 def permute(engine: Engine, node: fx.Node) -> Result:
     """A permutation of dimensions. Where it turns rows and columns of labels round, columns are tied over the rows:
     otherwise unequal columns would arrive in another order than they left."""
@@ -39,7 +55,14 @@ def permute(engine: Engine, node: fx.Node) -> Result:
         if dims != sorted(dims):
             plane = engine.labels.tie(plane, sorted(dims)[:-1])
         planes.append(plane.permute(order))
-    return Value(meta_shape(node.meta["val"]), planes)
+    rows = []
+    for row in source.rows:
+        dims = [d for d in order if row.shape[d] > 1]
+        if dims != sorted(dims):
+            engine.lock([row], "rows and what indexes them change places", node)
+            row = row[tuple(slice(None) if d == max(dims) else slice(1) for d in range(row.dim()))]
+        rows.append(row.permute(order))
+    return Value(meta_shape(node.meta["val"]), planes, rows=rows)
 
 
 def _order(node: fx.Node, ndim: int) -> list[int]:
@@ -49,20 +72,21 @@ def _order(node: fx.Node, ndim: int) -> list[int]:
     return [int(size) - 2 for size in moved.shape]
 
 
-@rule("expand", "expand_as", "broadcast_to")
+@rule("expand", "expand_as", "broadcast_to", rows=True)
 def expand(engine: Engine, node: fx.Node) -> Result:
     """Broadcasting: labels stay, new dimensions don't vary."""
     source = engine.value(node.args[0])
     shape = meta_shape(node.meta["val"])
-    return Value(shape, [p.reshape((1,) * (len(shape) - p.dim()) + tuple(p.shape)) for p in source.planes])
+    return Value(shape, [align(p, len(shape)) for p in source.planes], rows=[align(r, len(shape)) for r in source.rows])
 
 
-@rule("slice", "narrow")
+@rule("slice", "narrow", rows=True)
 def cut(engine: Engine, node: fx.Node) -> Result:
     """A slice: labels along the dimension are sliced with it."""
     source = engine.value(node.args[0])
     dim = int(argument(node, 1, "dim", 0)) % source.ndim
     arguments = [dim, *node.args[2:]]
+    engine.lock([r for r in source.rows if r.shape[dim] > 1], "a slice cuts whole rows", node)
     if operation(node) == "slice" and argument(node, 4, "step", 1) != 1:
         engine.lock(source.varying(dim), "a strided slice picks units by their position", node)
         source = Value(source.shape, [p for p in source.planes if p.shape[dim] == 1])
@@ -72,10 +96,11 @@ def cut(engine: Engine, node: fx.Node) -> Result:
         else p
         for p in source.planes
     ]
-    return Value(meta_shape(node.meta["val"]), [p for p in planes if varying_dims(p)])
+    rows = [r for r in source.rows if r.shape[dim] == 1]
+    return Value(meta_shape(node.meta["val"]), [p for p in planes if varying_dims(p)], rows=rows)
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk")
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk", rows=True)
 def split(engine: Engine, node: fx.Node) -> Result:
     """Pieces along a dimension. Equal chunks keep equal counts, so that the same code still splits them evenly."""
     source = engine.value(node.args[0])
@@ -89,7 +114,11 @@ def split(engine: Engine, node: fx.Node) -> Result:
                 piece.append(plane.squeeze(dim) if len(shape) < source.ndim else plane)
             continue
         if name == "unbind":
-            engine.lock([plane], "unbind takes the units apart one by one", node)
+            if owned(plane) == dim:
+                engine.lock([plane], "unbind takes the units apart one by one", node)
+            else:
+                for index, piece in enumerate(pieces):
+                    piece.append(plane.select(dim, index))
             continue
         sizes = [shape[dim] for shape in shapes]
         if name in ("chunk", "unsafe_chunk") and len(set(sizes)) == 1 and plane.numel() == plane.shape[dim]:
@@ -98,26 +127,54 @@ def split(engine: Engine, node: fx.Node) -> Result:
             part = squeeze_constant(part)
             if varying_dims(part):
                 piece.append(part)
-    return [Value(shape, planes) for shape, planes in zip(shapes, pieces, strict=True)]
+    rows = _split_rows(engine, source, dim, shapes, node)
+    return [Value(s, planes, rows=r) for s, planes, r in zip(shapes, pieces, rows, strict=True)]
 
 
-@rule("getitem")
+def _split_rows(
+    engine: Engine, source: Value, dim: int, shapes: list[tuple[int, ...]], node: fx.Node
+) -> list[list[Tensor]]:
+    """Row planes of each piece: taken apart where the dimension only indexes them, locked where they decide on it."""
+    pieces: list[list[Tensor]] = [[] for _ in shapes]
+    one = len(shapes[0]) < source.ndim
+    for row in source.rows:
+        if owned(row) == dim:
+            engine.lock([row], f"{operation(node)} takes whole rows apart", node)
+            continue
+        sizes = [1 if one else shape[dim] for shape in shapes]
+        parts = row.split(sizes, dim) if row.shape[dim] > 1 else [row] * len(shapes)
+        for piece, part in zip(pieces, parts, strict=True):
+            piece.append(part.squeeze(dim) if one else part)
+    return pieces
+
+
+@rule("getitem", rows=True)
 def getitem(engine: Engine, node: fx.Node) -> Result:
     """One element of a tuple of results."""
     result = engine.values[node.args[0]]  # type: ignore[index]
     return result[node.args[1]] if isinstance(result, list) else result  # type: ignore[index]
 
 
-@rule("select")
+@rule("select", rows=True)
 def select(engine: Engine, node: fx.Node) -> Result:
     """One index of a dimension: if units lie along it, the chosen one can't be known to stay, so none goes."""
     source = engine.value(node.args[0])
     dim = int(argument(node, 1, "dim")) % source.ndim
-    engine.lock(source.varying(dim), "a constant index selects one unit", node)
-    return Value(meta_shape(node.meta["val"]), [p.squeeze(dim) for p in source.planes if p.shape[dim] == 1])
+    index = int(argument(node, 2, "index")) if isinstance(argument(node, 2, "index"), int) else None
+    planes: list[Tensor] = []
+    rows: list[Tensor] = []
+    for kind, taken in ((source.planes, planes), (source.rows, rows)):
+        for plane in kind:
+            if plane.shape[dim] == 1:
+                taken.append(plane.squeeze(dim))
+            elif owned(plane) == dim or index is None:
+                engine.lock([plane], "a constant index selects one unit", node)
+            else:
+                taken.append(plane.select(dim, index))
+    return Value(meta_shape(node.meta["val"]), planes, rows=rows)
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat", "concat", "concatenate", rows=True)
 def cat(engine: Engine, node: fx.Node) -> Result:
     """Concatenation: labels are concatenated along the dimension and united along the others."""
     operands = [engine.value(n) for n in argument(node, 0, "tensors")]
@@ -127,7 +184,11 @@ def cat(engine: Engine, node: fx.Node) -> Result:
     others = [
         Value((*o.shape[:dim], 1, *o.shape[dim + 1 :]), [p for p in o.planes if p.shape[dim] == 1]) for o in operands
     ]
-    planes = engine.merge(others, (*shape[:dim], 1, *shape[dim + 1 :]), node)
+    for operand, other in zip(operands, others, strict=True):
+        engine.lock([r for r in operand.rows if r.shape[dim] > 1], "whole rows are concatenated", node)
+        other.rows = [r for r in operand.rows if r.shape[dim] == 1]
+    merged = engine.combine(others, (*shape[:dim], 1, *shape[dim + 1 :]), node)
+    planes, rows = merged.planes, merged.rows
     if any(o.varying(dim) for o in operands):
         lines = []
         for operand in operands:
@@ -136,7 +197,7 @@ def cat(engine: Engine, node: fx.Node) -> Result:
                 labels = engine.fixed(operand.shape[dim], "concatenated from a tensor of fixed size", node)
             lines.append(labels)
         planes.append(along(torch.cat(lines), dim, len(shape)))
-    return Value(shape, planes)
+    return Value(shape, planes, rows=rows)
 
 
 @rule("pad", "constant_pad_nd")

@@ -8,7 +8,7 @@ from prunus.graph.engine import Engine, Lock, Result, argument, meta_shape, oper
 from prunus.graph.labels import Value, along
 
 
-@rule("batch_norm", "instance_norm", "cudnn_batch_norm", "native_batch_norm")
+@rule("batch_norm", "instance_norm", "cudnn_batch_norm", "native_batch_norm", rows=True)
 def per_channel(engine: Engine, node: fx.Node) -> Result:
     """Statistics and affine parameters of one channel each: `(input, weight, bias, running_mean, running_var, ...)`."""
     source = engine.value(node.args[0])
@@ -20,7 +20,7 @@ def per_channel(engine: Engine, node: fx.Node) -> Result:
     engine.lock([p for p in planes if any(s > 1 for s in p.shape[dim + 1 :])], "normalised across units", node)
     if labels is not None:
         planes.append(along(labels, dim, source.ndim))
-    return Value(meta_shape(node.meta["val"]), planes)
+    return Value(meta_shape(node.meta["val"]), planes, rows=engine.adopt_along(source, dim, node))
 
 
 @rule("group_norm")
@@ -41,12 +41,12 @@ def group_norm(engine: Engine, node: fx.Node) -> Result:
     return Value(meta_shape(node.meta["val"]), list(source.planes))
 
 
-@rule("layer_norm", "rms_norm", "_fused_rms_norm", "native_layer_norm")
+@rule("layer_norm", "rms_norm", "_fused_rms_norm", "native_layer_norm", rows=True)
 def layer_norm(engine: Engine, node: fx.Node) -> Result:
     """`(input, normalized_shape, weight, bias, eps)`: statistics over the last dimensions."""
     source = engine.value(node.args[0])
     count = len(argument(node, 1, "normalized_shape"))
-    for plane in source.planes:
+    for plane in (*source.planes, *source.rows):
         if any(size > 1 for size in plane.shape[source.ndim - count :]):
             _inexact(engine, plane, node)
     parameters = [
@@ -57,7 +57,8 @@ def layer_norm(engine: Engine, node: fx.Node) -> Result:
             engine.unite_vector(parameter, engine.parameter_plane(source, source.ndim - 1), node)
         else:
             engine.merge([source, engine.value(parameter)], source.shape, node)
-    return Value(source.shape, list(source.planes))
+    rows = engine.adopt_along(source, source.ndim - 1, node) if parameters else list(source.rows)
+    return Value(source.shape, list(source.planes), rows=rows)
 
 
 def _inexact(engine: Engine, labels: Tensor, node: fx.Node) -> None:

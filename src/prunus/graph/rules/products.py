@@ -1,0 +1,179 @@
+"""Products of activations: matrix products, `einsum`, attention. Each is read as an `einsum` over named dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from prunus.graph.engine import Engine, Result, argument, meta_shape, operation, rule
+from prunus.graph.labels import Value, owned, varying_dims
+
+
+@dataclass
+class _Named:
+    """An operand whose dimensions have letters; planes and rows are laid out over all letters in one order."""
+
+    letters: str
+    sizes: dict[str, int]
+    planes: list[Tensor]
+    rows: list[Tensor]
+
+
+@rule("matmul", "bmm", "mm", rows=True)
+def matmul(engine: Engine, node: fx.Node) -> Result:
+    """[..., M, K] x [..., K, N], leading dimensions broadcast."""
+    a, b = engine.value(node.args[0]), engine.value(node.args[1])
+    if min(a.ndim, b.ndim) < 2:
+        return _refused(engine, node, [a, b])
+    batch = "".join(chr(ord("a") + i) for i in range(max(a.ndim, b.ndim) - 2))
+    first, second = batch[len(batch) - (a.ndim - 2) :] + "xk", batch[len(batch) - (b.ndim - 2) :] + "ky"
+    return contract(engine, node, [(a, first), (b, second)], batch + "xy")
+
+
+@rule("baddbmm", rows=True)
+def baddbmm(engine: Engine, node: fx.Node) -> Result:
+    """A bias (a mask, positions) plus a batched matrix product."""
+    bias, a, b = (engine.value(n) for n in node.args[:3])
+    product = contract(engine, node, [(a, "zxk"), (b, "zky")], "zxy")
+    assert isinstance(product, Value)
+    return engine.combine([bias, product], product.shape, node)
+
+
+@rule("einsum", rows=True)
+def einsum(engine: Engine, node: fx.Node) -> Result:
+    """`torch.einsum` with an explicit result, without ellipsis and repeated letters."""
+    equation = str(node.args[0]).replace(" ", "")
+    operands = [engine.value(n) for n in node.args[1]]  # type: ignore[union-attr]
+    left, arrow, right = equation.partition("->")
+    parts = left.split(",")
+    if not arrow or "." in equation or any(len(set(p)) < len(p) for p in (*parts, right)):
+        return _refused(engine, node, operands)
+    return contract(engine, node, list(zip(operands, parts, strict=True)), right)
+
+
+@rule("scaled_dot_product_attention", rows=True)
+def attention(engine: Engine, node: fx.Node) -> Result:
+    """softmax(q k^T + mask) v, all [..., heads, tokens, width]; `enable_gqa`: a key head serves several query heads."""
+    q, k, v = (engine.value(n) for n in node.args[:3])
+    mask = argument(node, 3, "attn_mask")
+    batch = "".join(chr(ord("a") + i) for i in range(q.ndim - 2))
+    if argument(node, 7, "enable_gqa", False):
+        k, v = (_repeated(t, q.shape[-3]) for t in (k, v))
+    scores = contract(engine, node, [(q, batch + "xk"), (k, batch + "yk")], batch + "xy", (*q.shape[:-1], k.shape[-2]))
+    assert isinstance(scores, Value)
+    if isinstance(mask, fx.Node):
+        scores = engine.combine([scores, engine.value(mask)], scores.shape, node)
+    mixed = [p for p in (*scores.planes, *scores.rows) if p.shape[-1] > 1]
+    engine.lock(mixed, "softmax mixes the units", node)
+    return contract(engine, node, [(scores, batch + "xy"), (v, batch + "yv")], batch + "xv")
+
+
+def _repeated(value: Value, heads: int) -> Value:
+    """Key and value heads repeated to the number of query heads."""
+    dim = value.ndim - 3
+    times = heads // value.shape[dim]
+    shape = (*value.shape[:dim], heads, *value.shape[dim + 1 :])
+
+    def repeated(planes: Sequence[Tensor]) -> list[Tensor]:
+        return [p.repeat_interleave(times, dim) if p.shape[dim] > 1 else p for p in planes]
+
+    return Value(shape, repeated(value.planes), rows=repeated(value.rows))
+
+
+def contract(
+    engine: Engine,
+    node: fx.Node,
+    operands: Sequence[tuple[Value, str]],
+    result: str,
+    shape: tuple[int, ...] | None = None,
+) -> Result:
+    """The value of a product over named dimensions: what meets is united, what is summed over disappears.
+
+    Args:
+        engine: the label run.
+        node: the operation.
+        operands: each with one letter per dimension.
+        result: the letters of the result.
+        shape: of the result, if the node's own is another (a step inside the operation).
+    """
+    order = "".join(dict.fromkeys("".join(letters for _, letters in operands)))
+    named = [_named(value, letters, order) for value, letters in operands]
+    for letter in order:
+        _meet(engine, node, [n for n in named if n.sizes.get(letter, 1) > 1], order.index(letter))
+    shape = meta_shape(node.meta["val"]) if shape is None else shape
+    found = Value(shape)
+    for planes, kind in ((found.planes, "planes"), (found.rows, "rows")):
+        taken: dict[int, Tensor] = {}
+        for operand in named:
+            for plane in getattr(operand, kind):
+                own = owned(plane)
+                if order[own] not in result:
+                    continue  # summed over: the operands lose it together
+                summed = [d for d in varying_dims(plane) if order[d] not in result]
+                plane = engine.labels.tie(plane, summed)
+                if own in taken:
+                    engine.labels.unite(plane, taken[own])
+                else:
+                    taken[own] = plane
+        planes += [_laid_out(engine, plane, order, result, node) for plane in taken.values()]
+    batches = [r for n in named for r in n.rows if sum(order[owned(r)] in o.sizes for o in named) > 1]
+    engine.batched_rows += [r for r in batches if order[owned(r)] in result]
+    return found
+
+
+def _named(value: Value, letters: str, order: str) -> _Named:
+    places = [order.index(letter) for letter in letters]
+
+    def laid(plane: Tensor) -> Tensor:
+        shape = [1] * len(order)
+        for place, size in zip(places, plane.shape, strict=True):
+            shape[place] = size
+        return plane.permute(sorted(range(len(places)), key=places.__getitem__)).reshape(shape)
+
+    sizes = dict(zip(letters, value.shape, strict=True))
+    return _Named(letters, sizes, [laid(p) for p in value.planes], [laid(r) for r in value.rows])
+
+
+def _meet(engine: Engine, node: fx.Node, operands: Sequence[_Named], dim: int) -> None:
+    """Unite what decides along one dimension in all operands that have it; if one has nothing there, it is fixed."""
+    for kind in ("rows", "planes"):
+        owners = [[p for p in getattr(o, kind) if owned(p) == dim] for o in operands]
+        if not any(owners) or len(operands) < 2:
+            continue
+        if kind == "planes" and any(owned(r) == dim for o in operands for r in o.rows) and not all(owners):
+            continue  # rows decide there, and a parameter of one entry per row has met them
+        for own, operand in zip(owners, operands, strict=True):
+            if not own and not (kind == "rows" and _meets_rows(engine, operand, owners, dim)):
+                fixed = [p for other in owners for p in other]
+                engine.lock(fixed, f"meets a tensor of fixed size in {operation(node)}", node)
+        present = [p for own in owners for p in own]
+        for plane in present[1:]:
+            engine.labels.unite(present[0], plane)
+
+
+def _meets_rows(engine: Engine, operand: _Named, owners: Sequence[Sequence[Tensor]], dim: int) -> bool:
+    lines = [p for p in operand.planes if varying_dims(p) == (dim,)]
+    row = next(p for own in owners for p in own)
+    if len(lines) != 1 or varying_dims(row) != (dim,):
+        return False
+    engine.labels.unite(lines[0], row)
+    return True
+
+
+def _laid_out(engine: Engine, plane: Tensor, order: str, result: str, node: fx.Node) -> Tensor:
+    """From the order of all letters to the result's; where indexing dimensions change places columns are tied."""
+    places = [order.index(letter) for letter in result]
+    dims = [d for d in places if plane.shape[d] > 1]
+    if dims != sorted(dims):
+        plane = engine.labels.tie(plane, sorted(dims)[:-1])
+    rest = [d for d in range(plane.dim()) if d not in places]
+    return plane.permute(places + rest).reshape([plane.shape[d] for d in places])
+
+
+def _refused(engine: Engine, node: fx.Node, values: Sequence[Value]) -> Result:
+    for value in values:
+        engine.lock(value.planes, f"no rule for this form of {operation(node)}", node)
+    engine.lock_rows(values, node)
+    return Value(meta_shape(node.meta["val"]))
