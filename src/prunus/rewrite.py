@@ -117,7 +117,10 @@ def _kept_labels(graph: Graph, plan: Plan) -> np.ndarray[Any, np.dtype[np.bool_]
     for root, (number, unit) in graph.labels.items():
         if names[number] in stays and unit not in stays[names[number]]:
             kept[root] = False
-    return kept[graph.roots]
+    kept = kept[graph.roots]
+    for positions, rows in graph.adopted:
+        kept[positions] &= kept[rows]
+    return kept
 
 
 def _alive(value: Value, dim: int, kept: Any) -> Any:

@@ -50,6 +50,7 @@ def cut_(model: nn.Module, plan: Plan) -> Undo:
             touched[owner] = None
     for owner in touched:
         steps += _set_sizes(owner)
+    steps += _set_heads(model, plan)
     return Undo(tuple(steps))
 
 
@@ -144,6 +145,30 @@ def _set_sizes(module: nn.Module) -> list[Callable[[], None]]:
     return steps
 
 
+HEAD_COUNTS = (
+    "num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads",
+    "n_kv_heads", "n_kv_head", "num_q_heads",
+)  # fmt: skip
+HEAD_WIDTHS = ("all_head_size", "split_size", "inner_dim", "attn_dim", "attention_dim", "q_size", "kv_size")
+"""Names under which attention modules hold their number of heads, and the width of all heads together."""
+
+
+def _set_heads(model: nn.Module, plan: Plan) -> list[Callable[[], None]]:
+    """Scale what the modules that hold the heads' layers know of their number; the proof tells if that was all."""
+    steps = []
+    modules = dict(model.named_modules())
+    for group in plan.groups:
+        if not group.name.endswith(".heads") or len(group.kept) == group.units:
+            continue
+        path = group.name.removesuffix(".heads").rpartition(".")[0]
+        for attribute in (*HEAD_COUNTS, *HEAD_WIDTHS):
+            old = vars(modules.get(path, model)).get(attribute)
+            if isinstance(old, int) and old % group.units == 0:
+                setattr(modules[path], attribute, old // group.units * len(group.kept))
+                steps.append(_restore(modules[path], attribute, old))
+    return steps
+
+
 def _restore(module: nn.Module, attribute: str, old: Any) -> Callable[[], None]:
     return lambda: setattr(module, attribute, old)
 
@@ -162,6 +187,12 @@ def _sizes(module: nn.Module) -> dict[str, Any]:
         return {"normalized_shape": tuple(module.weight.shape)}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": module.weight.shape[0]}
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2's linear layer, weight [inputs, outputs]
+        return (
+            {"nx": module.weight.shape[0], "nf": module.weight.shape[1]}
+            if hasattr(module, "nx")
+            else {"nf": module.weight.shape[1]}
+        )
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": module.weight.shape[1]}
     return {}

@@ -52,7 +52,7 @@ class Call:
 
     A stored selection of inputs is a call too, with no positions: it produces units and multiplies nothing. `over`
     holds the planes of labels that lie along the positions to which the weight is applied, `rows` the whole rows that
-    lie over the contracted dimension.
+    lie over the contracted dimension, which is dimension `axis` of the weight.
     """
 
     node: fx.Node
@@ -65,12 +65,7 @@ class Call:
     depthwise: bool
     over: tuple[Tensor, ...] = ()
     rows: tuple[Tensor, ...] = ()
-
-    @property
-    def output_axis(self) -> int:
-        """The dimension of the weight that the call produces: 1 for transposed convolutions and x W, else 0."""
-        name = operation(self.node)
-        return 1 if "transpose" in name or name == "addmm" else 0
+    axis: int = 1
 
 
 @dataclass
@@ -88,6 +83,7 @@ class Engine:
     row_labels: list[Tensor] = field(default_factory=list)
     batched_rows: list[Tensor] = field(default_factory=list)
     nobody: int = -1
+    adopted: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def value(self, argument: Any) -> Value:
         """The value of a node argument (the first one if the node returned several)."""
@@ -207,6 +203,8 @@ class Engine:
         row_of = np.full(self.labels.size, self.nobody)
         row_of[keys[first]] = values[first]
         roots = self.labels.roots()
+        known = np.flatnonzero(row_of[roots] != self.nobody)
+        self.adopted.append((known, row_of[roots[known]]))
         for value in self.parameters.values():
             for plane in [p for p in value.planes if len(varying_dims(p)) == 1]:
                 line = row_of[roots[plane.numpy()]]
@@ -232,7 +230,7 @@ class Engine:
             sizes = (1,) * (ndim - operand.ndim) + operand.shape
             for dim in varying_dims(plane):
                 offset = dim - (ndim - operand.ndim)
-                if sizes[dim] > 1 and not operand.varying(offset):
+                if sizes[dim] > 1 and not operand.varying(offset) and not _has_rows(operand, dim, ndim):
                     return operand
         return None
 

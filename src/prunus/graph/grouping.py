@@ -30,6 +30,7 @@ class Graph:
         labels: root label -> (number of its group, index of its unit).
         roots: root of every label.
         values: labels of every node's result.
+        adopted: labels of positions that lie in a whole row, and the labels of those rows.
     """
 
     program: ExportedProgram
@@ -43,6 +44,7 @@ class Graph:
     labels: dict[int, tuple[int, int]] = field(repr=False)
     roots: IntArray = field(repr=False)
     values: dict[fx.Node, Result] = field(repr=False)
+    adopted: tuple[tuple[IntArray, IntArray], ...] = field(default=(), repr=False)
 
     def groups(self, *, locked: bool = False) -> tuple[ChannelGroup, ...]:
         """The prunable groups in data-flow order; with `locked`, the others too."""
@@ -96,6 +98,7 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
         labels=labels,
         roots=roots,
         values=engine.values,
+        adopted=tuple(engine.adopted),
     )
 
 
@@ -129,7 +132,7 @@ def _writers(engine: Engine, roots: IntArray) -> tuple[IntArray, list[Call]]:
         if call.outputs is not None and not call.depthwise:
             first[roots[call.outputs.numpy()]] = index
             for row in engine.parameters[call.weight].rows:
-                if varying_dims(row) == (call.output_axis,):
+                if varying_dims(row) == (1 - call.axis,):
                     first[roots[row.reshape(-1).numpy()]] = index
     # Rows are units only where they are attended with; other reshapes just come and go.
     rows, batched = (_roots_of(found, roots) for found in (engine.row_labels, engine.batched_rows))
@@ -322,7 +325,7 @@ def _make_groups(
             if (number, call.module) not in seen:
                 seen.add((number, call.module))
                 units = np.where(owners == number, index_of[roots], -1)
-                readers[number].append(Reader(call.module, call.input_dim, units, call.weight, 1 - call.output_axis))
+                readers[number].append(Reader(call.module, call.input_dim, units, call.weight, call.axis))
     written = {c.weight for c in calls if not c.depthwise}
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}
@@ -360,4 +363,4 @@ def _make_groups(
 def _writes(slot: Slot, calls: Sequence[Call]) -> bool:
     """True if the slot lies along the dimension that its weight produces (rows, or columns of a transposed conv)."""
     call = next(c for c in calls if c.weight == slot.tensor)
-    return slot.dim == call.output_axis
+    return slot.dim == 1 - call.axis

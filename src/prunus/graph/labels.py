@@ -31,6 +31,7 @@ class Value:
     planes: list[Tensor] = field(default_factory=list)
     parameter: str | None = None
     rows: list[Tensor] = field(default_factory=list)
+    transposed: bool = False
 
     @property
     def ndim(self) -> int:

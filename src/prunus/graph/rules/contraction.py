@@ -16,7 +16,7 @@ from prunus.graph.labels import Value, along, varying_dims
 def linear(engine: Engine, node: fx.Node) -> Result:
     """y = x W^T + b, contracting the last dimension of x with W's second."""
     source, weight = engine.value(node.args[0]), engine.value(node.args[1])
-    return _product(engine, node, source, weight, 1, argument(node, 2, "bias", None))
+    return product_with_weight(engine, node, source, weight, 1, argument(node, 2, "bias", None))
 
 
 @rule("addmm", rows=True)
@@ -27,10 +27,10 @@ def addmm(engine: Engine, node: fx.Node) -> Result:
         engine.lock([*bias.planes, *source.planes, *weight.planes], "no rule for addmm without a stored weight", node)
         engine.lock_rows([bias, source, weight], node)
         return Value(meta_shape(node.meta["val"]))
-    return _product(engine, node, source, weight, 0, node.args[0])
+    return product_with_weight(engine, node, source, weight, 0, node.args[0])
 
 
-def _product(engine: Engine, node: fx.Node, source: Value, weight: Value, axis: int, bias: Any) -> Result:
+def product_with_weight(engine: Engine, node: fx.Node, source: Value, weight: Value, axis: int, bias: Any) -> Result:
     """The last dimension of `source` contracted with dimension `axis` of a stored [., .] weight."""
     shape = meta_shape(node.meta["val"])
     last = len(shape) - 1
@@ -42,7 +42,9 @@ def _product(engine: Engine, node: fx.Node, source: Value, weight: Value, axis: 
     rows = [r for r in source.rows if r.shape[-1] == 1]
     read = _read_rows(engine, [r for r in source.rows if r.shape[-1] > 1], weight, axis, node)
     position = 1 if operation(node) == "addmm" else 0
-    _record(engine, node, weight, inputs, outputs, -1, math.prod(shape[:-1]), planes, rows=read, source=position)
+    _record(
+        engine, node, weight, inputs, outputs, -1, math.prod(shape[:-1]), planes, rows=read, source=position, axis=axis
+    )
     if outputs is not None:
         planes.append(along(outputs, last, len(shape)))
         rows += _written_rows(weight, 1 - axis, last, len(shape))
@@ -116,7 +118,10 @@ def _convolve(
             engine.lock(over, "whole rows meet a grouped convolution", node)
     engine.unite_vector(argument(node, 2, "bias", None), outputs, node)
     planes = [p for p in source.planes if all(s == 1 for s in p.shape[channel:])]
-    _record(engine, node, weight, inputs, outputs, channel - source.ndim, shape[0] * positions, planes, depthwise, read)
+    _record(
+        engine, node, weight, inputs, outputs, channel - source.ndim, shape[0] * positions, planes, depthwise, read,
+        axis=input_axis,
+    )  # fmt: skip
     if outputs is not None:
         planes.append(along(outputs, channel, len(shape)))
         if not depthwise:
@@ -186,6 +191,7 @@ def _record(
     depthwise: bool = False,
     rows: Sequence[Tensor] = (),
     source: int = 0,
+    axis: int = 1,
 ) -> None:
     if weight.parameter is None:
         lines = [line for line in (inputs, outputs, *rows) if line is not None]
@@ -196,7 +202,7 @@ def _record(
     examples = max(min(1, positions), positions // engine.batch) if positions % engine.batch == 0 else positions
     call = Call(
         node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise,
-        tuple(over), tuple(rows),
+        tuple(over), tuple(rows), axis,
     )  # fmt: skip
     engine.calls.append(call)
 

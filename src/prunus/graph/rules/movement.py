@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -62,6 +64,8 @@ def permute(engine: Engine, node: fx.Node) -> Result:
             engine.lock([row], "rows and what indexes them change places", node)
             row = row[tuple(slice(None) if d == max(dims) else slice(1) for d in range(row.dim()))]
         rows.append(row.permute(order))
+    if source.parameter is not None and order == [1, 0]:  # x W^T written out
+        return Value(meta_shape(node.meta["val"]), planes, source.parameter, rows, not source.transposed)
     return Value(meta_shape(node.meta["val"]), planes, rows=rows)
 
 
@@ -74,10 +78,42 @@ def _order(node: fx.Node, ndim: int) -> list[int]:
 
 @rule("expand", "expand_as", "broadcast_to", rows=True)
 def expand(engine: Engine, node: fx.Node) -> Result:
-    """Broadcasting: labels stay, new dimensions don't vary."""
+    """Broadcasting: labels stay. One key head repeated for many query heads becomes as many rows."""
     source = engine.value(node.args[0])
     shape = meta_shape(node.meta["val"])
+    repeated = [
+        d for d in range(1, len(shape) - 2)
+        if shape[d] > 1 and source.planes and not source.rows
+        and (d < len(shape) - source.ndim or source.shape[d - len(shape) + source.ndim] == 1)
+    ]  # fmt: skip
+    if len(repeated) == 1:
+        row = along(engine.new_rows([shape[repeated[0]]]), repeated[0], len(shape))
+        return Value(shape, [align(p, len(shape)) for p in source.planes], rows=[row])
     return Value(shape, [align(p, len(shape)) for p in source.planes], rows=[align(r, len(shape)) for r in source.rows])
+
+
+@rule("index", rows=True)
+def index(engine: Engine, node: fx.Node) -> Result:
+    """Positions looked up by index tensors stay; labels along the other dimensions pass."""
+    source = engine.value(node.args[0])
+    indices: list[Any] = list(node.args[1])  # type: ignore[arg-type]
+    dims = [d for d, i in enumerate(indices) if i is not None]
+    engine.lock([p for i in indices if isinstance(i, fx.Node) for p in engine.value(i).planes], "used as indices", node)
+    shape = meta_shape(node.meta["val"])
+    added = len(shape) - (source.ndim - len(dims))
+    place = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
+
+    def moved(kind: list[Tensor]) -> list[Tensor]:
+        found = []
+        for plane in kind:
+            if any(plane.shape[d] > 1 for d in dims):
+                engine.lock([plane], "units are selected by index", node)
+                continue
+            rest = [s for d, s in enumerate(plane.shape) if d not in dims]
+            found.append(plane.reshape([*rest[:place], *[1] * added, *rest[place:]]))
+        return found
+
+    return Value(shape, moved(source.planes), rows=moved(source.rows))
 
 
 @rule("slice", "narrow", rows=True)

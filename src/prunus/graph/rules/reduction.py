@@ -11,7 +11,7 @@ from prunus.graph.labels import Value
 
 
 @rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
-      "prod", "any", "all", "argmax", "argmin", "logsumexp", "median", "topk", "nansum", "nanmean")  # fmt: skip
+      "prod", "any", "all", "argmax", "argmin", "logsumexp", "median", "topk", "nansum", "nanmean", rows=True)  # fmt: skip
 def reduce(engine: Engine, node: fx.Node) -> Result:
     """A reduction over `dim` (all dimensions if absent)."""
     if len(node.all_input_nodes) > 1:
@@ -20,22 +20,22 @@ def reduce(engine: Engine, node: fx.Node) -> Result:
     result = meta_value(node.meta["val"])
     shapes = [v.shape for v in result] if isinstance(result, list) else [result.shape]
     dims = _dims(node, source.ndim)
-    mixed = [p for p in source.planes if any(p.shape[d] > 1 for d in dims)]
+    mixed = [p for p in (*source.planes, *source.rows) if any(p.shape[d] > 1 for d in dims)]
     engine.lock(mixed, f"{operation(node)} over the units", node)
-    planes: list[Tensor] = []
-    for plane in source.planes:
-        if any(plane is m for m in mixed):
-            continue
-        if len(shapes[0]) < source.ndim:
-            plane = plane.reshape([s for d, s in enumerate(plane.shape) if d not in dims])
-        planes.append(plane)
-    values = [Value(shape, list(planes)) for shape in shapes]
+
+    def left(kind: list[Tensor]) -> list[Tensor]:
+        found = [p for p in kind if not any(p is m for m in mixed)]
+        if len(shapes[0]) == source.ndim:
+            return found
+        return [p.reshape([s for d, s in enumerate(p.shape) if d not in dims]) for p in found]
+
+    values = [Value(shape, left(source.planes), rows=left(source.rows)) for shape in shapes]
     return values if isinstance(result, list) else values[0]
 
 
 def _max_of_two(engine: Engine, node: fx.Node) -> Result:
     shape = meta_shape(node.meta["val"])
-    return Value(shape, engine.merge([engine.value(n) for n in node.all_input_nodes], shape, node))
+    return engine.combine([engine.value(n) for n in node.all_input_nodes], shape, node)
 
 
 def _dims(node: fx.Node, ndim: int) -> set[int]:
