@@ -187,12 +187,8 @@ def _sizes(module: nn.Module) -> dict[str, Any]:
         return {"normalized_shape": tuple(module.weight.shape)}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": module.weight.shape[0]}
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2's linear layer, weight [inputs, outputs]
-        return (
-            {"nx": module.weight.shape[0], "nf": module.weight.shape[1]}
-            if hasattr(module, "nx")
-            else {"nf": module.weight.shape[1]}
-        )
+    if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):  # GPT-2's x W, weight [inputs, outputs]
+        return {n: s for n, s in zip(("nx", "nf"), module.weight.shape, strict=True) if hasattr(module, n)}
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": module.weight.shape[1]}
     return {}

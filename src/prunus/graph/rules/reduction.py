@@ -11,7 +11,8 @@ from prunus.graph.labels import Value
 
 
 @rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
-      "prod", "any", "all", "argmax", "argmin", "logsumexp", "median", "topk", "nansum", "nanmean", rows=True)  # fmt: skip
+      "prod", "any", "all", "argmax", "argmin", "logsumexp", "median", "topk", "nansum", "nanmean",
+      rows=True)  # fmt: skip
 def reduce(engine: Engine, node: fx.Node) -> Result:
     """A reduction over `dim` (all dimensions if absent)."""
     if len(node.all_input_nodes) > 1:
