@@ -63,6 +63,7 @@ def compress(
     budget: str | None = None,
     pruning_ratio: float | None = None,
     ignored_layers: Sequence[Ignored] = (),
+    head_dims: bool = False,
     allocation: Allocation | None = None,
     recovery: FinetuneConfig | None = None,
     batch_size: int = 64,
@@ -82,6 +83,7 @@ def compress(
         budget: as for `prune`.
         pruning_ratio: as for `prune`.
         ignored_layers: as for `prune`.
+        head_dims: as for `prune`.
         allocation: as for `prune`.
         recovery: fine-tuning; None for none.
         batch_size: for learning the gates.
@@ -110,6 +112,7 @@ def compress(
         data=batches,
         loss_fn=data.loss_fn,
         ignored_layers=ignored_layers,
+        head_dims=head_dims,
         allocation=allocation,
         seed=seed,
         progress=progress,

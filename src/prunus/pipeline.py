@@ -61,6 +61,7 @@ def prune(
     data: Iterable[tuple[Any, Tensor]] | None = None,
     loss_fn: Callable[..., Tensor] | None = None,
     ignored_layers: Sequence[Ignored] = (),
+    head_dims: bool = False,
     allocation: Allocation | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -79,6 +80,8 @@ def prune(
         data: re-iterable of (inputs, targets) batches with a length; only methods that look at weights alone need none.
         loss_fn: `loss_fn(outputs, targets)` -> mean loss; must take `reduction="sum"` for gradient criteria.
         ignored_layers: modules, module types or name globs whose output units stay.
+        head_dims: also remove dimensions inside attention heads, the same number in each, where heads can go as a
+            whole. Few classes take heads of unequal widths for keys and values: expect a rewritten graph.
         allocation: global or uniform, cost exponent, rounding, floor.
         seed: for everything random.
         progress: show a progress bar where there is a terminal.
@@ -96,7 +99,7 @@ def prune(
     chosen = resolve(method)
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
     graph = trace(model, example_inputs)
-    groups = prunable_groups(graph, model, ignored_layers)
+    groups = prunable_groups(graph, model, ignored_layers, head_dims=head_dims)
     _check_request(parsed, pruning_ratio, kept_counts, groups, optional=isinstance(chosen, StagedMethod))
     if isinstance(chosen, StagedMethod):
         request = _Request(parsed, pruning_ratio, kept_counts, allocation)
@@ -237,14 +240,17 @@ def make_plan(
     return Plan.from_kept(graph, kept, keep_probability=probability, method=scores.method, asked=asked)
 
 
-def prunable_groups(graph: Graph, model: nn.Module, ignored_layers: Sequence[Ignored] = ()) -> list[ChannelGroup]:
-    """The prunable groups without those that an ignored layer writes.
+def prunable_groups(
+    graph: Graph, model: nn.Module, ignored_layers: Sequence[Ignored] = (), *, head_dims: bool = False
+) -> list[ChannelGroup]:
+    """The prunable groups without those that an ignored layer writes and, unless asked for, those inside heads.
 
     Raises:
         ConfigError: an entry that matches no layer of the model.
     """
     names = {name for entry in ignored_layers for name in _matches(entry, model)}
-    return [g for g in graph.groups() if not names & {s.tensor.rpartition(".")[0] for s in g.writers}]
+    groups = [g for g in graph.groups() if head_dims or g.within is None]
+    return [g for g in groups if not names & {s.tensor.rpartition(".")[0] for s in g.writers}]
 
 
 def _matches(entry: Ignored, model: nn.Module) -> set[str]:

@@ -94,7 +94,8 @@ def test_explains_every_group(name: str) -> None:
     lines = graph.explain().splitlines()
     for group in graph.groups(locked=True):
         line = next(line for line in lines if line.split(":")[0].split()[-1] == group.name)
-        assert line.startswith("prunable" if group.prunable else "locked")
+        kind = "prunable" if group.within is None else "if asked"
+        assert line.startswith(kind if group.prunable else "locked")
         assert (group.locked or "") in line
         assert group.source
         assert group.source in line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, fx, nn
@@ -64,13 +64,14 @@ class Graph:
             rows = f", equal counts in {group.multiple} rows" if group.rows is not None else ""
             if group.prunable:
                 readers = ", ".join(r.module or r.weight for r in group.readers)
-                lines.append(f"prunable  {group.name}: {group.units} units{rows}, read by {readers}  [{group.source}]")
+                kind = "prunable " if group.within is None else "if asked "
+                lines.append(f"{kind} {group.name}: {group.units} units{rows}, read by {readers}  [{group.source}]")
             else:
                 reason = group.locked or "a normalisation takes statistics across the units: removal is not masking"
                 lines.append(f"locked    {group.name}: {group.units} units{rows}; {reason}  [{group.source}]")
-        free = sum(g.units for g in self.groups())
-        total = sum(g.units for g in self.channel_groups)
-        lines.append(f"{free} of {total} units in {len(self.groups())} of {len(self.channel_groups)} groups can go")
+        free = [g for g in self.groups() if g.within is None]
+        units, total = sum(g.units for g in free), sum(g.units for g in self.channel_groups)
+        lines.append(f"{units} of {total} units in {len(free)} of {len(self.channel_groups)} groups can go")
         return "\n".join(lines)
 
 
@@ -357,7 +358,26 @@ def _make_groups(
                 order=number,
             )
         )
-    return tuple(groups), {int(r): (n, i) for n, f in enumerate(families) for i, r in enumerate(f.tolist())}
+    return _inside_rows(groups), {int(r): (n, i) for n, f in enumerate(families) for i, r in enumerate(f.tolist())}
+
+
+def _inside_rows(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
+    """Groups whose units share out the positions of prunable whole rows, marked with the name of those."""
+    over: dict[tuple[str, int], list[tuple[str, IntArray]]] = {}
+    for group in groups:
+        if group.prunable and group.name.endswith(".heads"):
+            for slot in group.slots:
+                over.setdefault((slot.tensor, slot.dim), []).append((group.name, slot.units_along_dim))
+    marked = []
+    for group in groups:
+        names = [
+            name
+            for slot in (group.slots if group.rows is not None else ())
+            for name, line in over.get((slot.tensor, slot.dim), [])
+            if bool(((line >= 0) & (slot.units_along_dim >= 0)).any())
+        ]
+        marked.append(replace(group, within=names[0]) if names and not group.name.endswith(".heads") else group)
+    return tuple(marked)
 
 
 def _writes(slot: Slot, calls: Sequence[Call]) -> bool:

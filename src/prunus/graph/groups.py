@@ -92,6 +92,7 @@ class ChannelGroup:
         exact: False if a normalisation takes statistics across the units, so that removal differs from masking.
         locked: why the group may not be pruned, or None.
         source: source line of the first writer.
+        within: name of the group of whole rows (heads) that these units lie in, the same number in each, or None.
     """
 
     name: str
@@ -103,6 +104,7 @@ class ChannelGroup:
     exact: bool = True
     locked: str | None = None
     source: str = ""
+    within: str | None = None
     order: int = field(default=0, repr=False)
 
     @property

@@ -23,11 +23,11 @@ def prunability(graph: Graph) -> Table:
         per_unit = (dense.macs - fewer.macs) // group.multiple
         rows = f", equal counts in {group.multiple} rows" if group.rows is not None else ""
         if group.prunable:
-            status = f"[green]prunable[/green]{rows}"
+            status = f"[green]prunable{'' if group.within is None else ' if asked'}[/green]{rows}"
         else:
             status = f"[yellow]locked[/yellow]: {group.locked or 'a normalisation takes statistics across the units'}"
         table.add_row(group.name, str(group.units), f"{per_unit:,}", status)
-    free = sum(g.units for g in graph.groups())
+    free = sum(g.units for g in graph.groups() if g.within is None)
     total = sum(g.units for g in graph.channel_groups)
     table.caption = f"{free} of {total} units can go; {dense.macs:,} MACs, {dense.params:,} parameters"
     table.caption_justify = "left"
