@@ -261,4 +261,4 @@ class LinearAttention(Block):
 
     def attend(self, x: Tensor) -> Tensor:
         q, k, v = (split(layer(x), self.num_heads) for layer in (self.q, self.k, self.v))
-        return join((q.softmax(-1) @ (k.softmax(2).transpose(-2, -1) @ v)))
+        return join(q.softmax(-1) @ (k.softmax(2).transpose(-2, -1) @ v))

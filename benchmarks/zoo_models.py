@@ -1,0 +1,184 @@
+"""The models of the zoo: hand-written traps, timm architectures and transformers classes, all with random weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+Made = tuple[nn.Module, Any]
+
+TIMM = [
+    "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "seresnet50", "densenet121", "mobilenetv2_100",
+    "mobilenetv3_large_100", "efficientnet_b0", "mnasnet_100", "fbnetc_100", "regnety_008", "regnetx_008",
+    "vgg16_bn", "inception_v3", "inception_v4", "xception41", "dpn68", "dla34", "res2net50_26w_4s", "resnest50d",
+    "ecaresnet50d", "skresnet50", "hrnet_w18_small", "ghostnet_100", "hardcorenas_a", "lcnet_100", "tinynet_e",
+    "repvgg_a0", "cspdarknet53", "cspresnet50", "darknet53", "nf_resnet50", "nfnet_f0", "vovnet39a",
+    "ese_vovnet19b_dw", "selecsls42b", "rexnet_100", "convnext_atto", "convnextv2_atto", "convmixer_768_32",
+    "resmlp_12_224", "mixer_s32_224", "gmixer_24_224", "poolformer_s12", "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "beit_base_patch16_224", "cait_xxs24_224",
+    "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "twins_pcpvt_small", "pvt_v2_b0", "pit_ti_224",
+    "levit_128s", "mobilevit_xxs", "mobilevitv2_050", "edgenext_xx_small", "efficientformer_l1",
+    "crossvit_tiny_240", "coat_lite_tiny", "xcit_nano_12_p16_224", "volo_d1_224", "tnt_s_legacy_patch16_224",
+    "nest_tiny", "coatnet_pico_rw_224", "maxvit_tiny_tf_224", "gcvit_xxtiny", "focalnet_tiny_srf", "davit_tiny",
+    "eva02_tiny_patch14_224", "hiera_tiny_224", "fastvit_t8", "tiny_vit_5m_224", "repvit_m1", "starnet_s1",
+    "mambaout_femto", "visformer_tiny", "sequencer2d_s", "eca_botnext26ts_256", "halonet26t", "lambda_resnet26t",
+    "gernet_s", "inception_next_atto", "shvit_s1", "swiftformer_xs", "efficientvit_b0", "efficientvit_m0",
+    "mobilenetv4_conv_small", "mobilenetv4_hybrid_medium", "rdnet_tiny", "vitamin_small_224", "caformer_s18",
+    "convformer_s18", "mvitv2_tiny",
+]  # fmt: skip
+
+
+def timm_model(name: str) -> Callable[[], Made]:
+    """A timm architecture with its own input size, or 128 pixels where any size will do."""
+
+    def make() -> Made:
+        _declare_torchvision_operators()
+        import timm
+
+        model = timm.create_model(name, pretrained=False)
+        channels, *size = model.default_cfg.get("input_size", (3, 224, 224))
+        if not model.default_cfg.get("fixed_input_size") and not any(
+            isinstance(m, nn.LayerNorm) for m in model.modules()
+        ):
+            size = [min(s, 128) for s in size]
+        return model, torch.randn(1, channels, *size)
+
+    return make
+
+
+TEXT = {
+    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "max_position_embeddings": 32,
+}  # fmt: skip
+GROUPED = {**TEXT, "num_key_value_heads": 2, "use_cache": False}
+VISION = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,
+    "patch_size": 8,
+}  # fmt: skip
+PYRAMID = {"hidden_sizes": [16, 32, 32, 32], "depths": [1, 1, 1, 1]}
+# class, config class, settings, kind of input
+TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "bert": ("BertForSequenceClassification", "BertConfig", TEXT, "text"),
+    "distilbert": (
+        "DistilBertForSequenceClassification", "DistilBertConfig",
+        {"vocab_size": 50, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 32},
+        "text",
+    ),
+    "roberta": ("RobertaForSequenceClassification", "RobertaConfig", TEXT, "text"),
+    "albert": ("AlbertForSequenceClassification", "AlbertConfig", {**TEXT, "embedding_size": 16}, "text"),
+    "electra": ("ElectraForSequenceClassification", "ElectraConfig", {**TEXT, "embedding_size": 16}, "text"),
+    "mpnet": ("MPNetForSequenceClassification", "MPNetConfig", TEXT, "text"),
+    "deberta-v2": ("DebertaV2ForSequenceClassification", "DebertaV2Config", TEXT, "text"),
+    "gpt2": (
+        "GPT2LMHeadModel", "GPT2Config",
+        {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "use_cache": False}, "text",
+    ),
+    "opt": (
+        "OPTForCausalLM", "OPTConfig",
+        {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64,
+         "max_position_embeddings": 32, "word_embed_proj_dim": 32, "use_cache": False},
+        "text",
+    ),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", GROUPED, "text"),
+    "mistral": ("MistralForCausalLM", "MistralConfig", GROUPED, "text"),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", GROUPED, "text"),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**GROUPED, "head_dim": 8}, "text"),
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", {**GROUPED, "num_key_value_heads": 1, "head_dim": 8}, "text"),
+    "phi": ("PhiForCausalLM", "PhiConfig", {**TEXT, "use_cache": False}, "text"),
+    "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**TEXT, "use_cache": False}, "text"),
+    "bloom": (
+        "BloomForCausalLM", "BloomConfig",
+        {"vocab_size": 50, "hidden_size": 32, "n_layer": 2, "n_head": 4, "use_cache": False}, "text",
+    ),
+    "falcon": (
+        "FalconForCausalLM", "FalconConfig",
+        {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "use_cache": False},
+        "text",
+    ),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**GROUPED, "num_local_experts": 4}, "text"),
+    "t5-encoder": (
+        "T5EncoderModel", "T5Config",
+        {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}, "text",
+    ),
+    "vit": ("ViTForImageClassification", "ViTConfig", VISION, "image"),
+    "deit": ("DeiTForImageClassification", "DeiTConfig", VISION, "image"),
+    "beit": ("BeitForImageClassification", "BeitConfig", VISION, "image"),
+    "clip-vision": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", VISION, "image"),
+    "swin": (
+        "SwinForImageClassification", "SwinConfig",
+        {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32, "patch_size": 2},
+        "image",
+    ),
+    "segformer": (
+        "SegformerForSemanticSegmentation", "SegformerConfig",
+        {**PYRAMID, "num_attention_heads": [1, 2, 2, 4], "decoder_hidden_size": 32}, "image",
+    ),
+    "convnext": ("ConvNextForImageClassification", "ConvNextConfig", PYRAMID, "image"),
+    "resnet": (
+        "ResNetForImageClassification", "ResNetConfig",
+        {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 64], "depths": [1, 1, 1, 1]}, "image",
+    ),
+    "yolos": ("YolosForObjectDetection", "YolosConfig", {**VISION, "image_size": [32, 32], "num_detection_tokens": 5},
+              "image"),
+    "dpt": (
+        "DPTForSemanticSegmentation", "DPTConfig",
+        {**VISION, "backbone_out_indices": [0, 0, 1, 1], "neck_hidden_sizes": [16, 16, 16, 16],
+         "fusion_hidden_size": 16, "is_hybrid": False},
+        "image",
+    ),
+}  # fmt: skip
+
+
+def transformers_model(name: str) -> Callable[[], Made]:
+    """A transformers class from a tiny configuration, called with keywords as its documentation does."""
+
+    def make() -> Made:
+        _declare_torchvision_operators()
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        kind, config, settings, inputs = TRANSFORMERS[name]
+        model = getattr(transformers, kind)(getattr(transformers, config)(**settings))
+        if inputs == "text":
+            return model, {"input_ids": torch.randint(1, 50, (2, 9))}
+        side = settings.get("image_size", 64)
+        side = side[0] if isinstance(side, list) else side
+        return model, {"pixel_values": torch.randn(2, 3, side, side)}
+
+    return make
+
+
+def traps() -> dict[str, Callable[[], Made]]:
+    """The networks of the tests that set a trap each (those that must be refused are not among them)."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from zoo import ZOO
+
+    return {f"trap:{n}": _trap(a) for n, a in ZOO.items() if not a.refused and a.units != 0}
+
+
+def _trap(animal: Any) -> Callable[[], Made]:
+    return lambda: (animal.make(), animal.inputs(2))
+
+
+def models() -> dict[str, Callable[[], Made]]:
+    """Every model of the zoo by name: model and example inputs, batch first."""
+    found = traps()
+    found |= {f"timm:{n}": timm_model(n) for n in TIMM}
+    return found | {f"transformers:{n}": transformers_model(n) for n in TRANSFORMERS}
+
+
+def _declare_torchvision_operators() -> None:
+    """torchvision's compiled part fails to load beside another build of torch; timm wants its Python part alone."""
+    global _LIBRARY
+    if _LIBRARY is None and not hasattr(torch.ops.torchvision, "nms"):
+        _LIBRARY = torch.library.Library("torchvision", "DEF")
+        _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+_LIBRARY: Any = None
