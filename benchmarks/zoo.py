@@ -1,6 +1,7 @@
 """Every model of the zoo through every engine: pruned to about half, proven, saved, loaded, exported (bars D1, D2).
 
-    python benchmarks/zoo.py [--only PATTERN ...] [--engines prunus torch-pruning] [--seconds 60] [--table]
+    python benchmarks/zoo.py [--only PATTERN ...] [--engines prunus torch-pruning] [--seconds 60]
+        [--prove-only] [--table]
 
 One process per model and engine, stopped after so many seconds (saving, loading and ONNX have as many again). Rows go
 to results/zoo.jsonl at once; what is there already is not run again. `--table` writes docs/support.md from the rows.
@@ -55,7 +56,7 @@ def half(graph: Graph, model: nn.Module) -> dict[str, list[int]]:
     return kept
 
 
-def ours(model: nn.Module, inputs: Any, note: Any) -> dict[str, Any]:
+def ours(model: nn.Module, inputs: Any, note: Any, files: bool) -> dict[str, Any]:
     """Trace, plan, cut and prove; the proof runs forward and backward, and compares with the masked model."""
     capture(model, inputs)  # the first call of a process pays for torch's own imports
     start = time.perf_counter()
@@ -95,7 +96,7 @@ def ours(model: nn.Module, inputs: Any, note: Any) -> dict[str, Any]:
         **groups,
     }
     note(**found)
-    return found | kept_promises(smaller, plan, inputs, after, note)
+    return found | (kept_promises(smaller, plan, inputs, after, note) if files else {})
 
 
 def kept_promises(model: nn.Module, plan: prunus.Plan, inputs: Any, after: list[Tensor], note: Any) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def torch_pruning(model: nn.Module, inputs: Any, note: Any) -> dict[str, Any]:
     return {"status": status, "why": "", "params": share, "seconds": seconds}
 
 
-def child(name: str, engine: str, path: Path) -> None:
+def child(name: str, engine: str, path: Path, files: bool) -> None:
     """One model in one engine; what is known so far is in the file at any time."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -154,15 +155,16 @@ def child(name: str, engine: str, path: Path) -> None:
 
     model, inputs = models()[name]()
     model.eval()
-    note(**(ours if engine == "prunus" else torch_pruning)(copy.deepcopy(model), inputs, note))
+    copied = copy.deepcopy(model)
+    note(**(ours(copied, inputs, note, files) if engine == "prunus" else torch_pruning(copied, inputs, note)))
     note(peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, done=True)
 
 
-def run_one(name: str, engine: str, seconds: float) -> dict[str, Any]:
+def run_one(name: str, engine: str, seconds: float, files: bool) -> dict[str, Any]:
     """A row for one model in one engine, whatever happens to its process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "row.json"
-        command = [sys.executable, __file__, "--child", name, engine, str(path)]
+        command = [sys.executable, __file__, "--child", name, engine, str(path), str(int(files))]
         try:
             limit = seconds * (3 if engine == "prunus" else 1)
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
@@ -183,18 +185,19 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--again", action="store_true", help="run also what is in the log")
+    parser.add_argument("--prove-only", action="store_true", help="no artifact and no ONNX")
     parser.add_argument("--table", action="store_true", help="write docs/support.md and nothing else")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child[0], args.child[1], Path(args.child[2]))
+        child(args.child[0], args.child[1], Path(args.child[2]), args.child[3] == "1")
         return
     log = Log(RESULTS / "zoo.jsonl")
     if not args.table:
         for name in [n for n in models() if any(fnmatchcase(n, glob) for glob in args.only)]:
             for engine in args.engines:
                 if args.again or not log.has({"name": name, "engine": engine}):
-                    log.add(run_one(name, engine, args.seconds), "peak_mib", "done")
+                    log.add(run_one(name, engine, args.seconds, not args.prove_only), "peak_mib", "done")
     print(write_table(log.rows))
 
 

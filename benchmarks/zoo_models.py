@@ -127,7 +127,7 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
               "image"),
     "dpt": (
         "DPTForSemanticSegmentation", "DPTConfig",
-        {**VISION, "backbone_out_indices": [0, 0, 1, 1], "neck_hidden_sizes": [16, 16, 16, 16],
+        {**VISION, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [16, 16, 16, 16],
          "fusion_hidden_size": 16, "is_hybrid": False},
         "image",
     ),

@@ -35,7 +35,7 @@ LAYERS = [
         "maskfile",
         "filters",
     ],
-    ["checkpoint", "export", "export_int8", "report", "measure"],
+    ["checkpoint", "export", "export_int8", "pretrained", "report", "measure"],
     ["sources", "pipeline", "demo"],
     ["compress", "sparsify"],
     ["cli"],

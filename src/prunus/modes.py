@@ -27,7 +27,22 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the context; every module's own mode is put back."""
-    with modes_kept(model):
+    """Eval mode within the context, without a cache of keys and values; every module's own mode is put back."""
+    with modes_kept(model), without_cache(model):
         model.eval()
         yield
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Language models of transformers return their keys and values only if asked to: they are no outputs within."""
+    config = getattr(model, "config", None)
+    asked = getattr(config, "use_cache", None)
+    if asked is not True:
+        yield
+        return
+    config.use_cache = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        config.use_cache = asked  # type: ignore[union-attr]

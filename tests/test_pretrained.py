@@ -1,0 +1,124 @@
+"""transformers: pruned in their own class, loaded by stock `from_pretrained`, generating with their cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunus
+from prunus.budget import Allocation
+from prunus.errors import ArtifactError, ConfigError, ExportError
+from prunus.pretrained import save_pretrained
+from prunus.verify import call, flat_outputs, outputs
+
+transformers: Any = pytest.importorskip("transformers")
+
+SMALL = {
+    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "max_position_embeddings": 32,
+}  # fmt: skip
+GPT2 = {
+    "vocab_size": 50,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+VISION = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,
+    "patch_size": 8,
+}  # fmt: skip
+CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {**SMALL, "num_key_value_heads": 2}),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**SMALL, "num_key_value_heads": 2, "head_dim": 8}),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
+    "bert": ("BertForSequenceClassification", "BertConfig", SMALL),
+    "vit": ("ViTForImageClassification", "ViTConfig", VISION),
+}
+
+
+def made(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    kind, config, settings = CLASSES[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, config)(**settings)).eval()
+    generator = torch.Generator().manual_seed(1)
+    if name == "vit":
+        return model, {"pixel_values": torch.randn(2, 3, 32, 32, generator=generator)}
+    return model, {"input_ids": torch.randint(1, 50, (2, 7), generator=generator)}
+
+
+def pruned(name: str, scope: Any = "uniform") -> tuple[Any, prunus.Plan, dict[str, Tensor]]:
+    model, inputs = made(name)
+    result = prunus.prune(model, inputs, method="l1", pruning_ratio=0.5, allocation=Allocation(scope=scope))
+    return result.model, result.plan, inputs
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_heads_and_neurons_go_and_the_class_stays(name: str, tmp_path: Path) -> None:
+    model, inputs = made(name)
+    smaller, plan, _ = pruned(name)
+    assert type(smaller) is type(model)
+    assert sum(g.name.endswith(".heads") and len(g.kept) < g.units for g in plan.groups) == 2
+    assert sum(p.numel() for p in smaller.parameters()) == plan.after.params < plan.before.params
+    prunus.save(tmp_path / "artifact", smaller, plan, example_inputs=inputs)
+    wanted = outputs(smaller, inputs)[0]
+    assert torch.allclose(flat_outputs(call(prunus.load(tmp_path / "artifact"), inputs))[0], wanted, atol=1e-5)
+    assert torch.equal(outputs(prunus.load(tmp_path / "artifact", lambda: made(name)[0]), inputs)[0], wanted)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "vit"])
+def test_stock_from_pretrained_loads_it(name: str, tmp_path: Path) -> None:
+    smaller, plan, inputs = pruned(name)
+    before = smaller.config
+    folder = save_pretrained(smaller, plan, tmp_path / "saved", inputs)
+    again = type(smaller).from_pretrained(folder).eval()
+    assert smaller.config is before
+    assert torch.equal(outputs(again, inputs)[0], outputs(smaller, inputs)[0])
+    assert again.config.num_attention_heads == 2
+    assert again.config.intermediate_size == 32
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_the_cache_changes_nothing_in_what_is_generated(name: str) -> None:
+    smaller, _, inputs = pruned(name)
+    assert smaller.config.use_cache
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    with_cache = smaller.generate(**inputs, **options)
+    assert torch.equal(with_cache, smaller.generate(**inputs, **options, use_cache=False))
+    assert with_cache.shape == (2, 13)
+
+
+def test_what_a_configuration_cannot_say_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    smaller, plan, inputs = pruned("bert")
+    with pytest.raises(ConfigError, match="attention"):
+        save_pretrained(smaller, plan, tmp_path / "saved", inputs)
+    smaller, plan, inputs = pruned("llama")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("kept")
+    with pytest.raises(ArtifactError, match="not empty"):
+        save_pretrained(smaller, plan, tmp_path / "full", inputs)
+    with pytest.raises(ConfigError, match="no configuration"):
+        save_pretrained(nn.Linear(2, 2), plan, tmp_path / "saved", inputs)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
+
+
+def test_a_loaded_model_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smaller, plan, inputs = pruned("llama")
+    stock = type(smaller).from_pretrained
+
+    def damaged(folder: Path) -> Any:
+        found = stock(folder)
+        found.lm_head.weight.data.mul_(2)
+        return found
+
+    monkeypatch.setattr(type(smaller), "from_pretrained", damaged)
+    with pytest.raises(ExportError, match="differs"):
+        save_pretrained(smaller, plan, tmp_path / "saved", inputs)
+    assert not list(tmp_path.iterdir())
