@@ -15,6 +15,7 @@ from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline import Result, prune
 from prunus.plan import Plan
+from prunus.pretrained import save_pretrained
 from prunus.sparse.layers import condense_, densify_
 from prunus.sparsify import sparsify
 
@@ -43,6 +44,7 @@ __all__ = [
     "load_masks",
     "prune",
     "save",
+    "save_pretrained",
     "select",
     "sparsify",
     "trace",
