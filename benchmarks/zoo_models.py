@@ -37,7 +37,7 @@ def timm_model(name: str) -> Callable[[], Made]:
     """A timm architecture with its own input size, or 128 pixels where any size will do."""
 
     def make() -> Made:
-        _declare_torchvision_operators()
+        declare_torchvision_operators()
         import timm
 
         model = timm.create_model(name, pretrained=False)
@@ -138,7 +138,7 @@ def transformers_model(name: str) -> Callable[[], Made]:
     """A transformers class from a tiny configuration, called with keywords as its documentation does."""
 
     def make() -> Made:
-        _declare_torchvision_operators()
+        declare_torchvision_operators()
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -172,7 +172,7 @@ def models() -> dict[str, Callable[[], Made]]:
     return found | {f"transformers:{n}": transformers_model(n) for n in TRANSFORMERS}
 
 
-def _declare_torchvision_operators() -> None:
+def declare_torchvision_operators() -> None:
     """torchvision's compiled part fails to load beside another build of torch; timm wants its Python part alone."""
     global _LIBRARY
     if _LIBRARY is None and not hasattr(torch.ops.torchvision, "nms"):
