@@ -2,8 +2,8 @@
 
     python benchmarks/large_model.py
 
-No weight exists; what is measured is the analysis: wall-clock seconds, and the peak memory of the process beyond what it
-had before. The bare `torch.export` call is timed in the same run.
+No weight exists; what is measured is the analysis: wall-clock seconds, and the peak memory of the process beyond what
+it had before. The bare `torch.export` call is timed in the same run.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def main() -> None:
     plan = prunus.Plan.from_kept(graph, {g.name: list(range(0, g.units, 2)) for g in groups})
     planned = time.perf_counter() - start
     found = {
-        "params": plan.before.params, "export_seconds": export, "analysed_seconds": analysed, "planned_seconds": planned,
-        "extra_mib": peak_mib() - before, "groups": len(groups), "heads": sum(g.name.endswith(".heads") for g in groups),
-        "params_kept": plan.after.params,
+        "params": plan.before.params, "params_kept": plan.after.params, "export_seconds": export,
+        "analysed_seconds": analysed, "planned_seconds": planned, "extra_mib": peak_mib() - before,
+        "groups": len(groups), "heads": sum(g.name.endswith(".heads") for g in groups),
     }  # fmt: skip
     for name, value in found.items():
         print(f"{name:18} {value:,.1f}" if isinstance(value, float) else f"{name:18} {value:,}")

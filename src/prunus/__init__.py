@@ -1,6 +1,7 @@
 """Prunus: make trained PyTorch networks physically smaller by learning a probability distribution over what to keep."""
 
 from prunus.apply import apply_
+from prunus.attention import separate_attention_
 from prunus.budget import Allocation, Budget, allocate, select
 from prunus.checkpoint import load, load_masks, save
 from prunus.compress import compress
@@ -8,6 +9,7 @@ from prunus.cost import count_cost
 from prunus.fit import fit
 from prunus.fit_masks import fit_masks
 from prunus.gate import attach
+from prunus.graph.custom import register_operation
 from prunus.graph.trace import trace
 from prunus.inputs import SelectInputs
 from prunus.methods.dirichlet import DirichletPruning
@@ -43,9 +45,11 @@ __all__ = [
     "load",
     "load_masks",
     "prune",
+    "register_operation",
     "save",
     "save_pretrained",
     "select",
+    "separate_attention_",
     "sparsify",
     "trace",
 ]
