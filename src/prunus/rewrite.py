@@ -166,6 +166,11 @@ def _rewrite_node(target: fx.Node, source: fx.Node, result: Any, graph: Graph, k
         line = _line(before, dim, kept)
         if line is not None:
             arguments[2:4] = [_moved(a, line) for a in (*arguments[2:4], None, None)[:2]]
+    elif name == "narrow" and before is not None:
+        line = _line(before, int(arguments[1]), kept)
+        if line is not None and isinstance(arguments[2], int):
+            start, length = arguments[2] % len(line), arguments[3]
+            arguments[2:4] = [int(line[:start].sum()), int(line[start : start + length].sum())]
     elif name in ("split", "split_with_sizes", "chunk") and before is not None and isinstance(result, list):
         dim = int(arguments[2]) if len(arguments) > 2 else 0
         line = _line(before, dim, kept)

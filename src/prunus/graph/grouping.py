@@ -162,12 +162,17 @@ def _constraints(
             call.inputs is not None
             and not call.depthwise
             and not isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
-            and call.weight != f"{call.module}.weight"
+            and not (call.weight == f"{call.module}.weight" and _is_called(layer))
         ):
             for root in np.unique(roots[call.inputs.numpy()]).tolist():
                 reasons.setdefault(root, f"read by a functional call, not by a layer ({source_line(call.node)})")
     rows = _rows(engine, roots, reasons)
     return reasons, inexact, rows
+
+
+def _is_called(layer: nn.Module) -> bool:
+    """True if the module has a forward of its own; those of a captured graph only hold the parameters."""
+    return type(layer).forward is not nn.Module.forward
 
 
 def _rows(engine: Engine, roots: IntArray, reasons: dict[int, str]) -> dict[int, tuple[int, int]]:

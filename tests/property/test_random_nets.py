@@ -1,0 +1,80 @@
+"""Whatever the network, removal is proven equal to masking, or something is refused with a reason (fuzzing)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_nets import ON_IMAGES, ON_TOKENS, Step, image_net, programs, token_net
+from torch import Tensor, nn
+
+import prunus
+from prunus.apply import apply_and_verify_
+from prunus.cost import count_cost
+from prunus.graph.grouping import Graph
+from prunus.verify import outputs
+from zoo import untidy
+
+EXAMPLES = int(os.environ.get("PRUNUS_FUZZ", "50"))
+Maker = Callable[[list[Step]], tuple[nn.Module, Tensor]]
+
+
+def some_of_each_row(graph: Graph, rng: np.random.Generator) -> dict[str, list[int]]:
+    kept = {}
+    for group in graph.groups():
+        rows = np.zeros(group.units, int) if group.rows is None else group.rows
+        size = int((rows == 0).sum())
+        stays = rng.integers(1, size + 1)
+        kept[group.name] = sorted(
+            int(u) for row in np.unique(rows) for u in rng.permutation(np.flatnonzero(rows == row))[:stays]
+        )
+    return kept
+
+
+def made(make: Maker, program: list[Step]) -> tuple[nn.Module, Tensor]:
+    """The same network every time (its steps are closures, which copies would share)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x = make(program)
+        return untidy(model).eval(), x
+
+
+def zeroed(reference: nn.Module, graph: Graph, kept: dict[str, list[int]]) -> nn.Module:
+    """Every parameter and buffer element of a removed unit set to zero (running variances to one)."""
+    tensors = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
+    for name, stays in kept.items():
+        group = graph.group(name)
+        gone = np.ones(group.units, bool)
+        gone[stays] = False
+        for slot in group.slots:
+            hit = torch.from_numpy(np.where(slot.plane >= 0, gone[slot.plane], False))
+            tensors[slot.tensor].data.masked_fill_(hit, 1.0 if slot.tensor.endswith("running_var") else 0.0)
+    return reference
+
+
+@pytest.mark.parametrize(("make", "names"), [(token_net, tuple(ON_TOKENS)), (image_net, tuple(ON_IMAGES))])
+def test_removal_equals_masking_in_any_network(make: Maker, names: tuple[str, ...]) -> None:
+    @given(programs(names, 28), st.integers(0, 10**6))
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+    def check(program: list[Step], seed: int) -> None:
+        model, x = made(make, program)
+        graph = prunus.trace(model, x)
+        kept = some_of_each_row(graph, np.random.default_rng(seed))
+        if not kept:
+            assert all(g.locked or not g.exact for g in graph.channel_groups)
+            return
+        plan = prunus.Plan.from_kept(graph, kept)
+        smaller, proof = apply_and_verify_(made(make, program)[0], plan, x)
+        assert proof.passed
+        wanted, found = outputs(zeroed(model, graph, kept), x)[0], outputs(smaller, x)[0]
+        assert float((wanted - found).abs().max()) <= 1e-4 * float(wanted.abs().max()) + 1e-6
+        again = prunus.trace(smaller, x)
+        if len(again.contractions) == len(graph.contractions):  # nothing was cut away that no output needs
+            assert plan.after == count_cost(again)
+
+    check()
