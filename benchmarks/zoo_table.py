@@ -70,8 +70,12 @@ def _summary(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
         took = f"Capture, groups, plan and surgery (proof apart) took {middle:.2f} times the bare `torch.export` call"
         lines += ["", f"{took} in the median (quartiles {low:.2f} to {high:.2f})."]
     kept = [r for r in mine.values() if r["status"] == "proven"]
-    done = [sum(bool(r.get(k)) for r in kept) for k in ("artifact", "onnx")]
-    lines += ["", f"Of {len(kept)} proven models {done[0]} came back from their artifact, {done[1]} from ONNX."]
+    tried = [[bool(r[k]) for r in kept if k in r] for k in ("artifact", "onnx")]
+    done = [f"{sum(t)} of {len(t)}" for t in tried]
+    lines += [
+        "",
+        f"{done[0]} proven models that were saved came back from their artifact, {done[1]} exported ones from ONNX.",
+    ]
     return "\n".join(lines)
 
 
