@@ -8,7 +8,7 @@ DIR holds the idx files. The dense networks are trained here, one per seed, and 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,8 +37,8 @@ from record import RESULTS
 DENSE = FinetuneConfig(epochs=12, lr=0.05, batch_size=128)
 PERCEPTRON = FinetuneConfig(epochs=30, lr=0.1, batch_size=128, weight_decay=1e-3, label_smoothing=0.1)
 """Training of the dense networks; the perceptron overfits with the first (1.68 against 1.20 % on validation)."""
-KAPPA = {"lenet300": 6.0, "lenet5": 50.0}
-"""Strength of the complexity, chosen for rbp on the validation split (seed 0); the others get the same."""
+KAPPA = {"lenet300": {"rbp": 6.0}, "lenet5": {"rbp": 50.0}}
+"""Strength of the complexity, chosen on the validation split (seed 0)."""
 PAPER_COUNTS = {"conv1": 8, "conv2": 9, "fc1": 36, "fc2": 17}
 
 
@@ -78,15 +78,20 @@ def trained(
     return of_seed
 
 
-def natural_methods(net: str, epochs: int) -> dict[str, StagedMethod]:
-    """The methods that decide by themselves; those that learn three groups at once get the epochs of three stages."""
-    kappa = KAPPA[net]
+def natural_methods(net: str, epochs: int, strengths: Sequence[float] | None = None) -> dict[str, StagedMethod]:
+    """The methods that decide by themselves; those that learn three groups at once get the epochs of three stages.
+
+    `strengths` replaces the chosen strength of each, and the labels then name it (to choose on validation).
+    """
     whole: dict[str, Any] = {"epochs": 3 * epochs, "tune_epochs": 3, "simultaneous": True}
-    return {
-        "rbp": RecursiveBayesianPruning(kappa=kappa, epochs=epochs),
-        "rbp, all layers at once": RecursiveBayesianPruning(kappa=kappa, **whole),
-        **{name: method(kappa=kappa, **whole) for name, method in NOISE_METHODS.items()},
+    makers: dict[str, Callable[..., StagedMethod]] = {
+        "rbp": partial(RecursiveBayesianPruning, epochs=epochs),
+        "rbp, all layers at once": partial(RecursiveBayesianPruning, **whole),
+        **{name: partial(method, **whole) for name, method in NOISE_METHODS.items()},
     }
+    if strengths is None:
+        return {label: make(kappa=KAPPA[net].get(label, KAPPA[net]["rbp"])) for label, make in makers.items()}
+    return {f"{label}, kappa {k:g}": make(kappa=k) for label, make in makers.items() for k in strengths}
 
 
 def natural(args: argparse.Namespace, data: DataSource, recovery: FinetuneConfig | None) -> None:
@@ -100,7 +105,8 @@ def natural(args: argparse.Namespace, data: DataSource, recovery: FinetuneConfig
         if args.nets and name not in args.nets:
             continue
         dense_of_seed = trained(make, name, data, args.cache, config)
-        methods = {k: v for k, v in natural_methods(name, args.noise_epochs).items() if not args.only or k in args.only}
+        methods = natural_methods(name, args.noise_epochs, args.kappa)
+        methods = {k: v for k, v in methods.items() if not args.only or k.split(", kappa")[0] in args.only}
         log = RESULTS / f"lenet_mnist_rbp_{args.split}.jsonl"
         rows = run_natural(f"{name} {args.split}", dense_of_seed, data, methods, recovery, args.seeds, log, args.split)
         print(f"\n{name}\n{table_natural(rows, list(methods))}\n", flush=True)
@@ -112,6 +118,7 @@ def main() -> None:
     parser.add_argument("--method", choices=("dirichlet", "rbp"), default="dirichlet")
     parser.add_argument("--only", nargs="*", help="labels of the methods to run, with --method rbp")
     parser.add_argument("--nets", nargs="*", choices=("lenet300", "lenet5"), help="of --method rbp; all by default")
+    parser.add_argument("--kappa", type=float, nargs="+", help="strengths to try, with --method rbp --split validation")
     parser.add_argument("--noise-epochs", type=int, default=6, help="of every stage of rbp and its relatives")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "prunus-bench")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
