@@ -396,7 +396,7 @@ ZOO: dict[str, Animal] = {
     "data_dependent_branch": Animal(Branch, noise(6), refused=True),
     "attention_module": Animal(lambda: Attention(False), noise(5, 6), ("fc1",), (("embed", ""),), 16),
     "attention_by_hand": Animal(lambda: Attention(True), noise(5, 6), ("fc1",), (("embed", ""),), 16, rewritten=None),
-    "heads": Animal(attention.Block, noise(5, 6), ("q.heads", "v", "up"), (("q", "no layer reads"),), 44, None),
+    "heads": Animal(attention.Block, noise(5, 6), ("q.heads", "v", "up"), (("q", "summed over"),), 44, None),
     "heads_hard_coded": Animal(attention.HardCodedHeads, noise(5, 6), ("q.heads", "v", "up"), (), 44, True),
     "heads_fused": Animal(attention.Fused, noise(5, 6), ("qkv.heads", "up"), (), 28),
     "heads_fused_chunks": Animal(attention.FusedChunks, noise(5, 6), ("qkv.heads", "up"), (), None, None),
@@ -421,6 +421,9 @@ ZOO: dict[str, Animal] = {
     ),
     "heads_averaged_scores": Animal(
         attention.AveragedScores, noise(5, 6), ("v",), (("q.heads", ""),), None, None
+    ),
+    "gram_attention": Animal(
+        attention.GramAttention, noise(5, 6), ("up",), (("stem", "summed over by matmul"),), 24, None
     ),
     "heads_linear_attention": Animal(attention.LinearAttention, noise(5, 6), ("q.heads", "v", "up"), (), None, None),
     "lstm": Animal(lambda: Recurrent(nn.LSTM), noise(5, 6), ("fc",), (("embed", "lstm"),), 12),

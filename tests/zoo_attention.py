@@ -262,3 +262,16 @@ class LinearAttention(Block):
     def attend(self, x: Tensor) -> Tensor:
         q, k, v = (split(layer(x), self.num_heads) for layer in (self.q, self.k, self.v))
         return join(q.softmax(-1) @ (k.softmax(2).transpose(-2, -1) @ v))
+
+
+class GramAttention(nn.Module):
+    """A stream attends to itself without layers of its own: what the head reads is summed over elsewhere too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.up, self.head = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        mixed = (x @ x.transpose(1, 2)).softmax(-1) @ x
+        return self.head(F.gelu(self.up(mixed)).mean(1))

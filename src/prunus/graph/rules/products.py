@@ -92,7 +92,9 @@ def contract(
     result: str,
     shape: tuple[int, ...] | None = None,
 ) -> Result:
-    """The value of a product over named dimensions: what meets is united, what is summed over disappears.
+    """The value of a product over named dimensions: what meets is united, what is summed over is locked.
+
+    No layer reads what is summed over here, so that masking could not be compared with removal.
 
     Args:
         engine: the label run.
@@ -113,7 +115,8 @@ def contract(
             for plane in getattr(operand, kind):
                 own = owned(plane)
                 if order[own] not in result:
-                    continue  # summed over: the operands lose it together
+                    engine.lock([plane], f"summed over by {operation(node)}, where no gate can stand", node)
+                    continue
                 summed = [d for d in varying_dims(plane) if order[d] not in result]
                 plane = engine.labels.tie(plane, summed)
                 if own in taken:
