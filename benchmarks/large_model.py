@@ -50,7 +50,7 @@ def main() -> None:
     found = {
         "params": plan.before.params, "params_kept": plan.after.params, "export_seconds": export,
         "analysed_seconds": analysed, "planned_seconds": planned, "extra_mib": peak_mib() - before,
-        "groups": len(groups), "heads": sum(g.name.endswith(".heads") for g in groups),
+        "groups": len(groups), "heads": sum(g.heads_of is not None for g in groups),
     }  # fmt: skip
     for name, value in found.items():
         print(f"{name:18} {value:,.1f}" if isinstance(value, float) else f"{name:18} {value:,}")

@@ -73,7 +73,7 @@ def ours(model: nn.Module, inputs: Any, note: Any, files: bool) -> dict[str, Any
         groups = {
             "groups": len(kept),
             "of": len(graph.channel_groups),
-            "heads": sum(n.endswith(".heads") for n in kept),
+            "heads": sum(graph.group(n).heads_of is not None for n in kept),
         }
         if not any(len(k) < graph.group(n).units for n, k in kept.items()):
             reasons = sorted(
@@ -178,7 +178,7 @@ def run_one(name: str, engine: str, seconds: float, files: bool) -> dict[str, An
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
             last = (done.stderr.strip().splitlines() or [""])[-1][:300]
         except subprocess.TimeoutExpired:
-            last = f"stopped after {seconds:.0f} s"
+            last = f"stopped after {limit:.0f} s"
         known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if "status" not in known:
         known |= {"status": "hang" if last.startswith("stopped") else "crash", "why": last}

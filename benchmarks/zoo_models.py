@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from torchvision_operators import declare_torchvision_operators
+
 Made = tuple[nn.Module, Any]
 
 TIMM = [
@@ -155,7 +158,6 @@ def transformers_model(name: str) -> Callable[[], Made]:
 
 def traps() -> dict[str, Callable[[], Made]]:
     """The networks of the tests that set a trap each (those that must be refused are not among them)."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     from zoo import ZOO
 
     return {f"trap:{n}": _trap(a) for n, a in ZOO.items() if not a.refused and a.units != 0}
@@ -170,15 +172,3 @@ def models() -> dict[str, Callable[[], Made]]:
     found = traps()
     found |= {f"timm:{n}": timm_model(n) for n in TIMM}
     return found | {f"transformers:{n}": transformers_model(n) for n in TRANSFORMERS}
-
-
-def declare_torchvision_operators() -> None:
-    """torchvision's compiled part fails to load beside another build of torch; timm wants its Python part alone."""
-    global _LIBRARY
-    if _LIBRARY is None and not hasattr(torch.ops.torchvision, "nms"):
-        _LIBRARY = torch.library.Library("torchvision", "DEF")
-        _LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-
-_LIBRARY: Any = None

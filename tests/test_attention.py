@@ -75,7 +75,7 @@ def test_heads_of_an_encoder_can_go() -> None:
     separate_attention_(model)
     assert torch.allclose(model(x), wanted, atol=1e-5)
     graph = prunus.trace(model, x)
-    heads = [g.name for g in graph.groups() if g.name.endswith(".heads")]
+    heads = [g.name for g in graph.groups() if g.heads_of is not None]
     assert heads == ["1.layers.0.self_attn.q.heads", "1.layers.1.self_attn.q.heads"]
     smaller, proof = apply_and_verify_(model, prunus.Plan.from_kept(graph, {name: [0, 2] for name in heads}), x)
     assert proof.passed
@@ -88,5 +88,15 @@ def test_extra_keys_are_refused_and_the_model_stays() -> None:
     with pytest.raises(ConfigError, match="'1'"):
         separate_attention_(model)
     assert isinstance(model[0], nn.MultiheadAttention)
-    frozen = packed().requires_grad_(False)
-    assert not any(p.requires_grad for p in (SeparateAttention(frozen).q.weight, SeparateAttention(frozen).k.bias))
+
+
+def test_what_is_frozen_stays_frozen_each_tensor_for_itself() -> None:
+    assert not any(p.requires_grad for p in SeparateAttention(packed().requires_grad_(False)).parameters())
+    assert all(p.requires_grad for p in SeparateAttention(packed()).parameters())
+    module = packed(kdim=5, vdim=7)
+    frozen = (module.k_proj_weight, module.in_proj_bias, module.out_proj.weight)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    with torch.no_grad():
+        apart = SeparateAttention(module)
+    assert {n for n, p in apart.named_parameters() if p.requires_grad} == {"q.weight", "v.weight", "out_proj.bias"}

@@ -151,6 +151,20 @@ def mixed_activations() -> nn.Module:
     return seq(*layers, cbr(8, 6, act=nn.LeakyReLU(0.1)), cbr(6, 8, act=nn.Softplus()), head(8))
 
 
+class LonePiece(nn.Module):
+    """A split leaves one channel alone; what reads it knows nothing of where it came from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.lone = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(1), nn.Conv2d(1, 5, 1)
+        self.rest, self.head = nn.Conv2d(3, 6, 1), nn.Linear(11, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, rest = torch.split(self.conv(x), [1, 3], 1)
+        both = torch.cat([self.lone(self.norm(first)), self.rest(rest)], 1)
+        return self.head(both.mean((2, 3)))
+
+
 ZOO: dict[str, Animal] = {
     "selected_pixels": Animal(
         lambda: seq(nn.Flatten(), SelectInputs(12), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3)),
@@ -421,6 +435,9 @@ ZOO: dict[str, Animal] = {
     ),
     "heads_averaged_scores": Animal(
         attention.AveragedScores, noise(5, 6), ("v",), (("q.heads", ""),), None, None
+    ),
+    "lone_piece": Animal(
+        LonePiece, noise(3, 4, 4), ("conv#2", "lone", "rest"), (("conv", "alone in a piece"),), 14, True
     ),
     "gram_attention": Animal(
         attention.GramAttention, noise(5, 6), ("up",), (("stem", "summed over by matmul"),), 24, None

@@ -32,15 +32,21 @@ class SeparateAttention(nn.Module):
         self.num_heads, self.head_dim = packed.num_heads, packed.head_dim
         self.batch_first, self.dropout = packed.batch_first, packed.dropout
         width = packed.embed_dim
-        weights = (
-            (packed.q_proj_weight, packed.k_proj_weight, packed.v_proj_weight)
-            if packed.in_proj_weight is None
-            else packed.in_proj_weight.split(width)
+        if packed.in_proj_weight is None:
+            parts = (packed.q_proj_weight, packed.k_proj_weight, packed.v_proj_weight)
+            weights = [(part, part.requires_grad) for part in parts]
+        else:
+            weights = [(part, packed.in_proj_weight.requires_grad) for part in packed.in_proj_weight.split(width)]
+        bias = packed.in_proj_bias
+        biases = (None,) * 3 if bias is None else bias.split(width)
+        trainable = bias is not None and bias.requires_grad
+        self.q, self.k, self.v = (
+            _linear(weight, learned, own, trainable) for (weight, learned), own in zip(weights, biases, strict=True)
         )
-        biases = (None,) * 3 if packed.in_proj_bias is None else packed.in_proj_bias.split(width)
-        self.q, self.k, self.v = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
-        self.out_proj = nn.Linear(width, width, bias=packed.out_proj.bias is not None).to(packed.out_proj.weight)
-        self.out_proj.load_state_dict(packed.out_proj.state_dict())
+        out = packed.out_proj
+        self.out_proj = _linear(
+            out.weight, out.weight.requires_grad, out.bias, out.bias is not None and out.bias.requires_grad
+        )
         # What nn.TransformerEncoderLayer asks its attention before it takes a fused path, which this one has not.
         self._qkv_same_embed_dim, self.in_proj_bias = False, None
         self.train(packed.training)
@@ -101,13 +107,14 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(mask, float("-inf"))
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def _linear(weight: Tensor, weight_learned: bool, bias: Tensor | None, bias_learned: bool) -> nn.Linear:
+    """A layer with copies of the tensors; what is frozen stays frozen, weight and bias each for itself."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None:
-            layer.bias.copy_(bias)
-    layer.requires_grad_(weight.requires_grad)
+            layer.bias.copy_(bias).requires_grad_(bias_learned)
+        layer.weight.requires_grad_(weight_learned)
     return layer
 
 

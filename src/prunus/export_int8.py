@@ -37,7 +37,7 @@ def export_onnx_int8(
     Args:
         model: in its own class; its masked weights lie on grids of 8, 2 or 1 bits.
         masks: with bits and input scales, as `sparsify` and `load_masks` give them.
-        images: a batch to compare on, [B, ...], B at least 2.
+        images: a batch to compare on, [B, ...], B at least 2, on the model's device.
         path: file to write; it appears only after it was found to agree.
 
     Returns:
@@ -59,18 +59,31 @@ def export_onnx_int8(
         raise ConfigError("masks", "no layer was quantised", "train with bits=8 and activation_bits=8")
     runtime = onnx_runtime()
     target = Path(path)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        plain, small = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
+    with _folder_beside(target) as folder:
+        plain, small = folder / "plain.onnx", folder / "int8.onnx"
         export_onnx(model, images[:2], plain)
         _quantize(plain, small, masks, images)
-        error = _disagreement(runtime, small, model, masks, images)
-        if not error <= TOLERANCE:
-            raise ExportError(str(target), f"ONNX Runtime differs from the model by {error:.1e} (mean)", "report it")
+        difference = _disagreement(runtime, small, model, masks, images)
+        if not difference <= TOLERANCE:
+            found = f"ONNX Runtime differs from the model by {difference:.1e} (mean)"
+            raise ExportError(str(target), found, "report it")
         try:
             os.replace(small, target)
         except OSError as error:
             raise ArtifactError(str(target), f"cannot be written: {error}", "choose another folder") from error
-    return error
+    return difference
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """A temporary folder from which a file is renamed to its place."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=target.parent)
+    except OSError as error:
+        raise ArtifactError(str(target), f"cannot be written: {error}", "choose another folder") from error
+    with folder as name:
+        yield Path(name)
 
 
 def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: Tensor) -> None:
@@ -94,7 +107,7 @@ def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: 
         quantization.quantize_static(
             plain,
             small,
-            _Reader(graph.input[0].name, images[:2].numpy()),
+            _Reader(graph.input[0].name, images[:2].cpu().numpy()),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QInt8,
@@ -125,10 +138,10 @@ class _Reader:
 
 def _disagreement(runtime: Any, file: Path, model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor) -> float:
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.cpu().numpy()})[0])
     largest = {n: (m.input_scale or 0.0) * 127 for n, m in masks.items()}
     with quantized_inputs(model, {n: QuantizedInput(8, value) for n, value in largest.items()}):
-        wanted = outputs(model, images)[0]
+        wanted = outputs(model, images)[0].cpu()
     return float((found - wanted).abs().mean() / wanted.abs().mean().clamp_min(1e-12))
 
 

@@ -32,6 +32,7 @@ class GroupPlan:
         kept: indices that stay, ascending.
         keep_probability: posterior probability of each unit to be among the kept, if the method has one.
         macs_saved: MACs per example saved if only this group were pruned.
+        heads_of: the layer that makes the heads, if the units are heads.
     """
 
     name: str
@@ -39,6 +40,7 @@ class GroupPlan:
     kept: tuple[int, ...]
     keep_probability: tuple[float, ...] | None = None
     macs_saved: int = 0
+    heads_of: str | None = None
 
     @property
     def undecided(self) -> tuple[int, ...]:
@@ -143,6 +145,7 @@ class Plan:
                     tuple(units.tolist()),
                     None if probability is None else tuple(round(float(p), 4) for p in probability),
                     dense.macs - alone.macs,
+                    group.heads_of,
                 )
             )
         return cls(

@@ -103,7 +103,7 @@ def expressed(model: nn.Module, plan: Plan) -> Any:
 def _changes(config: Any, plan: Plan) -> Mapping[str, int]:
     """Numbers of the configuration that the plan changes, by what its groups kept."""
     changes: dict[str, int] = {}
-    heads = {Fraction(len(g.kept), g.units) for g in plan.groups if g.name.endswith(".heads")}
+    heads = {Fraction(len(g.kept), g.units) for g in plan.groups if g.heads_of is not None}
     if heads - {Fraction(1)}:
         share = min(heads)
         # The width of one head is derived from the number of heads unless the configuration holds it.
@@ -111,7 +111,7 @@ def _changes(config: Any, plan: Plan) -> Mapping[str, int]:
         if getattr(config, "head_dim", None) is None and "num_attention_heads" in counts:
             changes["head_dim"] = config.hidden_size // counts["num_attention_heads"]
         changes |= {k: int(v * share) for k, v in counts.items()}
-    others = {(g.units, len(g.kept)) for g in plan.groups if not g.name.endswith(".heads")}
+    others = {(g.units, len(g.kept)) for g in plan.groups if g.heads_of is None}
     for key in WIDTH_KEYS:
         old = getattr(config, key, None)
         for units, kept in others:

@@ -47,8 +47,8 @@ class Sparsified:
         model: the network with zeros where nothing is kept; with a filter pattern, without those filters.
         masked: masks, logits, history.
         summary: accuracies, sizes and settings as plain numbers, as written to `summary.json`.
-        directory: the folder with `summary.json`, `artifact/`, `figures/` and, if weights and inputs lie on grids,
-            `model_int8.onnx`; None if there is no `out`, or on other ranks than 0.
+        directory: the folder with `summary.json`, `artifact/`, `figures/` and, with a pattern inside weights of 8, 2
+            or 1 bits and with inputs on grids, `model_int8.onnx`; None if there is no `out`, or on other ranks than 0.
     """
 
     model: nn.Module
@@ -222,11 +222,14 @@ def _write(
     write_text(folder / "summary.json", json.dumps(summary, indent=2))
     if inside and all(m.bits in EXACT_BITS and m.input_scale is not None for m in inside.values()):
         try:
-            images = data.validation.normalise(data.validation.images[:64])
+            device = next(model.parameters()).device
+            images = data.validation.normalise(data.validation.images[:64]).to(device)
             error = export_onnx_int8(model, inside, images, folder / "model_int8.onnx")
             say(f"8-bit ONNX agrees with the model on its grids: mean relative difference {error:.1e}")
         except MissingDependencyError as missing:
             say(f"no 8-bit ONNX: {missing.what}; {missing.fix}")
+    elif masked.inputs:
+        say("no 8-bit ONNX: it is written for patterns inside weights of 8, 2 or 1 bits")
     try:
         draw_masks(masked, folder / "figures")
     except MissingDependencyError as error:

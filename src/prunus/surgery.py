@@ -158,14 +158,16 @@ def _set_heads(model: nn.Module, plan: Plan) -> list[Callable[[], None]]:
     steps = []
     modules = dict(model.named_modules())
     for group in plan.groups:
-        if not group.name.endswith(".heads") or len(group.kept) == group.units:
+        if group.heads_of is None or len(group.kept) == group.units:
             continue
-        path = group.name.removesuffix(".heads").rpartition(".")[0]
+        holder = modules.get(group.heads_of.rpartition(".")[0])
+        if holder is None:
+            continue  # a parameter of a captured graph's own: no module knows its heads
         for attribute in (*HEAD_COUNTS, *HEAD_WIDTHS):
-            old = vars(modules.get(path, model)).get(attribute)
+            old = vars(holder).get(attribute)
             if isinstance(old, int) and old % group.units == 0:
-                setattr(modules[path], attribute, old // group.units * len(group.kept))
-                steps.append(_restore(modules[path], attribute, old))
+                setattr(holder, attribute, old // group.units * len(group.kept))
+                steps.append(_restore(holder, attribute, old))
     return steps
 
 

@@ -13,6 +13,8 @@ from prunus.apply import apply_and_verify_
 from prunus.errors import ConfigError, SurgeryError
 from prunus.graph.engine import RULES
 
+BUILT_IN = frozenset(RULES)
+
 
 @torch.library.custom_op("prunus_tests::soft_gate", mutates_args=())
 def soft_gate(x: Tensor, y: Tensor) -> Tensor:
@@ -57,13 +59,13 @@ class Net(nn.Module):
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
     yield
-    for name in ("soft_gate", "reversed_channels"):
-        RULES.pop(name, None)
+    for name in [name for name in RULES if "::" in name and name not in BUILT_IN]:
+        RULES.pop(name)
 
 
 def test_five_lines_make_it_prunable() -> None:
     model, x = Net(), torch.randn(3, 4)
-    assert "no rule for soft_gate" in (prunus.trace(model, x).group("first").locked or "")
+    assert "no rule for prunus_tests::soft_gate" in (prunus.trace(model, x).group("first").locked or "")
     prunus.register_operation("prunus_tests::soft_gate", like="elementwise")
     graph = prunus.trace(model, x)
     assert {s.tensor for s in graph.group("first").writers} == {"first.weight", "second.weight"}
@@ -89,3 +91,14 @@ def test_a_wrong_word_is_found_out_by_the_proof() -> None:
 def test_what_torch_does_not_know_is_refused(operator: str, like: str) -> None:
     with pytest.raises(ConfigError, match="operation"):
         prunus.register_operation(operator, like)  # type: ignore[arg-type]
+
+
+def test_a_custom_operation_does_not_replace_torchs_own_of_the_same_name() -> None:
+    @torch.library.custom_op("prunus_tests::softmax", mutates_args=())
+    def softmax(x: Tensor) -> Tensor:
+        return x.clamp_min(0)
+
+    before = RULES["softmax"]
+    prunus.register_operation("prunus_tests::softmax", like="channels")
+    assert RULES["softmax"] is before
+    assert RULES["prunus_tests::softmax"] is not before

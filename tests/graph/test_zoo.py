@@ -21,6 +21,7 @@ from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.plan import Plan
 from prunus.verify import call, flat_outputs, outputs
+from zeroed import zeroed_
 from zoo import ZOO, Animal
 
 TRACEABLE = [name for name, animal in ZOO.items() if not animal.refused]
@@ -48,21 +49,6 @@ def halved(group: ChannelGroup, rng: np.random.Generator, removed: int | None = 
 def half_of_all(graph: Graph, seed: int = 0) -> dict[str, list[int]]:
     rng = np.random.default_rng(seed)
     return {group.name: halved(group, rng) for group in graph.groups()}
-
-
-def zeroed(model: nn.Module, graph: Graph, kept: dict[str, list[int]]) -> nn.Module:
-    """A copy in which every parameter and buffer element of a removed unit is zero (running variances one)."""
-    reference = copy.deepcopy(model)
-    tensors = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
-    with torch.no_grad():
-        for name, stays in kept.items():
-            group = graph.group(name)
-            gone = np.ones(group.units, bool)
-            gone[stays] = False
-            for slot in group.slots:
-                hit = torch.from_numpy(np.where(slot.plane >= 0, gone[slot.plane], False))
-                tensors[slot.tensor].masked_fill_(hit, 1.0 if slot.tensor.endswith("running_var") else 0.0)
-    return reference
 
 
 def gap(a: list[Tensor], b: list[Tensor]) -> float:
@@ -130,7 +116,7 @@ def test_pruned_equals_zeroed(name: str) -> None:
     inputs, kept = animal.inputs(2), half_of_all(graph)
     plan = Plan.from_kept(graph, kept)
     pruned, proof = apply_and_verify_(copy.deepcopy(model), plan, inputs)
-    reference = zeroed(model, graph, kept)
+    reference = zeroed_(copy.deepcopy(model), graph, kept)
 
     assert proof.passed
     assert gap(outputs(reference, inputs), outputs(pruned, inputs)) < 1e-4
@@ -166,7 +152,7 @@ def test_one_unit_of_each_group_can_go(name: str) -> None:
             continue
         kept = {group.name: halved(group, np.random.default_rng(1), removed=1)}
         pruned = prunus.apply_(copy.deepcopy(model), Plan.from_kept(graph, kept), inputs)
-        assert gap(outputs(zeroed(model, graph, kept), inputs), outputs(pruned, inputs)) < 1e-4
+        assert gap(outputs(zeroed_(copy.deepcopy(model), graph, kept), inputs), outputs(pruned, inputs)) < 1e-4
 
 
 @pytest.mark.parametrize("name", PRUNABLE)
@@ -174,7 +160,8 @@ def test_only_one_unit_per_row_may_stay(name: str) -> None:
     animal, model, graph = traced(name)
     kept = {g.name: halved(g, np.random.default_rng(2), removed=g.units) for g in graph.groups()}
     pruned = prunus.apply_(copy.deepcopy(model), Plan.from_kept(graph, kept), animal.inputs(2))
-    assert gap(outputs(zeroed(model, graph, kept), animal.inputs(2)), outputs(pruned, animal.inputs(2))) < 1e-4
+    reference = zeroed_(copy.deepcopy(model), graph, kept)
+    assert gap(outputs(reference, animal.inputs(2)), outputs(pruned, animal.inputs(2))) < 1e-4
 
 
 @pytest.mark.parametrize("name", TRACEABLE)

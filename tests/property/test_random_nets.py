@@ -18,6 +18,7 @@ from prunus.apply import apply_and_verify_
 from prunus.cost import count_cost
 from prunus.graph.grouping import Graph
 from prunus.verify import outputs
+from zeroed import zeroed_
 from zoo import untidy
 
 EXAMPLES = int(os.environ.get("PRUNUS_FUZZ", "50"))
@@ -44,19 +45,6 @@ def made(make: Maker, program: list[Step]) -> tuple[nn.Module, Tensor]:
         return untidy(model).eval(), x
 
 
-def zeroed(reference: nn.Module, graph: Graph, kept: dict[str, list[int]]) -> nn.Module:
-    """Every parameter and buffer element of a removed unit set to zero (running variances to one)."""
-    tensors = {**dict(reference.named_parameters()), **dict(reference.named_buffers())}
-    for name, stays in kept.items():
-        group = graph.group(name)
-        gone = np.ones(group.units, bool)
-        gone[stays] = False
-        for slot in group.slots:
-            hit = torch.from_numpy(np.where(slot.plane >= 0, gone[slot.plane], False))
-            tensors[slot.tensor].data.masked_fill_(hit, 1.0 if slot.tensor.endswith("running_var") else 0.0)
-    return reference
-
-
 @pytest.mark.parametrize(("make", "names"), [(token_net, tuple(ON_TOKENS)), (image_net, tuple(ON_IMAGES))])
 def test_removal_equals_masking_in_any_network(make: Maker, names: tuple[str, ...]) -> None:
     @given(programs(names, 28), st.integers(0, 10**6))
@@ -71,7 +59,7 @@ def test_removal_equals_masking_in_any_network(make: Maker, names: tuple[str, ..
         plan = prunus.Plan.from_kept(graph, kept)
         smaller, proof = apply_and_verify_(made(make, program)[0], plan, x)
         assert proof.passed
-        wanted, found = outputs(zeroed(model, graph, kept), x)[0], outputs(smaller, x)[0]
+        wanted, found = outputs(zeroed_(model, graph, kept), x)[0], outputs(smaller, x)[0]
         assert float((wanted - found).abs().max()) <= 1e-4 * float(wanted.abs().max()) + 1e-6
         again = prunus.trace(smaller, x)
         if len(again.contractions) == len(graph.contractions):  # nothing was cut away that no output needs

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from prunus.errors import ConfigError
-from prunus.graph.engine import RULES, Rule
+from prunus.graph.engine import RULES, Rule, operation_name
 from prunus.graph.rules.elementwise import pointwise, same
 from prunus.graph.rules.reduction import pool
 
@@ -38,4 +38,4 @@ def register_operation(operator: str, like: Kind | Rule) -> None:
     if not callable(like) and like not in KINDS:
         raise ConfigError(f"operation {operator!r}", f"like={like!r} is not known", f"use one of {', '.join(KINDS)}")
     rule = like if callable(like) else KINDS[like]
-    RULES[name.rstrip("_")] = rule
+    RULES[operation_name(operator)] = rule

@@ -258,12 +258,18 @@ def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
 
 
 def operation(node: fx.Node) -> str:
-    """Name of a node's operation without namespace, overload and in-place underscore."""
+    """Name of a node's operation; see `operation_name`."""
     target = node.target
-    name = target.__name__ if not isinstance(target, str) else target
     if isinstance(target, torch._ops.OpOverload):
-        name = target._schema.name.split("::")[-1]
-    return name.rstrip("_") if not name.startswith("_") else name
+        return operation_name(target._schema.name)
+    return operation_name(target.__name__ if not isinstance(target, str) else target)
+
+
+def operation_name(schema: str) -> str:
+    """Without overload and in-place underscore, torch's own without namespace: `add`, `mylib::add`."""
+    namespace, _, name = schema.rpartition("::")
+    name = name if name.startswith("_") else name.rstrip("_")
+    return name if namespace in ("", "aten") else f"{namespace}::{name}"
 
 
 def source_line(node: fx.Node) -> str:

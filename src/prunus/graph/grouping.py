@@ -338,7 +338,8 @@ def _make_groups(
     for number, family in enumerate(families):
         call = calls[int(writer[family].min())]
         base = call.weight.removesuffix(".weight").removesuffix(".index")
-        base += ".heads" if int(family[0]) in whole else ""
+        heads_of = base if int(family[0]) in whole else None
+        base += ".heads" if heads_of is not None else ""
         taken[base] = taken.get(base, 0) + 1
         first = int(family[0])
         writing = tuple(s for s in slots[number] if s.tensor in written and _writes(s, calls))
@@ -360,6 +361,7 @@ def _make_groups(
                 exact=first not in inexact,
                 locked=locked,
                 source=source_line(call.node),
+                heads_of=heads_of,
                 order=number,
             )
         )
@@ -370,7 +372,7 @@ def _inside_rows(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
     """Groups whose units share out the positions of prunable whole rows, marked with the name of those."""
     over: dict[tuple[str, int], list[tuple[str, IntArray]]] = {}
     for group in groups:
-        if group.prunable and group.name.endswith(".heads"):
+        if group.prunable and group.heads_of is not None:
             for slot in group.slots:
                 over.setdefault((slot.tensor, slot.dim), []).append((group.name, slot.units_along_dim))
     marked = []
@@ -381,7 +383,7 @@ def _inside_rows(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
             for name, line in over.get((slot.tensor, slot.dim), [])
             if bool(((line >= 0) & (slot.units_along_dim >= 0)).any())
         ]
-        marked.append(replace(group, within=names[0]) if names and not group.name.endswith(".heads") else group)
+        marked.append(replace(group, within=names[0]) if names and group.heads_of is None else group)
     return tuple(marked)
 
 

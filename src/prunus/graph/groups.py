@@ -93,6 +93,7 @@ class ChannelGroup:
         locked: why the group may not be pruned, or None.
         source: source line of the first writer.
         within: name of the group of whole rows (heads) that these units lie in, the same number in each, or None.
+        heads_of: the layer whose outputs, reshaped to rows, have the units as whole rows (heads); None for channels.
     """
 
     name: str
@@ -105,6 +106,7 @@ class ChannelGroup:
     locked: str | None = None
     source: str = ""
     within: str | None = None
+    heads_of: str | None = None
     order: int = field(default=0, repr=False)
 
     @property

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import nn
@@ -89,6 +89,11 @@ class DynamicProbabilisticPruning:
 
     def __post_init__(self) -> None:
         Pattern.parse(self.pattern)
+        for name, value in (("bits", self.bits), ("activation_bits", self.activation_bits)):
+            known = get_args(Bits) if name == "bits" else (8,)
+            if value is not None and value not in known:
+                advice = f"use None or one of {', '.join(map(str, known))}"
+                raise ConfigError("DynamicProbabilisticPruning", f"{name}={value!r} is not known", advice)
         positive = (self.lr, self.logit_lr_mult, *self.temperature, self.resample_every, self.best_of)
         natural = (*self.noise_scale, self.entropy_weight, self.init_std, self.epochs, self.tune_epochs)
         if min(positive) <= 0 or min(natural) < 0 or self.epochs + self.tune_epochs == 0:

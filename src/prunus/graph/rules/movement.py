@@ -126,14 +126,22 @@ def cut(engine: Engine, node: fx.Node) -> Result:
     if operation(node) == "slice" and argument(node, 4, "step", 1) != 1:
         engine.lock(source.varying(dim), "a strided slice picks units by their position", node)
         source = Value(source.shape, [p for p in source.planes if p.shape[dim] == 1])
-    planes = [
-        squeeze_constant(node.target(p, *arguments, **{k: v for k, v in node.kwargs.items() if k != "dim"}))  # type: ignore[operator]
-        if p.shape[dim] > 1
-        else p
-        for p in source.planes
-    ]
+    planes = []
+    for plane in source.planes:
+        if plane.shape[dim] > 1:
+            plane = node.target(plane, *arguments, **{k: v for k, v in node.kwargs.items() if k != "dim"})  # type: ignore[operator]
+        planes += _piece(engine, plane, node)
     rows = [r for r in source.rows if r.shape[dim] == 1]
-    return Value(meta_shape(node.meta["val"]), [p for p in planes if varying_dims(p)], rows=rows)
+    return Value(meta_shape(node.meta["val"]), planes, rows=rows)
+
+
+def _piece(engine: Engine, part: Tensor, node: fx.Node) -> list[Tensor]:
+    """The plane of a piece; a unit that would be alone in it stays, or nothing would be left of the piece."""
+    whole = squeeze_constant(part)
+    if varying_dims(whole):
+        return [whole]
+    engine.lock([part], f"alone in a piece cut by {operation(node)}", node)
+    return []
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk", rows=True)
@@ -160,9 +168,7 @@ def split(engine: Engine, node: fx.Node) -> Result:
         if name in ("chunk", "unsafe_chunk") and len(set(sizes)) == 1 and plane.numel() == plane.shape[dim]:
             engine.grids.append((plane.reshape(len(sizes), -1), f"cut into {len(sizes)} equal chunks"))
         for piece, part in zip(pieces, plane.split(sizes, dim), strict=True):
-            part = squeeze_constant(part)
-            if varying_dims(part):
-                piece.append(part)
+            piece += _piece(engine, part, node)
     rows = _split_rows(engine, source, dim, shapes, node)
     return [Value(s, planes, rows=r) for s, planes, r in zip(shapes, pieces, rows, strict=True)]
 
