@@ -1,0 +1,70 @@
+"""What a draw of masks is made of: noise, selection, gradient of the relaxation; compiled and by torch (part of C5).
+
+    python benchmarks/mask_parts.py [--rows 300] [--inputs 784] [--kept 78]
+
+One fp32 layer of logits, thread CPU time, interleaved; nanoseconds per element, and the ratio of torch to compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from unittest.mock import patch
+
+import torch
+
+from prunus.masks import compiled
+from prunus.masks.sampling import gumbel, largest, vector_jacobian
+from record import interleaved, ratio, write
+
+
+def timed(work: Callable[[], object], inner: int, without_numba: bool = False) -> Callable[[], float]:
+    """Seconds of thread CPU time of one run of `work`, the mean of `inner`."""
+
+    def run() -> float:
+        with patch.object(compiled, "available", (lambda: False) if without_numba else compiled.available):
+            start = time.process_time()
+            for _ in range(inner):
+                work()
+            return (time.process_time() - start) / inner
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--inputs", type=int, default=784)
+    parser.add_argument("--kept", type=int, default=78)
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if not compiled.available():
+        raise SystemExit("numba is not installed: pip install 'prunus[sparse]'")
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(args.rows, args.inputs, generator=generator)
+    z = logits + gumbel(args.rows, args.inputs, (0, 0))
+    mask, gradient = largest(z, args.kept), torch.randn(args.rows, args.inputs, generator=generator)
+    parts: dict[str, Callable[[], object]] = {
+        "noise": lambda: gumbel(args.rows, args.inputs, (0, 1)),
+        "gradient": lambda: vector_jacobian(z, mask, gradient.clone(), args.kept, 1.0, "draw"),
+    }
+    jobs = {"selection": timed(lambda: largest(z, args.kept), 20), "topk": timed(lambda: z.topk(args.kept, 1), 20)}
+    jobs |= {f"{n}, compiled": timed(work, 20) for n, work in parts.items()}
+    jobs |= {f"{n}, torch": timed(work, 20, without_numba=True) for n, work in parts.items()}
+    times = interleaved(jobs, args.repeats, warmup=2)
+    found = {n: 1e9 * statistics.median(t) / z.numel() for n, t in times.items()}
+    for name, value in found.items():
+        print(f"{name:20} {value:6.2f} ns an element")
+    ratios = {n: ratio(times, f"{n}, torch", f"{n}, compiled") for n in parts}
+    ratios["selection"] = ratio(times, "topk", "selection")
+    for name, (middle, low, high) in ratios.items():
+        print(f"{name:20} {middle:6.2f} times faster (quartiles {low:.2f} .. {high:.2f})")
+    settings = {"rows": args.rows, "inputs": args.inputs, "kept": args.kept}
+    print("written to", write("mask_parts", {"nanoseconds": found, "ratios": ratios, **settings}))
+
+
+if __name__ == "__main__":
+    main()
