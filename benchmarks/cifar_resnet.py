@@ -1,6 +1,9 @@
-"""ResNet-20 / -56 on CIFAR-10, trained checkpoints, half of the MACs removed (bars A4 and A5).
+"""ResNet-20 / -56 on CIFAR-10, trained checkpoints, half of the MACs removed (bars A4, A5 and B3).
 
-    python benchmarks/cifar_resnet.py --model resnet20 --data DIR --weights FILE [--split test]
+    python benchmarks/cifar_resnet.py --model resnet20 --data DIR --weights FILE [--method rbp] [--split test]
+
+`--method rbp`: recursive Bayesian pruning, with and without the dependency between layers, beside the others at equal
+total training cost.
 
 DIR holds the binary version of CIFAR-10, FILE the checkpoint (akamaster's). While settings are chosen the split is
 `validation` (5,000 images cut from the training data); `--split test` is for the final table, once.
@@ -10,17 +13,23 @@ from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from compare_methods import Entry, Setting, run, table
+from compare_staged import run_others, run_staged, table_at_equal_cost
 from nets import load_checkpoint, resnet20, resnet56
 from prunus.budget import Allocation
+from prunus.datasets import DataSource
 from prunus.finetuneconfig import FinetuneConfig
+from prunus.methods.base import StagedMethod
 from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
 from prunus.methods.dirichlet import DirichletPruning
+from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.sources import load_data
 from record import RESULTS
 
@@ -44,6 +53,33 @@ def entries() -> list[Entry]:
     ]
 
 
+LABELS_AT_EQUAL_COST = ("dirichlet MC", "random", "L1", "Taylor")
+
+
+def staged_methods(args: argparse.Namespace) -> dict[str, StagedMethod]:
+    """Recursive Bayesian pruning, and the same noise learned for all layers at once with the same number of steps."""
+    one: dict[str, Any] = {"kappa": args.kappa, "lr": args.noise_lr, "weight_lr": args.weight_lr}
+    groups = 9 if args.model == "resnet20" else 27
+    whole = {"simultaneous": True, "epochs": groups * args.noise_epochs, "tune_epochs": groups * args.tune_epochs}
+    return {
+        "rbp": RecursiveBayesianPruning(epochs=args.noise_epochs, tune_epochs=args.tune_epochs, **one),
+        "rbp, all layers at once": RecursiveBayesianPruning(**whole, **one),
+    }
+
+
+def at_equal_cost(
+    args: argparse.Namespace, fresh: Callable[[int], nn.Module], data: DataSource, setting: Setting
+) -> None:
+    """Bar B3."""
+    name, log = f"{args.model} {args.budget}", RESULTS / f"cifar_{args.model}_rbp_{args.split}.jsonl"
+    methods = {k: v for k, v in staged_methods(args).items() if not args.only or k in args.only}
+    rows = run_staged(name, fresh, data, methods, setting, args.total, args.steps, args.seeds, log)
+    others = [e for e in entries() if e.label in LABELS_AT_EQUAL_COST and (not args.only or e.label in args.only)]
+    log = RESULTS / f"cifar_{args.model}_{args.split}.jsonl"
+    rows += run_others(name, fresh, data, others, setting, args.total, args.seeds, log)
+    print(table_at_equal_cost(rows, [*methods, *(e.label for e in others)]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="resnet20")
@@ -60,6 +96,14 @@ def main() -> None:
     parser.add_argument(
         "--recover", nargs="*", default=["dirichlet MC, exponent 1", "dirichlet MC", "random", "L1", "Taylor"]
     )
+    parser.add_argument("--method", choices=("dirichlet", "rbp"), default="dirichlet")
+    parser.add_argument("--total", type=float, default=3.0, help="training cost in dense epochs, with --method rbp")
+    parser.add_argument("--steps", type=int, default=90, help="batches of 64 in a pass of a stage, with --method rbp")
+    parser.add_argument("--noise-epochs", type=int, default=1, help="passes of a stage with noise")
+    parser.add_argument("--tune-epochs", type=int, default=1, help="passes of a stage without")
+    parser.add_argument("--kappa", type=float, default=1.0)
+    parser.add_argument("--noise-lr", type=float, default=0.03)
+    parser.add_argument("--weight-lr", type=float, default=5e-4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if args.device == "cpu":
@@ -80,6 +124,9 @@ def main() -> None:
         learning_examples=args.learning_examples,
         split=args.split,
     )
+    if args.method == "rbp":
+        at_equal_cost(args, fresh, data, setting)
+        return
     name = f"{args.model} {args.budget} {args.epochs} epochs {args.split}"
     log = RESULTS / f"cifar_{args.model}_{args.split}.jsonl"
     rows = run(name, fresh, data, chosen, setting, args.seeds, Path(log))
