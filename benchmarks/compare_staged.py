@@ -1,6 +1,6 @@
-"""Methods in stages against the others at equal total training cost (bar B3): epochs x MACs, in epochs of the dense network.
+"""Methods in stages against the others at equal total training cost (bar B3), in training epochs of the dense network.
 
-Scoring, every stage (learning the noise and tuning, each at the size the network has by then) and the recovery count;
+Cost is epochs x MACs: scoring, every stage (learning the noise and tuning, each at the size the network has by then) and the recovery count;
 a frozen weight counts like a trained one. Recoveries get as many epochs as bring each method nearest to the same total.
 """
 
@@ -84,7 +84,7 @@ def run_staged(
     log: Path,
     batch_size: int = 64,
 ) -> list[dict[str, Any]]:
-    """Prune in stages to the budget, recover with what is left of the total, judge; what is in the log is not run again."""
+    """Prune in stages to the budget, recover with what is left of the total, judge; runs in the log are not repeated."""
     runs, judged = Log(log), data.test if setting.split == "test" else data.validation
     assert setting.recovery is not None
     recipe = recipe_of(setting.recovery)
@@ -106,10 +106,8 @@ def run_staged(
                 ignored_layers=[n for n in names if not setting.keep(n)], seed=seed, progress=False,
             )  # fmt: skip
             share = steps * batch_size / len(data.train)
-            spent, macs_share = (
-                staged_cost(result, method, share, True),
-                result.plan.after.macs / result.plan.before.macs,
-            )
+            spent = staged_cost(result, method, share, first_look=True)
+            macs_share = result.plan.after.macs / result.plan.before.macs
             found: dict[str, Any] = {
                 "macs_share": macs_share,
                 "weights": result.plan.after.weights,
@@ -134,7 +132,8 @@ def run_staged(
     wanted = [repr(m) for m in methods.values()]
     return [
         r for r in runs.rows
-        if r["name"] == name and r["seed"] in seeds and r["settings"] in wanted and (r["total"], r["steps"]) == (total, steps)
+        if r["name"] == name and r["seed"] in seeds and r["settings"] in wanted
+        and (r["total"], r["steps"]) == (total, steps)
     ]  # fmt: skip
 
 
