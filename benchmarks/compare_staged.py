@@ -1,7 +1,8 @@
 """Methods in stages against the others at equal total training cost (bar B3), in training epochs of the dense network.
 
-Cost is epochs x MACs: scoring, every stage (learning the noise and tuning, each at the size the network has by then) and the recovery count;
-a frozen weight counts like a trained one. Recoveries get as many epochs as bring each method nearest to the same total.
+Cost is epochs x MACs: scoring, every stage (learning the noise and tuning, each at the size the network has by then) and
+the recovery; a frozen weight counts like a trained one. Recoveries get as many epochs as bring each method nearest to
+the same total.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def run_staged(
     log: Path,
     batch_size: int = 64,
 ) -> list[dict[str, Any]]:
-    """Prune in stages to the budget, recover with what is left of the total, judge; runs in the log are not repeated."""
+    """Prune in stages to the budget, recover with what is left of the total, judge; skip what is in the log."""
     runs, judged = Log(log), data.test if setting.split == "test" else data.validation
     assert setting.recovery is not None
     recipe = recipe_of(setting.recovery)
@@ -148,7 +149,9 @@ def run_others(
     log: Path,
 ) -> list[dict[str, Any]]:
     """The methods that score once, recovered for as long as the total allows; rows of `cifar_resnet.py` are shared."""
-    assert setting.recovery is not None and setting.learning_examples is not None and setting.budget is not None
+    assert setting.recovery is not None
+    assert setting.learning_examples is not None
+    assert setting.budget is not None
     macs_share = float(setting.budget.removeprefix("macs<=").removesuffix("%")) / 100
     rows: list[dict[str, Any]] = []
     for entry in entries:
