@@ -1,8 +1,8 @@
 """Methods in stages against the others at equal total training cost (bar B3), in training epochs of the dense network.
 
-Cost is epochs x MACs: scoring, every stage (learning the noise and tuning, each at the size the network has by then) and
-the recovery; a frozen weight counts like a trained one. Recoveries get as many epochs as bring each method nearest to
-the same total.
+Cost is epochs x MACs: scoring, every stage (learning the noise, and tuning, each at the size the network has by then)
+and the recovery; a frozen weight counts like a trained one. Recoveries get as many epochs as bring each method nearest
+to the same total.
 """
 
 from __future__ import annotations
