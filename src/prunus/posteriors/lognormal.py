@@ -93,25 +93,18 @@ def truncated_normal_quantile(u: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     concave, so that it converges from its start. The gradient is that of the implicit function.
 
     Args:
-        u: float64 in (0, 1), broadcastable to [n, K].
+        u: float64 [n, K] in (0, 1).
         mu: float64 [K], within LOCATION.
         sigma: float64 [K], exp of a number within LOG_SIGMA.
     """
     with torch.no_grad():
         end, inwards, alpha, width = _from_nearest_end(mu, sigma)
         u = torch.where(inwards > 0, u, 1 - u)  # mass between the nearest end and x
-        a = torch.where(alpha <= 0, alpha, 0.0)
-        mass = ndtr(a) + u * (ndtr(a + width) - ndtr(a))
-        inside = ndtri(mass.clamp(1e-300, 1 - 2**-53)) - a
-
-        out = torch.where(alpha > 0, alpha, 0.0)
-        whole = out * width + width * width / 2 + (_mills(out) / _mills(out + width)).log()
-        wanted = -torch.log1p(u * torch.expm1(-whole))
-        y = 2 * wanted / (out + (out * out + 2 * wanted).sqrt())
-        for _ in range(6):
-            ratio = _mills(out + y)
-            y = (y - ratio * (out * y + y * y / 2 + (_mills(out) / ratio).log() - wanted)).clamp(min=0.0)
-        y = torch.minimum(torch.where(alpha > 0, y, inside).clamp(min=0.0), width)
+        inside = alpha <= 0
+        y = torch.empty_like(u)
+        y[:, inside] = _inside_quantile(u[:, inside], alpha[inside], width[inside])
+        y[:, ~inside] = _outside_quantile(u[:, ~inside], alpha[~inside], width[~inside])
+        y = torch.minimum(y.clamp_(min=0.0), width)
 
         x = end + inwards * sigma * y
         t = alpha + y
@@ -120,6 +113,25 @@ def truncated_normal_quantile(u: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
         by_mu = 1 - near_share - far_share
         by_sigma = inwards * (t - near_share * alpha - far_share * (alpha + width))
     return x + by_mu * (mu - mu.detach()) + by_sigma * (sigma - sigma.detach())
+
+
+def _inside_quantile(u: Tensor, alpha: Tensor, width: Tensor) -> Tensor:
+    """Distance from the end in sigmas below which lies a share u of the mass; mu inside the interval, alpha <= 0."""
+    below = ndtr(alpha)
+    mass = below + u * (ndtr(alpha + width) - below)
+    return ndtri(mass.clamp(1e-300, 1 - 2**-53)) - alpha
+
+
+def _outside_quantile(u: Tensor, alpha: Tensor, width: Tensor) -> Tensor:
+    """The same for mu outside, alpha > 0: Newton's method on the logarithm of the upper tail."""
+    at_end = _mills(alpha)
+    whole = alpha * width + width * width / 2 + (at_end / _mills(alpha + width)).log()
+    wanted = -torch.log1p(u * torch.expm1(-whole))
+    y = 2 * wanted / (alpha + (alpha * alpha + 2 * wanted).sqrt())
+    for _ in range(6):
+        ratio = _mills(alpha + y)
+        y = (y - ratio * (alpha * y + y * y / 2 + (at_end / ratio).log() - wanted)).clamp(min=0.0)
+    return y
 
 
 class TruncatedLogNormalPosterior(DecidingPosterior):
