@@ -84,7 +84,7 @@ def test_the_folder_has_an_onnx_file_that_computes_in_eight_bits(tmp_path: Path,
         scale = torch.from_numpy(stored[f"{name}.weight_scale"].copy())
         assert codes.dtype == torch.int8
         assert torch.allclose(codes * scale.view(-1, *[1] * (weight.dim() - 1)), weight.detach(), rtol=1e-5, atol=1e-8)
-    images = data.train.images
+    images = data.train.inputs
     session = runtime.InferenceSession(str(path))
     found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
     with quantized_inputs(done.model, done.masked.inputs), torch.no_grad():
@@ -99,12 +99,12 @@ def test_what_eight_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.onnx"
     for found in (LayerMask("weight 50%", mask, 4, 0.1), LayerMask("weight 50%", mask, 8)):
         with pytest.raises(ConfigError, match="layer '3'"):
-            export_onnx_int8(model, {"3": found}, data.train.images, path)
+            export_onnx_int8(model, {"3": found}, data.train.inputs, path)
     with pytest.raises(ConfigError, match="no layer"):
-        export_onnx_int8(model, {}, data.train.images, path)
+        export_onnx_int8(model, {}, data.train.inputs, path)
     pytest.importorskip("onnxruntime")
     with pytest.raises(ExportError, match="'5'"):
-        export_onnx_int8(model, {"5": LayerMask("weight 50%", mask, 8, 0.1)}, data.train.images, path)
+        export_onnx_int8(model, {"5": LayerMask("weight 50%", mask, 8, 0.1)}, data.train.inputs, path)
     assert not path.exists()
     with pytest.raises(ConfigError, match=r"activation_bits=4.*8"):
         DPP(activation_bits=4)  # type: ignore[arg-type]

@@ -74,6 +74,19 @@ def test_uniform_keeps_the_same_fraction() -> None:
     assert cost_of(counts)[0] <= 0.4 * CostModel(GRAPH).dense().macs
 
 
+@given(st.integers(20, 95))
+@settings(max_examples=20)
+def test_uniform_keeps_equal_groups_equal(macs: int) -> None:
+    graph = prunus.trace(
+        nn.Sequential(*(m for _ in range(5) for m in (nn.Linear(24, 24), nn.ReLU()))), torch.randn(2, 24)
+    )
+    scores = {g.name: torch.rand(g.units) for g in graph.groups()}
+    budget, uniform = Budget.parse(f"macs<={macs}%"), Allocation(scope="uniform")
+    counts = allocate(graph, graph.groups(), scores, budget=budget, allocation=uniform)
+    assert len(counts) == 4
+    assert len(set(counts.values())) == 1
+
+
 def test_units_with_the_best_scores_stay() -> None:
     scores = random_scores(3)
     counts = {g.name: g.units // 2 for g in GROUPS}

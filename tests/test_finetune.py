@@ -140,7 +140,7 @@ def test_a_model_that_only_gets_worse_comes_back_as_it_was(monkeypatch: pytest.M
 
 def test_the_test_split_is_not_read() -> None:
     data = toy_data()
-    poisoned = ArrayDataset(torch.full_like(data.test.images, math.nan), data.test.labels)
+    poisoned = ArrayDataset(torch.full_like(data.test.inputs, math.nan), data.test.labels)
     one, other = toy_model(), toy_model()
     finetune(one, data, config(), progress=False)
     finetune(other, dataclasses.replace(data, test=poisoned), config(), progress=False)
@@ -255,7 +255,7 @@ def test_nan_is_refused_and_the_best_weights_come_back() -> None:
 
 def test_infinite_inputs_are_refused() -> None:
     data = toy_data()
-    data.train.images[5] = math.inf
+    data.train.inputs[5] = math.inf
     model = toy_model()
     before = weights(model)
     with pytest.raises(DataError, match="epoch 1"):
@@ -343,7 +343,7 @@ def test_evaluation_is_the_textbook_number() -> None:
     found = evaluate(model, data.test, batch_size=7)
     assert model.training
     with torch.no_grad():
-        outputs = copy.deepcopy(model).eval()(data.test.images)
+        outputs = copy.deepcopy(model).eval()(data.test.inputs)
     assert found.accuracy == pytest.approx(100 * float((outputs.argmax(1) == data.test.labels).float().mean()))
     assert found.loss == pytest.approx(float(F.cross_entropy(outputs, data.test.labels)), rel=1e-5)
     assert found.num_examples == 32
@@ -414,7 +414,7 @@ def test_reestimation_changes_nothing_else() -> None:
     model[1].eval()
     modes = [m.training for m in model.modules()]
     parameters = {n: p.clone() for n, p in model.named_parameters()}
-    reestimate_batch_norm(model, [(toy_data().train.images, None)])
+    reestimate_batch_norm(model, [(toy_data().train.inputs, None)])
     assert modes == [m.training for m in model.modules()]
     assert model[1].momentum == 0.25
     assert same(parameters, dict(model.named_parameters()))
@@ -452,7 +452,7 @@ def test_a_captured_model_recovers_too() -> None:
     data = toy_data()
     captured = as_module(
         torch.export.export(
-            toy_model().eval(), (data.train.images[:4],), dynamic_shapes=({0: torch.export.Dim("batch")},)
+            toy_model().eval(), (data.train.inputs[:4],), dynamic_shapes=({0: torch.export.Dim("batch")},)
         )
     )
     result = finetune(captured, data, config(epochs=4), progress=False)
@@ -487,7 +487,7 @@ def test_the_callers_accelerator_is_neither_used_nor_changed() -> None:
 
 
 def test_evaluation_leaves_a_captured_graph_in_its_mode() -> None:
-    model = as_graph(toy_model(), toy_data().test.images).train()
+    model = as_graph(toy_model(), toy_data().test.inputs).train()
     code = model.code
     evaluate(model, toy_data().test)
     assert model.training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.budget import Allocation
+from prunus.cli import main
 from prunus.errors import ArtifactError, ConfigError, ExportError
 from prunus.pretrained import save_pretrained
+from prunus.sources import load_model
 from prunus.verify import call, flat_outputs, outputs
 
 transformers: Any = pytest.importorskip("transformers")
@@ -122,3 +125,57 @@ def test_a_loaded_model_that_differs_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ExportError, match="differs"):
         save_pretrained(smaller, plan, tmp_path / "saved", inputs)
     assert not list(tmp_path.iterdir())
+
+
+def saved(name: str, folder: Path) -> Path:
+    made(name)[0].save_pretrained(folder)  # type: ignore[operator]
+    return folder
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_folder_is_loaded_in_the_class_that_its_configuration_names(name: str, tmp_path: Path) -> None:
+    model, inputs = made(name)
+    loaded = load_model(f"hf:{saved(name, tmp_path / name)}")
+    assert type(loaded.model) is type(model)
+    assert torch.equal(outputs(loaded.model, inputs)[0], outputs(model, inputs)[0])
+    assert set(loaded.example_inputs) == set(inputs)
+    assert prunus.trace(loaded.model, loaded.example_inputs).groups()
+
+
+def test_what_is_no_model_of_transformers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="configuration cannot be read"):
+        load_model(f"hf:{tmp_path}")
+    folder = saved("llama", tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["MyOwnModel"]}))
+    with pytest.raises(ConfigError, match="no code from outside"):
+        load_model(f"hf:{folder}")
+
+
+DATA = """
+import torch
+from prunus.datasets import DataSource, next_tokens
+
+def text():
+    tokens = torch.randint(1, 50, (48, 9), generator=torch.Generator().manual_seed(0))
+    part = next_tokens(tokens)
+    return DataSource("tokens", part, part, part, 50)
+"""
+
+
+@pytest.mark.parametrize("method", ["dirichlet", "rbp"])
+def test_a_language_model_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
+    (tmp_path / "tokens.py").write_text(DATA)
+    folder, out = saved("llama", tmp_path / "llama"), tmp_path / "run"
+    (folder / "tokenizer.json").write_text("{}")
+    arguments = ["compress", f"hf:{folder}", "--data", f"{tmp_path}/tokens.py:text", "--method", method, "--no-onnx"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, "--budget", "macs<=70%", "--uniform", "--epochs", "1", "--lr", "0.01", "--out", str(out)])
+    said = capsys.readouterr().out
+    assert "test loss" in said
+    assert "from_pretrained reads" in said
+    assert (out / "pretrained" / "tokenizer.json").exists()
+    smaller = transformers.LlamaForCausalLM.from_pretrained(out / "pretrained")
+    ids = torch.randint(1, 50, (2, 5))
+    loaded = prunus.load(out / "artifact")
+    assert torch.allclose(smaller(ids).logits, call(loaded, {"input_ids": ids}).logits, atol=1e-5)

@@ -54,9 +54,9 @@ def small(count: int = 10, channels: int = 1, size: int = 4) -> ArrayDataset:
 def test_mnist_round_trip(tmp_path: Path, zipped: bool) -> None:
     images, labels = write_mnist(tmp_path, zipped)
     data = load_data(f"mnist:{tmp_path}", validation=0.5, seed=3)
-    assert torch.equal(data.test.images[:, 0].long(), images)
+    assert torch.equal(data.test.inputs[:, 0].long(), images)
     assert torch.equal(data.test.labels, labels)
-    both = torch.cat([data.train.images, data.validation.images]).flatten(1)
+    both = torch.cat([data.train.inputs, data.validation.inputs]).flatten(1)
     assert sorted(map(tuple, both.tolist())) == sorted(map(tuple, images.flatten(1).tolist()))
     assert data.validation.labels.bincount().tolist() == [3] * 10
     assert data.example_inputs.shape == (2, 1, 28, 28)
@@ -74,7 +74,7 @@ def test_cifar_round_trip(tmp_path: Path, inner: str) -> None:
     records = write_cifar(tmp_path / inner)
     data = load_data(f"cifar10:{tmp_path}", validation=10)
     assert (len(data.train), len(data.validation), len(data.test)) == (90, 10, 20)
-    assert torch.equal(data.test.images.flatten(1).long(), records[5, :, 1:])
+    assert torch.equal(data.test.inputs.flatten(1).long(), records[5, :, 1:])
     assert data.augment is crop_and_flip
     x, _ = data.test[0]
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -134,7 +134,7 @@ def test_real_mnist() -> None:
     data = load_data(f"mnist:{SHARED / 'mnist'}")
     assert (len(data.train), len(data.validation), len(data.test)) == (54_000, 6_000, 10_000)
     assert data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
-    scaled = data.train.images.double() / 255
+    scaled = data.train.inputs.double() / 255
     assert float(scaled.mean()) == pytest.approx(0.1307, abs=1e-3)
 
 
@@ -143,9 +143,9 @@ def test_digits_splits() -> None:
     one, other = load_data("digits", seed=0), load_data("digits", seed=1)
     assert (len(one.train), len(one.validation), len(one.test)) == (3600, 400, 1000)
     assert one.test.labels.bincount().tolist() == [100] * 10
-    assert torch.equal(one.test.images, other.test.images)
-    assert not torch.equal(one.validation.images, other.validation.images)
-    parts = [{tuple(i) for i in p.images.flatten(1).tolist()} for p in (one.train, one.validation, one.test)]
+    assert torch.equal(one.test.inputs, other.test.inputs)
+    assert not torch.equal(one.validation.inputs, other.validation.inputs)
+    parts = [{tuple(i) for i in p.inputs.flatten(1).tolist()} for p in (one.train, one.validation, one.test)]
     assert not parts[0] & parts[1]
     assert not parts[0] & parts[2]
     assert not parts[1] & parts[2]
@@ -203,7 +203,7 @@ def test_batches_repeat_by_seed_and_epoch() -> None:
     assert torch.equal(first, torch.cat([y for _, y in batches]))
     assert batches.dataset is data
     for x, y in batches:
-        assert torch.equal(x, data.images[y])
+        assert torch.equal(x, data.inputs[y])
 
 
 def test_impossible_batches_are_refused() -> None:
@@ -232,7 +232,8 @@ def test_augmentation_is_a_crop_of_the_padded_image() -> None:
 @pytest.mark.parametrize(
     ("images", "labels"),
     [
-        (torch.zeros(2, 3, 4), torch.zeros(2, dtype=torch.int64)),
+        (torch.zeros(2, 3, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)),
+        ({"ids": torch.zeros(3, 4)}, torch.zeros(2, dtype=torch.int64)),
         (torch.zeros(2, 1, 3, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)),
         (torch.zeros(2, 1, 3, 4), torch.zeros(3, dtype=torch.int64)),
         (torch.zeros(2, 1, 3, 4), torch.zeros(2)),

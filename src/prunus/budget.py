@@ -86,7 +86,8 @@ class Allocation:
     """Settings of the allocation.
 
     Attributes:
-        scope: `global` ranks all units together; `uniform` keeps the same fraction of every group.
+        scope: `global` ranks all units together; `uniform` keeps the same fraction of every group, and
+            the same number in groups of one size.
         cost_exponent: global only; scores are divided by (the cost a unit saves) to this power. 0 ranks by score
             alone, 1 by score per cost saved; None takes what the method's scores are made for (`Method.cost_exponent`),
             or 0 where no method is known.
@@ -251,11 +252,20 @@ class _Problem:
             met = budget.excess(self.cost(self._fraction(middle)), self.dense) <= 1
             low, high = (middle, high) if met else (low, middle)
         counts = self._fraction(low)
-        for index in sorted(range(len(counts)), key=lambda i: counts[i] / self.groups[i].units):
-            trial = self._one_step_more(counts, index)
+        for alike in sorted(self._alike(), key=lambda a: counts[a[0]] / self.groups[a[0]].units):
+            trial = counts
+            for index in alike:
+                trial = self._one_step_more(trial, index)
             if budget.excess(self.cost(trial), self.dense) <= 1:
                 counts = trial
         return self.named(counts)
+
+    def _alike(self) -> list[list[int]]:
+        """Groups of one size, which a uniform allocation keeps equal: a configuration may have one number for them."""
+        found: dict[tuple[int, int, int], list[int]] = {}
+        for index, (group, least) in enumerate(zip(self.groups, self.minimum, strict=True)):
+            found.setdefault((group.units, group.multiple, least), []).append(index)
+        return list(found.values())
 
     def _one_step_more(self, counts: Sequence[int], index: int) -> list[int]:
         more = list(counts)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from prunus.atomic import swap
 from prunus.errors import ArtifactError, PruneError
 from prunus.export import export_program, load_program
 from prunus.maskfile import LayerMask, read_masks, write_masks
@@ -92,7 +93,7 @@ def save(
             },
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        _swap(temporary, target)
+        swap(temporary, target)
     except OSError as error:
         raise ArtifactError(
             str(target), f"cannot be written: {error}", "free the disk or choose another folder"
@@ -223,15 +224,6 @@ def _sha256(file: Any) -> str:
     for block in iter(lambda: file.read(1 << 20), b""):
         digest.update(block)
     return digest.hexdigest()
-
-
-def _swap(temporary: Path, target: Path) -> None:
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(temporary, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _card(model: nn.Module, plan: Plan, metrics: Mapping[str, Any], masks: Mapping[str, LayerMask]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from prunus.finetuneconfig import FinetuneConfig
 from prunus.graph.trace import trace
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.registry import METHODS
+from prunus.pretrained import save_pretrained
 from prunus.report.tables import before_and_after, masks_table, prunability
 from prunus.sources import load_data, load_model
 from prunus.sparsify import Sparsified, sparsify
@@ -40,7 +42,10 @@ console = Console()
 
 ModelSpec = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="FILE.py:callable, package.module:callable, timm:NAME, or an artifact folder"),
+    typer.Argument(
+        metavar="MODEL",
+        help="FILE.py:callable, package.module:callable, timm:NAME, hf:NAME_OR_DIR or an artifact",
+    ),
 ]
 DataSpec = Annotated[
     str,
@@ -135,6 +140,8 @@ def compress_command(
         say=_say,
     )
     _finish(done, source, onnx)
+    if model.startswith("hf:"):
+        _finish_pretrained(done, source, Path(model.removeprefix("hf:")))
 
 
 @app.command(name="evaluate")
@@ -226,6 +233,22 @@ def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
     for warning in done.comparison.warnings:
         console.print(Text.assemble(("warning", "yellow"), f": {warning}"))
     console.print(f"written to {done.directory}")
+
+
+def _finish_pretrained(done: Compression, source: DataSource, origin: Path) -> None:
+    """A folder for stock `from_pretrained` where the configuration can say the widths, with the tokenizer's files."""
+    assert done.directory is not None
+    try:
+        folder = save_pretrained(
+            done.model, done.result.plan, done.directory / "pretrained", source.example_inputs, overwrite=True
+        )
+    except ConfigError as error:
+        _say(f"no folder for from_pretrained: {error.what}; prunus.load reads the artifact")
+        return
+    for file in origin.iterdir() if origin.is_dir() else ():
+        if not (folder / file.name).exists() and file.suffix in (".json", ".txt", ".model", ".jinja"):
+            shutil.copy2(file, folder)
+    console.print(f"from_pretrained reads {folder}")
 
 
 def _finish_masks(done: Sparsified) -> None:

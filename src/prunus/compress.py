@@ -20,7 +20,7 @@ from prunus.budget import Allocation
 from prunus.checkpoint import save
 from prunus.datasets import Batches, DataSource
 from prunus.errors import MissingDependencyError
-from prunus.evaluate import evaluate
+from prunus.evaluate import Evaluation, evaluate
 from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.measure import Comparison, compare
@@ -41,6 +41,7 @@ class Compression:
         result: plan, scores and proof.
         accuracy: top-1 in percent, by stage: `dense`, `one_shot`, `batch_norm`, `recovered` on the validation split,
             `dense_test` and `test` on the test split, which is read once, at the end.
+        loss: the same of the mean loss (of a language model, nats per token).
         comparison: size and speed before and after, measured in one run.
         summary: everything above as plain numbers, as written to `summary.json`.
         directory: the folder, with `summary.json`, `plan.json` and `artifact/`; None if there is no `out`, or on
@@ -50,6 +51,7 @@ class Compression:
     model: nn.Module
     result: Result
     accuracy: Mapping[str, float]
+    loss: Mapping[str, float]
     comparison: Comparison
     summary: Mapping[str, Any]
     directory: Path | None
@@ -100,8 +102,8 @@ def compress(
     """
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
-    accuracy = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn).accuracy}
-    say(f"dense: {accuracy['dense']:.2f} % on {len(data.validation)} validation examples")
+    judged: dict[str, Evaluation] = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn)}
+    say(f"dense: {_words(judged['dense'])} on {len(data.validation)} validation examples")
     batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
     result = prune(
         model,
@@ -121,15 +123,15 @@ def compress(
     )
     say(result.plan.explain())
     smaller = result.model
-    accuracy["one_shot"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn).accuracy
+    judged["one_shot"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
     reestimate_batch_norm(smaller, batches, num_batches=64)
-    accuracy["batch_norm"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn).accuracy
-    say(f"one-shot: {accuracy['one_shot']:.2f} %, batch norm re-estimated: {accuracy['batch_norm']:.2f} %")
+    judged["batch_norm"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
+    say(f"one-shot: {_words(judged['one_shot'])}; batch norm re-estimated: {_words(judged['batch_norm'])}")
     if recovery is not None:
         teacher = copy.deepcopy(model)
         finetune(smaller, data, recovery, teacher=teacher, progress=progress)
-        accuracy["recovered"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn).accuracy
-        say(f"recovered: {accuracy['recovered']:.2f} %")
+        judged["recovered"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
+        say(f"recovered: {_words(judged['recovered'])}")
     comparison = compare(
         model,
         smaller,
@@ -137,13 +139,17 @@ def compress(
         modes=modes,
         macs=(result.plan.before.macs, result.plan.after.macs),
     )
-    accuracy["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn).accuracy
-    accuracy["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn).accuracy
-    summary = _summary(data, result, accuracy, comparison, seed)
-    directory = _write(out, smaller, result, data, accuracy, summary) if rank == 0 else None
+    judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
+    judged["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn)
+    summary = _summary(data, result, judged, comparison, seed)
+    directory = _write(out, smaller, result, data, judged, summary) if rank == 0 else None
     if directory is not None and result.stages:
         _draw(result, directory, say)
-    return Compression(smaller, result, accuracy, comparison, summary, directory)
+    return Compression(smaller, result, summary["accuracy"], summary["loss"], comparison, summary, directory)
+
+
+def _words(found: Evaluation) -> str:
+    return f"{found.accuracy:.2f} %, loss {found.loss:.4f}"
 
 
 def _draw(result: Result, folder: Path, say: Say) -> None:
@@ -154,7 +160,7 @@ def _draw(result: Result, folder: Path, say: Say) -> None:
 
 
 def _summary(
-    data: DataSource, result: Result, accuracy: Mapping[str, float], comparison: Comparison, seed: int
+    data: DataSource, result: Result, judged: Mapping[str, Evaluation], comparison: Comparison, seed: int
 ) -> dict[str, Any]:
     verification = result.verification
     return {
@@ -163,7 +169,8 @@ def _summary(
         "method": result.plan.method,
         "asked": result.plan.asked,
         "seed": seed,
-        "accuracy": dict(accuracy),
+        "accuracy": {name: found.accuracy for name, found in judged.items()},
+        "loss": {name: found.loss for name, found in judged.items()},
         "before": vars(result.plan.before),
         "after": vars(result.plan.after),
         "kept": {g.name: [len(g.kept), g.units] for g in result.plan.groups},
@@ -185,14 +192,15 @@ def _write(
     model: nn.Module,
     result: Result,
     data: DataSource,
-    accuracy: Mapping[str, float],
+    judged: Mapping[str, Evaluation],
     summary: Mapping[str, Any],
 ) -> Path | None:
     if out is None:
         return None
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = {f"accuracy {name} (%)": round(value, 2) for name, value in accuracy.items()}
+    metrics = {f"accuracy {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
+    metrics |= {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
     save(folder / "artifact", model, result.plan, metrics=metrics, example_inputs=data.example_inputs)
     result.plan.save(folder / "plan.json")
     write_text(folder / "summary.json", json.dumps(summary, indent=2))

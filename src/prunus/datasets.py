@@ -1,72 +1,132 @@
-"""Images in memory: data sets, their three parts, and fast batches that shard over processes."""
+"""Data in memory: data sets, their three parts, and fast batches that shard over processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from prunus.errors import ConfigError, DataError
+from prunus.losses import IGNORED, cross_entropy
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Inputs = Tensor | Mapping[str, Tensor]
+KINDS = (torch.uint8, torch.float32, torch.int64)
 
 
 @dataclass(frozen=True)
 class ArrayDataset:
-    """Images and labels in memory; usable with `Batches` and with torch's DataLoader.
+    """Inputs and labels in memory; usable with `Batches` and with torch's DataLoader.
 
     Attributes:
-        images: uint8 (0..255, scaled to 0..1 on the way out) or float32 (taken as it is), [N, C, H, W].
-        labels: int64 [N].
-        mean: per channel, subtracted after scaling; one value serves all channels.
+        inputs: uint8 images [N, C, H, W] (0..255, scaled to 0..1 on the way out); float32 or int64 (token ids)
+            [N, ...], taken as they are; or a dict of such tensors, which the model gets as keyword arguments.
+        labels: int64 [N], or one per position [N, T] with -100 where none is judged.
+        mean: per channel (dimension 1), subtracted after scaling; one value serves all channels. Not for dicts.
         std: per channel, divided by.
 
     Raises:
         DataError: shapes or dtypes that do not fit.
     """
 
-    images: Tensor
+    inputs: Inputs
     labels: Tensor
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        if self.images.dim() != 4 or self.images.dtype not in (torch.uint8, torch.float32):
-            found = f"{self.images.dtype} {list(self.images.shape)}"
-            raise DataError("images", f"found {found}", "give one uint8 or float32 tensor [N, C, H, W]")
-        if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
-            found = f"{self.labels.dtype} {list(self.labels.shape)} for {len(self.images)} images"
-            raise DataError("labels", f"found {found}", "give one int64 label per image")
-        if {len(self.mean), len(self.std)} - {1, self.images.shape[1]}:
+        named = self.inputs if isinstance(self.inputs, Mapping) else {"inputs": self.inputs}
+        for name, tensor in named.items():
+            if tensor.dim() < 1 or tensor.dtype not in KINDS or (tensor.dtype == torch.uint8 and tensor.dim() != 4):
+                found = f"found {tensor.dtype} {list(tensor.shape)}"
+                raise DataError(name, found, "give uint8 images [N, C, H, W], or float32 or int64 [N, ...]")
+            if len(tensor) != len(self.labels):
+                found = f"{len(tensor)} for {len(self.labels)} labels"
+                raise DataError(name, found, "give one row per example, and one label for each of them")
+        if self.labels.dim() not in (1, 2, 3) or self.labels.dtype != torch.int64:
+            found = f"{self.labels.dtype} {list(self.labels.shape)}"
+            raise DataError("labels", f"found {found}", "give one int64 label per example, or per position of each")
+        if self._plain:
+            return
+        if not isinstance(self.inputs, Tensor) or self.inputs.dim() < 2:
+            raise DataError("mean, std", "only tensors with channels have them", "normalise the inputs beforehand")
+        if {len(self.mean), len(self.std)} - {1, self.inputs.shape[1]}:
             raise DataError(
                 "mean, std", "they do not match the number of channels", "give one value, or one per channel"
             )
 
+    @property
+    def _plain(self) -> bool:
+        return self.mean == (0.0,) and self.std == (1.0,)
+
+    @property
+    def num_targets(self) -> int:
+        """Labels that are judged: one per example, or all positions that are not -100."""
+        return len(self) if self.labels.dim() == 1 else int((self.labels != IGNORED).sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the inputs."""
+        return sum(t.nbytes for t in _tensors(self.inputs))
+
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.normalise(self.images[index : index + 1])[0], self.labels[index]
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        one = self.normalise(each(self.inputs, lambda t: t[index : index + 1]))
+        return each(one, lambda t: t[0]), self.labels[index]
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Raw images [B, C, H, W] as the network wants them, float32."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
-        scaled = images.float().div_(255.0) if images.dtype == torch.uint8 else images
+    def normalise(self, inputs: Inputs) -> Any:
+        """Raw inputs as the network wants them: images as float32, scaled and normalised; the rest as it is."""
+        if not isinstance(inputs, Tensor):
+            return each(inputs, lambda t: t.float().div_(255.0) if t.dtype == torch.uint8 else t)
+        scaled = inputs.float().div_(255.0) if inputs.dtype == torch.uint8 else inputs
+        if self._plain:
+            return scaled
+        shape = (1, -1, *[1] * (inputs.dim() - 2))
+        mean = torch.tensor(self.mean, device=inputs.device).view(shape)
+        std = torch.tensor(self.std, device=inputs.device).view(shape)
         return (scaled - mean) / std
 
     def subset(self, indices: Tensor) -> ArrayDataset:
         """The examples at `indices` (int64 [M]), copied."""
-        return ArrayDataset(self.images[indices], self.labels[indices], self.mean, self.std)
+        return ArrayDataset(each(self.inputs, lambda t: t[indices]), self.labels[indices], self.mean, self.std)
 
     def to(self, device: torch.device | str) -> ArrayDataset:
         """The same data on another device; itself if it is there already."""
-        if self.images.device == torch.device(device):
+        if self.labels.device == torch.device(device):
             return self
-        return ArrayDataset(self.images.to(device), self.labels.to(device), self.mean, self.std)
+        moved = each(self.inputs, lambda t: t.to(device))
+        return ArrayDataset(moved, self.labels.to(device), self.mean, self.std)
+
+
+def next_tokens(tokens: Tensor, ignored: int | None = None) -> ArrayDataset:
+    """Sequences for a language model: every token is predicted from those before it.
+
+    Args:
+        tokens: int64 [N, T + 1].
+        ignored: id of the padding, which is read but never asked for; None if there is none.
+
+    Returns:
+        Inputs and labels, [N, T] each.
+    """
+    labels = tokens[:, 1:].clone()
+    if ignored is not None:
+        labels[labels == ignored] = IGNORED
+    return ArrayDataset(tokens[:, :-1].contiguous(), labels)
+
+
+def each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Any:
+    """A tensor, or every tensor of a dict, changed."""
+    return change(inputs) if isinstance(inputs, Tensor) else {k: change(t) for k, t in inputs.items()}
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
 
 
 @dataclass(frozen=True)
@@ -78,9 +138,9 @@ class DataSource:
         train: learned from; the only part that is augmented.
         validation: cut from the training data; everything is chosen on it.
         test: the final number.
-        num_classes: number of classes.
-        loss_fn: `loss_fn(outputs, labels, reduction=...)`.
-        augment: None or `augment(raw images [B, C, H, W], generator) -> raw images`, applied before normalisation.
+        num_classes: number of classes, or of tokens.
+        loss_fn: `loss_fn(outputs, labels, reduction=...)`; outputs are what the model returns.
+        augment: None or `augment(raw inputs, generator) -> raw inputs`, applied before normalisation.
     """
 
     name: str
@@ -88,17 +148,17 @@ class DataSource:
     validation: ArrayDataset
     test: ArrayDataset
     num_classes: int
-    loss_fn: Callable[..., Tensor] = F.cross_entropy
+    loss_fn: Callable[..., Tensor] = cross_entropy
     augment: Augment | None = None
 
     @property
-    def example_inputs(self) -> Tensor:
-        """Two normalised training images, float32 [2, C, H, W]."""
-        return self.train.normalise(self.train.images[:2])
+    def example_inputs(self) -> Any:
+        """Two normalised training examples: a tensor, or a dict of tensors."""
+        return self.train.normalise(each(self.train.inputs, lambda t: t[:2]))
 
 
 class Batches:
-    """A fast re-iterable of (normalised images, labels) over an in-memory data set.
+    """A fast re-iterable of (normalised inputs, labels) over an in-memory data set.
 
     The same seed and epoch give the same batches. Under several processes the batches are cut from the data as in one
     process and each rank takes its interleaved share of every batch, so all ranks see equally many batches, no example
@@ -150,7 +210,7 @@ class Batches:
         # A rest that would leave a rank without examples is joined to the batch before it.
         return full if self.drop_last or (rest < self.world and full) else full + 1
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         order, generator = self._order()
         count = len(self)
         for number in range(count):
@@ -166,12 +226,12 @@ class Batches:
         # The order is the same on every rank, the augmentation is not.
         return order, torch.Generator().manual_seed(_mixed_seed(self.seed, self.epoch, self.rank + 1))
 
-    def _batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        indices = indices.to(self.dataset.images.device)
-        images = self.dataset.images[indices]
+    def _batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Any, Tensor]:
+        indices = indices.to(self.dataset.labels.device)
+        inputs = each(self.dataset.inputs, lambda t: t[indices])
         if self.augment is not None:
-            images = self.augment(images, generator)
-        return self.dataset.normalise(images), self.dataset.labels[indices]
+            inputs = self.augment(inputs, generator)
+        return self.dataset.normalise(inputs), self.dataset.labels[indices]
 
 
 def _mixed_seed(*parts: int) -> int:

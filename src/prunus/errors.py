@@ -48,3 +48,9 @@ class ExportError(PruneError):
 
 class MissingDependencyError(PruneError):
     """An optional package is needed for this; the message names the extra that brings it."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line of at most 300 characters."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

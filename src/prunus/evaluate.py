@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.datasets import ArrayDataset, Batches
 from prunus.errors import DataError
+from prunus.losses import IGNORED, classes_last, cross_entropy, main_output
 from prunus.modes import eval_mode
 from prunus.parallel import accelerator, model_device
-from prunus.precision import Precision, autocast
+from prunus.precision import Precision, autocast, to_device
+from prunus.verify import call
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Evaluation:
 
     Attributes:
         accuracy: top-1, percent.
-        loss: mean over the examples.
-        num_examples: how many, over all ranks.
+        loss: mean over the same; of a language model, nats per token.
+        num_examples: how many labels were judged, over all ranks: one per example, or every position with a label.
     """
 
     accuracy: float
@@ -36,16 +37,16 @@ def evaluate(
     model: nn.Module,
     dataset: ArrayDataset,
     *,
-    loss_fn: Callable[..., Tensor] = F.cross_entropy,
+    loss_fn: Callable[..., Tensor] = cross_entropy,
     batch_size: int = 500,
     precision: Precision = "fp32",
 ) -> Evaluation:
-    """Measure a classifier in eval mode, on the device where it lies; modes are put back.
+    """Measure a classifier or a language model in eval mode, on the device where it lies; modes are put back.
 
     Under several processes every rank must call this; each takes its share and all get the same answer.
 
     Args:
-        model: images [B, C, H, W] -> logits [B, classes].
+        model: inputs -> logits [B, classes], or one row of logits per label.
         dataset: what to measure on; every example counts once.
         loss_fn: must take `reduction="sum"`.
         batch_size: over all ranks together; raised to the number of ranks if smaller.
@@ -63,8 +64,10 @@ def evaluate(
             totals = processes.reduce(totals.to(processes.device), "sum")
     right, loss, count, broken = totals.tolist()
     if broken:
-        what = f"NaN or infinity in the outputs for {int(broken)} of {int(count)} examples"
+        what = f"NaN or infinity in the outputs for {int(broken)} of {len(dataset)} examples"
         raise DataError("evaluation", what, "check the inputs, and the weights of the model, for NaN")
+    if not count:
+        raise DataError("labels", "none is judged", f"give labels other than {IGNORED}")
     return Evaluation(100.0 * right / count, loss / count, int(count))
 
 
@@ -75,13 +78,13 @@ def _totals(
     # Not every device has float64; the CPU sums exactly either way.
     totals = torch.zeros(4, dtype=torch.float64)
     with eval_mode(model), torch.no_grad():
-        for images, labels in batches:
-            x, y = images.to(device), labels.to(device)
+        for inputs, labels in batches:
+            x, y = to_device(inputs, device), labels.to(device)
             with autocast(device, precision):
-                outputs = model(x)
+                outputs = main_output(call(model, x))
             outputs = outputs.float()
             broken = (~torch.isfinite(outputs)).flatten(1).any(1).sum()
-            right = (outputs.argmax(1) == y).sum()
-            loss = loss_fn(outputs, y, reduction="sum")
-            totals += torch.stack([right.float(), loss, torch.full_like(loss, len(y)), broken.float()]).cpu()
+            right = (classes_last(outputs, y).argmax(-1) == y).sum()
+            loss, judged = loss_fn(outputs, y, reduction="sum"), (y != IGNORED).sum()
+            totals += torch.stack([right.float(), loss.float(), judged.float(), broken.float()]).cpu()
     return totals

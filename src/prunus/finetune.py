@@ -25,6 +25,7 @@ from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.errors import ConfigError, DataError
 from prunus.evaluate import Evaluation, evaluate
 from prunus.finetuneconfig import FinetuneConfig
+from prunus.losses import classes_last, main_output
 from prunus.modes import modes_kept
 from prunus.parallel import (
     accelerator,
@@ -35,9 +36,10 @@ from prunus.parallel import (
     training_device,
     unprepare_,
 )
-from prunus.precision import Precision, autocast, bf16_helps
+from prunus.precision import Precision, autocast, bf16_helps, to_device
 from prunus.progress import Bar, progress_bar
 from prunus.recovery_state import Epoch, RecoveryState, load_state, save_state
+from prunus.verify import call
 
 __all__ = ["Epoch", "FinetuneConfig", "FinetuneResult", "finetune", "learning_rate_factor"]
 
@@ -104,7 +106,7 @@ def finetune(
     for bit, interrupted and resumed or not. The model is trained on accelerate's device and comes back to its own.
 
     Args:
-        model: images [B, C, H, W] -> logits [B, classes].
+        model: inputs -> logits [B, classes], or one row of logits per label.
         data: where to learn and where to choose; the test split is not read.
         config: the settings; None takes the defaults.
         teacher: the dense model, to distil from (see `FinetuneConfig.distillation`); it isn't changed.
@@ -194,7 +196,8 @@ def _wants_channels_last(model: nn.Module, data: DataSource, config: FinetuneCon
         return bool(config.channels_last)
     if device.type != "cuda" and not bf16_helps(device.type):
         return False
-    return any(p.dim() == 4 for p in model.parameters()) and _runs_channels_last(model, data, device)
+    images = isinstance(data.example_inputs, Tensor) and data.example_inputs.dim() == 4
+    return images and any(p.dim() == 4 for p in model.parameters()) and _runs_channels_last(model, data, device)
 
 
 def _runs_channels_last(model: nn.Module, data: DataSource, device: torch.device) -> bool:
@@ -283,11 +286,11 @@ class _Recovery:
         torch.manual_seed(self.config.seed + 7919 * number + 104729 * self.processes.process_index)
         self.model.train()
         total, steps = torch.zeros((), device=self.device), len(self.batches)
-        for step, (images, labels) in enumerate(self.batches):
+        for step, (inputs, labels) in enumerate(self.batches):
             factor = learning_rate_factor(state.epoch * steps + step, self.config.epochs * steps, self.config.warmup)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr * factor
-            total += self._step(wrapped, images, labels, number, step)
+            total += self._step(wrapped, inputs, labels, number, step)
             bar.advance()
         average_over_ranks_(running_statistics(self.model))
         measured = self._evaluate()
@@ -307,11 +310,11 @@ class _Recovery:
             state.best_epoch, state.waited = state.epoch, 0
             state.best_validation, state.best_model = vars(measured).copy(), _copied(self.model)
 
-    def _step(self, wrapped: nn.Module, images: Tensor, labels: Tensor, epoch: int, step: int) -> Tensor:
-        x, y = images.to(self.device), labels.to(self.device)
+    def _step(self, wrapped: nn.Module, inputs: Any, labels: Tensor, epoch: int, step: int) -> Tensor:
+        x, y = to_device(inputs, self.device), labels.to(self.device)
         world = self.processes.num_processes
         with autocast(self.device, self.precision):
-            outputs = wrapped(x)
+            outputs = main_output(call(wrapped, x))
         loss = self._loss(outputs.float(), x, y)
         # Ranks may hold one example more or less; weighted so that the mean over ranks is the mean over examples.
         weighted = loss * (len(y) * world / self.batches.batch_size)
@@ -329,14 +332,15 @@ class _Recovery:
         self.optimizer.step()
         return torch.as_tensor(seen)
 
-    def _loss(self, outputs: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, outputs: Tensor, x: Any, y: Tensor) -> Tensor:
         extra = {"label_smoothing": self.config.label_smoothing} if self.config.label_smoothing else {}
         hard = self.data.loss_fn(outputs, y, **extra)
         if self.teacher is None:
             return hard
         with torch.no_grad(), autocast(self.device, self.precision):
-            taught = self.teacher(x)
-        soft = distillation_loss(outputs, taught.float(), self.config.temperature)
+            taught = main_output(call(self.teacher, x))
+        student, goal = (classes_last(logits, y).flatten(0, -2) for logits in (outputs, taught.float()))
+        soft = distillation_loss(student, goal, self.config.temperature)
         return (1.0 - self.config.distillation) * hard + self.config.distillation * soft
 
     def _evaluate(self) -> Evaluation:
@@ -376,4 +380,4 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 
 def _resident(dataset: ArrayDataset, device: torch.device) -> ArrayDataset:
     """The data on the device if it leaves room for the rest."""
-    return dataset.to(device) if dataset.images.nbytes <= RESIDENT_BYTES else dataset
+    return dataset.to(device) if dataset.nbytes <= RESIDENT_BYTES else dataset

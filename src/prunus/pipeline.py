@@ -295,10 +295,10 @@ def _check_request(
 
 
 def count_examples(batches: Any) -> int:
-    """Number of training examples behind the batches (their dataset's length if they tell it)."""
+    """Number of labels behind the batches: of the dataset's examples, or of the positions it says are judged."""
     dataset = getattr(batches, "dataset", None)
     if dataset is not None:
-        return len(dataset)
+        return int(getattr(dataset, "num_targets", len(dataset)))
     return sum(_batch_size(x) for x, _ in batches)
 
 

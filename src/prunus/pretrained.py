@@ -1,7 +1,8 @@
-"""Pruned transformers models as folders that stock `from_pretrained` loads, where the class's configuration can say it.
+"""transformers models: loaded in their own class, and, pruned, as folders that stock `from_pretrained` loads.
 
-A configuration has one number for all layers, so that every layer must have kept as many heads and neurons; the
-allocation `uniform` sees to that. What a configuration can't say goes into an artifact (`checkpoint.save`).
+The latter where the class's configuration can say the widths. A configuration has one number for all layers, so that
+every layer must have kept as many heads and neurons; the allocation `uniform` sees to that. What a configuration can't
+say goes into an artifact (`checkpoint.save`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from prunus.errors import ArtifactError, ConfigError, ExportError
+from prunus.atomic import swap
+from prunus.errors import ArtifactError, ConfigError, ExportError, MissingDependencyError, first_line
 from prunus.plan import Plan
 from prunus.verify import difference, outputs
 
@@ -33,7 +35,64 @@ WIDTH_KEYS = (
 """Names under which configurations hold their number of heads, and the width of their feed-forward layers."""
 
 
-def save_pretrained(model: nn.Module, plan: Plan, directory: str | os.PathLike[str], example_inputs: Any) -> Path:
+def load_pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model of the class that its configuration names, with its weights, and example inputs for it.
+
+    Args:
+        name: a folder, or a name on the hub.
+
+    Returns:
+        The model in eval mode; keyword inputs for a batch of two (random token ids, images or samples).
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+        ConfigError: no such model, or one of a class of its own (no code from outside is run).
+    """
+    where = f"model 'hf:{name}'"
+    try:
+        import transformers
+    except ImportError as error:
+        fix = "pip install 'prunus[hf]'"
+        raise MissingDependencyError(where, f"transformers cannot be imported: {error}", fix) from error
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(name)
+    except Exception as error:
+        what = f"its configuration cannot be read: {first_line(error)}"
+        raise ConfigError(where, what, "give a folder with config.json, or a name on the hub") from error
+    kind = (config.architectures or [""])[0]
+    family = getattr(transformers, kind, None) if kind else transformers.AutoModel
+    if family is None:
+        what = f"transformers has no class {kind!r}, and no code from outside is run"
+        raise ConfigError(where, what, "write FILE.py:callable that makes the model")
+    try:
+        model: nn.Module = family.from_pretrained(name).eval()
+    except Exception as error:
+        raise ConfigError(where, f"its weights cannot be loaded: {first_line(error)}", "check the folder") from error
+    return model, _inputs_for(model)
+
+
+def _inputs_for(model: Any) -> dict[str, Tensor]:
+    """Keyword inputs for a batch of two, of the sizes that the configuration names."""
+    config, kind = model.config, model.main_input_name
+    generator = torch.Generator().manual_seed(0)
+    if kind == "input_ids":
+        length = min(16, getattr(config, "max_position_embeddings", None) or 16)
+        ids = torch.randint(0, config.get_text_config().vocab_size, (2, length), generator=generator)
+        return {"input_ids": ids, **({"decoder_input_ids": ids[:, :8]} if config.is_encoder_decoder else {})}
+    if kind == "pixel_values":
+        size = getattr(config, "image_size", None) or 224
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        channels = getattr(config, "num_channels", 3)
+        return {"pixel_values": torch.randn(2, channels, height, width, generator=generator)}
+    if kind == "input_values":
+        return {"input_values": torch.randn(2, 16_000, generator=generator)}
+    what = f"a {type(model).__name__} starts from {kind!r}"
+    raise ConfigError("example inputs", what, "write FILE.py:callable that returns (model, example inputs)")
+
+
+def save_pretrained(
+    model: nn.Module, plan: Plan, directory: str | os.PathLike[str], example_inputs: Any, *, overwrite: bool = False
+) -> Path:
     """Write a pruned transformers model so that `from_pretrained` of its own class loads it, and prove it.
 
     Args:
@@ -41,6 +100,7 @@ def save_pretrained(model: nn.Module, plan: Plan, directory: str | os.PathLike[s
         plan: what was removed.
         directory: folder to write; it appears only after the loaded model was found to compute the same.
         example_inputs: keyword inputs to compare on.
+        overwrite: take the place of a folder that is there.
 
     Returns:
         The folder.
@@ -55,7 +115,7 @@ def save_pretrained(model: nn.Module, plan: Plan, directory: str | os.PathLike[s
         raise ConfigError("save_pretrained", what, "save an artifact with prunus.save")
     config = expressed(model, plan)
     target = Path(directory)
-    if target.exists() and any(target.iterdir()):
+    if target.exists() and any(target.iterdir()) and not overwrite:
         raise ArtifactError(str(target), "the folder exists and is not empty", "choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=target.name + ".part-", dir=target.parent))
@@ -68,9 +128,7 @@ def save_pretrained(model: nn.Module, plan: Plan, directory: str | os.PathLike[s
         if not error <= tolerance:
             raise ExportError(str(target), f"the loaded model differs by {error:.1e} (relative)", "report the model")
         temporary.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        os.replace(temporary, target)
+        swap(temporary, target)
     except OSError as error:
         raise ArtifactError(str(target), f"cannot be written: {error}", "choose another folder") from error
     finally:

@@ -1,8 +1,8 @@
 """The MODEL and DATA specs of the command line, and the in-memory data they load.
 
-A model spec is `FILE.py:callable`, `package.module:callable` or `timm:NAME`; a data spec is `digits`, `mnist:DIR`,
-`fashion-mnist:DIR`, `cifar10:DIR`, or a callable that returns a `DataSource`. Whatever the source, the validation
-split is cut from the training data and the test split is read for nothing but the final number.
+A model spec is `FILE.py:callable`, `package.module:callable`, `timm:NAME` or `hf:NAME_OR_DIR`; a data spec is `digits`,
+`mnist:DIR`, `fashion-mnist:DIR`, `cifar10:DIR`, or a callable that returns a `DataSource`. Whatever the source, the
+validation split is cut from the training data and the test split is read for nothing but the final number.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import nn
 from prunus.datafiles import read_cifar10, read_idx_pair
 from prunus.datasets import ArrayDataset, Augment, Batches, DataSource, crop_and_flip, split_indices
 from prunus.errors import ConfigError, MissingDependencyError
+from prunus.pretrained import load_pretrained
 
 __all__ = [
     "ArrayDataset",
@@ -42,7 +43,7 @@ MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
 FASHION_MEAN, FASHION_STD = (0.2860,), (0.3530,)
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS_TEST = 1000
-MODEL_FORMS = "FILE.py:callable, package.module:callable or timm:NAME"
+MODEL_FORMS = "FILE.py:callable, package.module:callable, timm:NAME or hf:NAME_OR_DIR"
 DATA_FORMS = "digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, FILE.py:callable or package.module:callable"
 
 
@@ -66,12 +67,15 @@ def load_model(spec: str) -> LoadedModel:
 
     Args:
         spec: `FILE.py:callable`, `package.module:callable` (the callable takes no argument and returns a module or
-            `(module, example_inputs)`), or `timm:NAME` (with its trained weights).
+            `(module, example_inputs)`), `timm:NAME` (with its trained weights), or `hf:NAME_OR_DIR` (a transformers
+            model in the class its configuration names; no code from outside is run).
 
     Raises:
         ConfigError: a spec that names nothing, or a callable that fails or returns something else.
-        MissingDependencyError: timm is asked for and not installed.
+        MissingDependencyError: timm or transformers is asked for and not installed.
     """
+    if spec.startswith("hf:"):
+        return LoadedModel(*load_pretrained(spec.removeprefix("hf:")), spec.removeprefix("hf:"))
     if spec.startswith("timm:"):
         return _timm_model(spec.removeprefix("timm:"))
     target = _resolve(spec, MODEL_FORMS)

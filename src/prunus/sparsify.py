@@ -20,7 +20,7 @@ from prunus.apply import apply_and_verify_
 from prunus.atomic import write_text
 from prunus.batchnorm import reestimate_batch_norm
 from prunus.checkpoint import save
-from prunus.datasets import Batches, DataSource
+from prunus.datasets import Batches, DataSource, each
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.evaluate import evaluate
 from prunus.export_int8 import EXACT_BITS, export_onnx_int8
@@ -33,6 +33,7 @@ from prunus.masks.patterns import Pattern
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.parallel import accelerator
 from prunus.plan import Plan
+from prunus.precision import to_device
 from prunus.report.figures import draw_masks
 from prunus.tune import tune_
 
@@ -223,7 +224,7 @@ def _write(
     if inside and all(m.bits in EXACT_BITS and m.input_scale is not None for m in inside.values()):
         try:
             device = next(model.parameters()).device
-            images = data.validation.normalise(data.validation.images[:64]).to(device)
+            images = to_device(data.validation.normalise(each(data.validation.inputs, lambda t: t[:64])), device)
             error = export_onnx_int8(model, inside, images, folder / "model_int8.onnx")
             say(f"8-bit ONNX agrees with the model on its grids: mean relative difference {error:.1e}")
         except MissingDependencyError as missing:

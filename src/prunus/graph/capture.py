@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from prunus.errors import TraceError
+from prunus.errors import TraceError, first_line
 from prunus.modes import eval_mode
 
 
@@ -29,7 +29,7 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = Fals
     Args:
         model: any module that `torch.export` can capture.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        dynamic_batch: leave dimension 0 of every tensor input free.
+        dynamic_batch: leave dimension 0 of every tensor input free, and dimension 1 of integers (the length of texts).
 
     Raises:
         TraceError: the inputs don't fit the model, or its code cannot be captured.
@@ -45,7 +45,7 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = Fals
             _check_inputs(model, args, kwargs)
         raise TraceError(
             f"model {type(model).__name__}",
-            f"torch.export cannot capture it: {_first_line(error)}{_user_line(error)}",
+            f"torch.export cannot capture it: {first_line(error)}{_user_line(error)}",
             "rewrite the branch or loop that depends on data (torch.where, torch.cond), "
             "or trace the submodule that can be captured",
         ) from error
@@ -68,21 +68,19 @@ def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         shapes = [tuple(a.shape) if isinstance(a, Tensor) else type(a).__name__ for a in (*args, *kwargs.values())]
         raise TraceError(
             "example_inputs",
-            f"the model {type(model).__name__} does not run on inputs of shape {shapes}: {_first_line(error)}",
+            f"the model {type(model).__name__} does not run on inputs of shape {shapes}: {first_line(error)}",
             "pass a tensor, a tuple of arguments or a dict of keywords as the model's forward expects them",
         ) from error
 
 
 def _batch_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | dict[str, Any]:
     def free(value: Any) -> Any:
-        return {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None
+        if not isinstance(value, Tensor) or not value.dim():
+            return None
+        texts = value.dim() == 2 and not value.is_floating_point()
+        return {0: Dim.AUTO, 1: Dim.AUTO} if texts else {0: Dim.AUTO}
 
     return {k: free(v) for k, v in kwargs.items()} if kwargs else tuple(free(a) for a in args)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
 def _user_line(error: BaseException) -> str:

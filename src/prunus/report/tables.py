@@ -65,6 +65,9 @@ def before_and_after(summary: Mapping[str, Any]) -> Table:
     table.add_row(
         "validation accuracy", f"{accuracy['dense']:.2f} %", f"{last:.2f} %", f"{last - accuracy['dense']:+.2f} points"
     )
+    loss = summary["loss"]
+    change = loss["test"] - loss["dense_test"]
+    table.add_row("test loss", f"{loss['dense_test']:.4f}", f"{loss['test']:.4f}", f"{change:+.4f}")
     before, after = Cost(**summary["before"]), Cost(**summary["after"])
     for label, a, b in (("parameters", before.params, after.params), ("MACs per example", before.macs, after.macs)):
         table.add_row(label, f"{a:,}", f"{b:,}", f"{100 * b / a:.1f} %")
