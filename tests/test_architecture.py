@@ -39,6 +39,7 @@ LAYERS = [
     ["sources", "pipeline", "demo"],
     ["compress", "sparsify"],
     ["cli"],
+    ["__main__"],
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(p for p in ROOT.rglob("*.py"))

