@@ -168,6 +168,10 @@ def _set_heads(model: nn.Module, plan: Plan) -> list[Callable[[], None]]:
             if isinstance(old, int) and old % group.units == 0:
                 setattr(holder, attribute, old // group.units * len(group.kept))
                 steps.append(_restore(holder, attribute, old))
+        shared = vars(holder).get("num_key_value_groups")
+        if shared == group.units and getattr(vars(holder).get("config"), "num_key_value_heads", None) == 1:
+            holder.num_key_value_groups = len(group.kept)  # type: ignore[assignment]
+            steps.append(_restore(holder, "num_key_value_groups", shared))
     return steps
 
 

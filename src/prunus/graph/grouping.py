@@ -379,7 +379,7 @@ def _inside_rows(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
     for group in groups:
         names = [
             name
-            for slot in (group.slots if group.rows is not None else ())
+            for slot in group.slots
             for name, line in over.get((slot.tensor, slot.dim), [])
             if bool(((line >= 0) & (slot.units_along_dim >= 0)).any())
         ]
