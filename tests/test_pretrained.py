@@ -42,6 +42,7 @@ CLASSES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**SMALL, "num_key_value_heads": 2, "head_dim": 8}),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
     "bert": ("BertForSequenceClassification", "BertConfig", SMALL),
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", {**SMALL, "num_key_value_heads": 1, "head_dim": 8}),
     "vit": ("ViTForImageClassification", "ViTConfig", VISION),
 }
 
@@ -75,7 +76,7 @@ def test_heads_and_neurons_go_and_the_class_stays(name: str, tmp_path: Path) -> 
     assert torch.equal(outputs(prunus.load(tmp_path / "artifact", lambda: made(name)[0]), inputs)[0], wanted)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "vit"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma", "vit"])
 def test_stock_from_pretrained_loads_it(name: str, tmp_path: Path) -> None:
     smaller, plan, inputs = pruned(name)
     before = smaller.config
@@ -88,7 +89,7 @@ def test_stock_from_pretrained_loads_it(name: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma"])
 def test_the_cache_changes_nothing_in_what_is_generated(name: str) -> None:
     smaller, _, inputs = pruned(name)
     assert smaller.config.use_cache

@@ -168,7 +168,8 @@ def _changes(config: Any, plan: Plan) -> Mapping[str, int]:
         counts = {k: getattr(config, k) for k in HEAD_KEYS if isinstance(getattr(config, k, None), int)}
         if getattr(config, "head_dim", None) is None and "num_attention_heads" in counts:
             changes["head_dim"] = config.hidden_size // counts["num_attention_heads"]
-        changes |= {k: int(v * share) for k, v in counts.items()}
+        # A single head of keys for all queries stays: its share is no whole number.
+        changes |= {k: int(v * share) for k, v in counts.items() if (v * share).denominator == 1}
     others = {(g.units, len(g.kept)) for g in plan.groups if g.heads_of is None}
     for key in WIDTH_KEYS:
         old = getattr(config, key, None)
