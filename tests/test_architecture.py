@@ -16,7 +16,7 @@ LAYERS = [
     ["atomic", "attention", "inputs", "losses", "modes", "precision", "progress"],
     ["graph"],
     ["cost", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
-    ["gate", "budget", "fold", "surgery", "rewrite"],
+    ["gate", "budget", "fold", "surgery", "optimizer", "rewrite"],
     ["methods", "sparse"],
     [
         "fit",

@@ -15,6 +15,7 @@ from prunus.inputs import SelectInputs
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
+from prunus.optimizer import carry_optimizer
 from prunus.pipeline import Result, prune
 from prunus.plan import Plan
 from prunus.pretrained import save_pretrained
@@ -36,6 +37,7 @@ __all__ = [
     "allocate",
     "apply_",
     "attach",
+    "carry_optimizer",
     "compress",
     "condense_",
     "count_cost",

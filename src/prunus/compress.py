@@ -66,6 +66,7 @@ def compress(
     pruning_ratio: float | None = None,
     ignored_layers: Sequence[Ignored] = (),
     head_dims: bool = False,
+    inexact: bool = False,
     allocation: Allocation | None = None,
     recovery: FinetuneConfig | None = None,
     batch_size: int = 64,
@@ -86,6 +87,7 @@ def compress(
         pruning_ratio: as for `prune`.
         ignored_layers: as for `prune`.
         head_dims: as for `prune`.
+        inexact: as for `prune`.
         allocation: as for `prune`.
         recovery: fine-tuning; None for none.
         batch_size: for learning the gates.
@@ -115,6 +117,7 @@ def compress(
         loss_fn=data.loss_fn,
         ignored_layers=ignored_layers,
         head_dims=head_dims,
+        inexact=inexact,
         allocation=allocation,
         seed=seed,
         progress=progress,
@@ -177,7 +180,7 @@ def _summary(
         "stages": [{k: v for k, v in vars(s).items() if k != "probability"} for s in result.stages],
         "undecided": {g.name: len(g.undecided) for g in result.plan.groups},
         "proof": {
-            "max_error": verification.max_error,
+            "max_error": verification.max_error if verification.exact else None,
             "tolerance": verification.tolerance,
             "exact": verification.exact,
             "rewritten": verification.rewritten,

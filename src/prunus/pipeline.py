@@ -62,6 +62,7 @@ def prune(
     loss_fn: Callable[..., Tensor] | None = None,
     ignored_layers: Sequence[Ignored] = (),
     head_dims: bool = False,
+    inexact: bool = False,
     allocation: Allocation | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -82,6 +83,8 @@ def prune(
         ignored_layers: modules, module types or name globs whose output units stay.
         head_dims: also remove dimensions inside attention heads, the same number in each, where heads can go as a
             whole. Few classes take heads of unequal widths for keys and values: expect a rewritten graph.
+        inexact: also remove units across which a normalisation takes statistics (the stream of a transformer). Removal
+            then differs from masking by definition: only that the result runs is checked. Recover afterwards.
         allocation: global or uniform, cost exponent, rounding, floor.
         seed: for everything random.
         progress: show a progress bar where there is a terminal.
@@ -99,7 +102,7 @@ def prune(
     chosen = resolve(method)
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
     graph = trace(model, example_inputs)
-    groups = prunable_groups(graph, model, ignored_layers, head_dims=head_dims)
+    groups = prunable_groups(graph, model, ignored_layers, head_dims=head_dims, inexact=inexact)
     _check_request(parsed, pruning_ratio, kept_counts, groups, optional=isinstance(chosen, StagedMethod))
     if isinstance(chosen, StagedMethod):
         request = _Request(parsed, pruning_ratio, kept_counts, allocation)
@@ -241,15 +244,20 @@ def make_plan(
 
 
 def prunable_groups(
-    graph: Graph, model: nn.Module, ignored_layers: Sequence[Ignored] = (), *, head_dims: bool = False
+    graph: Graph,
+    model: nn.Module,
+    ignored_layers: Sequence[Ignored] = (),
+    *,
+    head_dims: bool = False,
+    inexact: bool = False,
 ) -> list[ChannelGroup]:
-    """The prunable groups without those that an ignored layer writes and, unless asked for, those inside heads.
+    """The prunable groups without those that an ignored layer writes and, unless asked for, inexact and inside heads.
 
     Raises:
         ConfigError: an entry that matches no layer of the model.
     """
     names = {name for entry in ignored_layers for name in _matches(entry, model)}
-    groups = [g for g in graph.groups() if head_dims or g.within is None]
+    groups = [g for g in graph.groups(inexact=inexact) if head_dims or g.within is None]
     return [g for g in groups if not names & {s.tensor.rpartition(".")[0] for s in g.writers}]
 
 

@@ -46,9 +46,9 @@ class Graph:
     values: dict[fx.Node, Result] = field(repr=False)
     adopted: tuple[tuple[IntArray, IntArray], ...] = field(default=(), repr=False)
 
-    def groups(self, *, locked: bool = False) -> tuple[ChannelGroup, ...]:
-        """The prunable groups in data-flow order; with `locked`, the others too."""
-        return tuple(g for g in self.channel_groups if locked or g.prunable)
+    def groups(self, *, locked: bool = False, inexact: bool = False) -> tuple[ChannelGroup, ...]:
+        """The prunable groups in data-flow order; with `locked`, all; with `inexact`, inexact ones too."""
+        return tuple(g for g in self.channel_groups if locked or g.prunable or (inexact and g.locked is None))
 
     def group(self, name: str) -> ChannelGroup:
         """The group of that name. Raises KeyError if there is none."""
@@ -66,8 +66,11 @@ class Graph:
                 readers = ", ".join(r.module or r.weight for r in group.readers)
                 kind = "prunable " if group.within is None else "if asked "
                 lines.append(f"{kind} {group.name}: {group.units} units{rows}, read by {readers}  [{group.source}]")
+            elif group.locked is None:
+                why = "a normalisation takes statistics across the units: removal is not masking"
+                lines.append(f"inexact   {group.name}: {group.units} units{rows}; {why}  [{group.source}]")
             else:
-                reason = group.locked or "a normalisation takes statistics across the units: removal is not masking"
+                reason = group.locked
                 lines.append(f"locked    {group.name}: {group.units} units{rows}; {reason}  [{group.source}]")
         free = [g for g in self.groups() if g.within is None]
         units, total = sum(g.units for g in free), sum(g.units for g in self.channel_groups)

@@ -24,8 +24,10 @@ def prunability(graph: Graph) -> Table:
         rows = f", equal counts in {group.multiple} rows" if group.rows is not None else ""
         if group.prunable:
             status = f"[green]prunable{'' if group.within is None else ' if asked'}[/green]{rows}"
+        elif group.locked is None:
+            status = "[yellow]inexact[/yellow], if asked: a normalisation takes statistics across the units"
         else:
-            status = f"[yellow]locked[/yellow]: {group.locked or 'a normalisation takes statistics across the units'}"
+            status = f"[yellow]locked[/yellow]: {group.locked}"
         table.add_row(group.name, str(group.units), f"{per_unit:,}", status)
     free = sum(g.units for g in graph.groups() if g.within is None)
     total = sum(g.units for g in graph.channel_groups)

@@ -1,0 +1,76 @@
+"""Groups across which a normalisation takes statistics: only when asked, and then as the kept units alone would do."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import prunus
+from prunus.apply import apply_and_verify_
+
+
+class Normed(nn.Module):
+    """A residual stream behind layer norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.up = nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 12)
+        self.down, self.last, self.head = nn.Linear(12, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(F.gelu(self.up(self.norm(x))))
+        return self.head(self.last(x))
+
+
+def made() -> tuple[Normed, Tensor]:
+    torch.manual_seed(0)
+    model = Normed().eval()
+    for norm in (model.norm, model.last):
+        nn.init.normal_(norm.weight, 1.0, 0.3)
+        nn.init.normal_(norm.bias, 0.0, 0.3)
+    return model, torch.randn(4, 5)
+
+
+def test_the_stream_is_left_alone_unless_asked() -> None:
+    model, x = made()
+    graph = prunus.trace(model, x)
+    assert [g.name for g in graph.groups()] == ["up"]
+    assert [g.name for g in graph.groups(inexact=True)] == ["stem", "up"]
+    assert "inexact   stem: 8 units" in graph.explain()
+    result = prunus.prune(model, x, method="l1", pruning_ratio=0.5)
+    assert result.model.stem.out_features == 8
+    assert result.verification.exact
+
+
+def test_what_is_left_computes_with_the_statistics_of_what_is_left() -> None:
+    model, x = made()
+    kept = [0, 2, 3, 7]
+    plan = prunus.Plan.from_kept(prunus.trace(model, x), {"stem": kept})
+    smaller, proof = apply_and_verify_(copy.deepcopy(model), plan, x)
+    assert not proof.exact
+    assert math.isnan(proof.max_error)
+    assert proof.passed
+
+    def norm(layer: nn.LayerNorm, y: Tensor) -> Tensor:
+        part = y[:, kept]
+        return ((part - part.mean(1, keepdim=True)) / (part.var(1, correction=0, keepdim=True) + layer.eps).sqrt()
+                * layer.weight[kept] + layer.bias[kept])  # fmt: skip
+
+    y = model.stem(x)
+    y = y + model.down(F.gelu(F.linear(norm(model.norm, y), model.up.weight[:, kept], model.up.bias)))
+    wanted = F.linear(norm(model.last, y), model.head.weight[:, kept], model.head.bias)
+    assert torch.allclose(smaller(x), wanted, atol=1e-5)
+    assert smaller.norm.normalized_shape == (4,)
+
+
+def test_asked_for_the_stream_goes_too() -> None:
+    model, x = made()
+    result = prunus.prune(model, x, method="l1", pruning_ratio=0.5, inexact=True)
+    assert result.model.stem.out_features < 8
+    assert not result.plan.exact
+    assert torch.isfinite(result.model(x)).all()
