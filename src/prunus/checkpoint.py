@@ -74,7 +74,7 @@ def save(
         save_file(_unique_tensors(model), temporary / WEIGHTS, metadata={"format": "pt"})
         plan.save(temporary / PLAN)
         inputs = proof_inputs(plan, example_inputs, model)[0]
-        export_program(model, inputs, temporary / PROGRAM)
+        export_program(model, inputs, temporary / PROGRAM, follow_branches=plan.followed)
         if masks:
             write_masks(temporary / MASKS, masks)
         (temporary / CARD).write_text(_card(model, plan, metrics or {}, masks or {}))

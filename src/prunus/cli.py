@@ -94,6 +94,9 @@ def compress_command(
     inexact: Annotated[
         bool, typer.Option("--inexact", help="also units across which a normalisation takes statistics")
     ] = False,
+    follow_branches: Annotated[
+        bool, typer.Option("--follow-branches", help="where code branches on data, go the way of the examples")
+    ] = False,
     round_to: Annotated[int, typer.Option("--round-to", help="kept counts are multiples of this (8: faster)")] = 1,
     uniform: Annotated[bool, typer.Option("--uniform", help="the same fraction in every group")] = False,
     epochs: Annotated[int, typer.Option("--epochs", help="of recovery; 0 for none")] = 10,
@@ -137,6 +140,7 @@ def compress_command(
         ignored_layers=tuple(ignore or ()),
         head_dims=head_dims,
         inexact=inexact,
+        follow_branches=follow_branches,
         allocation=Allocation(scope="uniform" if uniform else "global", round_to=round_to),
         recovery=FinetuneConfig(epochs=epochs, lr=lr, seed=seed) if epochs else None,
         modes=("eager", *(("compiled",) if compiled else ()), *(("onnx",) if onnx else ())),

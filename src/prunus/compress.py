@@ -67,6 +67,7 @@ def compress(
     ignored_layers: Sequence[Ignored] = (),
     head_dims: bool = False,
     inexact: bool = False,
+    follow_branches: bool = False,
     allocation: Allocation | None = None,
     recovery: FinetuneConfig | None = None,
     batch_size: int = 64,
@@ -88,6 +89,7 @@ def compress(
         ignored_layers: as for `prune`.
         head_dims: as for `prune`.
         inexact: as for `prune`.
+        follow_branches: as for `trace`.
         allocation: as for `prune`.
         recovery: fine-tuning; None for none.
         batch_size: for learning the gates.
@@ -118,6 +120,7 @@ def compress(
         ignored_layers=ignored_layers,
         head_dims=head_dims,
         inexact=inexact,
+        follow_branches=follow_branches,
         allocation=allocation,
         seed=seed,
         progress=progress,

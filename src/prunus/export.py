@@ -24,14 +24,16 @@ from prunus.verify import flat_outputs, outputs
 TOLERANCE = 1e-3
 
 
-def export_program(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> Path:
-    """Write the model as a `.pt2` program with a free batch size.
+def export_program(
+    model: nn.Module, example_inputs: Any, path: str | os.PathLike[str], *, follow_branches: bool = False
+) -> Path:
+    """Write the model as a `.pt2` program with a free batch size; branches as for `trace`.
 
     Raises:
         TraceError: the model cannot be captured.
         ExportError: the file cannot be written.
     """
-    program = capture(model, example_inputs, dynamic_batch=True)
+    program = capture(model, example_inputs, dynamic_batch=True, follow_branches=follow_branches)
     target = Path(path)
     temporary = target.with_name(target.stem + ".part.pt2")
     try:

@@ -63,6 +63,7 @@ def prune(
     ignored_layers: Sequence[Ignored] = (),
     head_dims: bool = False,
     inexact: bool = False,
+    follow_branches: bool = False,
     allocation: Allocation | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -85,6 +86,7 @@ def prune(
             whole. Few classes take heads of unequal widths for keys and values: expect a rewritten graph.
         inexact: also remove units across which a normalisation takes statistics (the stream of a transformer). Removal
             then differs from masking by definition: only that the result runs is checked. Recover afterwards.
+        follow_branches: as for `trace`.
         allocation: global or uniform, cost exponent, rounding, floor.
         seed: for everything random.
         progress: show a progress bar where there is a terminal.
@@ -101,7 +103,7 @@ def prune(
     """
     chosen = resolve(method)
     parsed = Budget.parse(budget) if isinstance(budget, str) else budget
-    graph = trace(model, example_inputs)
+    graph = trace(model, example_inputs, follow_branches=follow_branches)
     groups = prunable_groups(graph, model, ignored_layers, head_dims=head_dims, inexact=inexact)
     _check_request(parsed, pruning_ratio, kept_counts, groups, optional=isinstance(chosen, StagedMethod))
     if isinstance(chosen, StagedMethod):

@@ -20,6 +20,7 @@ from prunus.graph.groups import ChannelGroup, Slot
 
 FORMAT = 1
 UNDECIDED = (0.05, 0.95)
+FOLLOWED = "branches on data go the way of the example inputs; other ways were not analysed and may not run"
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,9 @@ class Plan:
         inputs: (shape, dtype) of the example inputs.
         method: what scored the units.
         asked: the budget, in words.
+        exact: False if a normalisation takes statistics across units that go.
+        notes: remarks for its reader.
+        followed: branches on data went the way of the example inputs, on which alone it can be proven.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -101,6 +105,7 @@ class Plan:
     asked: str = ""
     exact: bool = True
     notes: tuple[str, ...] = field(default=())
+    followed: bool = False
 
     @classmethod
     def from_kept(
@@ -159,7 +164,8 @@ class Plan:
             method=method,
             asked=asked,
             exact=all(graph.group(n).exact for n in decided),
-            notes=tuple(notes),
+            notes=(*notes, *((FOLLOWED,) if graph.followed else ())),
+            followed=graph.followed,
         )
 
     @property

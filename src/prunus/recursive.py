@@ -142,7 +142,7 @@ def prune_in_stages(
         try:
             current, stage, kept, found, proof = _stage(
                 current, example_inputs, names, method, batches, loss_fn, num_data, counts,
-                seed + 1009 * number, precision, progress,
+                seed + 1009 * number, precision, progress, graph.followed,
             )  # fmt: skip
         except DataError as error:
             saved = (
@@ -181,8 +181,9 @@ def _stage(
     seed: int,
     precision: Precision,
     progress: bool,
+    followed: bool,
 ) -> tuple[nn.Module, Stage, dict[str, tuple[int, ...]], dict[str, DecidingPosterior], Verification]:
-    graph = trace(current, example_inputs)
+    graph = trace(current, example_inputs, follow_branches=followed)
     groups = [graph.group(n) for n in names]
     weights = trainable_from(current, graph, groups, method.train_weights)
     scores = fit_with_weights(

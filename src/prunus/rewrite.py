@@ -68,7 +68,7 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
     Raises:
         TraceError: the model cannot be captured.
     """
-    graph = trace(model, example_inputs, dynamic_batch=True)
+    graph = trace(model, example_inputs, dynamic_batch=True, follow_branches=plan.followed)
     exported = graph.program.module(check_guards=False)
     kept = _kept_labels(graph, plan)
     nodes = {n.name: n for n in exported.graph.nodes}

@@ -71,10 +71,15 @@ def proof_inputs(plan: Plan, example_inputs: Any, model: nn.Module, seed: int = 
     """Example inputs (if given) and random ones of the same shapes and dtypes, on the model's device."""
     generator = torch.Generator().manual_seed(seed)
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    if plan.followed and example_inputs is None:
+        what = "the model branches on data, and random inputs may take another branch than the analysed one"
+        raise DataError("example_inputs", what, "pass the example inputs")
     if example_inputs is None:
         return [tuple(_random(torch.empty(s, dtype=getattr(torch, d)), generator, device) for s, d in plan.inputs)]
     _refuse_nan(example_inputs)
     args, kwargs = as_arguments(example_inputs)
+    if plan.followed:
+        return [kwargs or args]
     if kwargs:
         return [kwargs, {k: _random(v, generator, device) for k, v in kwargs.items()}]
     return [args, tuple(_random(a, generator, device) for a in args)]

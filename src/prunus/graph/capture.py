@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from prunus.errors import TraceError, first_line
+from prunus.graph.branches import Replay, recorded
 from prunus.modes import eval_mode
 
 
@@ -23,13 +25,16 @@ def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example_inputs,), {}
 
 
-def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = False) -> ExportedProgram:
+def capture(
+    model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = False, follow_branches: bool = False
+) -> ExportedProgram:
     """Export the model in eval mode, without gradients; training flags are put back afterwards.
 
     Args:
         model: any module that `torch.export` can capture.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         dynamic_batch: leave dimension 0 of every tensor input free, and dimension 1 of integers (the length of texts).
+        follow_branches: where the code branches on data, go the way that the example inputs go.
 
     Raises:
         TraceError: the inputs don't fit the model, or its code cannot be captured.
@@ -37,17 +42,20 @@ def capture(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = Fals
     args, kwargs = as_arguments(at_least_two(example_inputs) if dynamic_batch else example_inputs)
     try:
         shapes = _batch_shapes(args, kwargs) if dynamic_batch else None
-        with eval_mode(model), torch.no_grad(), warnings.catch_warnings():
+        way = Replay(recorded(model, args, kwargs)) if follow_branches else nullcontext()
+        with eval_mode(model), torch.no_grad(), warnings.catch_warnings(), way:
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
+    except TraceError:
+        raise
     except Exception as error:
         with eval_mode(model):
             _check_inputs(model, args, kwargs)
         raise TraceError(
             f"model {type(model).__name__}",
             f"torch.export cannot capture it: {first_line(error)}{_user_line(error)}",
-            "rewrite the branch or loop that depends on data (torch.where, torch.cond), "
-            "or trace the submodule that can be captured",
+            "if a branch or loop depends on data, pass follow_branches=True to go the way of the example inputs, or "
+            "rewrite it (torch.where, torch.cond); or trace the submodule that can be captured",
         ) from error
 
 

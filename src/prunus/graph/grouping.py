@@ -31,6 +31,7 @@ class Graph:
         roots: root of every label.
         values: labels of every node's result.
         adopted: labels of positions that lie in a whole row, and the labels of those rows.
+        followed: branches on data went the way of the example inputs.
     """
 
     program: ExportedProgram
@@ -45,6 +46,7 @@ class Graph:
     roots: IntArray = field(repr=False)
     values: dict[fx.Node, Result] = field(repr=False)
     adopted: tuple[tuple[IntArray, IntArray], ...] = field(default=(), repr=False)
+    followed: bool = False
 
     def groups(self, *, locked: bool = False, inexact: bool = False) -> tuple[ChannelGroup, ...]:
         """The prunable groups in data-flow order; with `locked`, all; with `inexact`, inexact ones too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,14 @@ from prunus.graph.rules.movement import unknown
 FAMILIES = rules.__all__
 
 
-def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = False, strict: bool = False) -> Graph:
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    dynamic_batch: bool = False,
+    strict: bool = False,
+    follow_branches: bool = False,
+) -> Graph:
     """Find by itself what is coupled with what.
 
     Args:
@@ -29,6 +37,8 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = False,
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments, with a batch dimension first.
         dynamic_batch: capture with a free batch size (needed only for a rewritten graph).
         strict: refuse a model with an operation that has no rule, instead of locking what it touches.
+        follow_branches: where the code branches on data, analyse the way that the example inputs take; the others are
+            not looked at, and may not run after removal.
 
     Returns:
         The graph, with its channel groups, costs and reasons.
@@ -36,7 +46,8 @@ def trace(model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = False,
     Raises:
         TraceError: the model cannot be captured, or `strict` and an operation has no rule.
     """
-    return analyse(capture(model, example_inputs, dynamic_batch=dynamic_batch), model, strict=strict)
+    program = capture(model, example_inputs, dynamic_batch=dynamic_batch, follow_branches=follow_branches)
+    return replace(analyse(program, model, strict=strict), followed=follow_branches)
 
 
 def analyse(program: ExportedProgram, model: nn.Module, *, strict: bool = False) -> Graph:
