@@ -36,6 +36,7 @@ LAYERS = [
         "filters",
     ],
     ["checkpoint", "export", "export_int8", "pretrained", "report", "measure"],
+    ["texts"],
     ["sources", "pipeline", "demo"],
     ["compress", "sparsify"],
     ["cli"],

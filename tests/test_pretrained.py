@@ -13,9 +13,9 @@ from torch import Tensor, nn
 import prunus
 from prunus.budget import Allocation
 from prunus.cli import main
-from prunus.errors import ArtifactError, ConfigError, ExportError
+from prunus.errors import ArtifactError, ConfigError, DataError, ExportError
 from prunus.pretrained import save_pretrained
-from prunus.sources import load_model
+from prunus.sources import load_data, load_model
 from prunus.verify import call, flat_outputs, outputs
 
 transformers: Any = pytest.importorskip("transformers")
@@ -29,7 +29,7 @@ GPT2 = {
     "n_embd": 32,
     "n_layer": 2,
     "n_head": 4,
-    "n_positions": 32,
+    "n_positions": 160,
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
@@ -180,3 +180,36 @@ def test_a_language_model_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     ids = torch.randint(1, 50, (2, 5))
     loaded = prunus.load(out / "artifact")
     assert torch.allclose(smaller(ids).logits, call(loaded, {"input_ids": ids}).logits, atol=1e-5)
+
+
+def with_tokenizer(folder: Path) -> Path:
+    """A folder with a model and a tokenizer of bytes that it can read."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made_of = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="?"))
+    made_of.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=45, special_tokens=["?"], show_progress=False)
+    made_of.train_from_iterator([TEXT], trainer)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made_of, unk_token="?").save_pretrained(folder)
+    return folder
+
+
+TEXT = "the plum and the cherry lose the twigs that they can spare, and keep the buds. " * 80
+
+
+def test_a_text_is_data_for_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, text = with_tokenizer(saved("gpt2", tmp_path / "gpt2")), tmp_path / "plums.txt"
+    text.write_text(TEXT)
+    data = load_data(f"text:{text}", model=f"hf:{folder}", validation=3)
+    assert (len(data.validation), data.name) == (3, "plums")
+    assert data.train.inputs.shape[1] == data.train.labels.shape[1] == 128  # type: ignore[union-attr]
+    assert torch.equal(data.train.inputs[1:, 0], data.train.labels[:-1, -1])  # type: ignore[index]
+    parts = [p.inputs for p in (data.train, data.validation, data.test)]
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]
+    assert torch.cat(parts).flatten().tolist() == ids[: 128 * sum(map(len, parts))]  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="only hf: models"):
+        load_data(f"text:{text}", model="mine.py:net")
+    with pytest.raises(DataError, match="longer text"):
+        load_data(f"text:{folder / 'config.json'}", model=f"hf:{folder}")
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", f"hf:{folder}", "--data", f"text:{text}"])
+    assert "test examples" in capsys.readouterr().out

