@@ -1,7 +1,7 @@
 """The MODEL and DATA specs of the command line, and the in-memory data they load.
 
 A model spec is `FILE.py:callable`, `package.module:callable`, `timm:NAME` or `hf:NAME_OR_DIR`; a data spec is `digits`,
-`mnist:DIR`, `fashion-mnist:DIR`, `cifar10:DIR`, `text:FILE` (cut by the tokenizer of an `hf:` model), or a callable that
+`mnist:DIR`, `fashion-mnist:DIR`, `cifar10:DIR`, `text:FILE` (cut by an `hf:` model's tokenizer), or a callable that
 returns a `DataSource`. Whatever the source, the validation split is cut from the training data and the test split is
 read for nothing but the final number.
 """
