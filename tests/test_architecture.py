@@ -13,7 +13,7 @@ import prunus
 ROOT = Path(prunus.__file__).parent
 LAYERS = [
     ["errors"],
-    ["atomic", "attention", "inputs", "losses", "modes", "precision", "progress"],
+    ["atomic", "attention", "recurrence", "inputs", "losses", "modes", "precision", "progress"],
     ["graph"],
     ["cost", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
     ["gate", "budget", "fold", "surgery", "optimizer", "rewrite"],

@@ -19,6 +19,7 @@ from prunus.optimizer import carry_optimizer
 from prunus.pipeline import Result, prune
 from prunus.plan import Plan
 from prunus.pretrained import save_pretrained
+from prunus.recurrence import join_recurrence_, separate_recurrence_
 from prunus.sparse.layers import condense_, densify_
 from prunus.sparsify import sparsify
 
@@ -44,6 +45,7 @@ __all__ = [
     "densify_",
     "fit",
     "fit_masks",
+    "join_recurrence_",
     "load",
     "load_masks",
     "prune",
@@ -52,6 +54,7 @@ __all__ = [
     "save_pretrained",
     "select",
     "separate_attention_",
+    "separate_recurrence_",
     "sparsify",
     "trace",
 ]

@@ -242,6 +242,24 @@ def cat(engine: Engine, node: fx.Node) -> Result:
     return Value(shape, planes, rows=rows)
 
 
+@rule("stack", rows=True)
+def stack(engine: Engine, node: fx.Node) -> Result:
+    """Tensors side by side along a new dimension: their units are united."""
+    operands = [engine.value(n) for n in argument(node, 0, "tensors")]
+    shape = meta_shape(node.meta["val"])
+    dim = int(argument(node, 1, "dim", 0)) % len(shape)
+    apart = [
+        Value(
+            (*o.shape[:dim], 1, *o.shape[dim:]),
+            [p.unsqueeze(dim) for p in o.planes],
+            rows=[r.unsqueeze(dim) for r in o.rows],
+        )
+        for o in operands
+    ]
+    merged = engine.combine(apart, (*shape[:dim], 1, *shape[dim + 1 :]), node)
+    return Value(shape, merged.planes, rows=merged.rows)
+
+
 @rule("pad", "constant_pad_nd")
 def pad(engine: Engine, node: fx.Node) -> Result:
     """Padding: along a labelled dimension the padded positions are new units (zero-padded shortcuts)."""
@@ -267,13 +285,13 @@ def pad(engine: Engine, node: fx.Node) -> Result:
     return Value(meta_shape(node.meta["val"]), planes)
 
 
-@rule("roll", "flip", "repeat", "tile", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "stack",
+@rule("roll", "flip", "repeat", "tile", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
       "repeat_interleave", "rot90", "diagonal")  # fmt: skip
 def execute(engine: Engine, node: fx.Node) -> Result:
     """Run the operation on labels of full shape: exact for any pure movement with constant arguments."""
     sources = node.all_input_nodes
     shape = meta_shape(node.meta["val"])
-    if len(sources) != 1 or operation(node) == "stack":
+    if len(sources) != 1:
         return unknown(engine, node)
     source = engine.value(sources[0])
     planes = []
