@@ -36,13 +36,12 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
     """Language models of transformers return their keys and values only if asked to: they are no outputs within."""
-    config = getattr(model, "config", None)
-    asked = getattr(config, "use_cache", None)
-    if asked is not True:
-        yield
-        return
-    config.use_cache = False  # type: ignore[union-attr]
+    found = {id(c): c for c in (getattr(m, "config", None) for m in model.modules()) if c is not None}
+    asked = [c for c in found.values() if getattr(c, "use_cache", None) is True]
+    for config in asked:
+        config.use_cache = False
     try:
         yield
     finally:
-        config.use_cache = asked  # type: ignore[union-attr]
+        for config in asked:
+            config.use_cache = True

@@ -39,11 +39,12 @@ def rule(*names: str, rows: bool = False) -> Callable[[Rule], Rule]:
 
 @dataclass(frozen=True)
 class Lock:
-    """Labels that must stay, why, and where."""
+    """Labels that must stay, why, and where; `whole`: so must rows that are made over them later."""
 
     labels: Tensor
     reason: str
     source: str
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ class Engine:
         result = self.values[argument]
         return result[0] if isinstance(result, list) else result
 
-    def lock(self, planes: Iterable[Tensor], reason: str, node: fx.Node) -> None:
-        """Forbid removal of every label in `planes`."""
+    def lock(self, planes: Iterable[Tensor], reason: str, node: fx.Node, whole: bool = False) -> None:
+        """Forbid removal of every label in `planes`, and with `whole` of rows that are made over them later."""
         for plane in planes:
-            self.locks.append(Lock(plane.reshape(-1), reason, source_line(node)))
+            self.locks.append(Lock(plane.reshape(-1), reason, source_line(node), whole))
 
     def fixed(self, count: int, reason: str, node: fx.Node) -> Tensor:
         """Fresh labels that may never go: the positions of a tensor whose size is fixed."""
@@ -203,6 +204,8 @@ class Engine:
         row_of = np.full(self.labels.size, self.nobody)
         row_of[keys[first]] = values[first]
         roots = self.labels.roots()
+        for locks in (self.locks, self.inexact):
+            self._inherit(locks, keys, values, roots)
         known = np.flatnonzero(row_of[roots] != self.nobody)
         self.adopted.append((known, row_of[roots[known]]))
         for value in self.parameters.values():
@@ -210,6 +213,13 @@ class Engine:
                 line = row_of[roots[plane.numpy()]]
                 if (line != self.nobody).any() and not any(np.array_equal(line, r.numpy()) for r in value.rows):
                     value.rows.append(torch.from_numpy(line))
+
+    def _inherit(self, locks: list[Lock], keys: np.ndarray, values: np.ndarray, roots: np.ndarray) -> None:
+        """Rows over positions that were mixed with each other before there were rows stay with them."""
+        for lock in [lock for lock in locks if lock.whole]:
+            own = np.isin(keys, roots[lock.labels.numpy()])
+            if own.any():
+                locks.append(Lock(torch.from_numpy(np.unique(values[own])), lock.reason, lock.source))
 
     def adopt_along(self, value: Value, dim: int, node: fx.Node) -> list[Tensor]:
         """Per-channel parameters of a value learn of the whole rows that lie over its channels; the rows pass."""

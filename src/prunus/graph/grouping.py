@@ -374,10 +374,10 @@ def _make_groups(
 
 
 def _inside_rows(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
-    """Groups whose units share out the positions of prunable whole rows, marked with the name of those."""
+    """Groups whose units share out the positions of whole rows (heads), marked with the name of those."""
     over: dict[tuple[str, int], list[tuple[str, IntArray]]] = {}
     for group in groups:
-        if group.prunable and group.heads_of is not None:
+        if group.heads_of is not None:
             for slot in group.slots:
                 over.setdefault((slot.tensor, slot.dim), []).append((group.name, slot.units_along_dim))
     marked = []

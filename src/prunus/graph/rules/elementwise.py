@@ -46,7 +46,7 @@ def along_dimension(engine: Engine, node: fx.Node) -> Result:
     dim = int(argument(node, 1, "dim", -1)) % source.ndim
     mixed = source.varying(dim)
     engine.lock([r for r in source.rows if r.shape[dim] > 1], f"{operation(node)} mixes the rows", node)
-    engine.lock(mixed, f"{operation(node)} mixes the units", node)
+    engine.lock(mixed, f"{operation(node)} mixes the units", node, whole=not source.rows)
     result = meta_value(node.meta["val"])
     planes = [p for p in source.planes if not any(p is m for m in mixed)]
     if isinstance(result, list):

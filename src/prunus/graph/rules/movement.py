@@ -337,5 +337,5 @@ def unknown(engine: Engine, node: fx.Node) -> Result:
     for operand in node.all_input_nodes:
         values = engine.values[operand]
         for value in values if isinstance(values, list) else [values]:
-            engine.lock(value.planes, f"no rule for {operation(node)}", node)
+            engine.lock(value.planes, f"no rule for {operation(node)}", node, whole=not value.rows)
     return meta_value(node.meta.get("val"))

@@ -35,7 +35,7 @@ def group_norm(engine: Engine, node: fx.Node) -> Result:
     if labels is not None and groups < source.shape[1]:
         if groups > 1:
             engine.grids.append((labels.reshape(groups, -1), f"{groups} groups of a normalisation"))
-        _inexact(engine, labels, node)
+        _inexact(engine, source, labels, node)
     elif labels is not None:
         engine.lock([labels], "group norm with one channel per group counts its groups in a constant", node)
     return Value(meta_shape(node.meta["val"]), list(source.planes))
@@ -48,7 +48,7 @@ def layer_norm(engine: Engine, node: fx.Node) -> Result:
     count = len(argument(node, 1, "normalized_shape"))
     for plane in (*source.planes, *source.rows):
         if any(size > 1 for size in plane.shape[source.ndim - count :]):
-            _inexact(engine, plane, node)
+            _inexact(engine, source, plane, node)
     parameters = [
         n for n in [*node.args[2:4], node.kwargs.get("weight"), node.kwargs.get("bias")] if isinstance(n, fx.Node)
     ]
@@ -61,6 +61,6 @@ def layer_norm(engine: Engine, node: fx.Node) -> Result:
     return Value(source.shape, list(source.planes), rows=rows)
 
 
-def _inexact(engine: Engine, labels: Tensor, node: fx.Node) -> None:
+def _inexact(engine: Engine, source: Value, labels: Tensor, node: fx.Node) -> None:
     reason = f"{operation(node)} takes statistics across the units"
-    engine.inexact.append(Lock(labels.reshape(-1), reason, source_line(node)))
+    engine.inexact.append(Lock(labels.reshape(-1), reason, source_line(node), whole=not source.rows))

@@ -22,7 +22,7 @@ def reduce(engine: Engine, node: fx.Node) -> Result:
     shapes = [v.shape for v in result] if isinstance(result, list) else [result.shape]
     dims = _dims(node, source.ndim)
     mixed = [p for p in (*source.planes, *source.rows) if any(p.shape[d] > 1 for d in dims)]
-    engine.lock(mixed, f"{operation(node)} over the units", node)
+    engine.lock(mixed, f"{operation(node)} over the units", node, whole=not source.rows)
 
     def left(kind: list[Tensor]) -> list[Tensor]:
         found = [p for p in kind if not any(p is m for m in mixed)]
