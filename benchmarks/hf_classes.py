@@ -26,7 +26,8 @@ from prunus.pretrained import save_pretrained
 from prunus.verify import call, difference, flat_outputs, outputs
 from record import RESULTS, Log
 from zoo import stir_
-from zoo_models import TRANSFORMERS, transformers_model
+from zoo_models import transformers_model
+from zoo_transformers import TRANSFORMERS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "huggingface.md"
 TOLERANCE = 1e-4

@@ -12,6 +12,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from torchvision_operators import declare_torchvision_operators
+from zoo_transformers import TRANSFORMERS, made
 
 Made = tuple[nn.Module, Any]
 
@@ -54,104 +55,12 @@ def timm_model(name: str) -> Callable[[], Made]:
     return make
 
 
-TEXT = {
-    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-    "max_position_embeddings": 32,
-}  # fmt: skip
-GROUPED = {**TEXT, "num_key_value_heads": 2, "use_cache": False}
-VISION = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32,
-    "patch_size": 8,
-}  # fmt: skip
-PYRAMID = {"hidden_sizes": [16, 32, 32, 32], "depths": [1, 1, 1, 1]}
-# class, config class, settings, kind of input
-TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "bert": ("BertForSequenceClassification", "BertConfig", TEXT, "text"),
-    "distilbert": (
-        "DistilBertForSequenceClassification", "DistilBertConfig",
-        {"vocab_size": 50, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 32},
-        "text",
-    ),
-    "roberta": ("RobertaForSequenceClassification", "RobertaConfig", TEXT, "text"),
-    "albert": ("AlbertForSequenceClassification", "AlbertConfig", {**TEXT, "embedding_size": 16}, "text"),
-    "electra": ("ElectraForSequenceClassification", "ElectraConfig", {**TEXT, "embedding_size": 16}, "text"),
-    "mpnet": ("MPNetForSequenceClassification", "MPNetConfig", TEXT, "text"),
-    "deberta-v2": ("DebertaV2ForSequenceClassification", "DebertaV2Config", TEXT, "text"),
-    "gpt2": (
-        "GPT2LMHeadModel", "GPT2Config",
-        {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "use_cache": False}, "text",
-    ),
-    "opt": (
-        "OPTForCausalLM", "OPTConfig",
-        {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64,
-         "max_position_embeddings": 32, "word_embed_proj_dim": 32, "use_cache": False},
-        "text",
-    ),
-    "llama": ("LlamaForCausalLM", "LlamaConfig", GROUPED, "text"),
-    "mistral": ("MistralForCausalLM", "MistralConfig", GROUPED, "text"),
-    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", GROUPED, "text"),
-    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**GROUPED, "head_dim": 8}, "text"),
-    "gemma": ("GemmaForCausalLM", "GemmaConfig", {**GROUPED, "num_key_value_heads": 1, "head_dim": 8}, "text"),
-    "phi": ("PhiForCausalLM", "PhiConfig", {**TEXT, "use_cache": False}, "text"),
-    "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**TEXT, "use_cache": False}, "text"),
-    "bloom": (
-        "BloomForCausalLM", "BloomConfig",
-        {"vocab_size": 50, "hidden_size": 32, "n_layer": 2, "n_head": 4, "use_cache": False}, "text",
-    ),
-    "falcon": (
-        "FalconForCausalLM", "FalconConfig",
-        {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "use_cache": False},
-        "text",
-    ),
-    "mixtral": ("MixtralForCausalLM", "MixtralConfig", {**GROUPED, "num_local_experts": 4}, "text"),
-    "t5-encoder": (
-        "T5EncoderModel", "T5Config",
-        {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}, "text",
-    ),
-    "vit": ("ViTForImageClassification", "ViTConfig", VISION, "image"),
-    "deit": ("DeiTForImageClassification", "DeiTConfig", VISION, "image"),
-    "beit": ("BeitForImageClassification", "BeitConfig", VISION, "image"),
-    "clip-vision": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", VISION, "image"),
-    "swin": (
-        "SwinForImageClassification", "SwinConfig",
-        {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32, "patch_size": 2},
-        "image",
-    ),
-    "segformer": (
-        "SegformerForSemanticSegmentation", "SegformerConfig",
-        {**PYRAMID, "num_attention_heads": [1, 2, 2, 4], "decoder_hidden_size": 32}, "image",
-    ),
-    "convnext": ("ConvNextForImageClassification", "ConvNextConfig", PYRAMID, "image"),
-    "resnet": (
-        "ResNetForImageClassification", "ResNetConfig",
-        {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 64], "depths": [1, 1, 1, 1]}, "image",
-    ),
-    "yolos": ("YolosForObjectDetection", "YolosConfig", {**VISION, "image_size": [32, 32], "num_detection_tokens": 5},
-              "image"),
-    "dpt": (
-        "DPTForSemanticSegmentation", "DPTConfig",
-        {**VISION, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [16, 16, 16, 16],
-         "fusion_hidden_size": 16, "is_hybrid": False},
-        "image",
-    ),
-}  # fmt: skip
-
-
 def transformers_model(name: str) -> Callable[[], Made]:
-    """A transformers class from a tiny configuration, called with keywords as its documentation does."""
+    """A transformers class from a tiny configuration."""
 
     def make() -> Made:
         declare_torchvision_operators()
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        kind, config, settings, inputs = TRANSFORMERS[name]
-        model = getattr(transformers, kind)(getattr(transformers, config)(**settings))
-        if inputs == "text":
-            return model, {"input_ids": torch.randint(1, 50, (2, 9))}
-        side = settings.get("image_size", 64)
-        side = side[0] if isinstance(side, list) else side
-        return model, {"pixel_values": torch.randn(2, 3, side, side)}
+        return made(name)
 
     return make
 
