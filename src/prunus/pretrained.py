@@ -166,8 +166,9 @@ def _changes(config: Any, plan: Plan) -> Mapping[str, int]:
         share = min(heads)
         # The width of one head is derived from the number of heads unless the configuration holds it.
         counts = {k: getattr(config, k) for k in HEAD_KEYS if isinstance(getattr(config, k, None), int)}
-        if getattr(config, "head_dim", None) is None and "num_attention_heads" in counts:
-            changes["head_dim"] = config.hidden_size // counts["num_attention_heads"]
+        width = getattr(config, "hidden_size", None)
+        if getattr(config, "head_dim", None) is None and "num_attention_heads" in counts and isinstance(width, int):
+            changes["head_dim"] = width // counts["num_attention_heads"]
         # A single head of keys for all queries stays: its share is no whole number.
         changes |= {k: int(v * share) for k, v in counts.items() if (v * share).denominator == 1}
     others = {(g.units, len(g.kept)) for g in plan.groups if g.heads_of is None}
