@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,23 @@ def test_compress_writes_everything(tmp_path: Path) -> None:
     assert set(summary["accuracy"]) == {"dense", "one_shot", "batch_norm", "recovered", "dense_test", "test"}
     assert Plan.load(tmp_path / "run" / "plan.json") == done.result.plan
     assert torch.allclose(load(tmp_path / "run" / "artifact")(X), done.model(X), atol=1e-5)
+
+
+def test_statistics_that_make_it_worse_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(model: nn.Module, *_: object, **__: object) -> None:
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_var"):
+                buffer.fill_(1e6)
+
+    settings = {"method": "l1", "pruning_ratio": 0.25, "batch_size": 16, "modes": ("eager",), "progress": False}
+    monkeypatch.setattr(sys.modules["prunus.compress"], "reestimate_batch_norm", spoil)
+    said: list[str] = []
+    done = compress(network(), source(), **settings, say=said.append)  # type: ignore[arg-type]
+    assert any("old statistics are better" in line for line in said)
+    assert done.loss["batch_norm"] > done.loss["one_shot"]
+    assert done.loss["test"] < done.loss["batch_norm"]
+    wanted = prune(network(), X, method="l1", pruning_ratio=0.25).model
+    assert torch.allclose(done.model(X), wanted(X), atol=1e-6)
 
 
 def test_methods_say_how_their_scores_are_compared() -> None:

@@ -130,9 +130,14 @@ def compress(
     say(result.plan.explain())
     smaller = result.model
     judged["one_shot"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
+    buffers = {name: buffer.clone() for name, buffer in smaller.named_buffers()}
     reestimate_batch_norm(smaller, batches, num_batches=64)
     judged["batch_norm"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
     say(f"one-shot: {_words(judged['one_shot'])}; batch norm re-estimated: {_words(judged['batch_norm'])}")
+    if judged["batch_norm"].loss > judged["one_shot"].loss:
+        # Weights that trained along (rbp) have adapted to the statistics as they were.
+        smaller.load_state_dict(buffers, strict=False)
+        say("the old statistics are better on the validation split: they stay")
     if recovery is not None:
         teacher = copy.deepcopy(model)
         finetune(smaller, data, recovery, teacher=teacher, progress=progress)
