@@ -38,7 +38,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JOBS: dict[str, tuple[list[int], list[str]]] = {
     "mobilenet": ([90, 80, 70], ["--epochs", "5", "--lr", "0.01"]),
     "stories": ([70], ["--epochs", "10", "--lr", "0.02"]),
-    "crepe": ([70], ["--epochs", "10", "--lr", "0.01"]),
+    "crepe": ([70], ["--epochs", "5", "--lr", "0.0005"]),
 }
 """Budgets in per cent of the MACs, and the recovery."""
 
@@ -122,7 +122,7 @@ def tones(seed: int = 0) -> DataSource:
         cents = 1200 * (pitch / 10).log2()
         return ArrayDataset(tone, ((cents - 1997.3794) / 20).round().long().clamp(0, 359))
 
-    return DataSource("tones", part(6000), part(1000), part(1000), 360, loss_fn=blurred_bins)
+    return DataSource("tones", part(3000), part(1000), part(1000), 360, loss_fn=blurred_bins)
 
 
 def blurred_bins(outputs: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
