@@ -39,8 +39,8 @@ class RewrittenModel(fx.GraphModule):
         for node in self.graph.nodes:
             index = TRAINING_ARGUMENT.get(operation(node)) if node.op == "call_function" else None
             if index is not None and len(node.args) > index and node.args[index] != mode:
-                if operation(node) == "batch_norm" and node.args[3] is None:
-                    continue
+                if operation(node).endswith("_norm") and node.args[3] is None:
+                    continue  # without running statistics it always takes the batch's
                 node.update_arg(index, mode)
                 changed = True
         if changed:

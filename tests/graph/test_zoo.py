@@ -6,6 +6,7 @@ import copy
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -250,3 +251,15 @@ def test_identity_of_what_stays(name: str) -> None:
     calls.clear()
     pruned(animal.inputs(2).double())
     assert calls == [1]
+
+
+@pytest.mark.parametrize("name", ["instance_norm", "group_norm", "lone_piece", "heads", "residual_option_a", "lstm"])
+def test_what_is_loaded_without_the_class_computes_the_same(name: str, tmp_path: Path) -> None:
+    animal, model, graph = traced(name)
+    inputs = animal.inputs(2)
+    plan = Plan.from_kept(graph, half_of_all(graph))
+    pruned, _ = apply_and_verify_(copy.deepcopy(model), plan, inputs)
+    prunus.save(tmp_path / "artifact", pruned, plan, example_inputs=inputs)
+    loaded = prunus.load(tmp_path / "artifact")
+    for other in (inputs, animal.inputs(3)):
+        assert gap(outputs(pruned, other), outputs(loaded.train().eval(), other)) < 1e-5
