@@ -123,7 +123,7 @@ def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.C
         (): "give --pattern",
         ("--pattern", "half"): "not a pattern",
         ("--pattern", "2:4", "--ignore", "nothing*"): "no linear or convolution",
-        ("--pattern", "weight 25%", "--bits", "3"): "3 bits",
+        ("--pattern", "weight 25%", "--bits", "3"): "bits=3",
     }
     for wrong, message in refusals.items():
         with pytest.raises(SystemExit) as ended:
