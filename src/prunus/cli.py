@@ -103,6 +103,7 @@ def compress_command(
     uniform: Annotated[bool, typer.Option("--uniform", help="the same fraction in every group")] = False,
     epochs: Annotated[int, typer.Option("--epochs", help="of recovery; 0 for none")] = 10,
     lr: Annotated[float, typer.Option("--lr", help="of recovery")] = 0.02,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="of recovery: sgd, or adamw for transformers")] = "sgd",
     compiled: Annotated[bool, typer.Option("--compiled", help="also time torch.compile")] = False,
     onnx: Annotated[
         bool | None, typer.Option("--onnx/--no-onnx", help="also write an ONNX file (default: if onnx is installed)")
@@ -144,7 +145,7 @@ def compress_command(
         inexact=inexact,
         follow_branches=follow_branches,
         allocation=Allocation(scope="uniform" if uniform else "global", round_to=round_to),
-        recovery=FinetuneConfig(epochs=epochs, lr=lr, seed=seed) if epochs else None,
+        recovery=FinetuneConfig(epochs=epochs, lr=lr, optimizer=optimizer, seed=seed) if epochs else None,  # type: ignore[arg-type]
         modes=("eager", *(("compiled",) if compiled else ()), *(("onnx",) if onnx else ())),
         out=out,
         seed=seed,
