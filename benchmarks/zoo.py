@@ -113,7 +113,10 @@ def kept_promises(model: nn.Module, plan: prunus.Plan, inputs: Any, after: list[
                 else:
                     found[step] = export_onnx(model, inputs, Path(folder) / "model.onnx") < 1e-3
             except Exception as error:  # a row, not a crash: every model gets one
-                found[step], found[f"{step}_why"] = False, f"{type(error).__name__}: {str(error)[:300]}"
+                found[step], found[f"{step}_why"] = (
+                    False,
+                    f"{type(error).__name__}: {str(error).replace(folder, '')[:300]}",
+                )
             note(**found)
     return found
 

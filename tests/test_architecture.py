@@ -12,7 +12,7 @@ import prunus
 
 ROOT = Path(prunus.__file__).parent
 LAYERS = [
-    ["errors"],
+    ["errors", "submodules"],
     ["atomic", "attention", "recurrence", "inputs", "losses", "modes", "precision", "progress"],
     ["graph"],
     ["cost", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],

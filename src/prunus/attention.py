@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
+from prunus.submodules import replace_submodules_
 
 
 class SeparateAttention(nn.Module):
@@ -133,8 +134,4 @@ def separate_attention_(model: nn.Module) -> nn.Module:
     if isinstance(model, nn.MultiheadAttention):
         return SeparateAttention(model)
     found = {n: m for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
-    made = {n: SeparateAttention(m, n) for n, m in found.items()}
-    for name, module in made.items():
-        path, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(path), attribute, module)
-    return model
+    return replace_submodules_(model, {n: SeparateAttention(m, n) for n, m in found.items()})

@@ -153,8 +153,8 @@ def compress_command(
         say=_say,
     )
     _finish(done, source, onnx)
-    if model.startswith("hf:"):
-        _finish_pretrained(done, source, Path(model.removeprefix("hf:")))
+    if model.startswith("hf:") and done.directory is not None:
+        _finish_pretrained(done, source, done.directory, Path(model.removeprefix("hf:")))
 
 
 @app.command(name="evaluate")
@@ -251,13 +251,11 @@ def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
     console.print(f"written to {done.directory}")
 
 
-def _finish_pretrained(done: Compression, source: DataSource, origin: Path) -> None:
+def _finish_pretrained(done: Compression, source: DataSource, directory: Path, origin: Path) -> None:
     """A folder for stock `from_pretrained` where the configuration can say the widths, with the tokenizer's files."""
-    assert done.directory is not None
+    target = directory / "pretrained"
     try:
-        folder = save_pretrained(
-            done.model, done.result.plan, done.directory / "pretrained", source.example_inputs, overwrite=True
-        )
+        folder = save_pretrained(done.model, done.result.plan, target, source.example_inputs, overwrite=True)
     except ConfigError as error:
         _say(f"no folder for from_pretrained: {error.what}; prunus.load reads the artifact")
         return

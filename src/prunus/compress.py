@@ -23,6 +23,7 @@ from prunus.errors import MissingDependencyError
 from prunus.evaluate import Evaluation, evaluate
 from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig
+from prunus.losses import on_main_output
 from prunus.measure import Comparison, compare
 from prunus.methods.base import Method
 from prunus.parallel import accelerator
@@ -116,7 +117,7 @@ def compress(
         budget=budget,
         pruning_ratio=pruning_ratio,
         data=batches,
-        loss_fn=data.loss_fn,
+        loss_fn=on_main_output(data.loss_fn),
         ignored_layers=ignored_layers,
         head_dims=head_dims,
         inexact=inexact,

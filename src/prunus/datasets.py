@@ -139,7 +139,7 @@ class DataSource:
         validation: cut from the training data; everything is chosen on it.
         test: the final number.
         num_classes: number of classes, or of tokens.
-        loss_fn: `loss_fn(outputs, labels, reduction=...)`; outputs are what the model returns.
+        loss_fn: `loss_fn(logits, labels, reduction=...)`; logits are the model's `losses.main_output`.
         augment: None or `augment(raw inputs, generator) -> raw inputs`, applied before normalisation.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -32,6 +32,15 @@ def main_output(result: Any) -> Tensor:
     raise DataError(
         "outputs", f"no tensor in a {type(result).__name__}", "return logits, or pass a loss_fn of your own"
     )
+
+
+def on_main_output(loss_fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The loss function, given what a model returns instead of its logits."""
+
+    def loss(outputs: Any, labels: Tensor, **options: Any) -> Tensor:
+        return loss_fn(main_output(outputs), labels, **options)
+
+    return loss
 
 
 def classes_last(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def carry_optimizer(
 
     Args:
         optimizer: over parameters of `dense`; not touched.
-        dense: the model before removal (with its parameters as they are now, or of the shapes they had).
+        dense: the model before removal (`prune` leaves it as it is; keep a copy before `apply_`).
         pruned: the model after, of its own class or rewritten.
         plan: what was removed.
 
@@ -43,9 +43,8 @@ def carry_optimizer(
                 where = f"parameter of shape {tuple(parameter.shape)}" if name is None else f"parameter {name!r}"
                 raise PlanError(where, "it is in the optimiser, but not in both models", "pass the models of this plan")
             own.append(smaller[name])
-            state[smaller[name]] = {k: _cut(v, parameter, name, plan) for k, v in optimizer.state[parameter].items()}
-            if smaller[name].grad is None and parameter.grad is not None:
-                smaller[name].grad = _cut(parameter.grad, parameter, name, plan)
+            old = optimizer.state.get(parameter, {})
+            state[smaller[name]] = {k: _cut(v, parameter, name, plan) for k, v in old.items()}
         groups.append({**group, "params": own})
     accepted = inspect.signature(type(optimizer)).parameters
     made = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in accepted})

@@ -35,6 +35,16 @@ WIDTH_KEYS = (
 """Names under which configurations hold their number of heads, and the width of their feed-forward layers."""
 
 
+def import_transformers(where: str) -> Any:
+    """The module `transformers`. Raises MissingDependencyError, naming `where`, if it is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        fix = "pip install 'prunus[hf]'"
+        raise MissingDependencyError(where, f"transformers cannot be imported: {error}", fix) from error
+    return transformers
+
+
 def load_pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """A model of the class that its configuration names, with its weights, and example inputs for it.
 
@@ -49,11 +59,7 @@ def load_pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
         ConfigError: no such model, or one of a class of its own (no code from outside is run).
     """
     where = f"model 'hf:{name}'"
-    try:
-        import transformers
-    except ImportError as error:
-        fix = "pip install 'prunus[hf]'"
-        raise MissingDependencyError(where, f"transformers cannot be imported: {error}", fix) from error
+    transformers = import_transformers(where)
     try:
         config: Any = transformers.AutoConfig.from_pretrained(name)
     except Exception as error:

@@ -6,13 +6,14 @@ compute the same, slower; after pruning `join_recurrence_` packs what is left in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
+from prunus.submodules import replace_submodules_
 
 GATES = {"LSTM": 4, "GRU": 3}
 """Input, forget, cell, output; or reset, update, new: torch's order of the rows."""
@@ -91,21 +92,15 @@ class SeparateRecurrence(nn.Module):
         if not isinstance(x, Tensor):
             fix = "pass padded sequences"
             raise ConfigError("recurrence", f"a {type(x).__name__} can't be taken apart", fix)
-        alone = x.dim() == 2
-        x = x.unsqueeze(0) if alone else x if self.batch_first else x.transpose(0, 1)
         given = None if hx is None else (hx if isinstance(hx, tuple) else (hx,))
-        ends: list[State] = []
-        for layer in range(self.layers):
-            outputs = []
-            for direction in range(self.directions):
-                index = layer * self.directions + direction
-                start = None if given is None else tuple(s[index].unsqueeze(0) if alone else s[index] for s in given)
-                states, end = self.cells[index](x, start, direction == 1)
-                outputs.append(states)
-                ends.append(end)
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-            x = self.dropout(x) if layer + 1 < self.layers else x
-        return _answer(x, ends, self.kind, self.batch_first, alone)
+        alone = x.dim() == 2
+
+        def step(index: int, x: Tensor, reverse: bool) -> tuple[Tensor, State]:
+            start = None if given is None else tuple(s[index].unsqueeze(0) if alone else s[index] for s in given)
+            found: tuple[Tensor, State] = self.cells[index](x, start, reverse)
+            return found
+
+        return _through_layers(self, x, step)
 
 
 class StackedRecurrence(nn.Module):
@@ -122,19 +117,30 @@ class StackedRecurrence(nn.Module):
         """As `SeparateRecurrence`, without states to start from."""
         if hx is not None:
             raise ConfigError("recurrence", "layers of unequal sizes take no initial states", "call it without hx")
-        alone = x.dim() == 2
-        x = x.unsqueeze(0) if alone else x if self.batch_first else x.transpose(0, 1)
-        ends: list[State] = []
-        for layer in range(self.layers):
-            outputs = []
-            for direction in range(self.directions):
-                part = self.parts[layer * self.directions + direction]
-                states, end = part(x.flip(1) if direction else x)
-                outputs.append(states.flip(1) if direction else states)
-                ends.append(tuple(s[0] for s in (end if isinstance(end, tuple) else (end,))))
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-            x = self.dropout(x) if layer + 1 < self.layers else x
-        return _answer(x, ends, self.kind, self.batch_first, alone)
+
+        def step(index: int, x: Tensor, reverse: bool) -> tuple[Tensor, State]:
+            states, end = self.parts[index](x.flip(1) if reverse else x)
+            return states.flip(1) if reverse else states, tuple(
+                s[0] for s in (end if isinstance(end, tuple) else (end,))
+            )
+
+        return _through_layers(self, x, step)
+
+
+Step = Callable[[int, Tensor, bool], tuple[Tensor, State]]
+
+
+def _through_layers(module: SeparateRecurrence | StackedRecurrence, x: Tensor, step: Step) -> tuple[Tensor, Any]:
+    """Layer after layer, both directions side by side; `step` runs one direction of one layer on [B, T, I]."""
+    alone = x.dim() == 2
+    x = x.unsqueeze(0) if alone else x if module.batch_first else x.transpose(0, 1)
+    ends: list[State] = []
+    for layer in range(module.layers):
+        found = [step(layer * module.directions + d, x, d == 1) for d in range(module.directions)]
+        ends += [end for _, end in found]
+        x = found[0][0] if len(found) == 1 else torch.cat([states for states, _ in found], -1)
+        x = module.dropout(x) if layer + 1 < module.layers else x
+    return _answer(x, ends, module.kind, module.batch_first, alone)
 
 
 class LastStates(Sequence[Tensor]):
@@ -223,7 +229,7 @@ def separate_recurrence_(model: nn.Module) -> nn.Module:
     if isinstance(model, nn.RNNBase):
         return SeparateRecurrence(model)
     found = {n: m for n, m in model.named_modules() if isinstance(m, nn.RNNBase)}
-    return _replaced(model, {n: SeparateRecurrence(m, n) for n, m in found.items()})
+    return replace_submodules_(model, {n: SeparateRecurrence(m, n) for n, m in found.items()})
 
 
 def join_recurrence_(model: nn.Module) -> nn.Module:
@@ -235,7 +241,7 @@ def join_recurrence_(model: nn.Module) -> nn.Module:
     if isinstance(model, SeparateRecurrence):
         return _joined(model)
     found = {n: m for n, m in model.named_modules() if isinstance(m, SeparateRecurrence)}
-    return _replaced(model, {n: _joined(m) for n, m in found.items()})
+    return replace_submodules_(model, {n: _joined(m) for n, m in found.items()})
 
 
 def _joined(module: SeparateRecurrence) -> nn.Module:
@@ -245,10 +251,3 @@ def _joined(module: SeparateRecurrence) -> nn.Module:
     rate = module.dropout.p if module.layers > 1 else 0.0
     packed = _packed(cells, module.kind, module.directions, batch_first=module.batch_first, dropout=rate)
     return packed.train(module.training)
-
-
-def _replaced(model: nn.Module, made: dict[str, nn.Module]) -> nn.Module:
-    for name, module in made.items():
-        path, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(path), attribute, module)
-    return model

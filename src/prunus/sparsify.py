@@ -27,6 +27,7 @@ from prunus.export_int8 import EXACT_BITS, export_onnx_int8
 from prunus.filters import check_filters, plan_of_filters, sole_writers
 from prunus.fit_masks import Masked, fit_masks
 from prunus.graph.trace import trace
+from prunus.losses import on_main_output
 from prunus.maskfile import LayerMask
 from prunus.masks.layers import layer_of
 from prunus.masks.patterns import Pattern
@@ -117,7 +118,9 @@ def sparsify(
     say(f"dense: {accuracy['dense']:.2f} % on {len(data.validation)} validation examples")
     batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
     judge = Batches(data.validation, 250)
-    masked = fit_masks(model, names, method, batches, data.loss_fn, judge=judge, seed=seed, progress=progress)
+    masked = fit_masks(
+        model, names, method, batches, on_main_output(data.loss_fn), judge=judge, seed=seed, progress=progress
+    )
     with quantized_inputs(masked.model, masked.inputs):
         accuracy["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn).accuracy
     say(f"{method.pattern} in {', '.join(names)}: {accuracy['masked']:.2f} %")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from prunus.datasets import DataSource, next_tokens
-from prunus.errors import ConfigError, DataError, MissingDependencyError, first_line
+from prunus.errors import ConfigError, DataError, first_line
+from prunus.pretrained import import_transformers
 
 LENGTH = 128
 TEST = 0.1
@@ -28,13 +29,9 @@ def tokenizer_of(name: str) -> Tokenize:
         ConfigError: there is no tokenizer.
     """
     where = f"tokenizer of 'hf:{name}'"
+    transformers = import_transformers(where)
     try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        fix = "pip install 'prunus[hf]'"
-        raise MissingDependencyError(where, f"transformers cannot be imported: {error}", fix) from error
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
     except Exception as error:
         fix = "put its files beside the model, or give FILE.py:callable that returns a DataSource of tokens"
         raise ConfigError(where, f"it cannot be loaded: {first_line(error)}", fix) from error

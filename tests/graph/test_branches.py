@@ -74,20 +74,21 @@ def test_random_inputs_prove_nothing_there() -> None:
 
 
 class Restless(nn.Module):
-    """Never asks the same twice."""
+    """Never asks the same twice: more each time, or fewer."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int) -> None:
         super().__init__()
-        self.first, self.last, self.calls = nn.Linear(2, 4), nn.Linear(4, 2), 0
+        self.first, self.last, self.calls, self.step = nn.Linear(2, 4), nn.Linear(4, 2), 5, step
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
+        self.calls += self.step
         for _ in range(self.calls):
             if x.sum() > 100:
                 return x
         return self.last(self.first(x))
 
 
-def test_code_that_runs_another_way_each_time_is_refused() -> None:
-    with pytest.raises(TraceError, match="more numbers than in its first run"):
-        prunus.trace(Restless().eval(), torch.randn(2, 2), follow_branches=True)
+@pytest.mark.parametrize(("step", "asked"), [(1, "more"), (-1, "fewer")])
+def test_code_that_runs_another_way_each_time_is_refused(step: int, asked: str) -> None:
+    with pytest.raises(TraceError, match=f"{asked} numbers than in its first run"):
+        prunus.trace(Restless(step).eval(), torch.randn(2, 2), follow_branches=True)

@@ -61,9 +61,18 @@ class Replay(TorchFunctionMode):
         if func not in READS:
             return func(*args, **(kwargs or {}))
         if not self.left:
-            what = "the code asks tensors for more numbers than in its first run on the same inputs"
-            raise TraceError("follow_branches", what, "remove randomness and state from the branches")
+            raise _another_way("more")
         return self.left.pop(0)
+
+    def finish(self) -> None:
+        """Check that everything was asked. Raises TraceError if not."""
+        if self.left:
+            raise _another_way("fewer")
+
+
+def _another_way(asked: str) -> TraceError:
+    what = f"the code asks tensors for {asked} numbers than in its first run on the same inputs"
+    return TraceError("follow_branches", what, "remove randomness and state from the branches")
 
 
 def recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -42,10 +42,13 @@ def capture(
     args, kwargs = as_arguments(at_least_two(example_inputs) if dynamic_batch else example_inputs)
     try:
         shapes = _batch_shapes(args, kwargs) if dynamic_batch else None
-        way = Replay(recorded(model, args, kwargs)) if follow_branches else nullcontext()
-        with eval_mode(model), torch.no_grad(), warnings.catch_warnings(), way:
+        way = Replay(recorded(model, args, kwargs)) if follow_branches else None
+        with eval_mode(model), torch.no_grad(), warnings.catch_warnings(), way or nullcontext():
             warnings.simplefilter("ignore")
-            return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
+        if way is not None:
+            way.finish()
+        return program
     except TraceError:
         raise
     except Exception as error:
