@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import prunus
 from nets import resnet56
-from prunus.fit import frozen
+from prunus.frozen import frozen
 from prunus.gate import attach, recompute_products
 from prunus.livememory import LiveBytes
 from prunus.methods.dirichlet import DirichletPruning

@@ -16,7 +16,7 @@ LAYERS = [
     ["atomic", "attention", "recurrence", "inputs", "losses", "modes", "precision", "progress"],
     ["graph"],
     ["cost", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
-    ["gate", "budget", "fold", "surgery", "optimizer", "rewrite"],
+    ["gate", "frozen", "budget", "fold", "surgery", "optimizer", "rewrite"],
     ["methods", "sparse"],
     [
         "fit",

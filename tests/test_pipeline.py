@@ -20,7 +20,7 @@ from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.errors import ArtifactError, ConfigError, DataError, ExportError, PlanError, PruneError, TraceError
 from prunus.export import export_onnx, export_program, load_program
 from prunus.finetuneconfig import FinetuneConfig
-from prunus.fit import frozen
+from prunus.frozen import frozen
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.registry import resolve
 from prunus.pipeline import make_plan, prune, score

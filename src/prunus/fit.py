@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
+from prunus.frozen import frozen
 from prunus.gate import GateSet, attach, recompute_products
 from prunus.graph.capture import as_arguments
 from prunus.graph.groups import ChannelGroup
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
-from prunus.modes import eval_mode, modes_kept
+from prunus.modes import modes_kept
 from prunus.parallel import (
     average_gradients_,
     average_over_ranks_,
@@ -175,31 +176,6 @@ def only_trainable(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterato
         for parameter, need in needs.items():
             parameter.requires_grad_(need)
             parameter.grad = None
-
-
-@contextlib.contextmanager
-def frozen(model: nn.Module, *, train_bn: bool = False) -> Iterator[None]:
-    """Within the context no parameter needs a gradient and the model is in eval mode; everything is put back.
-
-    Args:
-        model: the network.
-        train_bn: leave batch norm in train mode (its buffers are restored afterwards).
-    """
-    needs = {p: p.requires_grad for p in model.parameters()}
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if train_bn else []
-    saved = {b: b.clone() for m in norms for b in m.buffers(recurse=False)}
-    try:
-        for parameter in needs:
-            parameter.requires_grad_(False)
-        with eval_mode(model):
-            for norm in norms:
-                norm.train()
-            yield
-    finally:
-        for parameter, need in needs.items():
-            parameter.requires_grad_(need)
-        for buffer, value in saved.items():
-            buffer.copy_(value)
 
 
 def _accumulate(
