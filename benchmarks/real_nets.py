@@ -79,7 +79,21 @@ class Crepe(nn.Module):
 
 
 def stories_llama(path: Path) -> Any:
-    """transformers' Llama with the weights of a llama2.c v0 file (little-endian fp32, shared classifier)."""
+    """transformers' Llama with the weights of a llama2.c v0 file (little-endian fp32, shared classifier).
+
+    The shared copy is damaged: every matrix was turned over as often as there are layers, each time without its shape.
+    Whether that has to be undone is judged by how sure the network is of the first word of a story.
+    """
+    candidates = (_read_llama(path, damaged) for damaged in (False, True))
+    return min(candidates, key=lambda model: float(_first_word(model).entropy()))
+
+
+def _first_word(model: Any) -> torch.distributions.Categorical:
+    with torch.no_grad():
+        return torch.distributions.Categorical(logits=model(torch.ones(1, 1, dtype=torch.int64)).logits[0, 0])
+
+
+def _read_llama(path: Path, damaged: bool) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     raw = path.read_bytes()
@@ -92,15 +106,21 @@ def stories_llama(path: Path) -> Any:
         place += count
         return values[place - count : place].view(shape)
 
+    def turned(*shape: int) -> Tensor:
+        found = take(*shape)
+        for _ in range(layers if damaged else 0):
+            found = found.mT.reshape(shape)
+        return found
+
     def halves(weight: Tensor, count: int) -> Tensor:
         """Rotary pairs (2i, 2i + 1) of each head become (i, i + half), as transformers rotates them."""
         return weight.view(count, -1, 2, dim).transpose(1, 2).reshape(-1, dim)
 
     kv = dim * kv_heads // heads
     embed, norm1 = take(vocab, dim), take(layers, dim)
-    q, k, v, o = take(layers, dim, dim), take(layers, kv, dim), take(layers, kv, dim), take(layers, dim, dim)
-    norm2, gate = take(layers, dim), take(layers, hidden, dim)
-    down, up, last = take(layers, dim, hidden), take(layers, hidden, dim), take(dim)
+    q, k, v, o = (turned(layers, rows, dim) for rows in (dim, kv, kv, dim))
+    norm2, gate = take(layers, dim), turned(layers, hidden, dim)
+    down, up, last = turned(layers, dim, hidden), turned(layers, hidden, dim), take(dim)
     state = {"model.embed_tokens.weight": embed, "model.norm.weight": last, "lm_head.weight": embed}
     for i in range(layers):
         own = {

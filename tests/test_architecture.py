@@ -33,6 +33,7 @@ LAYERS = [
         "activations",
         "fit_masks",
         "maskfile",
+        "calibrate",
         "filters",
     ],
     ["checkpoint", "export", "export_int8", "pretrained", "report", "measure"],

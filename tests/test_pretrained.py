@@ -170,8 +170,9 @@ def test_a_language_model_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     folder, out = saved("llama", tmp_path / "llama"), tmp_path / "run"
     (folder / "tokenizer.json").write_text("{}")
     arguments = ["compress", f"hf:{folder}", "--data", f"{tmp_path}/tokens.py:text", "--method", method, "--no-onnx"]
+    short = ["--epochs", "1", "--lr", "0.01", "--out", str(out)]
     with pytest.raises(SystemExit, match="0"):
-        main([*arguments, "--budget", "macs<=70%", "--uniform", "--epochs", "1", "--lr", "0.01", "--out", str(out)])
+        main([*arguments, "--budget", "macs<=70%", "--scope", "uniform", *short])
     said = capsys.readouterr().out
     assert "test loss" in said
     assert "from_pretrained reads" in said

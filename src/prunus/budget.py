@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from prunus.errors import BudgetError, ConfigError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 
-Scope = Literal["global", "uniform"]
+Scope = Literal["global", "measured", "uniform"]
 Counts = npt.NDArray[np.int64]
 RESOURCES = ("macs", "params", "weights")
 SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
@@ -86,11 +86,12 @@ class Allocation:
     """Settings of the allocation.
 
     Attributes:
-        scope: `global` ranks all units together; `uniform` keeps the same fraction of every group, and
-            the same number in groups of one size.
+        scope: `global` ranks all units together; `measured` ranks them by the loss that cutting each group to a few
+            sizes was measured to cost, which needs data; `uniform` keeps the same fraction of every group, and the
+            same number in groups of one size.
         cost_exponent: global only; scores are divided by (the cost a unit saves) to this power. 0 ranks by score
-            alone, 1 by score per cost saved; None takes what the method's scores are made for (`Method.cost_exponent`),
-            or 0 where no method is known.
+            alone, 1 by score per cost saved (as measured losses always are); None takes what the method's scores are
+            made for (`Method.cost_exponent`), or 0 where no method is known.
         round_to: kept counts are multiples of this where the group is large enough (8 or 16 for speed).
         floor: smallest fraction of a group that stays (at least one unit, one per row).
     """
@@ -101,8 +102,8 @@ class Allocation:
     floor: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.scope not in ("global", "uniform"):
-            raise ConfigError("scope", f"{self.scope!r} is not known", "use 'global' or 'uniform'")
+        if self.scope not in get_args(Scope):
+            raise ConfigError("scope", f"{self.scope!r} is not known", f"use one of {', '.join(get_args(Scope))}")
         if self.round_to < 1:
             raise ConfigError("round_to", f"{self.round_to} is below 1", "use 1 (any count), 8 or 16")
         if not 0 <= self.floor <= 1:
@@ -123,7 +124,8 @@ def allocate(
     Args:
         graph: the analysed model.
         groups: the groups that may lose units.
-        scores: group name -> score of each unit [K], higher = keep, comparable between groups.
+        scores: group name -> score of each unit [K], higher = keep, comparable between groups; losses for the scope
+            `measured`.
         budget: bounds to meet, or
         pruning_ratio: fraction of the units of all groups together that goes.
         allocation: scope, rounding, floor.
@@ -146,7 +148,7 @@ def allocate(
     problem.check_reachable(budget)
     if settings.scope == "uniform":
         return problem.uniform(budget)
-    exponent = settings.cost_exponent or 0.0
+    exponent = 1.0 if settings.scope == "measured" else settings.cost_exponent or 0.0
     found = [problem.bisect(budget, problem.priorities(w, exponent)) for w in _mixtures(budget, exponent)]
     return max(found, key=lambda counts: problem.used(budget, counts))
 

@@ -100,7 +100,14 @@ def compress_command(
         bool, typer.Option("--follow-branches", help="where code branches on data, go the way of the examples")
     ] = False,
     round_to: Annotated[int, typer.Option("--round-to", help="kept counts are multiples of this (8: faster)")] = 1,
-    uniform: Annotated[bool, typer.Option("--uniform", help="the same fraction in every group")] = False,
+    scope: Annotated[
+        str,
+        typer.Option(
+            "--scope",
+            help="global: all units compete; measured: with the loss that groups were measured to cost; uniform: the "
+            "same fraction of every group",
+        ),
+    ] = "global",
     epochs: Annotated[int, typer.Option("--epochs", help="of recovery; 0 for none")] = 10,
     lr: Annotated[float, typer.Option("--lr", help="of recovery")] = 0.02,
     optimizer: Annotated[str, typer.Option("--optimizer", help="of recovery: sgd, or adamw for transformers")] = "sgd",
@@ -144,7 +151,7 @@ def compress_command(
         head_dims=head_dims,
         inexact=inexact,
         follow_branches=follow_branches,
-        allocation=Allocation(scope="uniform" if uniform else "global", round_to=round_to),
+        allocation=Allocation(scope=scope, round_to=round_to),  # type: ignore[arg-type]
         recovery=FinetuneConfig(epochs=epochs, lr=lr, optimizer=optimizer, seed=seed) if epochs else None,  # type: ignore[arg-type]
         modes=("eager", *(("compiled",) if compiled else ()), *(("onnx",) if onnx else ())),
         out=out,

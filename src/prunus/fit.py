@@ -20,10 +20,10 @@ from prunus.modes import modes_kept
 from prunus.parallel import (
     average_gradients_,
     average_over_ranks_,
-    distributed,
     model_device,
     rank,
     running_statistics,
+    summed,
 )
 from prunus.posteriors.base import Posterior
 from prunus.precision import autocast, to_device
@@ -56,6 +56,7 @@ class Scores:
         method: name of the method.
         history: mean loss of every epoch of the learning.
         cost_exponent: of the method, see `Method.cost_exponent`.
+        measured: for an allocation of the scope `measured`: group name -> loss that each unit saves, float64 [K].
     """
 
     values: Mapping[str, Tensor]
@@ -63,6 +64,7 @@ class Scores:
     method: str = ""
     history: tuple[float, ...] = ()
     cost_exponent: float = 0.0
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def fit(
@@ -203,8 +205,8 @@ def _accumulate(
                     totals[group.name] += method.contribution(probe.grad.float()).cpu()
             examples += len(targets)
             bar.advance()
-    totals = {name: _summed(total.to(device)).cpu() for name, total in totals.items()}
-    examples = int(_summed(torch.tensor(float(examples), device=device)))
+    totals = {name: summed(total.to(device)).cpu() for name, total in totals.items()}
+    examples = int(summed(torch.tensor(float(examples), device=device)))
     return Scores({n: method.finish(t, examples) for n, t in totals.items()}, method=method.name)
 
 
@@ -290,7 +292,7 @@ def _sampled_loss(
 def check_loss(loss: Tensor, inputs: Any, where: str) -> None:
     """Raise DataError on every rank if the loss is NaN or infinite on any of them, saying whether the inputs were."""
     finite = torch.isfinite(loss.detach()).all().float()
-    if bool(_summed(1 - finite) == 0):
+    if bool(summed(1 - finite) == 0):
         return
     args, kwargs = as_arguments(inputs)
     tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
@@ -309,9 +311,3 @@ def set_epoch(batches: Iterable[Any], epoch: int) -> None:
     setter = getattr(batches, "set_epoch", None)
     if setter is not None:
         setter(epoch)
-
-
-def _summed(tensor: Tensor) -> Tensor:
-    if distributed():
-        torch.distributed.all_reduce(tensor)
-    return tensor

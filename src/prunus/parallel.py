@@ -119,3 +119,10 @@ def unprepare_(model: nn.Module, wrapped: nn.Module, processes: Accelerator) -> 
     processes.unwrap_model(wrapped, keep_fp32_wrapper=False)
     model.__dict__.pop("_is_accelerate_prepared", None)
     model.__dict__.pop("_original_forward", None)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place; the tensor itself if there is one."""
+    if distributed():
+        torch.distributed.all_reduce(tensor)
+    return tensor

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunus.apply import apply_and_verify_
 from prunus.budget import Allocation, Budget, allocate, select
+from prunus.calibrate import measured_scores
 from prunus.errors import ConfigError
 from prunus.fit import Scores, fit
 from prunus.graph.capture import as_arguments
@@ -113,7 +114,7 @@ def prune(
         )
     if resume:
         raise ConfigError("resume=True", f"method {chosen.name!r} has no stages", "leave it out, or use method='rbp'")
-    scores = score(model, groups, chosen, data, loss_fn, seed=seed, progress=progress)
+    scores = score(model, groups, chosen, data, loss_fn, seed=seed, progress=progress, allocation=allocation)
     plan = make_plan(
         graph,
         groups,
@@ -154,7 +155,8 @@ def _in_stages(
     batches: Any = data
     counts, asked = request.counts, "what the noise keeps" if request.counts is None else "counts by hand"
     if request.budget is not None or request.ratio is not None:
-        first = score(model, groups, replace(method, epochs=1), data, loss_fn, seed=seed, progress=progress)
+        look = replace(method, epochs=1)
+        first = score(model, groups, look, data, loss_fn, seed=seed, progress=progress, allocation=request.allocation)
         plan = make_plan(
             graph, groups, first, budget=request.budget, pruning_ratio=request.ratio, allocation=request.allocation
         )
@@ -193,8 +195,9 @@ def _need_data(
     if data is None or loss_fn is None:
         raise ConfigError(
             f"method {method.name!r}",
-            "it learns from data, and data or loss_fn is missing",
-            "pass data (batches of inputs and targets) and loss_fn, or use a weight criterion such as 'l1'",
+            "the scores are made from data, and data or loss_fn is missing",
+            "pass data (batches of inputs and targets) and loss_fn, or use a weight criterion such as 'l1' and a scope "
+            "that measures nothing",
         )
 
 
@@ -207,13 +210,23 @@ def score(
     *,
     seed: int = 0,
     progress: bool = False,
+    allocation: Allocation | None = None,
 ) -> Scores:
-    """Score the units of the groups by any method. Raises ConfigError if the method needs data and has none."""
-    if not isinstance(method, WeightCriterion):
+    """Score the units of the groups by any method, and measure their losses if the allocation's scope asks for it.
+
+    Raises:
+        ConfigError: the method or the allocation needs data and there are none.
+    """
+    measured = allocation is not None and allocation.scope == "measured"
+    if measured or not isinstance(method, WeightCriterion):
         _need_data(method, data, loss_fn)
     batches: Any = data if data is not None else []
     loss: Any = loss_fn if loss_fn is not None else nn.functional.cross_entropy
-    return fit(model, groups, method, batches, loss, num_data=count_examples(batches), seed=seed, progress=progress)
+    count = count_examples(batches)
+    found = fit(model, groups, method, batches, loss, num_data=count, seed=seed, progress=progress)
+    if not measured:
+        return found
+    return replace(found, measured=measured_scores(model, groups, found.values, batches, loss, progress=progress))
 
 
 def make_plan(
@@ -234,7 +247,8 @@ def make_plan(
         settings = allocation or Allocation()
         if settings.cost_exponent is None:
             settings = replace(settings, cost_exponent=scores.cost_exponent)
-        counts = allocate(graph, groups, scores.values, budget=budget, pruning_ratio=pruning_ratio, allocation=settings)
+        values = scores.measured or scores.values
+        counts = allocate(graph, groups, values, budget=budget, pruning_ratio=pruning_ratio, allocation=settings)
         asked = budget.text if budget is not None else f"pruning_ratio={pruning_ratio}"
     kept = select([g for g in groups if g.name in counts], scores.values, counts)
     probability = {

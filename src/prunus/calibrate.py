@@ -1,0 +1,145 @@
+"""What the loss pays for the units of a group that go, measured: allocations between groups of any kind.
+
+Scores order the units of one group. Between a head and a neuron, or an early and a late layer, their estimates of a
+loss are only as good as a straight line drawn far beyond where it was fitted. Here each group alone is cut to a few
+sizes, its worst units first, the loss is measured, and every unit gets its share of what its size class costs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor, nn
+
+from prunus.budget import select
+from prunus.errors import ConfigError
+from prunus.fit import BatchSource, LossFunction, Precision, check_loss
+from prunus.frozen import frozen
+from prunus.gate import GateSet, attach
+from prunus.graph.groups import ChannelGroup
+from prunus.parallel import model_device, summed
+from prunus.precision import autocast, to_device
+from prunus.progress import progress_bar
+from prunus.verify import call
+
+SIZES = 8
+BATCHES = 8
+
+
+def measured_scores(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Tensor],
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    *,
+    sizes: int = SIZES,
+    num_batches: int = BATCHES,
+    precision: Precision = "auto",
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """The mean loss that each unit saves, comparable between groups; ordered as `scores` in each of them.
+
+    Args:
+        model: the trained network; unchanged.
+        groups: the groups to compare.
+        scores: group name -> [K], higher = keep; only their order is used.
+        batches: learning data; the first `num_batches` are seen `sizes` times per group, forward only.
+        loss_fn: `loss_fn(outputs, targets)` -> mean loss.
+        sizes: kept counts at which each group is measured, evenly spaced; between them the loss is interpolated.
+        num_batches: batches used.
+        precision: of the forward passes.
+        progress: show a progress bar where there is a terminal.
+
+    Returns:
+        Group name -> float64 [K], not negative: falling from the best unit to the worst, as if every further unit
+        that goes cost at least as much as the one before (isotonic regression of the measured losses).
+
+    Raises:
+        DataError: NaN or infinity in the inputs or the loss.
+        ConfigError: fewer than two sizes, or no batch.
+    """
+    if sizes < 2 or num_batches < 1:
+        raise ConfigError("measured_scores", f"sizes={sizes}, num_batches={num_batches}", "use at least 2 and 1")
+    device = model_device(model)
+    few = list(itertools.islice(batches, num_batches))
+    result: dict[str, Tensor] = {}
+    counts = {g.name: _sizes(g, sizes) for g in groups}
+    total = sum(len(c) for c in counts.values()) + 1
+    with (
+        attach(model, groups) as gates,
+        frozen(model),
+        torch.no_grad(),
+        progress_bar("loss by size", total, progress) as bar,
+    ):
+
+        def loss(kept: Mapping[str, Sequence[int]]) -> float:
+            bar.advance()
+            return _loss(model, gates, kept, few, loss_fn, device, precision)
+
+        whole = loss({})
+        for group in groups:
+            cut = [loss(select([group], scores, {group.name: count})) for count in counts[group.name]]
+            gain = _gains(group, [*counts[group.name], group.units], [*cut, whole])
+            result[group.name] = _by_unit(group, scores[group.name], gain)
+    return result
+
+
+def _sizes(group: ChannelGroup, sizes: int) -> list[int]:
+    """Kept counts below the whole, multiples of the rows; at least the smallest possible one."""
+    steps = group.units // group.multiple
+    chosen = {max(1, round(steps * i / sizes)) for i in range(1, sizes)}
+    return sorted(s * group.multiple for s in chosen if s < steps)
+
+
+def _loss(
+    model: nn.Module,
+    gates: GateSet,
+    kept: Mapping[str, Sequence[int]],
+    batches: Sequence[tuple[object, Tensor]],
+    loss_fn: LossFunction,
+    device: torch.device,
+    precision: Precision,
+) -> float:
+    values = {}
+    for group in gates.groups:
+        if group.name in kept:
+            values[group.name] = torch.zeros(group.units)
+            values[group.name][list(kept[group.name])] = 1
+    gates.fix(values)
+    total = torch.zeros((), device=device)
+    for step, (x, y) in enumerate(batches):
+        inputs = to_device(x, device)
+        with autocast(device, precision):
+            loss = loss_fn(call(model, inputs), y.to(device))
+        check_loss(loss, inputs, f"batch {step}")
+        total += loss.detach()
+    return float(summed(total) / summed(torch.tensor(float(len(batches)), device=device)))
+
+
+def _gains(group: ChannelGroup, counts: Sequence[int], losses: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Loss saved by every unit after those that stay at least, [K] by rank, not negative and falling."""
+    steps = np.asarray(counts) // group.multiple
+    line = np.interp(np.arange(steps[0], steps[-1] + 1), steps, losses)
+    if len(line) == 1:
+        return np.zeros(group.units)
+    falling = isotonic_regression(line[:-1] - line[1:], increasing=False).x.clip(min=0) / group.multiple
+    first = np.full(steps[0], falling[0])  # what has not been measured is worth no less than what has
+    return np.repeat(np.concatenate([first, falling]), group.multiple)
+
+
+def _by_unit(group: ChannelGroup, scores: Tensor, gains: npt.NDArray[np.float64]) -> Tensor:
+    """Gains by rank laid to the units, the order among equal gains kept."""
+    order = np.argsort(-scores.detach().double().cpu().numpy(), kind="stable")
+    if group.rows is not None:
+        rank = {unit: r for row in range(group.multiple) for r, unit in enumerate(order[group.rows[order] == row])}
+        order = np.asarray(sorted(order, key=lambda unit: rank[unit]))
+    tie_break = 1e-9 * (gains.max() + 1e-12) * np.arange(group.units)[::-1] / group.units
+    result = torch.empty(group.units, dtype=torch.float64)
+    result[torch.from_numpy(order)] = torch.from_numpy(gains + tie_break)
+    return result
