@@ -50,6 +50,7 @@ def entries() -> list[Entry]:
         Entry("FPGM", FPGM(), uniform),
         Entry("Taylor", Taylor(), Allocation(cost_exponent=0.5)),
         Entry("Fisher", Fisher()),
+        *(Entry(f"{m.name}, measured", m, Allocation(scope="measured")) for m in (DirichletPruning(), L1(), Taylor())),
     ]
 
 

@@ -131,14 +131,15 @@ def planned(dense: nn.Module, data: DataSource, entry: Entry, setting: Setting, 
     graph = prunus.trace(dense, data.example_inputs)
     groups = [g for g in graph.groups() if setting.keep(g.name)]
     batches = Batches(train, setting.learning_batch, shuffle=True, seed=seed, augment=data.augment)
-    scores = score(dense, groups, entry.method, batches, data.loss_fn, seed=seed)
+    allocation = entry.allocation if setting.budget is not None else None
+    scores = score(dense, groups, entry.method, batches, data.loss_fn, seed=seed, allocation=allocation)
     plan = make_plan(
         graph,
         groups,
         scores,
         budget=None if setting.budget is None else Budget.parse(setting.budget),
         kept_counts=setting.counts,
-        allocation=entry.allocation if setting.budget is not None else None,
+        allocation=allocation,
     )
     return plan, time.perf_counter() - start
 

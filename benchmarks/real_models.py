@@ -1,6 +1,6 @@
 """Models with public weights through the command line, and what the budget cost them (bar D4).
 
-    PRUNUS_SHARED=DIR PRUNUS_CIFAR=DIR python benchmarks/real_models.py [--only mobilenet stories crepe]
+    PRUNUS_SHARED=DIR PRUNUS_CIFAR=DIR python benchmarks/real_models.py [--only mobilenet stories crepe] [--scope measured]
 
 PRUNUS_SHARED holds `models/mobilenet_v2`, `models/llama-stories260k` and `models/audio`, PRUNUS_CIFAR CIFAR-10's binary
 version.
@@ -37,7 +37,7 @@ SIDE, LENGTH = 96, 128
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JOBS: dict[str, tuple[list[int], list[str]]] = {
     "mobilenet": ([90, 80, 70], ["--epochs", "5", "--lr", "0.01"]),
-    "stories": ([70], ["--uniform", "--epochs", "10", "--optimizer", "adamw", "--lr", "0.002"]),
+    "stories": ([70], ["--epochs", "10", "--optimizer", "adamw", "--lr", "0.002"]),
     "crepe": ([70], ["--epochs", "5", "--lr", "0.0005"]),
 }
 """Budgets in per cent of the MACs, and the recovery."""
@@ -133,7 +133,7 @@ def blurred_bins(outputs: Tensor, labels: Tensor, reduction: str = "mean") -> Te
     return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
 
 
-def run(name: str, budget: int, extra: list[str], seed: int, out: Path) -> dict[str, Any]:
+def run(name: str, budget: int, scope: str, extra: list[str], seed: int, out: Path) -> dict[str, Any]:
     """One model through the command line; what its summary says."""
     here = Path(__file__)
     if name == "stories":
@@ -145,6 +145,7 @@ def run(name: str, budget: int, extra: list[str], seed: int, out: Path) -> dict[
         spec = f"{here}:{name}"
     data = {"mobilenet": "pictures", "stories": "stories", "crepe": "tones"}[name]
     command = ["compress", spec, "--data", f"{here}:{data}", "--method", "dirichlet", "--budget", f"macs<={budget}%"]
+    command += ["--scope", scope]
     try:
         prunus([*command, *extra, "--seed", str(seed), "--out", str(out)])
     except SystemExit as end:
@@ -164,7 +165,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         loss, accuracy = row["loss"], row["accuracy"]
         stages = ", ".join(f"{loss[s]:.3f}" for s in ("dense", "one_shot", "recovered"))
         cells = [
-            row["job"], f"{100 * row['macs']:.1f} %", f"{100 * row['params']:.1f} %", stages,
+            f"{row['job']}, {row['scope']}", f"{100 * row['macs']:.1f} %", f"{100 * row['params']:.1f} %", stages,
             f"{accuracy['dense_test']:.2f} -> {accuracy['test']:.2f} %",
             f"{loss['dense_test']:.3f} -> {loss['test']:.3f}",
         ]  # fmt: skip
@@ -175,6 +176,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--scope", choices=("global", "measured", "uniform"), default="measured")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
     args = parser.parse_args()
@@ -183,10 +185,10 @@ def main() -> None:
         budgets, extra = JOBS[name]
         for budget in budgets:
             for seed in args.seeds:
-                key = {"job": name, "budget": budget, "seed": seed}
+                key = {"job": name, "budget": budget, "scope": args.scope, "seed": seed}
                 if log.has(key):
                     continue
-                found = run(name, budget, extra, seed, args.out / f"{name}-{budget}-{seed}")
+                found = run(name, budget, args.scope, extra, seed, args.out / f"{name}-{budget}-{args.scope}-{seed}")
                 share = {k: found["after"][k] / found["before"][k] for k in ("macs", "params")}
                 row = {**key, **share, "proof": found["proof"]["max_error"], "rewritten": found["proof"]["rewritten"]}
                 log.add({**row, **{k: found[k] for k in ("accuracy", "loss", "kept")}}, "kept")

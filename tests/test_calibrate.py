@@ -1,4 +1,4 @@
-"""Measured losses: exact where a loss is a sum over units, shared out where sizes are few, right where norms are not."""
+"""Measured losses: exact where a loss is a sum over units, shared out where sizes are few, right where norms err."""
 
 from __future__ import annotations
 
