@@ -1,6 +1,6 @@
 """Models with public weights through the command line, and what the budget cost them (bar D4).
 
-    PRUNUS_SHARED=DIR PRUNUS_CIFAR=DIR python benchmarks/real_models.py [--only mobilenet stories crepe] [--scope measured]
+    PRUNUS_SHARED=DIR PRUNUS_CIFAR=DIR python benchmarks/real_models.py [--only mobilenet stories crepe] [--scope S]
 
 PRUNUS_SHARED holds `models/mobilenet_v2`, `models/llama-stories260k` and `models/audio`, PRUNUS_CIFAR CIFAR-10's binary
 version.

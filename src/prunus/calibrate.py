@@ -27,8 +27,8 @@ from prunus.precision import autocast, to_device
 from prunus.progress import progress_bar
 from prunus.verify import call
 
-SIZES = 8
-BATCHES = 8
+SIZES = 6
+BATCHES = 4
 
 
 def measured_scores(
