@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import prunus
 from compare_methods import Entry, RememberingTeacher, Setting, recipe_of, run
-from prunus.batchnorm import reestimate_batch_norm
+from prunus.batchnorm import reestimate_batch_norm, reestimate_if_better
 from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.evaluate import evaluate
 from prunus.finetune import finetune
@@ -118,8 +118,13 @@ def run_staged(
                 "stages_cost": spent,
             }
             epochs = recovery_epochs(total, spent, macs_share)
-            reestimate_batch_norm(result.model, Batches(data.train, 250, shuffle=True, seed=seed), num_batches=40)
-            found["batch_norm"] = evaluate(result.model, judged).accuracy
+            adapted = copy.deepcopy(result.model)
+            few = Batches(data.train, 250, shuffle=True, seed=seed)
+            reestimate_batch_norm(adapted, few, num_batches=40)
+            found["batch_norm"] = evaluate(adapted, judged).accuracy
+            found["new_statistics"] = reestimate_if_better(
+                result.model, few, lambda m: evaluate(m, data.validation).loss, num_batches=40
+            )
             recovery = replace(setting.recovery, epochs=epochs, seed=seed)
             finetune(result.model, data, recovery, teacher=teacher, progress=False)
             found |= {

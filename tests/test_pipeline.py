@@ -266,7 +266,7 @@ def test_statistics_that_make_it_worse_are_put_back(monkeypatch: pytest.MonkeyPa
                 buffer.fill_(1e-8)
 
     settings = {"method": "l1", "pruning_ratio": 0.25, "batch_size": 16, "modes": ("eager",), "progress": False}
-    monkeypatch.setattr(sys.modules["prunus.compress"], "reestimate_batch_norm", spoil)
+    monkeypatch.setattr(sys.modules["prunus.batchnorm"], "reestimate_batch_norm", spoil)
     said: list[str] = []
     done = compress(network(), source(), **settings, say=said.append)  # type: ignore[arg-type]
     assert any("old statistics are better" in line for line in said)

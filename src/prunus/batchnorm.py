@@ -140,6 +140,35 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
     return model
 
 
+def reestimate_if_better(
+    model: nn.Module, batches: Iterable[Any], loss: Callable[[nn.Module], float], *, num_batches: int | None = None
+) -> bool:
+    """Re-estimate as `reestimate_batch_norm` does, and put the old statistics back if the model is worse with the new.
+
+    Weights that trained along (`rbp`) have adapted to the statistics as they were.
+
+    Args:
+        model: any module; changed in place.
+        batches: (inputs, targets) pairs.
+        loss: what a model is judged by, lower is better; called before and after.
+        num_batches: stop after as many; None takes all.
+
+    Returns:
+        Whether the new statistics stay.
+
+    Raises:
+        ConfigError, DataError: as `reestimate_batch_norm`.
+    """
+    before, old = loss(model), {name: buffer.clone() for name, buffer in model.named_buffers()}
+    reestimate_batch_norm(model, batches, num_batches=num_batches)
+    if loss(model) <= before:
+        return True
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(old[name])
+    return False
+
+
 def _has_statistics(model: nn.Module) -> bool:
     layers = any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in model.modules())
     return layers or any(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from prunus.atomic import write_text
-from prunus.batchnorm import reestimate_batch_norm
+from prunus.batchnorm import reestimate_if_better
 from prunus.budget import Allocation
 from prunus.checkpoint import save
 from prunus.datasets import Batches, DataSource
@@ -130,14 +130,15 @@ def compress(
     )
     say(result.plan.explain())
     smaller = result.model
-    judged["one_shot"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
-    buffers = {name: buffer.clone() for name, buffer in smaller.named_buffers()}
-    reestimate_batch_norm(smaller, batches, num_batches=64)
-    judged["batch_norm"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
+
+    def loss(present: nn.Module) -> float:
+        stage = "batch_norm" if "one_shot" in judged else "one_shot"
+        judged[stage] = evaluate(present, data.validation, loss_fn=data.loss_fn)
+        return judged[stage].loss
+
+    better = reestimate_if_better(smaller, batches, loss, num_batches=64)
     say(f"one-shot: {_words(judged['one_shot'])}; batch norm re-estimated: {_words(judged['batch_norm'])}")
-    if judged["batch_norm"].loss > judged["one_shot"].loss:
-        # Weights that trained along (rbp) have adapted to the statistics as they were.
-        smaller.load_state_dict(buffers, strict=False)
+    if not better:
         say("the old statistics are better on the validation split: they stay")
     if recovery is not None:
         teacher = copy.deepcopy(model)
