@@ -54,12 +54,16 @@ def timed(step: Callable[[], None], inner: int) -> Callable[[], float]:
     return run
 
 
-def temporary_bytes(step: Callable[[], None]) -> int:
-    """Most bytes that a step holds at once beyond what was alive before it."""
+def temporary_bytes(step: Callable[[], None], model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Most bytes that a step holds at once beyond parameters, gradients, buffers and the optimiser's state."""
     step()
-    with LiveBytes() as counter:
+    counter = LiveBytes()
+    kept = [t for p in model.parameters() for t in (p, p.grad, *optimizer.state[p].values())]
+    counter.count((kept, list(model.buffers())))
+    held = counter.live
+    with counter:
         step()
-    return counter.peak
+    return counter.peak - held
 
 
 def main() -> None:
@@ -80,13 +84,12 @@ def main() -> None:
         masks = DynamicProbabilisticPruning(pattern=pattern).masks(masked, layers)
         weights = 4 * sum(layer_of(masked, n).weight.numel() for n in layers)
         with attach(masked, masks):
-            steps = {
-                "plain": step_of(plain, torch.optim.Adam(plain.parameters(), lr=1e-6, fused=True), x, y),
-                "dpp": step_of(masked, torch.optim.Adam(masked.parameters(), lr=1e-6, fused=True), x, y),
-            }
+            models = {"plain": plain, "dpp": masked}
+            adam = {n: torch.optim.Adam(m.parameters(), lr=1e-6, fused=True) for n, m in models.items()}
+            steps = {n: step_of(m, adam[n], x, y) for n, m in models.items()}
             inner = 1 if kind == "conv" else 20
             times = interleaved({n: timed(s, inner) for n, s in steps.items()}, args.repeats)
-            memory = {n: temporary_bytes(s) for n, s in steps.items()}
+            memory = {n: temporary_bytes(s, models[n], adam[n]) for n, s in steps.items()}
         middle, low, high = ratio(times, "dpp", "plain")
         extra = (memory["dpp"] - memory["plain"]) / weights
         print(f"{name}, {pattern}: step {middle:.3f} (quartiles {low:.3f} .. {high:.3f}), bar {bar}; "

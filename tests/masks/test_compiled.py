@@ -8,8 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from prunus.masks import compiled, sampling
+from prunus.errors import DataError
+from prunus.masks import compiled, layers, sampling
+from prunus.masks.layers import MaskedWeight
+from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import Order, gumbel, largest, vector_jacobian
 
 pytestmark = pytest.mark.skipif(not compiled.available(), reason="numba is not installed")
@@ -74,3 +78,48 @@ def test_noise_is_standard_gumbel() -> None:
     cdf = (-(-values).exp()).exp()
     steps = torch.arange(1, len(values) + 1) / len(values)
     assert float((cdf - steps).abs().max()) < 2.23 / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize(
+    ("layer", "pattern", "direct"),
+    [
+        (nn.Linear(12, 5), "weight 25%", True),
+        (nn.Linear(12, 5), "2:4", True),
+        (nn.Conv2d(4, 6, 3), "weight 50%", True),
+        (nn.Conv2d(4, 6, 3), "2:4", False),
+        (nn.Conv2d(4, 6, 3), "kernel 50%", False),
+        (nn.ConvTranspose2d(4, 6, 3), "weight 50%", False),
+    ],
+)
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_masked_weight_in_one_pass_is_that_of_torch(
+    monkeypatch: pytest.MonkeyPatch, layer: nn.Linear, pattern: str, direct: bool, ties: bool
+) -> None:
+    layout = Pattern.parse(pattern).layout(layer, "layer")
+    assert layout.direct == direct
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.zeros(layout.rows, layout.n) if ties else torch.randn(layout.rows, layout.n, generator=generator)
+    gradient = torch.randn(layer.weight.shape, generator=generator)
+    found = []
+    for one_pass in (True, False):
+        if not one_pass:
+            monkeypatch.setattr(layers, "_in_one_pass", lambda *_: False)
+        mask = MaskedWeight(layout, logits, seed=3)
+        mask.mode = "mode" if ties else "sample"
+        weight = layer.weight.detach().clone().requires_grad_()
+        masked = mask(weight)
+        masked.backward(gradient)
+        found.append((masked.detach(), weight.grad, mask.logits.grad))
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+def test_nan_among_logits_is_refused_in_one_pass_too() -> None:
+    layout = Pattern.parse("weight 50%").layout(nn.Linear(4, 2), "layer")
+    mask = MaskedWeight(layout, torch.zeros(2, 4))
+    with torch.no_grad():
+        mask.logits[0, 1] = torch.nan
+    with pytest.raises(DataError, match="NaN among what is ranked"):
+        mask(torch.ones(2, 4))

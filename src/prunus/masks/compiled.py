@@ -65,6 +65,31 @@ def gumbel(bits: np.ndarray) -> np.ndarray:
     return out
 
 
+def cut(scores: Tensor, limit: np.ndarray, weight: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """Which scores reach the limit of their row, and the weight without the others, in one pass.
+
+    Args:
+        scores: fp32 [R, n].
+        limit: the k-th largest of every row, fp32 [R].
+        weight: fp32 [R, n].
+        k: how many there should be.
+
+    Returns:
+        bool [R, n] and fp32 [R, n]; None if a row has more than k (equal scores) or fewer (NaN).
+    """
+    mask, masked = np.empty(scores.shape, np.bool_), np.empty(scores.shape, np.float32)
+    exact = _weight_loops()[0](scores.detach().numpy(), limit, weight.detach().numpy(), k, mask, masked)
+    return (torch.from_numpy(mask), torch.from_numpy(masked)) if exact else None
+
+
+def split(gradient: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weight * mask by the mask and by the weight, in one pass; all fp32 or bool [R, n]."""
+    arrays = [np.ascontiguousarray(t.detach().numpy()) for t in (gradient, weight, mask)]
+    by_mask, by_weight = np.empty(gradient.shape, np.float32), np.empty(gradient.shape, np.float32)
+    _weight_loops()[1](*arrays, by_mask, by_weight)
+    return torch.from_numpy(by_mask), torch.from_numpy(by_weight)
+
+
 @cache
 def available() -> bool:
     """Whether numba is installed."""
@@ -136,6 +161,31 @@ def _row_loops() -> Any:
                 into[index[t]] = a[t]
 
     return numba.njit(find), numba.njit(fastmath=REASSOCIATED)(product)
+
+
+@cache
+def _weight_loops() -> Any:
+    import numba
+
+    def cut_rows(z: Any, limit: Any, weight: Any, k: int, mask: Any, masked: Any) -> bool:
+        exact = True
+        for r in range(z.shape[0]):
+            found = 0
+            for i in range(z.shape[1]):
+                stays = z[r, i] >= limit[r]
+                mask[r, i] = stays
+                masked[r, i] = weight[r, i] * np.float32(stays)
+                found += stays
+            exact &= found == k
+        return exact
+
+    def split_rows(g: Any, weight: Any, mask: Any, by_mask: Any, by_weight: Any) -> None:
+        for r in range(g.shape[0]):
+            for i in range(g.shape[1]):
+                by_mask[r, i] = g[r, i] * weight[r, i]
+                by_weight[r, i] = g[r, i] * np.float32(mask[r, i])
+
+    return numba.njit(cut_rows), numba.njit(split_rows)
 
 
 @cache

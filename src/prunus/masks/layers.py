@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunus.errors import ConfigError
+from prunus.masks import compiled
 from prunus.masks.patterns import Layer, Layout
-from prunus.masks.sampling import Order, gumbel, largest, perturb, vector_jacobian
+from prunus.masks.sampling import Order, gumbel, kth_largest, largest, perturb, vector_jacobian
 from prunus.quantize import Bits, Scheme, quantized
 
 Mode = Literal["sample", "mode", "fixed"]
@@ -93,21 +94,40 @@ class _Masked(torch.autograd.Function):
         noise_scale: float, temperature: float, order: Order,
     ) -> Tensor:  # fmt: skip
         perturbed = perturb(logits, noise, noise_scale)
+        ctx.settings = layout, temperature, order
+        if _in_one_pass(layout, weight, perturbed):
+            found = compiled.cut(perturbed, kth_largest(perturbed, layout.k), weight.view_as(perturbed), layout.k)
+            if found is not None:
+                ctx.save_for_backward(weight, perturbed, found[0])
+                return found[1].view_as(weight)
         mask = largest(perturbed, layout.k)
         ctx.save_for_backward(weight, perturbed, mask)
-        ctx.settings = layout, temperature, order
         return weight * layout.on_weight(mask)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, perturbed, mask = ctx.saved_tensors
         layout, temperature, order = ctx.settings
-        for_weight = gradients[0] * layout.on_weight(mask) if ctx.needs_input_grad[0] else None
-        for_logits = None
-        if ctx.needs_input_grad[1]:
-            by_mask = layout.rows_of(layout.form.rows((gradients[0] * weight).to(perturbed.dtype)))
-            for_logits = vector_jacobian(perturbed, mask, by_mask, layout.k, temperature, order)
-        return for_weight, for_logits, None, None, None, None, None
+        gradient, rest = gradients[0], (None,) * 5
+        by_mask: Tensor | None = None
+        for_weight: Tensor | None = None
+        if all(ctx.needs_input_grad[:2]) and _in_one_pass(layout, weight, perturbed, gradient):
+            by_mask, for_weight = compiled.split(gradient.view_as(perturbed), weight.view_as(perturbed), mask)
+            for_weight = for_weight.view_as(weight)
+        else:
+            if ctx.needs_input_grad[0]:
+                for_weight = gradient * layout.on_weight(mask)
+            if ctx.needs_input_grad[1]:
+                by_mask = layout.rows_of(layout.form.rows((gradient * weight).to(perturbed.dtype)))
+        if by_mask is None:
+            return for_weight, None, *rest
+        return for_weight, vector_jacobian(perturbed, mask, by_mask, layout.k, temperature, order), *rest
+
+
+def _in_one_pass(layout: Layout, *tensors: Tensor) -> bool:
+    """Whether the compiled loops over rows of the weight's own memory serve."""
+    fit = (t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+    return layout.direct and layout.k < layout.n and compiled.available() and all(fit)
 
 
 class MaskSet:

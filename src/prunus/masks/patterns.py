@@ -196,6 +196,14 @@ class Layout:
         """Share of the weights that stays."""
         return self.k / self.n
 
+    @property
+    def direct(self) -> bool:
+        """Whether the choices are the weight's own memory, row by row."""
+        kind = self.pattern.granularity
+        if self.pattern.shared or self.form.transposed or kind in ("kernel", "tile", "filter"):
+            return False
+        return kind != "nm" or self.form.taps == 1
+
     def rows_of(self, values: Tensor) -> Tensor:
         """Sum a per-weight quantity [F, I, P] over the weights that each choice decides: [R, n]."""
         filters, inputs, taps = self.form.filters, self.form.inputs, self.form.taps

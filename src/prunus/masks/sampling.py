@@ -60,8 +60,7 @@ def largest(scores: Tensor, k: int) -> Tensor:
     if k == n:
         return torch.ones_like(scores, dtype=torch.bool)
     if scores.device.type == "cpu":
-        values = scores.detach().numpy()
-        limit = torch.from_numpy(np.partition(values, n - k, axis=1)[:, n - k, None])
+        limit = torch.from_numpy(kth_largest(scores, k)[:, None])
     else:
         limit = scores.detach().kthvalue(n - k + 1, dim=1, keepdim=True).values
     mask = scores >= limit
@@ -73,6 +72,12 @@ def largest(scores: Tensor, k: int) -> Tensor:
         if bool((mask.sum(1) != k).any()):
             raise DataError("logits", "NaN among what is ranked", "lower lr or logit_lr_mult, or look at the data")
     return mask
+
+
+def kth_largest(scores: Tensor, k: int) -> np.ndarray:
+    """The k-th largest of every row of [R, n] on a CPU: [R]."""
+    place = scores.shape[1] - k
+    return np.partition(scores.detach().numpy(), place, axis=1)[:, place]
 
 
 def _count(mask: Tensor) -> int:
