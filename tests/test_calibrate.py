@@ -123,6 +123,8 @@ def test_refusals() -> None:
         measured_scores(model, groups, true, batches(), reward, sizes=1)
     with pytest.raises(ConfigError, match="data or loss_fn is missing"):
         prunus.prune(model, batches()[0][0], method="l1", budget="params<=60%", allocation=Allocation(scope="measured"))
+    with pytest.raises(DataError, match="there are none"):
+        measured_scores(model, groups, true, [], reward)
     broken = [(torch.full((10, 3), torch.nan), torch.zeros(10))]
     with pytest.raises(DataError, match="NaN or infinity in the inputs"):
         measured_scores(model, groups, true, broken, reward)

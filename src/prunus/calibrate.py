@@ -17,7 +17,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
 from prunus.budget import select
-from prunus.errors import ConfigError
+from prunus.errors import ConfigError, DataError
 from prunus.fit import BatchSource, LossFunction, Precision, check_loss
 from prunus.frozen import frozen
 from prunus.gate import GateSet, attach
@@ -61,13 +61,15 @@ def measured_scores(
         that goes cost at least as much as the one before (isotonic regression of the measured losses).
 
     Raises:
-        DataError: NaN or infinity in the inputs or the loss.
-        ConfigError: fewer than two sizes, or no batch.
+        DataError: no batch, or NaN or infinity in the inputs or the loss.
+        ConfigError: fewer than two sizes, or no batch asked for.
     """
     if sizes < 2 or num_batches < 1:
         raise ConfigError("measured_scores", f"sizes={sizes}, num_batches={num_batches}", "use at least 2 and 1")
     device = model_device(model)
     few = list(itertools.islice(batches, num_batches))
+    if not few:
+        raise DataError("batches", "there are none", "give at least one batch")
     result: dict[str, Tensor] = {}
     counts = {g.name: _sizes(g, sizes) for g in groups}
     total = sum(len(c) for c in counts.values()) + 1

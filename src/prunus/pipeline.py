@@ -250,6 +250,7 @@ def make_plan(
         values = scores.measured or scores.values
         counts = allocate(graph, groups, values, budget=budget, pruning_ratio=pruning_ratio, allocation=settings)
         asked = budget.text if budget is not None else f"pruning_ratio={pruning_ratio}"
+        asked += "" if settings.scope == "global" else f", {settings.scope}"
     kept = select([g for g in groups if g.name in counts], scores.values, counts)
     probability = {
         name: posterior.keep_probability(counts[name])
