@@ -132,7 +132,8 @@ def planned(dense: nn.Module, data: DataSource, entry: Entry, setting: Setting, 
     groups = [g for g in graph.groups() if setting.keep(g.name)]
     batches = Batches(train, setting.learning_batch, shuffle=True, seed=seed, augment=data.augment)
     allocation = entry.allocation if setting.budget is not None else None
-    scores = score(dense, groups, entry.method, batches, data.loss_fn, seed=seed, allocation=allocation)
+    measured = allocation is not None and allocation.scope == "measured"
+    scores = score(dense, groups, entry.method, batches, data.loss_fn, seed=seed, measured=measured)
     plan = make_plan(
         graph,
         groups,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.budget import Allocation, select
-from prunus.calibrate import measured_scores
+from prunus.budget import Allocation, allocate, select
+from prunus.calibrate import masked_loss, measured_scores
 from prunus.errors import ConfigError, DataError
+from prunus.graph.groups import ChannelGroup
 from zoo_attention import Block
 
 
@@ -80,14 +83,36 @@ def test_it_corrects_scores_that_mislead_between_groups() -> None:
         model.right.weight *= 10  # but norms say that they matter
     x = batches()[0][0]
     misled = prunus.prune(model, x, method="l1", budget="params<=60%")
-    told = prunus.prune(
-        model, x, method="l1", budget="params<=60%", data=batches(), loss_fn=reward,
-        allocation=Allocation(scope="measured"),
-    )  # fmt: skip
     assert {g.name: len(g.kept) for g in misled.plan.groups}["left"] < 6
-    assert {g.name: len(g.kept) for g in told.plan.groups}["left"] == 6
-    with torch.no_grad():
-        assert float(told.model(x).mean()) > float(misled.model(x).mean())
+    for allocation in (Allocation(scope="measured"), Allocation(scope="auto"), None):
+        told = prunus.prune(
+            model, x, method="l1", budget="params<=60%", data=batches(), loss_fn=reward, allocation=allocation
+        )
+        assert told.plan.asked == "params<=60%, measured"
+        assert {g.name: len(g.kept) for g in told.plan.groups}["left"] == 6
+        with torch.no_grad():
+            assert float(told.model(x).mean()) > float(misled.model(x).mean())
+
+
+def test_of_two_plans_the_one_with_less_loss_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Branches(), batches()[0][0]
+
+    def spoiled(_: nn.Module, groups: list[ChannelGroup], scores: dict[str, Tensor], *__: object, **___: object) -> Any:
+        return {g.name: -scores[g.name].double() for g in groups}
+
+    monkeypatch.setattr(sys.modules["prunus.pipeline"], "measured_scores", spoiled)
+    settings: dict[str, Any] = {"method": "taylor", "budget": "params<=60%", "data": batches(), "loss_fn": reward}
+    chosen = prunus.prune(model, x, **settings)
+    assert chosen.plan.kept == prunus.prune(model, x, **settings, allocation=Allocation()).plan.kept
+    assert chosen.plan.asked == "params<=60%"
+
+
+def test_the_loss_of_a_plan_is_that_of_the_masked_network() -> None:
+    model = Branches()
+    groups, true = prunus.trace(model, batches()[0][0]).groups(), contributions(model)
+    kept = {"left": (0, 2), "right": (1, 3, 5)}
+    found = masked_loss(model, groups, kept, batches(), reward)
+    assert found == pytest.approx(-float(sum(true[n][list(k)].sum() for n, k in kept.items())), rel=1e-5)
 
 
 def test_rows_lose_their_units_together_and_in_order() -> None:
@@ -128,5 +153,9 @@ def test_refusals() -> None:
     broken = [(torch.full((10, 3), torch.nan), torch.zeros(10))]
     with pytest.raises(DataError, match="NaN or infinity in the inputs"):
         measured_scores(model, groups, true, broken, reward)
+    with pytest.raises(ConfigError, match="scope 'auto'"):
+        allocate(
+            prunus.trace(model, batches()[0][0]), groups, true, pruning_ratio=0.5, allocation=Allocation(scope="auto")
+        )
     with pytest.raises(ConfigError, match="'cheapest' is not known"):
         Allocation(scope="cheapest")  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import prunus
+from prunus.budget import Allocation
 from prunus.gate import attach
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.verify import outputs
@@ -47,8 +48,9 @@ def trained(kind: type[Block]) -> tuple[Block, list[tuple[Tensor, Tensor]]]:
 def test_heads_that_nobody_hears_go_first(kind: type[Block], method: Any) -> None:
     model, batches = trained(kind)
     result = prunus.prune(
-        model, batches[0][0], method=method, budget="macs<=75%", data=batches, loss_fn=F.cross_entropy, progress=False
-    )
+        model, batches[0][0], method=method, budget="macs<=75%", data=batches, loss_fn=F.cross_entropy,
+        allocation=Allocation(), progress=False,
+    )  # fmt: skip
     heads = next(g for g in result.plan.groups if g.heads_of is not None)
     assert set(heads.kept) == {0, 2}
     assert type(result.model) is kind

@@ -20,7 +20,7 @@ from prunus.errors import BudgetError, ConfigError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 
-Scope = Literal["global", "measured", "uniform"]
+Scope = Literal["auto", "global", "measured", "uniform"]
 Counts = npt.NDArray[np.int64]
 RESOURCES = ("macs", "params", "weights")
 SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
@@ -88,7 +88,7 @@ class Allocation:
     Attributes:
         scope: `global` ranks all units together; `measured` ranks them by the loss that cutting each group to a few
             sizes was measured to cost, which needs data; `uniform` keeps the same fraction of every group, and the
-            same number in groups of one size.
+            same number in groups of one size; `auto` leaves `prune` the choice between the first two.
         cost_exponent: global only; scores are divided by (the cost a unit saves) to this power. 0 ranks by score
             alone, 1 by score per cost saved (as measured losses always are); None takes what the method's scores are
             made for (`Method.cost_exponent`), or 0 where no method is known.
@@ -135,6 +135,8 @@ def allocate(
         ConfigError: non-finite scores.
     """
     settings = allocation or Allocation()
+    if settings.scope == "auto":
+        raise ConfigError("scope 'auto'", "two plans have to be compared on data", "call prune, or choose a scope")
     if not groups:
         raise BudgetError("groups", "no group of this model may be pruned", "see graph.explain() for the reasons")
     if (budget is None) == (pruning_ratio is None):

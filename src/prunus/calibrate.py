@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +68,7 @@ def measured_scores(
     if sizes < 2 or num_batches < 1:
         raise ConfigError("measured_scores", f"sizes={sizes}, num_batches={num_batches}", "use at least 2 and 1")
     device = model_device(model)
-    few = list(itertools.islice(batches, num_batches))
-    if not few:
-        raise DataError("batches", "there are none", "give at least one batch")
+    few = _first(batches, num_batches)
     result: dict[str, Tensor] = {}
     counts = {g.name: _sizes(g, sizes) for g in groups}
     total = sum(len(c) for c in counts.values()) + 1
@@ -92,6 +91,33 @@ def measured_scores(
     return result
 
 
+def masked_loss(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    kept: Mapping[str, Sequence[int]],
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    *,
+    num_batches: int = BATCHES,
+    precision: Precision = "auto",
+) -> float:
+    """Mean loss over the first batches with only the `kept` units of each named group; the model is unchanged.
+
+    Raises:
+        DataError: no batch, or NaN or infinity in the inputs or the loss.
+    """
+    few = _first(batches, num_batches)
+    with attach(model, groups) as gates, frozen(model), torch.no_grad():
+        return _loss(model, gates, kept, few, loss_fn, model_device(model), precision)
+
+
+def _first(batches: BatchSource, count: int) -> list[tuple[Any, Tensor]]:
+    few = list(itertools.islice(batches, count))
+    if not few:
+        raise DataError("batches", "there are none", "give at least one batch")
+    return few
+
+
 def _sizes(group: ChannelGroup, sizes: int) -> list[int]:
     """Kept counts below the whole, multiples of the rows; at least the smallest possible one."""
     steps = group.units // group.multiple
@@ -103,7 +129,7 @@ def _loss(
     model: nn.Module,
     gates: GateSet,
     kept: Mapping[str, Sequence[int]],
-    batches: Sequence[tuple[object, Tensor]],
+    batches: Sequence[tuple[Any, Tensor]],
     loss_fn: LossFunction,
     device: torch.device,
     precision: Precision,

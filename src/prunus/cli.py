@@ -104,10 +104,10 @@ def compress_command(
         str,
         typer.Option(
             "--scope",
-            help="global: all units compete; measured: with the loss that groups were measured to cost; uniform: the "
-            "same fraction of every group",
+            help="global: all units compete by their scores; measured: by the loss that cutting their groups was "
+            "measured to cost; auto: the better of the two; uniform: the same fraction of every group",
         ),
-    ] = "global",
+    ] = "auto",
     epochs: Annotated[int, typer.Option("--epochs", help="of recovery; 0 for none")] = 10,
     lr: Annotated[float, typer.Option("--lr", help="of recovery")] = 0.02,
     optimizer: Annotated[str, typer.Option("--optimizer", help="of recovery: sgd, or adamw for transformers")] = "sgd",

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.apply import apply_and_verify_
-from prunus.budget import Allocation, Budget, allocate, select
-from prunus.calibrate import measured_scores
+from prunus.budget import Allocation, Budget, Scope, allocate, select
+from prunus.calibrate import masked_loss, measured_scores
 from prunus.errors import ConfigError
 from prunus.fit import Scores, fit
 from prunus.graph.capture import as_arguments
@@ -88,7 +88,9 @@ def prune(
         inexact: also remove units across which a normalisation takes statistics (the stream of a transformer). Removal
             then differs from masking by definition: only that the result runs is checked. Recover afterwards.
         follow_branches: as for `trace`.
-        allocation: global or uniform, cost exponent, rounding, floor.
+        allocation: scope, cost exponent, rounding, floor. By default the scope is `auto`: of the global plan and the
+            one by measured losses that which costs less loss on the first batches, where there are data; methods in
+            stages take `global`.
         seed: for everything random.
         progress: show a progress bar where there is a terminal.
         checkpoint: methods that work in stages write this file after each of them.
@@ -107,23 +109,17 @@ def prune(
     graph = trace(model, example_inputs, follow_branches=follow_branches)
     groups = prunable_groups(graph, model, ignored_layers, head_dims=head_dims, inexact=inexact)
     _check_request(parsed, pruning_ratio, kept_counts, groups, optional=isinstance(chosen, StagedMethod))
+    asked = allocation or Allocation(scope="auto")
     if isinstance(chosen, StagedMethod):
-        request = _Request(parsed, pruning_ratio, kept_counts, allocation)
+        asked = replace(asked, scope="global") if asked.scope == "auto" else asked
+        request = _Request(parsed, pruning_ratio, kept_counts, asked)
         return _in_stages(
             model, example_inputs, graph, groups, chosen, data, loss_fn, request, seed, progress, checkpoint, resume
         )
     if resume:
         raise ConfigError("resume=True", f"method {chosen.name!r} has no stages", "leave it out, or use method='rbp'")
-    scores = score(model, groups, chosen, data, loss_fn, seed=seed, progress=progress, allocation=allocation)
-    plan = make_plan(
-        graph,
-        groups,
-        scores,
-        budget=parsed,
-        pruning_ratio=pruning_ratio,
-        kept_counts=kept_counts,
-        allocation=allocation,
-    )
+    request = _Request(parsed, pruning_ratio, kept_counts, asked)
+    plan, scores = _planned(model, graph, groups, chosen, data, loss_fn, request, seed, progress)
     smaller, verification = apply_and_verify_(copy.deepcopy(model), plan, example_inputs)
     return Result(smaller, plan, scores, verification, graph)
 
@@ -133,7 +129,39 @@ class _Request:
     budget: Budget | None
     ratio: float | None
     counts: Mapping[str, int] | None
-    allocation: Allocation | None
+    allocation: Allocation
+
+
+def _planned(
+    model: nn.Module,
+    graph: Graph,
+    groups: list[ChannelGroup],
+    method: Method,
+    data: Iterable[tuple[Any, Tensor]] | None,
+    loss_fn: Callable[..., Tensor] | None,
+    request: _Request,
+    seed: int,
+    progress: bool,
+) -> tuple[Plan, Scores]:
+    """The plan asked for; for the scope `auto` that of two which costs less loss on the first batches."""
+    asked = request.allocation
+    if asked.scope == "auto" and (request.counts is not None or len(groups) < 2 or data is None or loss_fn is None):
+        asked = replace(asked, scope="global")
+    measured = asked.scope in ("auto", "measured") and request.counts is None
+    scores = score(model, groups, method, data, loss_fn, seed=seed, progress=progress, measured=measured)
+
+    def planned(scope: Scope) -> Plan:
+        return make_plan(
+            graph, groups, scores, budget=request.budget, pruning_ratio=request.ratio, kept_counts=request.counts,
+            allocation=replace(asked, scope=scope),
+        )  # fmt: skip
+
+    if asked.scope != "auto":
+        return planned(asked.scope), scores
+    batches: Any = data
+    plans = [planned("global"), planned("measured")]
+    losses = [masked_loss(model, groups, plan.kept, batches, loss_fn) for plan in plans]  # type: ignore[arg-type]
+    return plans[losses[1] < losses[0]], scores
 
 
 def _in_stages(
@@ -155,8 +183,9 @@ def _in_stages(
     batches: Any = data
     counts, asked = request.counts, "what the noise keeps" if request.counts is None else "counts by hand"
     if request.budget is not None or request.ratio is not None:
+        measured = request.allocation.scope == "measured"
         look = replace(method, epochs=1)
-        first = score(model, groups, look, data, loss_fn, seed=seed, progress=progress, allocation=request.allocation)
+        first = score(model, groups, look, data, loss_fn, seed=seed, progress=progress, measured=measured)
         plan = make_plan(
             graph, groups, first, budget=request.budget, pruning_ratio=request.ratio, allocation=request.allocation
         )
@@ -210,14 +239,13 @@ def score(
     *,
     seed: int = 0,
     progress: bool = False,
-    allocation: Allocation | None = None,
+    measured: bool = False,
 ) -> Scores:
-    """Score the units of the groups by any method, and measure their losses if the allocation's scope asks for it.
+    """Score the units of the groups by any method, and measure their losses if the allocation will ask for them.
 
     Raises:
-        ConfigError: the method or the allocation needs data and there are none.
+        ConfigError: the method or the measurement needs data and there are none.
     """
-    measured = allocation is not None and allocation.scope == "measured"
     if measured or not isinstance(method, WeightCriterion):
         _need_data(method, data, loss_fn)
     batches: Any = data if data is not None else []
@@ -247,7 +275,7 @@ def make_plan(
         settings = allocation or Allocation()
         if settings.cost_exponent is None:
             settings = replace(settings, cost_exponent=scores.cost_exponent)
-        values = scores.measured or scores.values
+        values = scores.measured if settings.scope == "measured" else scores.values
         counts = allocate(graph, groups, values, budget=budget, pruning_ratio=pruning_ratio, allocation=settings)
         asked = budget.text if budget is not None else f"pruning_ratio={pruning_ratio}"
         asked += "" if settings.scope == "global" else f", {settings.scope}"
