@@ -36,7 +36,7 @@ CACHE = Path(os.environ.get("PRUNUS_CACHE", Path.home() / ".cache" / "prunus-ben
 SIDE, LENGTH = 96, 128
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JOBS: dict[str, tuple[list[int], list[str]]] = {
-    "mobilenet": ([90, 80, 70], ["--epochs", "5", "--lr", "0.01"]),
+    "mobilenet": ([70, 90, 80], ["--epochs", "5", "--lr", "0.01"]),
     "stories": ([70], ["--epochs", "10", "--optimizer", "adamw", "--lr", "0.002"]),
     "crepe": ([70], ["--epochs", "5", "--lr", "0.0005"]),
 }

@@ -274,6 +274,10 @@ def test_statistics_that_make_it_worse_are_put_back(monkeypatch: pytest.MonkeyPa
     assert done.loss["test"] < done.loss["batch_norm"]
     wanted = prune(network(), X, method="l1", pruning_ratio=0.25).model
     assert torch.allclose(done.model(X), wanted(X), atol=1e-6)
+    recovered = compress(network(), source(), **settings, recovery=FinetuneConfig(epochs=2, batch_size=16))  # type: ignore[arg-type]
+    statistics = {n: b for n, b in wanted.named_buffers() if "running" in n}
+    assert statistics
+    assert all(torch.equal(b, statistics[n]) for n, b in recovered.model.named_buffers() if n in statistics)
 
 
 def test_methods_say_how_their_scores_are_compared() -> None:

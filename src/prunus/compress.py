@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,8 @@ def compress(
     say(f"one-shot: {_words(judged['one_shot'])}; batch norm re-estimated: {_words(judged['batch_norm'])}")
     if not better:
         say("the old statistics are better on the validation split: they stay")
+        if recovery is not None and recovery.batch_norm == "auto":
+            recovery = replace(recovery, batch_norm="eval")
     if recovery is not None:
         teacher = copy.deepcopy(model)
         finetune(smaller, data, recovery, teacher=teacher, progress=progress)

@@ -26,7 +26,7 @@ from prunus.errors import ConfigError, DataError
 from prunus.evaluate import Evaluation, evaluate
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.losses import classes_last, main_output
-from prunus.modes import modes_kept
+from prunus.modes import hold_statistics_, modes_kept
 from prunus.parallel import (
     accelerator,
     average_over_ranks_,
@@ -285,6 +285,8 @@ class _Recovery:
         # Seeded anew every epoch: a resumed run needs no saved generator.
         torch.manual_seed(self.config.seed + 7919 * number + 104729 * self.processes.process_index)
         self.model.train()
+        if self.config.batch_norm == "eval":
+            hold_statistics_(self.model)
         total, steps = torch.zeros((), device=self.device), len(self.batches)
         for step, (inputs, labels) in enumerate(self.batches):
             factor = learning_rate_factor(state.epoch * steps + step, self.config.epochs * steps, self.config.warmup)

@@ -25,6 +25,9 @@ class FinetuneConfig:
         distillation: weight of the teacher's soft targets against the labels, in [0, 1]; only with a teacher.
         temperature: of the soft targets, above 0.
         patience: epochs without a better validation result before it stops; None never stops early.
+        batch_norm: `eval` normalises by the running statistics and leaves them alone, for weights that are adapted to
+            them or data too few to find new ones; `train` as usual; `auto` is `train`, but `compress` makes it `eval`
+            where it has seen that new statistics harm.
         precision: `auto` uses bf16 where the device computes it natively.
         channels_last: `auto` uses it on GPUs and on CPUs with bf16, if the model runs in it.
         clip_grad_norm: largest norm of all gradients together; None leaves them.
@@ -45,6 +48,7 @@ class FinetuneConfig:
     distillation: float = 0.5
     temperature: float = 4.0
     patience: int | None = None
+    batch_norm: Literal["auto", "train", "eval"] = "auto"
     precision: Precision = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     clip_grad_norm: float | None = None
@@ -63,6 +67,7 @@ class FinetuneConfig:
         self._require("patience", self.patience is None or self.patience >= 1, "at least 1, or None")
         self._require("clip_grad_norm", self.clip_grad_norm is None or self.clip_grad_norm > 0, "above 0, or None")
         self._require("optimizer", self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'")
+        self._require("batch_norm", self.batch_norm in ("auto", "train", "eval"), "'auto', 'train' or 'eval'")
         self._require("precision", self.precision in ("auto", "bf16", "fp32"), "'auto', 'bf16' or 'fp32'")
         self._require("channels_last", self.channels_last in ("auto", True, False), "'auto', True or False")
 

@@ -33,6 +33,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def hold_statistics_(model: nn.Module) -> None:
+    """Put every normalisation with running statistics into eval mode, and nothing else."""
+    for module in model.modules():
+        if getattr(module, "running_mean", None) is not None:
+            module.eval()
+        write = getattr(module, "write_mode_", None)
+        if write is not None:
+            write(False, norms_only=True)
+
+
 @contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
     """Language models of transformers return their keys and values only if asked to: they are no outputs within."""

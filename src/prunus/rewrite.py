@@ -33,11 +33,13 @@ class RewrittenModel(fx.GraphModule):
             child.train(mode)
         return self
 
-    def write_mode_(self, mode: bool) -> None:
-        """Write the mode into the graph's batch norms and dropouts."""
+    def write_mode_(self, mode: bool, norms_only: bool = False) -> None:
+        """Write the mode into the graph's batch norms and, unless `norms_only`, dropouts."""
         changed = False
         for node in self.graph.nodes:
             index = TRAINING_ARGUMENT.get(operation(node)) if node.op == "call_function" else None
+            if norms_only and not operation(node).endswith("_norm"):
+                continue
             if index is not None and len(node.args) > index and node.args[index] != mode:
                 if operation(node).endswith("_norm") and node.args[3] is None:
                     continue  # without running statistics it always takes the batch's
