@@ -46,9 +46,8 @@ def timm_model(name: str) -> Callable[[], Made]:
 
         model = timm.create_model(name, pretrained=False)
         channels, *size = model.default_cfg.get("input_size", (3, 224, 224))
-        if not model.default_cfg.get("fixed_input_size") and not any(
-            isinstance(m, nn.LayerNorm) for m in model.modules()
-        ):
+        own = model.default_cfg.get("fixed_input_size") or name.startswith("halonet")  # its blocks divide 256 pixels
+        if not own and not any(isinstance(m, nn.LayerNorm) for m in model.modules()):
             size = [min(s, 128) for s in size]
         return model, torch.randn(1, channels, *size)
 

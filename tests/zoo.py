@@ -415,6 +415,7 @@ ZOO: dict[str, Animal] = {
     "heads_fused": Animal(attention.Fused, noise(5, 6), ("qkv.heads", "up"), (), 28),
     "heads_fused_chunks": Animal(attention.FusedChunks, noise(5, 6), ("qkv.heads", "up"), (), None, None),
     "heads_fused_inside": Animal(attention.FusedByHead, noise(5, 6), ("qkv.heads", "up"), (), None, None),
+    "heads_last": Animal(attention.HeadsLast, noise(5, 6), ("qkv.heads", "up"), (), None, True),
     "heads_grouped": Animal(attention.GroupedQueries, noise(5, 6), ("q.heads", "v", "up"), (), None, None),
     "heads_grouped_by_kernel": Animal(attention.GroupedByKernel, noise(5, 6), ("q.heads", "v", "up"), (), None, None),
     "heads_one_key": Animal(attention.OneKeyHead, noise(5, 6), ("q.heads", "up"), (), None, None),

@@ -75,6 +75,15 @@ class FusedByHead(Fused):
         return join(F.scaled_dot_product_attention(q, k, v))
 
 
+class HeadsLast(Fused):
+    """The heads' values are laid out with the head as the fastest dimension, and the size is hard-coded, as Nest does."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, HEADS, SIZE).permute(2, 0, 3, 1, 4).unbind(0)
+        return F.scaled_dot_product_attention(q, k, v).permute(0, 2, 3, 1).reshape(b, n, WIDTH)
+
+
 def rotated(x: Tensor, frequencies: Tensor) -> Tensor:
     angles = torch.outer(torch.arange(x.shape[2]).float(), frequencies)
     cos, sin = (torch.cat([f, f], -1) for f in (angles.cos(), angles.sin()))

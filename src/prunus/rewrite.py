@@ -72,7 +72,7 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
     """
     graph = trace(model, example_inputs, dynamic_batch=True, follow_branches=plan.followed)
     exported = graph.program.module(check_guards=False)
-    kept = _kept_labels(graph, plan)
+    kept = _Kept(graph, plan)
     nodes = {n.name: n for n in exported.graph.nodes}
     for source, result in graph.values.items():
         target = nodes.get(source.name)
@@ -112,37 +112,55 @@ def _find(model: nn.Module, name: str) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _kept_labels(graph: Graph, plan: Plan) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    kept = np.ones(len(graph.roots), bool)
-    names = [g.name for g in graph.channel_groups]
-    stays = {name: set(units) for name, units in plan.kept.items()}
-    for root, (number, unit) in graph.labels.items():
-        if names[number] in stays and unit not in stays[names[number]]:
-            kept[root] = False
-    kept = kept[graph.roots]
-    for positions, rows in graph.adopted:
-        kept[positions] &= kept[rows]
-    return kept
+class _Kept:
+    """Which labels stay after a plan.
+
+    A position in a row that goes goes with it. But where a value still has its rows apart, the label of a row's first
+    position stands for its column in all rows, and stays as long as the column does.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        kept = np.ones(len(graph.roots), bool)
+        names = [g.name for g in graph.channel_groups]
+        stays = {name: set(units) for name, units in plan.kept.items()}
+        for root, (number, unit) in graph.labels.items():
+            if names[number] in stays and unit not in stays[names[number]]:
+                kept[root] = False
+        self.graph, self.columns = graph, kept[graph.roots]
+        self.positions = self._adopted(np.zeros(0, np.int64))
+
+    def of(self, value: Value) -> Any:
+        """Label -> whether it stays, as the value's planes mean their labels: bool [labels]."""
+        if not value.rows:
+            return self.positions
+        return self._adopted(np.unique(np.concatenate([r.numpy().ravel() for r in value.rows])))
+
+    def _adopted(self, apart: Any) -> Any:
+        kept, roots = self.columns.copy(), self.graph.roots
+        for positions, rows in self.graph.adopted:
+            inside = ~np.isin(roots[rows], roots[apart])
+            kept[positions[inside]] &= self.columns[rows[inside]]
+        return kept
 
 
-def _alive(value: Value, dim: int, kept: Any) -> Any:
+def _alive(value: Value, dim: int, kept: _Kept) -> Any:
     """Which elements stay, laid over all dimensions of the planes and rows that bear on `dim`; None if none does."""
     bearing = [p for p in (*value.planes, *value.rows) if p.shape[dim] > 1]
-    result = None
+    result, stays = None, kept.of(value)
     for plane in bearing:
-        mask = kept[plane.numpy()]
+        mask = stays[plane.numpy()]
         result = mask if result is None else result & mask
     return result
 
 
-def _line(value: Value, dim: int, kept: Any) -> Any:
+def _line(value: Value, dim: int, kept: _Kept) -> Any:
     """Which positions along `dim` stay, or None if nothing varies there."""
     dim %= max(value.ndim, 1)
     mask = _alive(value, dim, kept)
     return None if mask is None else mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim))
 
 
-def _count(value: Value, dim: int, kept: Any) -> int | None:
+def _count(value: Value, dim: int, kept: _Kept) -> int | None:
     """Size along `dim` after removal; for dimensions that share planes the kept elements fill a grid."""
     dim %= max(value.ndim, 1)
     mask = _alive(value, dim, kept)
@@ -152,7 +170,7 @@ def _count(value: Value, dim: int, kept: Any) -> int | None:
     return int(mask.sum()) // max(int(mask.any(axis=dim).sum()), 1)
 
 
-def _rewrite_node(target: fx.Node, source: fx.Node, result: Any, graph: Graph, kept: Any) -> None:
+def _rewrite_node(target: fx.Node, source: fx.Node, result: Any, graph: Graph, kept: _Kept) -> None:
     name = operation(source)
     arguments: list[Any] = list(target.args)
     operand = graph.values.get(source.args[0]) if source.args and isinstance(source.args[0], fx.Node) else None
@@ -194,7 +212,7 @@ def _rewrite_node(target: fx.Node, source: fx.Node, result: Any, graph: Graph, k
     target.args = tuple(arguments)
 
 
-def _resized(size: Any, value: Value, dim: int, kept: Any, expanding: bool) -> Any:
+def _resized(size: Any, value: Value, dim: int, kept: _Kept, expanding: bool) -> Any:
     if not isinstance(size, int) or size == -1 or (expanding and size == 1):
         return size
     count = _count(value, dim, kept)
@@ -210,7 +228,7 @@ def _moved(position: Any, line: Any) -> Any:
     return int(line[: position % size if position < 0 else position].sum())
 
 
-def _padding(amounts: list[Any], before: Value, after: Value, kept: Any) -> list[Any]:
+def _padding(amounts: list[Any], before: Value, after: Value, kept: _Kept) -> list[Any]:
     for dim in range(before.ndim):
         position = 2 * (before.ndim - 1 - dim)
         line = _line(after, dim, kept)
