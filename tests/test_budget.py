@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunus
+from prunus.apply import apply_and_verify_
 from prunus.budget import Allocation, Budget, allocate, select
-from prunus.cost import CostModel
+from prunus.cost import CostModel, count_cost
 from prunus.errors import BudgetError, ConfigError
 
 
@@ -167,3 +168,35 @@ def test_bad_requests_are_refused() -> None:
     for bad in ({"scope": "odd"}, {"round_to": 0}, {"floor": 2.0}):
         with pytest.raises(ConfigError):
             Allocation(**bad)  # type: ignore[arg-type]
+
+
+class Sliced(nn.Module):
+    """One layer lies along three of the five units that can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.mix, self.head = nn.Linear(4, 6), nn.Linear(7, 7), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        mixed = self.mix(x[..., 1:4].transpose(1, 2)).transpose(1, 2)
+        return self.head(torch.cat([x[..., :1], mixed, x[..., 4:]], -1)).sum(1)
+
+
+@pytest.mark.parametrize("kept", [(0, 3, 4), (0, 1, 2, 3), (2, 4), (0, 1, 4), (0, 1, 2, 3, 4)])
+def test_a_plan_costs_what_its_very_units_cost(kept: tuple[int, ...]) -> None:
+    x = torch.randn(2, 7, 4)
+    graph = prunus.trace(Sliced(), x)
+    plan = prunus.Plan.from_kept(graph, {"stem#2": kept})
+    smaller, proof = apply_and_verify_(Sliced(), plan, x)
+    assert proof.passed
+    assert plan.after == count_cost(prunus.trace(smaller, x))
+
+
+@given(seed=st.integers(0, 1000), fraction=st.floats(0.1, 1.0))
+@settings(max_examples=20, deadline=None)
+def test_where_layers_read_whole_groups_counts_are_enough(seed: int, fraction: float) -> None:
+    counts = {g.name: max(1, round(fraction * g.units)) for g in GROUPS}
+    costs = CostModel(GRAPH)
+    assert costs.of(select(GROUPS, random_scores(seed), counts)) == costs.at(costs.counts(counts))

@@ -76,7 +76,7 @@ class FusedByHead(Fused):
 
 
 class HeadsLast(Fused):
-    """The heads' values are laid out with the head as the fastest dimension, and the size is hard-coded, as Nest does."""
+    """What the heads make is laid out with the head as the fastest dimension, and sizes are hard-coded, as in Nest."""
 
     def attend(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape

@@ -7,7 +7,7 @@ parameter, `weights` only the elements of the weights that are contracted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,15 +46,17 @@ class CostModel:
         self._slope = np.zeros((len(self._tensors), max(width, 1), len(self.names)))
         for name, shape in graph.shapes.items():
             self._base[index[name], : len(shape)] = shape
-        lines: dict[tuple[int, int], list[tuple[int, npt.NDArray[np.bool_]]]] = {}
+        self._whole = self._base.copy()
+        lines: dict[tuple[int, int], list[tuple[int, npt.NDArray[np.int64]]]] = {}
         for number, group in enumerate(graph.channel_groups):
             covered = {(s.tensor, s.dim) for s in group.slots}
             for slot in group.slots:
                 dim, line = _counted_line(slot.plane, slot.dim, (slot.tensor, 0) in covered)
-                lines.setdefault((index[slot.tensor], dim), []).append((number, line >= 0))
+                lines.setdefault((index[slot.tensor], dim), []).append((number, line))
+        self._lines = lines
         self._double: list[tuple[int, int, int, int, float]] = []
         for (row, dim), members in lines.items():
-            self._cover(row, dim, members)
+            self._cover(row, dim, [(number, line >= 0) for number, line in members])
         self._trainable = np.array([name in graph.trainable for name in self._tensors], bool)
         weights = [index[graph.aliases.get(c.weight, c.weight)] for c in graph.contractions]
         self._calls = np.array(weights, np.int64)
@@ -64,6 +66,8 @@ class CostModel:
             for number, contraction in enumerate(graph.contractions)
             for plane in contraction.over
         ]
+        self._over = [(n, plane) for n, contraction in enumerate(graph.contractions) for plane in contraction.over]
+        self._labels = graph.labels
         self._contracted = np.unique(self._calls) if weights else np.zeros(0, np.int64)
 
     def _cover(self, row: int, dim: int, members: Sequence[tuple[int, npt.NDArray[np.bool_]]]) -> None:
@@ -109,6 +113,31 @@ class CostModel:
         positions = self._positions.copy()
         for number, base, slope in self._shrinking:
             positions[number] *= base + slope @ counts
+        return self._sum(sizes, positions)
+
+    def of(self, kept: Mapping[str, Collection[int]]) -> Cost:
+        """Cost when these very units stay; groups that are not named keep everything.
+
+        Differs from `at` where a layer reads only some units of a group (behind a slice): how many of them stay depends
+        on which do, and `at` takes the average.
+        """
+        stays = [np.ones(units, bool) for units in self.units]
+        for number, name in enumerate(self.names):
+            if name in kept:
+                stays[number][:] = False
+                stays[number][list(kept[name])] = True
+        sizes, positions = self._whole.copy(), self._positions.copy()
+        for (row, dim), members in self._lines.items():
+            alive = np.ones(len(members[0][1]), bool)
+            for number, line in members:
+                alive[line >= 0] &= stays[number][line[line >= 0]]
+            sizes[row, dim] = alive.sum()
+        for call, plane in self._over:
+            owners = (self._labels.get(root) for root in plane.tolist())
+            positions[call] *= np.mean([owner is None or bool(stays[owner[0]][owner[1]]) for owner in owners])
+        return self._sum(sizes.prod(axis=1), positions)
+
+    def _sum(self, sizes: FloatArray, positions: FloatArray) -> Cost:
         return Cost(
             macs=round(float((sizes[self._calls] * positions).sum())),
             params=round(float(sizes[self._trainable].sum())),

@@ -158,7 +158,7 @@ class Plan:
             tensors=_edits(graph, decided),
             masked=_masked(graph, decided),
             before=dense,
-            after=costs.at(costs.counts({n: len(k) for n, k in decided.items()})),
+            after=costs.of(decided),
             model=graph.model,
             inputs=graph.inputs,
             method=method,
