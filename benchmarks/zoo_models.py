@@ -24,7 +24,7 @@ TIMM = [
     "repvgg_a0", "cspdarknet53", "cspresnet50", "darknet53", "nf_resnet50", "nfnet_f0", "vovnet39a",
     "ese_vovnet19b_dw", "selecsls42b", "rexnet_100", "convnext_atto", "convnextv2_atto", "convmixer_768_32",
     "resmlp_12_224", "mixer_s32_224", "gmixer_24_224", "poolformer_s12", "vit_tiny_patch16_224",
-    "deit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "beit_base_patch16_224", "cait_xxs24_224",
+    "deit_tiny_patch16_224", "vit_base_patch16_224", "vit_tiny_r_s16_p8_224", "beit_base_patch16_224", "cait_xxs24_224",
     "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "twins_pcpvt_small", "pvt_v2_b0", "pit_ti_224",
     "levit_128s", "mobilevit_xxs", "mobilevitv2_050", "edgenext_xx_small", "efficientformer_l1",
     "crossvit_tiny_240", "coat_lite_tiny", "xcit_nano_12_p16_224", "volo_d1_224", "tnt_s_legacy_patch16_224",
