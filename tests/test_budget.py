@@ -200,3 +200,26 @@ def test_where_layers_read_whole_groups_counts_are_enough(seed: int, fraction: f
     counts = {g.name: max(1, round(fraction * g.units)) for g in GROUPS}
     costs = CostModel(GRAPH)
     assert costs.of(select(GROUPS, random_scores(seed), counts)) == costs.at(costs.counts(counts))
+
+
+class MixedHeads(nn.Module):
+    """A layer lies along the joined heads of an attention: a position goes with its head, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.mix, self.head = nn.Linear(4, 24), nn.Linear(5, 5), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        joined = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape[0], 5, -1)
+        return self.head(self.mix(joined.transpose(1, 2)).transpose(1, 2)).relu().mean(1)
+
+
+def test_a_plan_that_takes_a_head_costs_what_is_left() -> None:
+    x = torch.randn(2, 5, 4)
+    graph = prunus.trace(MixedHeads(), x)
+    plan = prunus.Plan.from_kept(graph, {"qkv.heads": (1,)})
+    smaller, proof = apply_and_verify_(MixedHeads(), plan, x)
+    assert proof.passed
+    assert plan.after == count_cost(prunus.trace(smaller, x))

@@ -67,7 +67,7 @@ class CostModel:
             for plane in contraction.over
         ]
         self._over = [(n, plane) for n, contraction in enumerate(graph.contractions) for plane in contraction.over]
-        self._labels = graph.labels
+        self._labels, self._rows_of = graph.labels, _rows_of(graph, [plane for _, plane in self._over])
         self._contracted = np.unique(self._calls) if weights else np.zeros(0, np.int64)
 
     def _cover(self, row: int, dim: int, members: Sequence[tuple[int, npt.NDArray[np.bool_]]]) -> None:
@@ -132,9 +132,19 @@ class CostModel:
             for number, line in members:
                 alive[line >= 0] &= stays[number][line[line >= 0]]
             sizes[row, dim] = alive.sum()
+
+        def alive_label(root: int) -> bool:
+            owner = self._labels.get(root)
+            return owner is None or bool(stays[owner[0]][owner[1]])
+
         for call, plane in self._over:
-            owners = (self._labels.get(root) for root in plane.tolist())
-            positions[call] *= np.mean([owner is None or bool(stays[owner[0]][owner[1]]) for owner in owners])
+            apart = {root for other, rows in self._over if other == call for root in rows.tolist()}
+            positions[call] *= np.mean(
+                [
+                    alive_label(root) and all(alive_label(r) for r in self._rows_of.get(root, ()) if r not in apart)
+                    for root in plane.tolist()
+                ]
+            )
         return self._sum(sizes.prod(axis=1), positions)
 
     def _sum(self, sizes: FloatArray, positions: FloatArray) -> Cost:
@@ -151,6 +161,19 @@ class CostModel:
     def dense(self) -> Cost:
         """Cost with every unit kept."""
         return self.at(self.units)
+
+
+def _rows_of(graph: Graph, planes: Sequence[npt.NDArray[np.int64]]) -> dict[int, set[int]]:
+    """Root label of a position on one of the planes -> root labels of the whole rows it lies in and goes with."""
+    found: dict[int, set[int]] = {}
+    if not planes:
+        return found
+    wanted = np.unique(np.concatenate([plane.reshape(-1) for plane in planes]))
+    for positions, rows in graph.adopted:
+        met = np.isin(graph.roots[positions], wanted)
+        for position, row in zip(graph.roots[positions[met]].tolist(), graph.roots[rows[met]].tolist(), strict=True):
+            found.setdefault(position, set()).add(row)
+    return found
 
 
 def _counted_line(plane: npt.NDArray[np.int64], dim: int, rows_covered: bool) -> tuple[int, npt.NDArray[np.int64]]:
