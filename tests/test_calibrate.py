@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import prunus
 from prunus.budget import Allocation, allocate, select
-from prunus.calibrate import masked_loss, measured_scores
+from prunus.calibrate import first_batches, masked_loss, measured_scores
 from prunus.errors import ConfigError, DataError
+from prunus.fit import Scores
 from prunus.graph.groups import ChannelGroup
+from prunus.pipeline import make_plan
 from zoo_attention import Block
 
 
@@ -55,7 +58,7 @@ def contributions(model: Branches) -> dict[str, Tensor]:
 def test_a_loss_that_is_a_sum_over_units_is_found_exactly() -> None:
     model = Branches()
     groups, true = prunus.trace(model, batches()[0][0]).groups(), contributions(model)
-    found = measured_scores(model, groups, true, batches(), reward, sizes=16, num_batches=3)
+    found = measured_scores(model, groups, true, batches(), reward, sizes=16)
     for group in groups:
         rest = true[group.name].sort(descending=True).values[1:]  # one unit always stays
         measured = found[group.name].sort(descending=True).values[1:]
@@ -66,7 +69,7 @@ def test_a_loss_that_is_a_sum_over_units_is_found_exactly() -> None:
 def test_few_sizes_share_out_what_was_measured(sizes: int) -> None:
     model = Branches()
     groups, true = prunus.trace(model, batches()[0][0]).groups(), contributions(model)
-    found = measured_scores(model, groups, true, batches(), reward, sizes=sizes, num_batches=3)
+    found = measured_scores(model, groups, true, batches(), reward, sizes=sizes)
     for group in groups:
         smallest = max(1, round(group.units / sizes))
         expected = true[group.name].sort(descending=True).values[smallest:].sum()
@@ -141,6 +144,21 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
+def test_the_first_batches_depend_on_the_seed_alone() -> None:
+    """A loader that shuffles draws from the global state; two plans must be compared on the same examples."""
+    values = torch.arange(40.0)
+    loader = DataLoader(TensorDataset(values, values), batch_size=5, shuffle=True)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    one = first_batches(loader, 7)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    other = first_batches(loader, 7)
+    assert len(one) == 4
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(one, other, strict=True))
+    assert not all(torch.equal(a, b) for (a, _), (b, _) in zip(one, first_batches(loader, 8), strict=True))
+
+
 def test_refusals() -> None:
     model = Branches()
     groups, true = prunus.trace(model, batches()[0][0]).groups(), contributions(model)
@@ -149,10 +167,15 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match="data or loss_fn is missing"):
         prunus.prune(model, batches()[0][0], method="l1", budget="params<=60%", allocation=Allocation(scope="measured"))
     with pytest.raises(DataError, match="there are none"):
-        measured_scores(model, groups, true, [], reward)
+        first_batches([], 0)
     broken = [(torch.full((10, 3), torch.nan), torch.zeros(10))]
     with pytest.raises(DataError, match="NaN or infinity in the inputs"):
         measured_scores(model, groups, true, broken, reward)
+    with pytest.raises(ConfigError, match="no measured losses"):
+        make_plan(
+            prunus.trace(model, batches()[0][0]), groups, Scores(true), pruning_ratio=0.5,
+            allocation=Allocation(scope="measured"),
+        )  # fmt: skip
     with pytest.raises(ConfigError, match="scope 'auto'"):
         allocate(
             prunus.trace(model, batches()[0][0]), groups, true, pruning_ratio=0.5, allocation=Allocation(scope="auto")

@@ -8,7 +8,7 @@ sizes, its worst units first, the loss is measured, and every unit gets its shar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prunus.budget import select
 from prunus.errors import ConfigError, DataError
-from prunus.fit import BatchSource, LossFunction, Precision, check_loss
+from prunus.fit import LossFunction, Precision, check_loss
 from prunus.frozen import frozen
 from prunus.gate import GateSet, attach
 from prunus.graph.groups import ChannelGroup
@@ -28,6 +28,7 @@ from prunus.precision import autocast, to_device
 from prunus.progress import progress_bar
 from prunus.verify import call
 
+Batch = tuple[Any, Tensor]
 SIZES = 6
 BATCHES = 4
 
@@ -36,11 +37,10 @@ def measured_scores(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     scores: Mapping[str, Tensor],
-    batches: BatchSource,
+    batches: Sequence[Batch],
     loss_fn: LossFunction,
     *,
     sizes: int = SIZES,
-    num_batches: int = BATCHES,
     precision: Precision = "auto",
     progress: bool = False,
 ) -> dict[str, Tensor]:
@@ -50,10 +50,9 @@ def measured_scores(
         model: the trained network; unchanged.
         groups: the groups to compare.
         scores: group name -> [K], higher = keep; only their order is used.
-        batches: learning data; the first `num_batches` are seen `sizes` times per group, forward only.
+        batches: learning data, see `first_batches`; all are seen `sizes` times per group, forward only.
         loss_fn: `loss_fn(outputs, targets)` -> mean loss.
         sizes: kept counts at which each group is measured, evenly spaced; between them the loss is interpolated.
-        num_batches: batches used.
         precision: of the forward passes.
         progress: show a progress bar where there is a terminal.
 
@@ -62,13 +61,12 @@ def measured_scores(
         that goes cost at least as much as the one before (isotonic regression of the measured losses).
 
     Raises:
-        DataError: no batch, or NaN or infinity in the inputs or the loss.
-        ConfigError: fewer than two sizes, or no batch asked for.
+        DataError: NaN or infinity in the inputs or the loss.
+        ConfigError: fewer than two sizes.
     """
-    if sizes < 2 or num_batches < 1:
-        raise ConfigError("measured_scores", f"sizes={sizes}, num_batches={num_batches}", "use at least 2 and 1")
+    if sizes < 2:
+        raise ConfigError("measured_scores", f"sizes={sizes}", "use at least 2")
     device = model_device(model)
-    few = _first(batches, num_batches)
     result: dict[str, Tensor] = {}
     counts = {g.name: _sizes(g, sizes) for g in groups}
     total = sum(len(c) for c in counts.values()) + 1
@@ -81,7 +79,7 @@ def measured_scores(
 
         def loss(kept: Mapping[str, Sequence[int]]) -> float:
             bar.advance()
-            return _loss(model, gates, kept, few, loss_fn, device, precision)
+            return _loss(model, gates, kept, batches, loss_fn, device, precision)
 
         whole = loss({})
         for group in groups:
@@ -95,24 +93,29 @@ def masked_loss(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     kept: Mapping[str, Sequence[int]],
-    batches: BatchSource,
+    batches: Sequence[Batch],
     loss_fn: LossFunction,
     *,
-    num_batches: int = BATCHES,
     precision: Precision = "auto",
 ) -> float:
-    """Mean loss over the first batches with only the `kept` units of each named group; the model is unchanged.
+    """Mean loss over the batches with only the `kept` units of each named group; the model is unchanged.
 
     Raises:
-        DataError: no batch, or NaN or infinity in the inputs or the loss.
+        DataError: NaN or infinity in the inputs or the loss.
     """
-    few = _first(batches, num_batches)
     with attach(model, groups) as gates, frozen(model), torch.no_grad():
-        return _loss(model, gates, kept, few, loss_fn, model_device(model), precision)
+        return _loss(model, gates, kept, batches, loss_fn, model_device(model), precision)
 
 
-def _first(batches: BatchSource, count: int) -> list[tuple[Any, Tensor]]:
-    few = list(itertools.islice(batches, count))
+def first_batches(data: Iterable[Batch], seed: int, count: int = BATCHES) -> list[Batch]:
+    """The first `count` batches, the same for one seed whatever shuffles them; the random state is put back.
+
+    Raises:
+        DataError: there are none.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        few = list(itertools.islice(data, count))
     if not few:
         raise DataError("batches", "there are none", "give at least one batch")
     return few
@@ -129,7 +132,7 @@ def _loss(
     model: nn.Module,
     gates: GateSet,
     kept: Mapping[str, Sequence[int]],
-    batches: Sequence[tuple[Any, Tensor]],
+    batches: Sequence[Batch],
     loss_fn: LossFunction,
     device: torch.device,
     precision: Precision,

@@ -66,8 +66,9 @@ class CostModel:
             for number, contraction in enumerate(graph.contractions)
             for plane in contraction.over
         ]
-        self._over = [(n, plane) for n, contraction in enumerate(graph.contractions) for plane in contraction.over]
-        self._labels, self._rows_of = graph.labels, _rows_of(graph, [plane for _, plane in self._over])
+        self._over = {n: contraction.over for n, contraction in enumerate(graph.contractions) if contraction.over}
+        self._labels = graph.labels
+        self._rows_of = _rows_of(graph, [plane for planes in self._over.values() for plane in planes])
         self._contracted = np.unique(self._calls) if weights else np.zeros(0, np.int64)
 
     def _cover(self, row: int, dim: int, members: Sequence[tuple[int, npt.NDArray[np.bool_]]]) -> None:
@@ -118,8 +119,8 @@ class CostModel:
     def of(self, kept: Mapping[str, Collection[int]]) -> Cost:
         """Cost when these very units stay; groups that are not named keep everything.
 
-        Differs from `at` where a layer reads only some units of a group (behind a slice): how many of them stay depends
-        on which do, and `at` takes the average.
+        Differs from `at` where a layer lies along some units of a group only (a mixer behind a slice), or along
+        positions that go with whole rows: how many stay depends on which do, and `at` takes the average.
         """
         stays = [np.ones(units, bool) for units in self.units]
         for number, name in enumerate(self.names):
@@ -137,14 +138,14 @@ class CostModel:
             owner = self._labels.get(root)
             return owner is None or bool(stays[owner[0]][owner[1]])
 
-        for call, plane in self._over:
-            apart = {root for other, rows in self._over if other == call for root in rows.tolist()}
-            positions[call] *= np.mean(
-                [
+        for call, planes in self._over.items():
+            apart = {root for plane in planes for root in plane.tolist()}
+            for plane in planes:
+                stay = (
                     alive_label(root) and all(alive_label(r) for r in self._rows_of.get(root, ()) if r not in apart)
                     for root in plane.tolist()
-                ]
-            )
+                )
+                positions[call] *= np.mean(list(stay))
         return self._sum(sizes.prod(axis=1), positions)
 
     def _sum(self, sizes: FloatArray, positions: FloatArray) -> Cost:

@@ -42,8 +42,8 @@ def frozen(model: nn.Module, *, train_bn: bool = False) -> Iterator[None]:
 def affine_norms(model: nn.Module) -> Iterator[None]:
     """Within the context the backward pass of a batch norm that stands still is one multiplication.
 
-    torch's own also sums for gradients of scale and shift that nobody asks for, and keeps its input for them; it costs
-    three times as much. The forward pass is the same operation.
+    torch's own also sums for gradients of scale and shift that nobody asks for, and keeps its input for them.
+    The forward pass is the same operation.
     """
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     found = [m for m in model.modules() if type(m) in kinds and m.running_mean is not None and "forward" not in vars(m)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunus.apply import apply_and_verify_
 from prunus.budget import Allocation, Budget, Scope, allocate, select
-from prunus.calibrate import masked_loss, measured_scores
+from prunus.calibrate import first_batches, masked_loss, measured_scores
 from prunus.errors import ConfigError
 from prunus.fit import Scores, fit
 from prunus.graph.capture import as_arguments
@@ -158,9 +158,9 @@ def _planned(
 
     if asked.scope != "auto":
         return planned(asked.scope), scores
-    batches: Any = data
+    few = first_batches(data, seed)  # type: ignore[arg-type]
     plans = [planned("global"), planned("measured")]
-    losses = [masked_loss(model, groups, plan.kept, batches, loss_fn) for plan in plans]  # type: ignore[arg-type]
+    losses = [masked_loss(model, groups, plan.kept, few, loss_fn) for plan in plans]  # type: ignore[arg-type]
     return plans[losses[1] < losses[0]], scores
 
 
@@ -254,7 +254,8 @@ def score(
     found = fit(model, groups, method, batches, loss, num_data=count, seed=seed, progress=progress)
     if not measured:
         return found
-    return replace(found, measured=measured_scores(model, groups, found.values, batches, loss, progress=progress))
+    few = first_batches(batches, seed)
+    return replace(found, measured=measured_scores(model, groups, found.values, few, loss, progress=progress))
 
 
 def make_plan(
@@ -275,6 +276,8 @@ def make_plan(
         settings = allocation or Allocation()
         if settings.cost_exponent is None:
             settings = replace(settings, cost_exponent=scores.cost_exponent)
+        if settings.scope == "measured" and not scores.measured:
+            raise ConfigError("scope 'measured'", "these scores hold no measured losses", "score with measured=True")
         values = scores.measured if settings.scope == "measured" else scores.values
         counts = allocate(graph, groups, values, budget=budget, pruning_ratio=pruning_ratio, allocation=settings)
         asked = budget.text if budget is not None else f"pruning_ratio={pruning_ratio}"

@@ -38,11 +38,10 @@ class RewrittenModel(fx.GraphModule):
         changed = False
         for node in self.graph.nodes:
             index = TRAINING_ARGUMENT.get(operation(node)) if node.op == "call_function" else None
-            if norms_only and not operation(node).endswith("_norm"):
-                continue
             if index is not None and len(node.args) > index and node.args[index] != mode:
-                if operation(node).endswith("_norm") and node.args[3] is None:
-                    continue  # without running statistics it always takes the batch's
+                norm = operation(node).endswith("_norm")
+                if (norm and node.args[3] is None) or (norms_only and not norm):
+                    continue  # without running statistics a norm always takes the batch's
                 node.update_arg(index, mode)
                 changed = True
         if changed:

@@ -65,7 +65,7 @@ def gumbel(bits: np.ndarray) -> np.ndarray:
     return out
 
 
-def cut(scores: Tensor, limit: np.ndarray, weight: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+def keep_largest(scores: Tensor, limit: np.ndarray, weight: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
     """Which scores reach the limit of their row, and the weight without the others, in one pass.
 
     Args:
@@ -82,7 +82,7 @@ def cut(scores: Tensor, limit: np.ndarray, weight: Tensor, k: int) -> tuple[Tens
     return (torch.from_numpy(mask), torch.from_numpy(masked)) if exact else None
 
 
-def split(gradient: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def masked_gradients(gradient: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of weight * mask by the mask and by the weight, in one pass; all fp32 or bool [R, n]."""
     arrays = [np.ascontiguousarray(t.detach().numpy()) for t in (gradient, weight, mask)]
     by_mask, by_weight = np.empty(gradient.shape, np.float32), np.empty(gradient.shape, np.float32)
@@ -167,7 +167,7 @@ def _row_loops() -> Any:
 def _weight_loops() -> Any:
     import numba
 
-    def cut_rows(z: Any, limit: Any, weight: Any, k: int, mask: Any, masked: Any) -> bool:
+    def keep_rows(z: Any, limit: Any, weight: Any, k: int, mask: Any, masked: Any) -> bool:
         exact = True
         for r in range(z.shape[0]):
             found = 0
@@ -179,13 +179,13 @@ def _weight_loops() -> Any:
             exact &= found == k
         return exact
 
-    def split_rows(g: Any, weight: Any, mask: Any, by_mask: Any, by_weight: Any) -> None:
+    def gradient_rows(g: Any, weight: Any, mask: Any, by_mask: Any, by_weight: Any) -> None:
         for r in range(g.shape[0]):
             for i in range(g.shape[1]):
                 by_mask[r, i] = g[r, i] * weight[r, i]
                 by_weight[r, i] = g[r, i] * np.float32(mask[r, i])
 
-    return numba.njit(cut_rows), numba.njit(split_rows)
+    return numba.njit(keep_rows), numba.njit(gradient_rows)
 
 
 @cache

@@ -96,7 +96,9 @@ class _Masked(torch.autograd.Function):
         perturbed = perturb(logits, noise, noise_scale)
         ctx.settings = layout, temperature, order
         if _in_one_pass(layout, weight, perturbed):
-            found = compiled.cut(perturbed, kth_largest(perturbed, layout.k), weight.view_as(perturbed), layout.k)
+            found = compiled.keep_largest(
+                perturbed, kth_largest(perturbed, layout.k), weight.view_as(perturbed), layout.k
+            )
             if found is not None:
                 ctx.save_for_backward(weight, perturbed, found[0])
                 return found[1].view_as(weight)
@@ -112,7 +114,9 @@ class _Masked(torch.autograd.Function):
         by_mask: Tensor | None = None
         for_weight: Tensor | None = None
         if all(ctx.needs_input_grad[:2]) and _in_one_pass(layout, weight, perturbed, gradient):
-            by_mask, for_weight = compiled.split(gradient.view_as(perturbed), weight.view_as(perturbed), mask)
+            by_mask, for_weight = compiled.masked_gradients(
+                gradient.view_as(perturbed), weight.view_as(perturbed), mask
+            )
             for_weight = for_weight.view_as(weight)
         else:
             if ctx.needs_input_grad[0]:
