@@ -98,3 +98,22 @@ def test_per_example_gates_have_a_gradient_for_every_head() -> None:
     size = gradient.abs().sum(0)
     assert float(size[list(USELESS)].max()) < 1e-2 * float(size[[0, 2]].min())
     model.zero_grad()
+
+
+class OutputReadAgain(Block):
+    """One layer reads the heads and then its own output, whose positions no reshape ever made rows of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attend(self.stem(x))
+        return self.head(self.out(F.relu(self.out(x))).mean(1))
+
+
+def test_heads_stay_where_their_positions_are_those_of_another_layer() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 6)
+    model = OutputReadAgain().eval()
+    graph = prunus.trace(model, x)
+    assert "knows nothing of whole rows" in str(graph.group("q.heads").locked)
+    kept = {"stem": [0, 3, 5], "v": [0, 2, 4, 6, 8, 10, 12, 14]}
+    smaller = prunus.apply_(model, prunus.Plan.from_kept(graph, kept), x)
+    assert smaller.out.weight.shape == (8, 8)

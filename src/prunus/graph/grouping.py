@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from prunus.graph.engine import Call, Engine, Result, meta_shape, source_line
 from prunus.graph.groups import ChannelGroup, Contraction, IntArray, Reader, Slot
 from prunus.graph.labels import varying_dims
+from prunus.graph.rows import equal_rows, filled_rows, unshared_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     writer, outputs = _writers(engine, roots)
     reasons, inexact, rows = _constraints(engine, roots, model)
     members = _families(tensors, writer, reasons, inexact, rows, len(roots))
-    rows = _whole_rows(members, rows, engine, roots, reasons)
+    rows = filled_rows(members, rows, engine, roots, reasons)
     readers = _calls_by_root(engine.calls, roots)
     whole = frozenset(_roots_of(engine.batched_rows, roots).tolist())
     groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, whole)
@@ -171,102 +172,15 @@ def _constraints(
         ):
             for root in np.unique(roots[call.inputs.numpy()]).tolist():
                 reasons.setdefault(root, f"read by a functional call, not by a layer ({source_line(call.node)})")
-    rows = _rows(engine, roots, reasons)
+    for root in unshared_rows(engine, roots):
+        reasons.setdefault(root, "its positions are those of a layer that knows nothing of whole rows")
+    rows = equal_rows(engine, roots, reasons)
     return reasons, inexact, rows
 
 
 def _is_called(layer: nn.Module) -> bool:
     """True if the module has a forward of its own; those of a captured graph only hold the parameters."""
     return type(layer).forward is not nn.Module.forward
-
-
-def _rows(engine: Engine, roots: IntArray, reasons: dict[int, str]) -> dict[int, tuple[int, int]]:
-    """Merge all grids into one row per root. Grids must be nested and touch each unit in one row, else they lock."""
-    rows: dict[int, tuple[int, int]] = {}
-    found = ((_rows_and_columns(roots[labels.numpy()]), why) for labels, why in engine.grids)
-    grids = sorted(((grid, why) for grid, why in found if grid is not None), key=lambda g: -len(g[0]))
-    changed = True
-    while changed:
-        changed = False
-        rows = {}
-        for identity, (grid, why) in enumerate(grids):
-            members = {int(r) for r in np.unique(grid)}
-            place: dict[int, set[int]] = {}
-            for row, line in enumerate(grid):
-                for root in line.tolist():
-                    place.setdefault(root, set()).add(row)
-            if all(len(p) == len(grid) for p in place.values()):
-                continue  # every unit has a part in every row: columns are tied, any count keeps the rows equal
-            lock = next((reasons[r] for r in members if r in reasons), None)
-            if any(len(p) > 1 for p in place.values()):
-                lock = lock or f"appears in several of {why}"
-            known = {r: rows[r] for r in members if r in rows}
-            if known and lock is None and not _nested(known, place, members):
-                lock = f"two different divisions into rows meet ({why})"
-            if lock is not None:
-                fresh = members - reasons.keys()
-                for root in fresh:
-                    reasons[root] = f"shares equal counts ({why}) with units that must stay: {lock}"
-                changed |= bool(fresh)
-            elif not known:
-                rows.update({root: (identity, next(iter(p))) for root, p in place.items()})
-    return {root: row for root, row in rows.items() if root not in reasons}
-
-
-def _rows_and_columns(plane: IntArray) -> IntArray | None:
-    """A plane as [rows, columns]; None if a unit turned out to be a whole block of it (a channel of [8, 4, 4])."""
-    sizes = [size for size in plane.shape if size > 1]
-    if len(sizes) > 2:
-        for dim in range(plane.ndim):
-            first = plane.take([0], axis=dim)
-            if (plane == first).all():
-                plane = first
-        sizes = [size for size in plane.shape if size > 1]
-        if len(sizes) < 2:
-            return None
-    return plane.reshape(-1, sizes[-1] if len(sizes) > 1 else plane.shape[-1])
-
-
-def _whole_rows(
-    families: Sequence[IntArray],
-    rows: dict[int, tuple[int, int]],
-    engine: Engine,
-    roots: IntArray,
-    reasons: dict[int, str],
-) -> dict[int, tuple[int, int]]:
-    """Rows only where a family fills each of them equally; equal counts between families cannot be promised.
-
-    Uneven families of equal chunks lose the constraint (the rewritten graph splits unevenly), others lock.
-    """
-    size: dict[int, int] = {}
-    for identity, row in rows.values():
-        size[identity] = max(size.get(identity, 0), row + 1)
-    chunked = {int(r) for labels, why in engine.grids if why.endswith("equal chunks")
-               for r in np.unique(roots[labels.numpy()])}  # fmt: skip
-    grouped = {int(r) for labels, why in engine.grids if not why.endswith("equal chunks")
-               for r in np.unique(roots[labels.numpy()])}  # fmt: skip
-    settled = dict(rows)
-    for family in families:
-        places = [rows[r] for r in family.tolist() if r in rows]
-        if not places or len(set(np.bincount([p[1] for p in places], minlength=size[places[0][0]]).tolist())) == 1:
-            continue
-        for root in family.tolist():
-            del settled[root]
-            if root in grouped or root not in chunked:
-                reasons.setdefault(root, "needs equal counts per row with units of other layers")
-    return settled
-
-
-def _nested(known: dict[int, tuple[int, int]], place: dict[int, set[int]], members: set[int]) -> bool:
-    """True if the finer rows already recorded divide each new row equally and belong to one grid."""
-    if len(known) != len(members) or len({grid for grid, _ in known.values()}) != 1:
-        return False
-    fine_in: dict[int, set[int]] = {}
-    for root, (_, fine) in known.items():
-        fine_in.setdefault(next(iter(place[root])), set()).add(fine)
-    sets = list(fine_in.values())
-    disjoint = sum(len(s) for s in sets) == len(set().union(*sets))
-    return disjoint and len({len(s) for s in sets}) == 1
 
 
 def _families(
