@@ -40,10 +40,15 @@ def unshared_rows(engine: Engine, roots: IntArray) -> list[int]:
 
 
 def _positions_and_rows(engine: Engine, roots: IntArray) -> IntArray:
-    """Pairs (root of a position, root of its row), sorted; positions tied over several rows belong to none."""
+    """Pairs (root of a position, root of its row), sorted; positions tied over several rows belong to none.
+
+    A row whose positions are all one unit is that unit.
+    """
+    nobody = roots[engine.nobody] if engine.nobody >= 0 else -1
     found = [np.zeros((0, 2), np.int64)]
     for positions, rows in engine.adopted:
         pairs = np.unique(np.stack([roots[positions], roots[rows]], 1), axis=0)
+        pairs = pairs[(pairs[:, 1] != nobody) & (pairs[:, 0] != pairs[:, 1])]
         _, where, counts = np.unique(pairs[:, 0], return_inverse=True, return_counts=True)
         found.append(pairs[counts[where] == 1])
     return np.unique(np.concatenate(found), axis=0)
@@ -64,8 +69,8 @@ def equal_rows(engine: Engine, roots: IntArray, reasons: dict[int, str]) -> dict
             for row, line in enumerate(grid):
                 for root in line.tolist():
                     place.setdefault(root, set()).add(row)
-            if all(len(p) == len(grid) for p in place.values()):
-                continue  # every unit has a part in every row: columns are tied, any count keeps the rows equal
+            if all(len(p) == len(grid) for p in place.values()) and (np.sort(grid, 1) == np.sort(grid[0])).all():
+                continue  # every unit has the same part of every row: columns are tied, any count keeps the rows equal
             lock = next((reasons[r] for r in members if r in reasons), None)
             if any(len(p) > 1 for p in place.values()):
                 lock = lock or f"appears in several of {why}"
