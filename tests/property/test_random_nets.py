@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import prunus
 from prunus.apply import apply_and_verify_
 from prunus.cost import count_cost
+from prunus.errors import SurgeryError
 from prunus.graph.grouping import Graph
 from prunus.verify import outputs
 from zeroed import zeroed_
@@ -47,6 +48,8 @@ def made(make: Maker, program: list[Step]) -> tuple[nn.Module, Tensor]:
 
 @pytest.mark.parametrize(("make", "names"), [(token_net, tuple(ON_TOKENS)), (image_net, tuple(ON_IMAGES))])
 def test_removal_equals_masking_in_any_network(make: Maker, names: tuple[str, ...]) -> None:
+    refused = []
+
     @given(programs(names, 28), st.integers(0, 10**6))
     @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
     def check(program: list[Step], seed: int) -> None:
@@ -57,7 +60,13 @@ def test_removal_equals_masking_in_any_network(make: Maker, names: tuple[str, ..
             assert all(g.locked or not g.exact for g in graph.channel_groups)
             return
         plan = prunus.Plan.from_kept(graph, kept)
-        smaller, proof = apply_and_verify_(made(make, program)[0], plan, x)
+        untouched = made(make, program)[0]
+        try:
+            smaller, proof = apply_and_verify_(untouched, plan, x)
+        except SurgeryError:
+            assert torch.equal(outputs(untouched, x)[0], outputs(model, x)[0])
+            refused.append((program, seed))
+            return
         assert proof.passed
         wanted, found = outputs(zeroed_(model, graph, kept), x)[0], outputs(smaller, x)[0]
         assert float((wanted - found).abs().max()) <= 1e-4 * float(wanted.abs().max()) + 1e-6
@@ -66,3 +75,6 @@ def test_removal_equals_masking_in_any_network(make: Maker, names: tuple[str, ..
             assert plan.after == count_cost(again)
 
     check()
+    for program, seed in refused:
+        print("refused:", seed, program)
+    assert len(refused) <= 1 + EXAMPLES // 200
