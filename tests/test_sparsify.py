@@ -18,8 +18,9 @@ from prunus.filters import plan_of_filters, sole_writers
 from prunus.maskfile import LayerMask, read_masks, write_masks
 from prunus.masks.layers import layer_of
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
+from prunus.plan import Plan
 from prunus.sparse.layers import condense_
-from prunus.sparsify import maskable_layers, sparsify
+from prunus.sparsify import maskable_layers, plan_patterns, sparsify
 from zoo import ZOO
 
 SCRIPT = """
@@ -72,6 +73,25 @@ def test_the_folder_holds_what_was_kept(tmp_path: Path) -> None:
     assert summary["layers"]["6"]["kept"] <= 16 * 32
     assert "masks.safetensors" in read_manifest(artifact)["sha256"]
     assert "| 6 | weight 25% | 512 of 2,048 |" in (artifact / "README.md").read_text()
+
+
+def test_the_plan_tells_the_patterns_before_anything_is_learned(tmp_path: Path) -> None:
+    model, data = parts()
+    told: list[str] = []
+    method = DPP(pattern="weight 25%", epochs=1, tune_epochs=0, bits=8)
+    sparsify(model, data, method=method, out=tmp_path / "run", progress=False, say=told.append)
+    assert "6: weight 25%, 32 of 128 in each of 16 rows, 512 of 2,048 weights stay, values of 8 bits" in told[0]
+    plan = Plan.load(tmp_path / "run" / "plan.json")
+    assert Plan.from_json(plan.to_json()) == plan
+    assert [(p.module, p.rows, p.n, p.k, p.weights) for p in plan.patterns] == [
+        ("3", 8, 72, 18, 576), ("6", 16, 128, 32, 2048),
+    ]  # fmt: skip
+    graph = prunus.trace(model, data.example_inputs)
+    other = plan_patterns(graph, model, ["6"], DPP(pattern="2:4"))
+    assert "3: weight 25%" in plan.diff(other)
+    assert "-> 3: dense" in plan.diff(other)
+    assert "-> 6: 2:4, 2 of 4" in plan.diff(other)
+    assert plan.diff(plan) == "the plans keep the same units"
 
 
 def test_kernels_count_their_taps_once_as_an_index(tmp_path: Path) -> None:

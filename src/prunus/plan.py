@@ -76,6 +76,38 @@ class MaskedInput:
 
 
 @dataclass(frozen=True)
+class WeightPattern:
+    """A pattern inside one weight: in each of `rows` choices `k` of `n` stay; which ones is learned with the weights.
+
+    Attributes:
+        module: the layer.
+        pattern: the pattern as text.
+        rows: number of choices R.
+        n: elements of each.
+        k: how many of them stay.
+        weights: weights of the layer.
+        bits: of the values that stay, if they lie on a grid.
+    """
+
+    module: str
+    pattern: str
+    rows: int
+    n: int
+    k: int
+    weights: int
+    bits: int | None = None
+
+    def explain(self) -> str:
+        """One line for the reader of a plan."""
+        stays = self.weights * self.k // self.n
+        values = f", values of {self.bits} bits" if self.bits else ""
+        return (
+            f"{self.module}: {self.pattern}, {self.k:,} of {self.n:,} in each of {self.rows:,} rows, "
+            f"{stays:,} of {self.weights:,} weights stay{values}"
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
     """What goes and what stays.
 
@@ -92,6 +124,7 @@ class Plan:
         exact: False if a normalisation takes statistics across units that go.
         notes: remarks for its reader.
         followed: branches on data went the way of the example inputs, on which alone it can be proven.
+        patterns: patterns inside weights; they set zeros and remove nothing.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -106,6 +139,7 @@ class Plan:
     exact: bool = True
     notes: tuple[str, ...] = field(default=())
     followed: bool = False
+    patterns: tuple[WeightPattern, ...] = ()
 
     @classmethod
     def from_kept(
@@ -176,22 +210,23 @@ class Plan:
     def explain(self) -> str:
         """A table to read before anything is touched: per group size, kept, undecided units, MACs saved."""
         head = f"{'group':<36} {'units':>6} {'kept':>6} {'undecided':>9} {'MACs saved':>12}"
-        lines = [head, "-" * len(head)]
+        lines = [head, "-" * len(head)] if self.groups else []
         for group in self.groups:
             undecided = "-" if group.keep_probability is None else str(len(group.undecided))
             lines.append(
                 f"{group.name:<36} {group.units:>6} {len(group.kept):>6} {undecided:>9} {group.macs_saved:>12,}"
             )
-        lines.append("-" * len(head))
+        lines += ["-" * len(head)] if self.groups else []
         for name in ("macs", "params", "weights"):
             before, after = getattr(self.before, name), getattr(self.after, name)
             lines.append(f"{name:<8} {before:>14,} -> {after:>14,}  ({100 * after / max(before, 1):.1f} %)")
+        lines += [f"pattern  {pattern.explain()}" for pattern in self.patterns]
         lines.append(f"method: {self.method}; asked: {self.asked or 'counts by hand'}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     def diff(self, other: Plan) -> str:
-        """Groups whose kept units differ between two plans, one line each."""
+        """Groups whose kept units differ between two plans, and layers with another pattern, one line each."""
         lines = []
         for name in sorted({*self.kept, *other.kept}):
             a, b = set(self.kept.get(name, ())), set(other.kept.get(name, ()))
@@ -199,6 +234,11 @@ class Plan:
                 lines.append(
                     f"{name}: {len(a)} -> {len(b)} kept; only first {sorted(a - b)}; only second {sorted(b - a)}"
                 )
+        mine, yours = ({p.module: p for p in plan.patterns} for plan in (self, other))
+        for name in sorted({*mine, *yours}):
+            if mine.get(name) != yours.get(name):
+                told = [plan[name].explain() if name in plan else f"{name}: dense" for plan in (mine, yours)]
+                lines.append(" -> ".join(told))
         return "\n".join(lines) or "the plans keep the same units"
 
     def to_json(self) -> str:
@@ -228,6 +268,7 @@ class Plan:
                 after=Cost(**data.pop("after")),
                 inputs=tuple((tuple(s), d) for s, d in data.pop("inputs")),
                 notes=tuple(data.pop("notes")),
+                patterns=tuple(WeightPattern(**p) for p in data.pop("patterns", ())),
                 **data,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from prunus.evaluate import evaluate
 from prunus.export_int8 import EXACT_BITS, export_onnx_int8
 from prunus.filters import check_filters, plan_of_filters, sole_writers
 from prunus.fit_masks import Masked, fit_masks
+from prunus.graph.grouping import Graph
 from prunus.graph.trace import trace
 from prunus.losses import on_main_output
 from prunus.maskfile import LayerMask
@@ -33,7 +34,7 @@ from prunus.masks.layers import layer_of
 from prunus.masks.patterns import Pattern
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.parallel import accelerator
-from prunus.plan import Plan
+from prunus.plan import Plan, WeightPattern
 from prunus.precision import to_device
 from prunus.report.figures import draw_masks
 from prunus.tune import tune_
@@ -49,8 +50,9 @@ class Sparsified:
         model: the network with zeros where nothing is kept; with a filter pattern, without those filters.
         masked: masks, logits, history.
         summary: accuracies, sizes and settings as plain numbers, as written to `summary.json`.
-        directory: the folder with `summary.json`, `artifact/`, `figures/` and, with a pattern inside weights of 8, 2
-            or 1 bits and with inputs on grids, `model_int8.onnx`; None if there is no `out`, or on other ranks than 0.
+        directory: the folder with `summary.json`, `plan.json`, `artifact/`, `figures/` and, with a pattern inside
+            weights of 8, 2 or 1 bits and with inputs on grids, `model_int8.onnx`; None if there is no `out`, or on
+            other ranks than 0.
     """
 
     model: nn.Module
@@ -74,6 +76,30 @@ def maskable_layers(model: nn.Module, ignored: Sequence[str] = ()) -> list[str]:
     if not found:
         raise ConfigError("model", "no layer is left to put a pattern on", "ignore fewer layers")
     return found
+
+
+def plan_patterns(graph: Graph, model: nn.Module, layers: Sequence[str], method: DynamicProbabilisticPruning) -> Plan:
+    """The plan that `sparsify` follows, to be read before anything is learned: which pattern lies on which weight.
+
+    Args:
+        graph: the analysed model.
+        model: the network.
+        layers: names of its layers.
+        method: pattern and bits.
+
+    Raises:
+        ConfigError: the pattern does not fit a layer.
+    """
+    pattern = Pattern.parse(method.pattern)
+    found = []
+    for name in layers:
+        layer = layer_of(model, name)
+        layout = pattern.layout(layer, name)
+        found.append(
+            WeightPattern(name, method.pattern, layout.rows, layout.n, layout.k, layer.weight.numel(), method.bits)
+        )
+    plan = Plan.from_kept(graph, {}, method=method.name, asked=method.pattern)
+    return replace(plan, patterns=tuple(found))
 
 
 def sparsify(
@@ -112,6 +138,8 @@ def sparsify(
     if by_filter:
         names = [n for n in names if n in sole_writers(graph)] if layers is None else names
         check_filters(graph, names)
+    plan = plan_patterns(graph, model, names, method)
+    say(plan.explain())
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
     accuracy = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn).accuracy}
@@ -124,7 +152,7 @@ def sparsify(
     with quantized_inputs(masked.model, masked.inputs):
         accuracy["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn).accuracy
     say(f"{method.pattern} in {', '.join(names)}: {accuracy['masked']:.2f} %")
-    small, plan = masked.model, Plan.from_kept(graph, {}, method=method.name)
+    small = masked.model
     if by_filter:
         plan = plan_of_filters(graph, masked.masks)
         small = _without_filters(masked, plan, data, batches, method, seed, progress)
@@ -223,6 +251,7 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {f"accuracy {name} (%)": round(value, 2) for name, value in accuracy.items()}
     save(folder / "artifact", model, plan, metrics=metrics, example_inputs=data.example_inputs, masks=inside)
+    plan.save(folder / "plan.json")
     write_text(folder / "summary.json", json.dumps(summary, indent=2))
     if inside and all(m.bits in EXACT_BITS and m.input_scale is not None for m in inside.values()):
         try:
