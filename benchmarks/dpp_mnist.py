@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--mult", type=float, default=10.0, help="step of the logits in steps of the weights")
     parser.add_argument("--prior", type=float, default=1.0)
     parser.add_argument("--noise", type=float, default=1.0)
+    parser.add_argument("--resample-every", type=int, default=1, help="steps that share one drawn mask")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = load_data(f"mnist:{args.data}", validation=5000, seed=0)
@@ -52,7 +53,7 @@ def main() -> None:
         for sparsity in args.sparsities:
             own = DynamicProbabilisticPruning(
                 pattern=f"weight {100 - sparsity:g}%", lr=args.lr, logit_lr_mult=args.mult, prior=args.prior,
-                noise_scale=(args.noise, 0.1 * args.noise),
+                noise_scale=(args.noise, 0.1 * args.noise), resample_every=args.resample_every,
             )  # fmt: skip
             methods = {k: m for k, m in alike(own, args.epochs, args.drawing).items() if k in args.methods}
             rows += run_masks(net, dense_of_seed, LAYERS[net], data, methods, args.seeds, log, args.split)

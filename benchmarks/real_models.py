@@ -36,7 +36,10 @@ CACHE = Path(os.environ.get("PRUNUS_CACHE", Path.home() / ".cache" / "prunus-ben
 SIDE, LENGTH = 96, 128
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JOBS: dict[str, tuple[list[int], list[str]]] = {
-    "mobilenet": ([70, 90, 80], ["--epochs", "5", "--lr", "0.01"]),
+    "mobilenet": (
+        [90, 80, 70],
+        ["--epochs", "4", "--optimizer", "adamw", "--lr", "0.0001", "--batch-size", "32", "--distillation", "0.9"],
+    ),
     "stories": ([70], ["--epochs", "10", "--optimizer", "adamw", "--lr", "0.002"]),
     "crepe": ([70], ["--epochs", "5", "--lr", "0.0005"]),
 }
@@ -71,7 +74,7 @@ def pictures(seed: int = 0) -> DataSource:
 
     return DataSource(
         "CIFAR-10's pictures, the dense network's answers",
-        part(learned[order[:2000]]), part(learned[order[2000:2500]]), part(tested[:1000]), 1000,
+        part(learned[order[:4000]]), part(learned[order[4000:4500]]), part(tested[:1000]), 1000,
     )  # fmt: skip
 
 
@@ -185,7 +188,7 @@ def main() -> None:
         budgets, extra = JOBS[name]
         for budget in budgets:
             for seed in args.seeds:
-                key = {"job": name, "budget": budget, "scope": args.scope, "seed": seed}
+                key = {"job": name, "budget": budget, "scope": args.scope, "seed": seed, "recovery": " ".join(extra)}
                 if log.has(key):
                     continue
                 found = run(name, budget, args.scope, extra, seed, args.out / f"{name}-{budget}-{args.scope}-{seed}")

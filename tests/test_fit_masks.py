@@ -181,6 +181,19 @@ def test_draws_are_shared_when_asked() -> None:
     assert not torch.equal(drawn[0], drawn[2])
 
 
+def test_logits_learn_where_a_mask_is_drawn_and_weights_always() -> None:
+    layer = nn.Linear(8, 3)
+    mask = MaskedWeight(Pattern.parse("weight 50%").layout(layer, "l"), torch.zeros(3, 8), resample_every=3)
+    learned = []
+    for _ in range(6):
+        mask.logits.grad = layer.weight.grad = None
+        masked = mask(layer.weight)
+        (masked * torch.arange(24.0).view(3, 8)).sum().backward()
+        learned.append(mask.logits.grad is not None)
+        assert torch.equal(layer.weight.grad != 0, (masked != 0) & (torch.arange(24).view(3, 8) > 0))
+    assert learned == [True, False, False, True, False, False]
+
+
 def test_the_gradient_follows_the_expected_loss() -> None:
     """Over many draws the straight-through gradient points where finite differences of the expected loss do."""
     torch.manual_seed(0)

@@ -111,6 +111,10 @@ def compress_command(
     epochs: Annotated[int, typer.Option("--epochs", help="of recovery; 0 for none")] = 10,
     lr: Annotated[float, typer.Option("--lr", help="of recovery")] = 0.02,
     optimizer: Annotated[str, typer.Option("--optimizer", help="of recovery: sgd, or adamw for transformers")] = "sgd",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="of recovery")] = 128,
+    distillation: Annotated[
+        float, typer.Option("--distillation", help="of recovery: weight of the dense model's answers, 0 to 1")
+    ] = 0.5,
     compiled: Annotated[bool, typer.Option("--compiled", help="also time torch.compile")] = False,
     onnx: Annotated[
         bool | None, typer.Option("--onnx/--no-onnx", help="also write an ONNX file (default: if onnx is installed)")
@@ -152,7 +156,16 @@ def compress_command(
         inexact=inexact,
         follow_branches=follow_branches,
         allocation=Allocation(scope=scope, round_to=round_to),  # type: ignore[arg-type]
-        recovery=FinetuneConfig(epochs=epochs, lr=lr, optimizer=optimizer, seed=seed) if epochs else None,  # type: ignore[arg-type]
+        recovery=FinetuneConfig(
+            epochs=epochs,
+            lr=lr,
+            optimizer=optimizer,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            distillation=distillation,
+            seed=seed,
+        )
+        if epochs
+        else None,
         modes=("eager", *(("compiled",) if compiled else ()), *(("onnx",) if onnx else ())),
         out=out,
         seed=seed,

@@ -22,6 +22,8 @@ Mode = Literal["sample", "mode", "fixed"]
 class MaskedWeight(nn.Module):
     """A weight's mask: exactly k of n in every row, drawn anew (or not) whenever the weight is used.
 
+    With `resample_every` above 1 a drawn mask serves so many uses, and the logits learn from the first of them.
+
     Attributes:
         logits: fp32 [R, n], learned.
         fixed: bool [R, n], the mask of mode `fixed`.
@@ -49,8 +51,8 @@ class MaskedWeight(nn.Module):
         self.register_buffer("fixed", largest(logits.float(), layout.k))
         self.mode: Mode = "sample"
         self.temperature, self.noise_scale = 1.0, 1.0
-        self.draws = 0
-        self._noise: Tensor | None = None
+        self.uses = 0
+        self._mask: Tensor | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight, on its grid if `bits` are asked; its gradient reaches the logits unless they are fixed."""
@@ -61,38 +63,41 @@ class MaskedWeight(nn.Module):
         return form.weight(quantized(form.rows(masked), self.bits, per_channel=self.per_channel, scheme=self.scheme))
 
     def _drawn(self, weight: Tensor) -> Tensor:
-        noise = self._next_noise() if self.mode == "sample" and self.training else None
+        sampling = self.mode == "sample" and self.training
+        noise = self._next_noise() if sampling else None
+        if sampling and noise is None and self._mask is not None:
+            return weight * self.layout.on_weight(self._mask)
         found = _Masked.apply(
             weight, self.logits, noise, self.layout, self.noise_scale, self.temperature, self.order
         )  # fmt: skip
-        assert isinstance(found, Tensor)
-        return found
+        assert isinstance(found, tuple)
+        self._mask = found[1] if sampling and self.resample_every > 1 else None
+        return found[0]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _next_noise(self) -> Tensor | None:
+        """Fresh noise, or None where the last mask is to be used again."""
+        # A counter, not a running generator: every rank draws the same, a resumed run what an unbroken one does.
+        draw, again = divmod(self.uses, self.resample_every)
+        self.uses += 1
+        if again and self._mask is not None:
+            return None
+        return gumbel(self.layout.rows, self.layout.n, (self.seed, draw), self.logits.device)
 
     def settle_(self, mask: Tensor | None = None) -> None:
         """Fix a mask (the most probable one if none is given); from now on nothing is drawn."""
         self.fixed.copy_(largest(self.logits.detach(), self.layout.k) if mask is None else mask)
         self.mode = "fixed"
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _next_noise(self) -> Tensor:
-        # A counter, not a running generator: every rank draws the same, a resumed run what an unbroken one does.
-        seed = (self.seed, self.draws // self.resample_every)
-        fresh = self._noise is None or self.draws % self.resample_every == 0
-        noise = gumbel(self.layout.rows, self.layout.n, seed, self.logits.device) if fresh else self._noise
-        self.draws += 1
-        self._noise = noise if self.draws % self.resample_every else None
-        assert noise is not None
-        return noise
-
 
 class _Masked(torch.autograd.Function):
-    """weight * mask as one operation: neither the mask as numbers nor its gradient outlives a pass."""
+    """weight * mask, and the mask, as one operation: neither the mask as numbers nor its gradient outlives a pass."""
 
     @staticmethod
     def forward(
         ctx: Any, weight: Tensor, logits: Tensor, noise: Tensor | None, layout: Layout,
         noise_scale: float, temperature: float, order: Order,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         perturbed = perturb(logits, noise, noise_scale)
         ctx.settings = layout, temperature, order
         if _in_one_pass(layout, weight, perturbed):
@@ -101,10 +106,12 @@ class _Masked(torch.autograd.Function):
             )
             if found is not None:
                 ctx.save_for_backward(weight, perturbed, found[0])
-                return found[1].view_as(weight)
+                ctx.mark_non_differentiable(found[0])
+                return found[1].view_as(weight), found[0]
         mask = largest(perturbed, layout.k)
         ctx.save_for_backward(weight, perturbed, mask)
-        return weight * layout.on_weight(mask)
+        ctx.mark_non_differentiable(mask)
+        return weight * layout.on_weight(mask), mask
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -58,7 +58,7 @@ class DynamicProbabilisticPruning:
         prior: how much standardised magnitudes count in the logits at the start; 0 for training from scratch.
         rescale: multiply the weights by sqrt(n / k) first; for training from scratch.
         order: of the relaxation, see `masks.sampling.sample`.
-        resample_every: steps that share one draw of the noise; 1 is the method.
+        resample_every: steps that share one drawn mask; the logits learn from the first of them. 1 is the method.
         best_of: masks to draw and compare at the end; 1 takes the most probable.
         bits: of the weights while training and after; None leaves them.
         per_channel: one grid per output channel.
