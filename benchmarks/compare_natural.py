@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from prunus.batchnorm import reestimate_batch_norm
+from compare_staged import Slices
+from prunus.batchnorm import reestimate_if_better
 from prunus.datasets import Batches, DataSource
 from prunus.evaluate import evaluate
 from prunus.finetune import finetune
@@ -31,24 +32,31 @@ def run_natural(
     log: Path,
     split: str,
     batch_size: int = 128,
+    steps: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Prune without a budget, recover, judge; what is in the log already is not run again."""
+    """Prune without a budget, recover, judge; what is in the log already is not run again.
+
+    A pass of a stage sees `steps` batches, or all; other settings than the passes' are in the methods.
+    """
     runs = Log(log)
     judged = data.test if split == "test" else data.validation
     for seed in seeds:
         for label, method in methods.items():
             key = {"name": name, "seed": seed, "label": label, "settings": repr(method)}
+            key |= {} if steps is None else {"steps": steps}
             if runs.has(key):
                 continue
             dense = dense_of_seed(seed)
             batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment)
             start = time.perf_counter()
             result = prune(
-                dense, data.example_inputs, method=method, data=batches, loss_fn=data.loss_fn, seed=seed, progress=False
-            )
+                dense, data.example_inputs, method=method, data=batches if steps is None else Slices(batches, steps),
+                loss_fn=data.loss_fn, seed=seed, progress=False,
+            )  # fmt: skip
             learning = time.perf_counter() - start
             at_once = evaluate(result.model, judged).accuracy
-            reestimate_batch_norm(result.model, Batches(data.train, 250, shuffle=True, seed=seed), num_batches=40)
+            calibration = Batches(data.train, 250, shuffle=True, seed=seed)
+            reestimate_if_better(result.model, calibration, lambda m: evaluate(m, data.validation).loss, num_batches=40)
             finetune(result.model, data, replace(recovery, seed=seed), teacher=copy.deepcopy(dense), progress=False)
             row = {
                 **key,

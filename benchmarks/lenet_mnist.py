@@ -61,7 +61,7 @@ def entries(batch_norm: bool) -> list[Entry]:
 def trained(
     make: Callable[[], nn.Module], name: str, data: DataSource, cache: Path, config: FinetuneConfig
 ) -> Callable[[int], nn.Module]:
-    """The dense network of a seed, from the cache or trained now."""
+    """The dense network of a seed, from the cache or trained now (an interrupted training goes on)."""
 
     def of_seed(seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -70,8 +70,9 @@ def trained(
         if path.exists():
             model.load_state_dict(torch.load(path, weights_only=True))
             return model.eval()
-        finetune(model, data, replace(config, seed=seed), progress=False)
         cache.mkdir(parents=True, exist_ok=True)
+        epochs_so_far = path.with_suffix(".training")
+        finetune(model, data, replace(config, seed=seed), progress=False, checkpoint=epochs_so_far, resume=True)
         torch.save(model.state_dict(), path)
         return model.eval()
 

@@ -1,0 +1,77 @@
+"""VGG-16-BN on CIFAR-10, threshold-free recursive Bayesian pruning (bar B4).
+
+    python benchmarks/cifar_vgg.py --data DIR [--split test] [--train-epochs 30] [--device cuda]
+
+DIR holds CIFAR-10's binary version. The dense network is trained here and cached outside the repository; an interrupted
+training goes on. On one CPU core an epoch of it takes about nine minutes: `--train-epochs 8` is the CPU-sized schedule,
+the defaults want a GPU. Several values of `--kappa` are for the validation split.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from compare_natural import run_natural, table_natural
+from lenet_mnist import trained
+from nets import CifarVGG16
+from prunus.finetuneconfig import FinetuneConfig
+from prunus.methods.rbp import RecursiveBayesianPruning
+from prunus.sources import load_data
+from record import RESULTS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "prunus-bench")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--train-epochs", type=int, default=60)
+    parser.add_argument("--train-only", action="store_true", help="stop once the dense networks are in the cache")
+    parser.add_argument("--kappa", type=float, nargs="+", default=[10.0])
+    parser.add_argument("--noise-epochs", type=int, default=1, help="passes of a stage with noise")
+    parser.add_argument("--tune-epochs", type=int, default=1, help="passes of a stage without")
+    parser.add_argument("--steps", type=int, default=None, help="batches of 128 in a pass; all without it")
+    parser.add_argument("--noise-lr", type=float, default=0.03)
+    parser.add_argument("--weight-lr", type=float, default=5e-4)
+    parser.add_argument("--epochs", type=int, default=20, help="of the recovery")
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+    data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
+    config = FinetuneConfig(epochs=args.train_epochs, lr=0.05, batch_size=128, channels_last=True)
+    dense_of_seed = trained(CifarVGG16, "vgg16", data, args.cache, config)
+    if args.train_only:
+        for seed in args.seeds:
+            dense_of_seed(seed)
+        return
+    methods = {
+        f"rbp, kappa {kappa:g}": RecursiveBayesianPruning(
+            kappa=kappa, epochs=args.noise_epochs, tune_epochs=args.tune_epochs, lr=args.noise_lr,
+            weight_lr=args.weight_lr,
+        )
+        for kappa in args.kappa
+    }  # fmt: skip
+    rows = run_natural(
+        f"vgg16 {args.train_epochs} epochs, recovery {args.epochs} at {args.lr:g}, {args.split}",
+        lambda seed: dense_of_seed(seed).to(args.device),
+        data,
+        methods,
+        FinetuneConfig(epochs=args.epochs, lr=args.lr, channels_last=True),
+        args.seeds,
+        RESULTS / f"cifar_vgg16_{args.split}.jsonl",
+        args.split,
+        steps=args.steps,
+    )
+    for row in rows:
+        print(f"seed {row['seed']}: dense error {row['dense_error']:.2f} %")
+    print(table_natural(rows, list(methods)))
+
+
+if __name__ == "__main__":
+    main()
