@@ -1,6 +1,7 @@
 """Condensed linear layers against every other way to multiply by the same weights (bar C4).
 
     python benchmarks/condensed_cost.py
+    python benchmarks/condensed_cost.py --device cuda    (see condensed_cost_cuda.py)
 
 One thread, CPU time, interleaved. The roofline is the slower of two, both measured in the same run: reading the values
 and indices once at the bandwidth of a plain sum, and the multiply-adds at the rate of a dense product in the cache.
@@ -18,6 +19,7 @@ import scipy.sparse
 import torch
 import torch.nn.functional as F
 
+import condensed_cost_cuda
 from prunus.sparse.layers import CondensedLinear
 from record import interleaved, write
 
@@ -76,17 +78,24 @@ def ways(size: int, density: float, batch: int) -> tuple[dict[str, Callable[[], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda", "interpreter"], default="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--batches", type=int, nargs="+", help="default 1 64, with --device cuda 1 8 64")
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device")
+    if args.device != "cpu":
+        batches = args.batches or [1, 8, 64]
+        condensed_cost_cuda.measure(args.device, args.sizes, args.densities, batches, args.repeats)
+        return
     torch.set_num_threads(1)
     rows = []
     with torch.no_grad():
         for size in args.sizes:
             for density in args.densities:
-                for batch in args.batches:
+                for batch in args.batches or [1, 64]:
                     found, layer, k = ways(size, density, batch)
                     moved = size * k * (4 + layer.index.element_size())
                     jobs = {n: timed(j, 5 if batch == 1 else 1) for n, j in found.items()}

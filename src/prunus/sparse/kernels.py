@@ -1,12 +1,15 @@
 """Products with a condensed weight: y[b, o] = sum_j values[o, j] x[b, index[o, j]], as a torch operation.
 
 On a CPU a few examples are gathered by a compiled loop (numba, extra `sparse`); many go through `embedding_bag` on the
-transposed input, which reads each index once for all of them. Without numba everything takes the second way.
+transposed input, which reads each index once for all of them. Without numba everything takes the second way. On CUDA
+devices Triton kernels take both; without triton, or where it cannot compile, everything takes the second way.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,8 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunus.errors import first_line
+
 FEW = 8
 """Up to so many examples the compiled loop is faster than `embedding_bag`."""
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""Types that the Triton kernels take; others go through `embedding_bag`."""
 
 
 def product(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
@@ -30,6 +37,12 @@ def product(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
         else:
             plain(values.detach().numpy(), columns, x.detach().numpy(), out.numpy())
         return out
+    on_cuda = _on_cuda(x, values)
+    return bagged(x, values, index) if on_cuda is None else on_cuda(x, values, index)
+
+
+def bagged(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
+    """`product` by torch's own operations, on any device."""
     across = x.t().contiguous()
     found = F.embedding_bag(wide(index), across, per_sample_weights=values.to(x.dtype), mode="sum")
     return found.t().contiguous()
@@ -82,6 +95,38 @@ def narrow(index: Tensor, inputs: int) -> Tensor:
 def wide(index: Tensor) -> Tensor:
     """Column numbers as int32 or int64, as torch's operations take them."""
     return index.to(torch.int32) & 0xFFFF if index.dtype == torch.int16 else index
+
+
+def reads_shorts(x: Tensor, values: Tensor) -> bool:
+    """Whether `product` with this x reads int16 columns as they are, so that wide ones need not be kept for it."""
+    return len(x) <= FEW or _on_cuda(x, values) is not None
+
+
+def _on_cuda(x: Tensor, values: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    if x.device.type != "cuda" or x.dtype not in FLOATS or values.dtype not in FLOATS:
+        return None
+    return _triton(x.device)
+
+
+@cache
+def _triton(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """The product in Triton, or None where triton is missing or does not work on this device.
+
+    It is tried on one number: triton compiles at the first call, for which the machine may lack a C compiler or the
+    device may be too old, and neither should stop what ran before.
+    """
+    try:
+        from prunus.sparse.triton_kernels import triton_product
+    except ImportError:
+        return None
+    one = torch.ones(1, 1, device=device)
+    try:
+        triton_product(one, one, torch.zeros(1, 1, dtype=torch.int16, device=device))
+    except Exception as error:
+        message = f"condensed layers use torch's embedding_bag on {device}: Triton failed ({first_line(error)})"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return None
+    return triton_product
 
 
 @cache

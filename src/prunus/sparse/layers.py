@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError
 from prunus.masks.patterns import Layout
-from prunus.sparse.kernels import FEW, condensed, narrow, product, wide
+from prunus.sparse.kernels import condensed, narrow, product, reads_shorts, wide
 
 
 class _Condensed(nn.Module):
@@ -32,7 +32,7 @@ class _Condensed(nn.Module):
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             out = condensed(x, self.values, self.index)
         else:
-            out = product(x, self.values, self.index if len(x) <= FEW else self._widened())
+            out = product(x, self.values, self.index if reads_shorts(x, self.values) else self._widened())
         return out if self.bias is None else out + self.bias
 
     def _widened(self) -> Tensor:
