@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.budget import Allocation
+from prunus.checkpoint import load_masks
 from prunus.cli import main
 from prunus.errors import ArtifactError, ConfigError, DataError, ExportError
 from prunus.pretrained import save_pretrained
@@ -181,6 +182,24 @@ def test_a_language_model_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     ids = torch.randint(1, 50, (2, 5))
     loaded = prunus.load(out / "artifact")
     assert torch.allclose(smaller(ids).logits, call(loaded, {"input_ids": ids}).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("llama", "model.layers.0.self_attn.q_proj"), ("gpt2", "c_fc")])
+def test_patterns_lie_on_language_models_too(tmp_path: Path, name: str, layer: str) -> None:
+    (tmp_path / "tokens.py").write_text(DATA)
+    folder, out = saved(name, tmp_path / name), tmp_path / "run"
+    arguments = ["compress", f"hf:{folder}", "--data", f"{tmp_path}/tokens.py:text", "--method", "dpp"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*arguments, "--pattern", "weight 25%", "--epochs", "1", "--out", str(out)])
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["loss"].keys() == summary["accuracy"].keys() == {"dense", "masked", "dense_test", "test"}
+    assert "lm_head" not in summary["layers"]
+    masks, model = load_masks(out / "artifact"), prunus.load(out / "artifact")
+    found = next(n for n in masks if n.endswith(layer))
+    weight = model.get_parameter(f"{found}.weight").detach()
+    rows = weight.t() if name == "gpt2" else weight
+    assert rows.shape == masks[found].mask.shape
+    assert bool(((rows != 0).sum(1) == round(rows.shape[1] / 4)).all())
 
 
 def with_tokenizer(folder: Path) -> Path:

@@ -35,6 +35,26 @@ def masked(layer: Layer, text: str) -> tuple[Layer, nn.Module]:
     return layer, condense(layer, layout, mask)
 
 
+class Conv1D(nn.Linear):
+    """GPT-2's linear layer, told by its name: the weight is [inputs, outputs]."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(outputs, inputs)
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight + self.bias
+
+
+def test_a_weight_of_inputs_by_outputs_is_condensed_by_output() -> None:
+    dense, small = masked(Conv1D(24, 10), "weight 25%")
+    x = torch.randn(3, 5, 24)
+    assert isinstance(small, CondensedLinear)
+    assert small.values.shape == (10, 6)
+    assert torch.allclose(small(x), dense(x), atol=1e-5)
+    assert torch.equal(small.dense_weight(), dense.weight.t())
+
+
 @pytest.mark.parametrize("batch", [1, 3, 40])
 @pytest.mark.parametrize(("layer", "text", "shape"), CASES, ids=[f"{type(c[0]).__name__} {c[1]}" for c in CASES])
 def test_condensed_is_masked(layer: Layer, text: str, shape: tuple[int, ...], batch: int) -> None:

@@ -287,8 +287,9 @@ def _finish_pretrained(done: Compression, source: DataSource, directory: Path, o
 
 def _finish_masks(done: Sparsified) -> None:
     console.print(masks_table(done.summary))
-    accuracy = done.summary["accuracy"]
-    console.print(f"test: {accuracy['dense_test']:.2f} % dense, {accuracy['test']:.2f} % with k of n")
+    accuracy, loss = done.summary["accuracy"], done.summary["loss"]
+    told = {when: f"{accuracy[when]:.2f} % (loss {loss[when]:.4f})" for when in ("dense_test", "test")}
+    console.print(f"test: {told['dense_test']} dense, {told['test']} with k of n")
     console.print(f"written to {done.directory}")
 
 

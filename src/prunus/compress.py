@@ -108,7 +108,7 @@ def compress(
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
     judged: dict[str, Evaluation] = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn)}
-    say(f"dense: {_words(judged['dense'])} on {len(data.validation)} validation examples")
+    say(f"dense: {judged['dense']} on {len(data.validation)} validation examples")
     batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
     result = prune(
         model,
@@ -137,7 +137,7 @@ def compress(
         return judged[stage].loss
 
     better = reestimate_if_better(smaller, batches, loss, num_batches=64)
-    say(f"one-shot: {_words(judged['one_shot'])}; batch norm re-estimated: {_words(judged['batch_norm'])}")
+    say(f"one-shot: {judged['one_shot']}; batch norm re-estimated: {judged['batch_norm']}")
     if not better:
         say("the old statistics are better on the validation split: they stay")
         if recovery is not None and recovery.batch_norm == "auto":
@@ -146,7 +146,7 @@ def compress(
         teacher = copy.deepcopy(model)
         finetune(smaller, data, recovery, teacher=teacher, progress=progress)
         judged["recovered"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
-        say(f"recovered: {_words(judged['recovered'])}")
+        say(f"recovered: {judged['recovered']}")
     comparison = compare(
         model,
         smaller,
@@ -161,10 +161,6 @@ def compress(
     if directory is not None and result.stages:
         _draw(result, directory, say)
     return Compression(smaller, result, summary["accuracy"], summary["loss"], comparison, summary, directory)
-
-
-def _words(found: Evaluation) -> str:
-    return f"{found.accuracy:.2f} %, loss {found.loss:.4f}"
 
 
 def _draw(result: Result, folder: Path, say: Say) -> None:

@@ -32,6 +32,9 @@ class Evaluation:
     loss: float
     num_examples: int
 
+    def __str__(self) -> str:
+        return f"{self.accuracy:.2f} %, loss {self.loss:.4f}"
+
 
 def evaluate(
     model: nn.Module,

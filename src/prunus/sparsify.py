@@ -22,7 +22,7 @@ from prunus.batchnorm import reestimate_batch_norm
 from prunus.checkpoint import save
 from prunus.datasets import Batches, DataSource, each
 from prunus.errors import ConfigError, MissingDependencyError
-from prunus.evaluate import evaluate
+from prunus.evaluate import Evaluation, evaluate
 from prunus.export_int8 import EXACT_BITS, export_onnx_int8
 from prunus.filters import check_filters, plan_of_filters, sole_writers
 from prunus.fit_masks import Masked, fit_masks
@@ -31,7 +31,7 @@ from prunus.graph.trace import trace
 from prunus.losses import on_main_output
 from prunus.maskfile import LayerMask
 from prunus.masks.layers import layer_of
-from prunus.masks.patterns import Pattern
+from prunus.masks.patterns import Pattern, takes_pattern
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.parallel import accelerator
 from prunus.plan import Plan, WeightPattern
@@ -49,7 +49,7 @@ class Sparsified:
     Attributes:
         model: the network with zeros where nothing is kept; with a filter pattern, without those filters.
         masked: masks, logits, history.
-        summary: accuracies, sizes and settings as plain numbers, as written to `summary.json`.
+        summary: accuracies, losses, sizes and settings as plain numbers, as written to `summary.json`.
         directory: the folder with `summary.json`, `plan.json`, `artifact/`, `figures/` and, with a pattern inside
             weights of 8, 2 or 1 bits and with inputs on grids, `model_int8.onnx`; None if there is no `out`, or on
             other ranks than 0.
@@ -64,14 +64,18 @@ class Sparsified:
 def maskable_layers(model: nn.Module, ignored: Sequence[str] = ()) -> list[str]:
     """Names of all linear and convolution layers but the first and the last and those that a glob in `ignored` names.
 
+    Where embeddings come first, they are what is left dense at that end.
+
     Raises:
         ConfigError: a glob matches nothing, or nothing is left.
     """
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    weighted = [(n, m) for n, m in model.named_modules() if takes_pattern(m) or isinstance(m, nn.Embedding)]
+    names = [n for n, m in weighted if takes_pattern(m)]
     for glob in ignored:
         if not any(fnmatchcase(n, glob) for n in names):
             raise ConfigError(f"ignored layer {glob!r}", "no linear or convolution layer has that name", "see analyze")
-    edges = {names[0], names[-1]} if len(names) > 2 else set(names[-1:])
+    ends = [weighted[0][0], names[-1]] if names else []
+    edges = set(ends if len(names) > 2 else ends[-1:])
     found = [n for n in names if n not in edges and not any(fnmatchcase(n, g) for g in ignored)]
     if not found:
         raise ConfigError("model", "no layer is left to put a pattern on", "ignore fewer layers")
@@ -142,32 +146,32 @@ def sparsify(
     say(plan.explain())
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
-    accuracy = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn).accuracy}
-    say(f"dense: {accuracy['dense']:.2f} % on {len(data.validation)} validation examples")
+    judged = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn)}
+    say(f"dense: {judged['dense']} on {len(data.validation)} validation examples")
     batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
     judge = Batches(data.validation, 250)
     masked = fit_masks(
         model, names, method, batches, on_main_output(data.loss_fn), judge=judge, seed=seed, progress=progress
     )
     with quantized_inputs(masked.model, masked.inputs):
-        accuracy["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn).accuracy
-    say(f"{method.pattern} in {', '.join(names)}: {accuracy['masked']:.2f} %")
+        judged["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn)
+    say(f"{method.pattern} in {len(names)} layers: {judged['masked']}")
     small = masked.model
     if by_filter:
         plan = plan_of_filters(graph, masked.masks)
         small = _without_filters(masked, plan, data, batches, method, seed, progress)
         with quantized_inputs(small, masked.inputs):
-            accuracy["removed"] = evaluate(small, data.validation, loss_fn=data.loss_fn).accuracy
+            judged["removed"] = evaluate(small, data.validation, loss_fn=data.loss_fn)
         say(plan.explain())
-        say(f"filters removed, tuned: {accuracy['removed']:.2f} %")
-    accuracy["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn).accuracy
+        say(f"filters removed, tuned: {judged['removed']}")
+    judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
     with quantized_inputs(small, masked.inputs):
-        accuracy["test"] = evaluate(small, data.test, loss_fn=data.loss_fn).accuracy
+        judged["test"] = evaluate(small, data.test, loss_fn=data.loss_fn)
     scales = {n: q.scale for n, q in masked.inputs.items()}
     inside = {n: LayerMask(method.pattern, m, method.bits, scales.get(n)) for n, m in masked.masks.items()}
-    summary = _summary(model, data, method, masked, inside, plan, accuracy, seed)
+    summary = _summary(model, data, method, masked, inside, plan, judged, seed)
     packed = {} if by_filter else inside
-    directory = None if rank else _write(out, small, plan, masked, packed, data, accuracy, summary, say)
+    directory = None if rank else _write(out, small, plan, masked, packed, data, judged, summary, say)
     return Sparsified(small, masked, summary, directory)
 
 
@@ -200,7 +204,7 @@ def _summary(
     masked: Masked,
     inside: Mapping[str, LayerMask],
     plan: Plan,
-    accuracy: Mapping[str, float],
+    judged: Mapping[str, Evaluation],
     seed: int,
 ) -> dict[str, Any]:
     weights = {n: layer_of(model, n).weight.numel() for n in inside}
@@ -212,7 +216,8 @@ def _summary(
         "method": method.name,
         "settings": repr(method),
         "seed": seed,
-        "accuracy": dict(accuracy),
+        "accuracy": {name: found.accuracy for name, found in judged.items()},
+        "loss": {name: found.loss for name, found in judged.items()},
         "before": vars(plan.before),
         "after": vars(plan.after),
         "layers": {
@@ -241,7 +246,7 @@ def _write(
     masked: Masked,
     inside: Mapping[str, LayerMask],
     data: DataSource,
-    accuracy: Mapping[str, float],
+    judged: Mapping[str, Evaluation],
     summary: Mapping[str, Any],
     say: Say,
 ) -> Path | None:
@@ -249,7 +254,8 @@ def _write(
         return None
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = {f"accuracy {name} (%)": round(value, 2) for name, value in accuracy.items()}
+    metrics = {f"accuracy {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
+    metrics |= {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
     save(folder / "artifact", model, plan, metrics=metrics, example_inputs=data.example_inputs, masks=inside)
     plan.save(folder / "plan.json")
     write_text(folder / "summary.json", json.dumps(summary, indent=2))

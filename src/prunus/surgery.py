@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunus.errors import PlanError
 from prunus.plan import Plan, TensorEdit
+from prunus.submodules import is_conv1d
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,9 @@ def _sizes(module: nn.Module) -> dict[str, Any]:
         return {"normalized_shape": tuple(module.weight.shape)}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": module.weight.shape[0]}
-    if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):  # GPT-2's x W, weight [inputs, outputs]
-        return {n: s for n, s in zip(("nx", "nf"), module.weight.shape, strict=True) if hasattr(module, n)}
+    if is_conv1d(module):
+        shape: torch.Size = module.weight.shape  # type: ignore[assignment, union-attr]
+        return {n: s for n, s in zip(("nx", "nf"), shape, strict=True) if hasattr(module, n)}
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": module.weight.shape[1]}
     return {}

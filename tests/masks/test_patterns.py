@@ -10,8 +10,21 @@ from prunus.errors import ConfigError
 from prunus.masks.patterns import Form, Layer, Pattern
 from prunus.masks.sampling import gumbel, largest
 
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer: x W with W [inputs, outputs]."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
 LAYERS: dict[str, Layer] = {
     "linear": nn.Linear(24, 6),
+    "GPT-2's": Conv1D(24, 6),  # type: ignore[dict-item]
     "conv1d": nn.Conv1d(8, 6, 3),
     "conv2d": nn.Conv2d(8, 6, 3),
     "conv3d": nn.Conv3d(8, 4, 2),

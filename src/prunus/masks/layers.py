@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from prunus.errors import ConfigError
 from prunus.masks import compiled
-from prunus.masks.patterns import Layer, Layout
+from prunus.masks.patterns import Layer, Layout, takes_pattern
 from prunus.masks.sampling import Order, gumbel, kth_largest, largest, perturb, vector_jacobian
 from prunus.quantize import Bits, Scheme, quantized
 
@@ -216,7 +216,7 @@ def layer_of(model: nn.Module, name: str) -> Layer:
         ConfigError: there is none, or it is of another kind.
     """
     layer = dict(model.named_modules()).get(name)
-    if not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+    if not takes_pattern(layer):
         found = "the model has no layer of that name" if layer is None else f"it is a {type(layer).__name__}"
         raise ConfigError(f"layer {name!r}", found, "patterns lie on linear and convolution layers")
     return layer

@@ -9,15 +9,22 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
+from prunus.submodules import is_conv1d
 
 Granularity = Literal["weight", "kernel", "filter", "tile", "tap", "nm"]
 Layer = nn.Linear | nn.modules.conv._ConvNd
+"""What a pattern lies on; GPT-2's `Conv1D` counts as a linear layer."""
 FORMS = "'weight 10%', 'kernel 8/64', 'filter 50%', 'tap 3/9', 'tile 4 2/8', '2:4', each with 'shared' behind it or not"
+
+
+def takes_pattern(module: nn.Module | None) -> TypeGuard[Layer]:
+    """Whether a pattern can lie on the module's weight."""
+    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or (module is not None and is_conv1d(module))
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Form:
         inputs: I, inputs of each (of its group).
         kernel: sizes of the kernel, empty for a linear layer.
         groups: of the convolution.
-        transposed: the weight of a transposed convolution is [inputs of all groups, filters per group, ...].
+        transposed: the weight is [inputs of all groups, filters per group, ...] (transposed convolutions, `Conv1D`).
     """
 
     filters: int
@@ -42,6 +49,8 @@ class Form:
     def of(cls, layer: Layer) -> Form:
         """The form of a layer's weight."""
         shape = tuple(layer.weight.shape)
+        if is_conv1d(layer):
+            return cls(shape[1], shape[0], (), 1, True)
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
             return cls(shape[1] * layer.groups, shape[0] // layer.groups, shape[2:], layer.groups, True)
         return cls(shape[0], shape[1], shape[2:], getattr(layer, "groups", 1))

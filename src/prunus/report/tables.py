@@ -40,7 +40,7 @@ def masks_table(summary: Mapping[str, Any]) -> Table:
     """What each layer keeps inside its weight, in how many bytes, and how sure the masks are."""
     table = Table(title=f"{summary['model']} on {summary['data']}")
     for column in ("layer", "kept", "of", "bytes", "dense", "confidence", "diversity", "flips"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
+        table.add_column(column, justify="left" if column == "layer" else "right", overflow="fold")
     for name, layer in summary["layers"].items():
         sure = [layer[key] for key in ("confidence", "diversity", "flips")]
         table.add_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from prunus.errors import ConfigError
 from prunus.masks.patterns import Layout
 from prunus.sparse.kernels import condensed, narrow, product, reads_shorts, wide
+from prunus.submodules import is_conv1d
 
 
 class _Condensed(nn.Module):
@@ -134,7 +136,7 @@ def condense(layer: nn.Module, layout: Layout, mask: Tensor, name: str = "layer"
     """A condensed layer with the outputs of a masked one.
 
     Args:
-        layer: a linear layer or a 2-d convolution whose weight is zero outside the mask.
+        layer: a linear layer (GPT-2's `Conv1D` too) or a 2-d convolution whose weight is zero outside the mask.
         layout: how the mask lies on it.
         mask: bool [R, n].
         name: for messages.
@@ -143,18 +145,22 @@ def condense(layer: nn.Module, layout: Layout, mask: Tensor, name: str = "layer"
         ConfigError: another kind of layer, a pattern without a constant number of weights per output, or a weight that
             is not masked.
     """
-    if not isinstance(layer, nn.Linear | nn.Conv2d) or layout.pattern.granularity == "filter":
+    transposed = is_conv1d(layer)
+    if not (transposed or isinstance(layer, nn.Linear | nn.Conv2d)) or layout.pattern.granularity == "filter":
         found = f"a {type(layer).__name__} with the pattern {layout.pattern}"
         raise ConfigError(f"layer {name!r}", found, "condense linear layers and 2-d convolutions; filters go for real")
-    on_weight = layout.on_weight(mask).expand(layer.weight.shape)
-    if bool((layer.weight.detach()[~on_weight] != 0).any()):
+    weight, bias = cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
+    on_weight = layout.on_weight(mask).expand(weight.shape)
+    if bool((weight.detach()[~on_weight] != 0).any()):
         raise ConfigError(f"layer {name!r}", "weights outside the mask are not zero", "bake the mask in first")
-    flat = on_weight.reshape(len(layer.weight), -1)
+    if transposed:
+        weight, on_weight = weight.t(), on_weight.t()
+    flat = on_weight.reshape(len(weight), -1)
     kept = int(flat[0].sum())
     index = flat.nonzero()[:, 1].view(len(flat), kept)
     if isinstance(layer, nn.Conv2d):
         return CondensedConv2d(layer, index)
-    return CondensedLinear(layer.weight.gather(1, index), index, layer.in_features, layer.bias)
+    return CondensedLinear(weight.gather(1, index), index, weight.shape[1], bias)
 
 
 def condense_(model: nn.Module, layouts: Mapping[str, Layout], masks: Mapping[str, Tensor]) -> nn.Module:
