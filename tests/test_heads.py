@@ -117,3 +117,22 @@ def test_heads_stay_where_their_positions_are_those_of_another_layer() -> None:
     kept = {"stem": [0, 3, 5], "v": [0, 2, 4, 6, 8, 10, 12, 14]}
     smaller = prunus.apply_(model, prunus.Plan.from_kept(graph, kept), x)
     assert smaller.out.weight.shape == (8, 8)
+
+
+class StreamAddedToHeads(Block):
+    """What is attended to is added to the joined heads, without a projection: its positions go with the heads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + self.attend(x)).mean(1))
+
+
+def test_layers_that_read_before_there_are_heads_are_readers_of_heads() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 6)
+    model = StreamAddedToHeads().eval()
+    graph = prunus.trace(model, x)
+    heads = graph.group("stem.heads")
+    assert {r.module for r in heads.readers} == {"q", "k", "v", "head"}
+    smaller = prunus.apply_(model, prunus.Plan.from_kept(graph, {"stem.heads": [0, 2]}), x)
+    assert smaller.q.weight.shape == (8, 8)

@@ -52,8 +52,8 @@ class Call:
     """One convolution or linear call: 1-D labels along the contracted and the produced dimension (None = fixed).
 
     A stored selection of inputs is a call too, with no positions: it produces units and multiplies nothing. `over`
-    holds the planes of labels that lie along the positions to which the weight is applied, `rows` the whole rows that
-    lie over the contracted dimension, which is dimension `axis` of the weight.
+    holds the planes of labels that lie along the positions to which the weight is applied; what is contracted is
+    dimension `axis` of the weight.
     """
 
     node: fx.Node
@@ -65,7 +65,6 @@ class Call:
     positions: int
     depthwise: bool
     over: tuple[Tensor, ...] = ()
-    rows: tuple[Tensor, ...] = ()
     axis: int = 1
 
 

@@ -89,7 +89,7 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     reasons, inexact, rows = _constraints(engine, roots, model)
     members = _families(tensors, writer, reasons, inexact, rows, len(roots))
     rows = filled_rows(members, rows, engine, roots, reasons)
-    readers = _calls_by_root(engine.calls, roots)
+    readers = _calls_by_root(engine, roots)
     whole = frozenset(_roots_of(engine.batched_rows, roots).tolist())
     groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, whole)
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -212,12 +212,17 @@ def _families(
     return sorted(families, key=lambda f: (int(writer[f].min()), int(f[0])))
 
 
-def _calls_by_root(calls: Sequence[Call], roots: IntArray) -> list[tuple[Call, IntArray]]:
-    """What every call contracts: its columns, and the whole rows over them."""
+def _calls_by_root(engine: Engine, roots: IntArray) -> list[tuple[Call, IntArray]]:
+    """What every call contracts: its columns, and the whole rows over them.
+
+    Rows are looked up in the weight: a call may read positions that a later reshape made rows of.
+    """
     found = []
-    for call in calls:
-        lines = [] if call.inputs is None or call.depthwise else [call.inputs]
-        found += [(call, roots[line.numpy()]) for line in (*lines, *call.rows)]
+    for call in engine.calls:
+        columns = [] if call.inputs is None else [call.inputs]
+        over = [r for r in engine.parameters[call.weight].rows if varying_dims(r) == (call.axis,)]
+        rows = [r.reshape(-1) for r in over if not columns or r.numel() == len(columns[0])]
+        found += [(call, roots[line.numpy()]) for line in (*columns, *rows) if not call.depthwise]
     return found
 
 
