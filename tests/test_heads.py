@@ -64,7 +64,7 @@ def test_dimensions_inside_heads_go_only_when_asked() -> None:
     plain = prunus.prune(model, x, method="l1", pruning_ratio=0.4)
     asked = prunus.prune(model, x, method="l1", pruning_ratio=0.4, head_dims=True)
     assert {g.name for g in plain.plan.groups} == {"q.heads", "up"}
-    assert {g.name for g in asked.plan.groups} == {"q.heads", "v", "up"}
+    assert {g.name for g in asked.plan.groups} == {"q.heads", "q", "v", "up"}
 
 
 def test_gates_of_heads_and_of_their_dimensions_multiply() -> None:

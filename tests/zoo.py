@@ -410,38 +410,44 @@ ZOO: dict[str, Animal] = {
     "data_dependent_branch": Animal(Branch, noise(6), refused=True),
     "attention_module": Animal(lambda: Attention(False), noise(5, 6), ("fc1",), (("embed", ""),), 16),
     "attention_by_hand": Animal(lambda: Attention(True), noise(5, 6), ("fc1",), (("embed", ""),), 16, rewritten=None),
-    "heads": Animal(attention.Block, noise(5, 6), ("q.heads", "v", "up"), (("q", "summed over"),), 44, None),
-    "heads_hard_coded": Animal(attention.HardCodedHeads, noise(5, 6), ("q.heads", "v", "up"), (), 44, True),
-    "heads_fused": Animal(attention.Fused, noise(5, 6), ("qkv.heads", "up"), (), 28),
-    "heads_fused_chunks": Animal(attention.FusedChunks, noise(5, 6), ("qkv.heads", "up"), (), None, None),
-    "heads_fused_inside": Animal(attention.FusedByHead, noise(5, 6), ("qkv.heads", "up"), (), None, None),
-    "heads_last": Animal(attention.HeadsLast, noise(5, 6), ("qkv.heads", "up"), (), None, True),
-    "heads_grouped": Animal(attention.GroupedQueries, noise(5, 6), ("q.heads", "v", "up"), (), None, None),
-    "heads_grouped_by_kernel": Animal(attention.GroupedByKernel, noise(5, 6), ("q.heads", "v", "up"), (), None, None),
-    "heads_one_key": Animal(attention.OneKeyHead, noise(5, 6), ("q.heads", "up"), (), None, None),
-    "heads_one_key_expanded": Animal(attention.OneKeyHeadExpanded, noise(5, 6), ("q.heads", "up"), (), None, True),
-    "heads_transposed_weights": Animal(attention.TransposedWeights, noise(5, 6), ("qkv.heads", "up"), (), None, None),
-    "heads_written_out": Animal(attention.WrittenOut, noise(5, 6), ("up",), (), None, None),
-    "heads_relative_table": Animal(attention.RelativeTable, noise(5, 6), ("q.heads", "v", "up"), (), 44, None),
-    "heads_normalised_keys": Animal(attention.NormalisedKeys, noise(5, 6), ("q.heads", "v", "up"), (), 44, None),
-    "heads_slopes_in_code": Animal(
-        attention.SlopesInCode, noise(5, 6), ("v", "up"), (("q.heads", "fixed size"),), None, None
+    "heads": Animal(attention.Block, noise(5, 6), ("q", "q.heads", "v", "up"), (), 60, None),
+    "heads_hard_coded": Animal(attention.HardCodedHeads, noise(5, 6), ("q", "q.heads", "v", "up"), (), 60, True),
+    "heads_fused": Animal(attention.Fused, noise(5, 6), ("qkv", "qkv.heads", "up"), (), 44),
+    "heads_fused_chunks": Animal(attention.FusedChunks, noise(5, 6), ("qkv", "qkv.heads", "up"), (), None, None),
+    "heads_fused_inside": Animal(attention.FusedByHead, noise(5, 6), ("qkv#2", "qkv.heads", "up"), (), None, None),
+    "heads_last": Animal(attention.HeadsLast, noise(5, 6), ("qkv", "qkv.heads", "up"), (), None, True),
+    "heads_grouped": Animal(attention.GroupedQueries, noise(5, 6), ("q", "q.heads", "v", "up"), (), None, None),
+    "heads_grouped_by_kernel": Animal(
+        attention.GroupedByKernel, noise(5, 6), ("q", "q.heads", "v", "up"), (), None, None
     ),
-    "heads_gated": Animal(attention.GatedHeads, noise(5, 6), ("q.heads", "v", "up"), (), None, None),
-    "heads_shared_layers": Animal(attention.SharedLayers, noise(5, 6), ("q.heads", "v"), (), None, None),
-    "heads_convolutional": Animal(attention.ConvolutionalHeads, image(4), ("qkv.heads",), (), None, None),
+    "heads_one_key": Animal(attention.OneKeyHead, noise(5, 6), ("q", "q.heads", "up"), (), None, None),
+    "heads_one_key_expanded": Animal(attention.OneKeyHeadExpanded, noise(5, 6), ("q", "q.heads", "up"), (), None, True),
+    "heads_transposed_weights": Animal(
+        attention.TransposedWeights, noise(5, 6), ("qkv", "qkv.heads", "up"), (), None, None
+    ),
+    "heads_written_out": Animal(attention.WrittenOut, noise(5, 6), ("up",), (("q", "matmul comes between"),), None, None),
+    "heads_relative_table": Animal(attention.RelativeTable, noise(5, 6), ("q", "q.heads", "v", "up"), (), 60, None),
+    "heads_normalised_keys": Animal(
+        attention.NormalisedKeys, noise(5, 6), ("q.heads", "v", "up"), (("q", "mean over the units"),), 44, None
+    ),
+    "heads_slopes_in_code": Animal(
+        attention.SlopesInCode, noise(5, 6), ("q", "v", "up"), (("q.heads", "fixed size"),), None, None
+    ),
+    "heads_gated": Animal(attention.GatedHeads, noise(5, 6), ("q", "q.heads", "v", "up"), (), None, None),
+    "heads_shared_layers": Animal(attention.SharedLayers, noise(5, 6), ("q", "q.heads", "v"), (), None, None),
+    "heads_convolutional": Animal(attention.ConvolutionalHeads, image(4), ("qkv", "qkv.heads"), (), None, None),
     "heads_cross": Animal(
         attention.CrossAttention, lambda batch: (noise(5, 6)(batch), noise(7, 5)(batch)),
-        ("q.heads", "v", "memory"), (), None, None
+        ("q", "q.heads", "v", "memory"), (), None, None
     ),
     "heads_averaged_scores": Animal(
-        attention.AveragedScores, noise(5, 6), ("v",), (("q.heads", ""),), None, None
+        attention.AveragedScores, noise(5, 6), ("q", "v"), (("q.heads", ""),), None, None
     ),
     "lone_piece": Animal(
         LonePiece, noise(3, 4, 4), ("conv#2", "lone", "rest"), (("conv", "alone in a piece"),), 14, True
     ),
     "gram_attention": Animal(
-        attention.GramAttention, noise(5, 6), ("up",), (("stem", "summed over by matmul"),), 24, None
+        attention.GramAttention, noise(5, 6), ("stem", "up"), (), 40, None
     ),
     "heads_linear_attention": Animal(attention.LinearAttention, noise(5, 6), ("q.heads", "v", "up"), (), None, None),
     "lstm": Animal(lambda: Recurrent(nn.LSTM), noise(5, 6), ("fc",), (("embed", "lstm"),), 12),

@@ -151,16 +151,16 @@ def attach(
     handles = [model.register_forward_pre_hook(_begin_hook(gates, device), with_kwargs=True)]
     try:
         sites = _reader_sites(groups) if placement == "reader" else _writer_sites(groups)
-        for (module, dim), members in sites.items():
+        for (module, dim, output), members in sites.items():
             try:
                 target = model.get_submodule(module)
             except AttributeError:
                 raise ConfigError(f"module {module!r}", "the model has none of that name", "trace this model") from None
             site = _Site(gates, module, dim, members)
-            if placement == "reader":
-                handles.append(target.register_forward_pre_hook(site.before))
-            else:
+            if output:
                 handles.append(target.register_forward_hook(site.after))
+            else:
+                handles.append(target.register_forward_pre_hook(site.before))
         yield gates
     finally:
         for handle in handles:
@@ -192,21 +192,26 @@ def recompute_products() -> Iterator[None]:
 Members = list[tuple[ChannelGroup, Tensor]]
 
 
-def _reader_sites(groups: Sequence[ChannelGroup]) -> dict[tuple[str, int], Members]:
-    sites: dict[tuple[str, int], Members] = {}
+Sites = dict[tuple[str, int, bool], Members]
+"""Module, dimension, whether it is the module's output -> what is gated there."""
+
+
+def _reader_sites(groups: Sequence[ChannelGroup]) -> Sites:
+    sites: Sites = {}
     for group in groups:
         for reader in group.readers:
-            sites.setdefault((reader.module, reader.input_dim), []).append((group, torch.from_numpy(reader.units)))
+            place = (reader.module, reader.input_dim, reader.output)
+            sites.setdefault(place, []).append((group, torch.from_numpy(reader.units)))
     return sites
 
 
-def _writer_sites(groups: Sequence[ChannelGroup]) -> dict[tuple[str, int], Members]:
-    sites: dict[tuple[str, int], Members] = {}
+def _writer_sites(groups: Sequence[ChannelGroup]) -> Sites:
+    sites: Sites = {}
     for group in groups:
         for slot in group.writers:
             dim = 1 - slot.plane.ndim if slot.plane.ndim > 2 else -1
             units = torch.from_numpy(slot.units_along_dim)
-            sites.setdefault((slot.tensor.rpartition(".")[0], dim), []).append((group, units))
+            sites.setdefault((slot.tensor.rpartition(".")[0], dim, True), []).append((group, units))
     return sites
 
 

@@ -305,7 +305,7 @@ def prunable_groups(
         ConfigError: an entry that matches no layer of the model.
     """
     names = {name for entry in ignored_layers for name in _matches(entry, model)}
-    groups = [g for g in graph.groups(inexact=inexact) if head_dims or g.within is None]
+    groups = [g for g in graph.groups(inexact=inexact) if head_dims or not g.inside_heads]
     return [g for g in groups if not names & {s.tensor.rpartition(".")[0] for s in g.writers}]
 
 

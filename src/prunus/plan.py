@@ -34,6 +34,7 @@ class GroupPlan:
         keep_probability: posterior probability of each unit to be among the kept, if the method has one.
         macs_saved: MACs per example saved if only this group were pruned.
         heads_of: the layer that makes the heads, if the units are heads.
+        inside_heads: the units are dimensions inside heads.
     """
 
     name: str
@@ -42,6 +43,7 @@ class GroupPlan:
     keep_probability: tuple[float, ...] | None = None
     macs_saved: int = 0
     heads_of: str | None = None
+    inside_heads: bool = False
 
     @property
     def undecided(self) -> tuple[int, ...]:
@@ -67,12 +69,19 @@ class TensorEdit:
 
 @dataclass(frozen=True)
 class MaskedInput:
-    """A reader's input positions that the plan removes: masking them must equal removal (the proof)."""
+    """A reader's input positions that the plan removes: masking them must equal removal (the proof).
+
+    With `output` they are positions of the module's output, among those `of` one side of a product of activations
+    that sums over them (queries or keys); `axis` is the dimension of the module's weight that writes them.
+    """
 
     module: str
     dim: int
     size: int
     removed: tuple[int, ...]
+    output: bool = False
+    of: tuple[int, ...] = ()
+    axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,7 @@ class Plan:
                     None if probability is None else tuple(round(float(p), 4) for p in probability),
                     dense.macs - alone.macs,
                     group.heads_of,
+                    group.inside_heads,
                 )
             )
         return cls(
@@ -365,13 +375,23 @@ def _edit(shape: tuple[int, ...], hits: Sequence[tuple[Slot, Any]]) -> TensorEdi
 
 
 def _masked(graph: Graph, kept: Mapping[str, Any]) -> tuple[MaskedInput, ...]:
-    removed: dict[tuple[str, int, int], Any] = {}
+    removed: dict[tuple[str, int, int, bool, int], Any] = {}
+    within: dict[tuple[str, int, int, bool, int], Any] = {}
     for name, units in kept.items():
         group: ChannelGroup = graph.group(name)
         gone = np.ones(group.units, bool)
         gone[units] = False
         for reader in group.readers:
-            key = (reader.module, reader.input_dim, len(reader.units))
+            axis = reader.axis if reader.output else 0
+            key = (reader.module, reader.input_dim, len(reader.units), reader.output, axis)
             hit = np.where(reader.units >= 0, gone[reader.units], False)
             removed[key] = removed.get(key, False) | hit
-    return tuple(MaskedInput(m, d, s, tuple(np.flatnonzero(hit).tolist())) for (m, d, s), hit in removed.items())
+            within[key] = within.get(key, False) | (reader.units >= 0)
+    return tuple(
+        MaskedInput(*key[:3], _places(hit), key[3], _places(within[key]) if key[3] else (), key[4])
+        for key, hit in removed.items()
+    )
+
+
+def _places(hit: Any) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(hit).tolist())

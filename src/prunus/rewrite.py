@@ -192,12 +192,11 @@ def _rewrite_node(target: fx.Node, source: fx.Node, result: Any, graph: Graph, k
             arguments[2:4] = [int(line[:start].sum()), int(line[start : start + length].sum())]
     elif name in ("split", "split_with_sizes", "chunk") and before is not None and isinstance(result, list):
         dim = int(arguments[2]) if len(arguments) > 2 else 0
-        line = _line(before, dim, kept)
-        if line is not None:
-            sizes = [v.shape[dim % before.ndim] for v in result]
-            parts = np.split(line, np.cumsum(sizes)[:-1])
+        if _alive(before, dim, kept) is not None:
+            sizes = [_count(v, dim, kept) for v in result]
             target.target = torch.ops.aten.split_with_sizes.default
-            arguments = [arguments[0], [int(p.sum()) for p in parts], dim]
+            whole = [v.shape[dim % before.ndim] for v in result]
+            arguments = [arguments[0], [w if s is None else s for s, w in zip(sizes, whole, strict=True)], dim]
     elif name in ("pad", "constant_pad_nd") and before is not None and after is not None:
         arguments[1] = _padding(list(arguments[1]), before, after, kept)
     elif name.startswith("conv") and "transpose" not in name and len(arguments) > 6 and before is not None:
@@ -205,6 +204,8 @@ def _rewrite_node(target: fx.Node, source: fx.Node, result: Any, graph: Graph, k
         channel = before.ndim - (weight.ndim - 1)  # type: ignore[union-attr]
         if int(arguments[6]) == before.shape[channel] > 1:
             arguments[6] = _count(before, channel, kept) or arguments[6]
+    elif name == "scaled_dot_product_attention" and before is not None:
+        target.kwargs = {**target.kwargs, "scale": target.kwargs.get("scale") or before.shape[-1] ** -0.5}
     elif name == "layer_norm" and before is not None:
         count = len(arguments[1])
         arguments[1] = [_count(before, before.ndim - count + d, kept) or size for d, size in enumerate(arguments[1])]

@@ -5,8 +5,9 @@ Nothing is assigned before everything is known to fit, and what was assigned can
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -151,29 +152,79 @@ HEAD_COUNTS = (
     "n_kv_heads", "n_kv_head", "num_q_heads",
 )  # fmt: skip
 HEAD_WIDTHS = ("all_head_size", "split_size", "inner_dim", "attn_dim", "attention_dim", "q_size", "kv_size")
-"""Names under which attention modules hold their number of heads, and the width of all heads together."""
+ONE_HEAD_WIDTHS = (
+    "head_dim",
+    "head_size",
+    "attention_head_size",
+    "dim_head",
+    "dim_per_head",
+    "d_head",
+    "d_kv",
+    "key_dim",
+)
+"""Names under which attention modules hold their number of heads, the width of all heads together, and of one."""
 
 
 def _set_heads(model: nn.Module, plan: Plan) -> list[Callable[[], None]]:
-    """Scale what the modules that hold the heads' layers know of their number; the proof tells if that was all."""
-    steps = []
+    """Scale what the modules that hold the heads' layers know of their number and width; a proof tells if that was all."""
+    steps: list[Callable[[], None]] = []
     modules = dict(model.named_modules())
+    widths: dict[nn.Module, set[Fraction]] = {}
     for group in plan.groups:
-        if group.heads_of is None or len(group.kept) == group.units:
+        if len(group.kept) == group.units or not (group.heads_of or group.inside_heads):
             continue
-        holder = modules.get(group.heads_of.rpartition(".")[0])
+        holder = modules.get((group.heads_of or group.name).rpartition(".")[0])
         if holder is None:
             continue  # a parameter of a captured graph's own: no module knows its heads
-        for attribute in (*HEAD_COUNTS, *HEAD_WIDTHS):
-            old = vars(holder).get(attribute)
-            if isinstance(old, int) and old % group.units == 0:
-                setattr(holder, attribute, old // group.units * len(group.kept))
-                steps.append(_restore(holder, attribute, old))
+        share = Fraction(len(group.kept), group.units)
+        if group.heads_of is None:
+            widths.setdefault(holder, set()).add(share)
+            continue
+        steps += _scale(holder, (*HEAD_COUNTS, *HEAD_WIDTHS), share)
         shared = vars(holder).get("num_key_value_groups")
         if shared == group.units and getattr(vars(holder).get("config"), "num_key_value_heads", None) == 1:
             holder.num_key_value_groups = len(group.kept)  # type: ignore[assignment]
             steps.append(_restore(holder, "num_key_value_groups", shared))
+    for holder, shares in widths.items():
+        if len(shares) == 1:  # code that holds one width for queries, keys and values has no room for two
+            steps += _scale(holder, (*ONE_HEAD_WIDTHS, *HEAD_WIDTHS), shares.pop())
     return steps
+
+
+def _scale(holder: nn.Module, attributes: Sequence[str], share: Fraction) -> list[Callable[[], None]]:
+    """Multiply whole numbers that a module holds by the share of units that stays, where that is a whole number."""
+    steps = []
+    for attribute in attributes:
+        old = vars(holder).get(attribute)
+        if isinstance(old, int) and old % share.denominator == 0:
+            setattr(holder, attribute, int(old * share))
+            steps.append(_restore(holder, attribute, old))
+    return steps
+
+
+def rescale_queries_(model: nn.Module, plan: Plan) -> Undo | None:
+    """Undo a change of scale: code that divides scores by the root of the present width of a head divides by less now.
+
+    Multiplies what writes one side of each product of queries and keys by the root of the share of dimensions that
+    stays. To be called after `cut_`; None if the plan takes no such dimensions.
+    """
+    steps: list[Callable[[], None]] = []
+    places = _places(model)
+    for entry in plan.masked:
+        if not entry.output or not entry.removed:
+            continue
+        weight = f"{entry.module}.weight"
+        stays = plan.tensors[weight].keep.get(entry.axis, ()) if weight in plan.tensors else ()
+        factor = (1 - len(entry.removed) / len(entry.of)) ** 0.5
+        inside = set(entry.of)
+        line = torch.tensor([factor if p in inside else 1.0 for p in stays])
+        for name, dim in ((weight, entry.axis), (f"{entry.module}.bias", 0)):
+            for owner, attribute in places.get(name, ()):
+                tensor = _held((owner, attribute))
+                scaled = tensor.detach() * line.to(tensor).reshape([-1 if d == dim else 1 for d in range(tensor.dim())])
+                new = nn.Parameter(scaled, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else scaled
+                steps.append(_assign(owner, attribute, new))
+    return Undo(tuple(steps)) if steps else None
 
 
 def _restore(module: nn.Module, attribute: str, old: Any) -> Callable[[], None]:

@@ -14,6 +14,7 @@ from prunus.errors import DataError
 from prunus.graph.capture import as_arguments
 from prunus.modes import eval_mode
 from prunus.plan import Plan
+from prunus.submodules import is_conv1d
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -44,13 +45,17 @@ class Verification:
 
 @contextmanager
 def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
-    """Within the context the model computes with the plan's removed units set to zero in every reader's input."""
+    """Within the context the model computes with the plan's removed units set to zero wherever they are read."""
     handles = []
     try:
         for entry in plan.masked:
             keep = torch.ones(entry.size)
             keep[list(entry.removed)] = 0
-            handles.append(model.get_submodule(entry.module).register_forward_pre_hook(_mask_hook(keep, entry.dim)))
+            module = model.get_submodule(entry.module)
+            if entry.output:
+                handles.append(module.register_forward_hook(_output_mask_hook(keep, entry.dim)))
+            else:
+                handles.append(module.register_forward_pre_hook(_mask_hook(keep, entry.dim)))
         yield
     finally:
         for handle in handles:
@@ -58,13 +63,17 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
 
 
 def _mask_hook(keep: Tensor, dim: int) -> Callable[..., Any]:
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
-        shape = [1] * x.dim()
-        shape[dim] = -1
-        return (x * keep.to(x).reshape(shape), *args[1:])
+    return lambda _, args: (_masked(args[0], keep, dim), *args[1:])
 
-    return hook
+
+def _output_mask_hook(keep: Tensor, dim: int) -> Callable[..., Any]:
+    return lambda _, args, output: _masked(output, keep, dim)
+
+
+def _masked(x: Tensor, keep: Tensor, dim: int) -> Tensor:
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    return x * keep.to(x).reshape(shape)
 
 
 def proof_inputs(plan: Plan, example_inputs: Any, model: nn.Module, seed: int = 0) -> list[Any]:
@@ -134,6 +143,40 @@ def difference(reference: Sequence[Sequence[Tensor]], pruned: Sequence[Sequence[
             gap = float((a - b).abs().max()) / scale if a.numel() else 0.0
             worst = max(worst, gap if gap == gap else float("inf"))
     return worst, tolerance
+
+
+@contextmanager
+def recorded_layers(model: nn.Module, plan: Plan) -> Iterator[dict[str, list[Tensor]]]:
+    """Within the context every call of a convolution or linear layer notes its output: layer -> outputs, in order.
+
+    What is left in the dense model's outputs is what the plan keeps of them. A wrong split of dimensions into heads, or
+    a wrong scale of scores, may hardly be seen in a network's output; in the layer behind it is.
+    """
+    found: dict[str, list[Tensor]] = {}
+    handles = []
+    gated = {entry.module for entry in plan.masked if entry.output}
+    for name, module in model.named_modules():
+        linear = isinstance(module, nn.Linear) or is_conv1d(module)
+        if name in gated or not (linear or isinstance(module, nn.modules.conv._ConvNd)):
+            continue
+        edit = plan.tensors.get(f"{name}.weight")
+        axis = int(is_conv1d(module) or bool(getattr(module, "transposed", False)))
+        dim = -1 if linear else 1
+        kept = None if edit is None else edit.keep.get(axis)
+        handles.append(module.register_forward_hook(_note(found.setdefault(name, []), edit, axis, dim, kept)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note(outputs: list[Tensor], edit: Any, axis: int, dim: int, kept: Any) -> Callable[..., None]:
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        whole = kept is not None and output.shape[dim] == edit.shape[axis]
+        outputs.append(output.index_select(dim, torch.tensor(kept, device=output.device)) if whole else output)
+
+    return hook
 
 
 def check_backward(model: nn.Module, inputs: Any) -> None:

@@ -81,7 +81,7 @@ def test_explains_every_group(name: str) -> None:
     lines = graph.explain().splitlines()
     for group in graph.groups(locked=True):
         line = next(line for line in lines if line.split(":")[0].split()[-1] == group.name)
-        kind = "prunable" if group.within is None else "if asked"
+        kind = "if asked" if group.inside_heads else "prunable"
         assert line.startswith(kind if group.prunable else "locked" if group.locked else "inexact")
         assert (group.locked or "") in line
         assert group.source

@@ -68,6 +68,15 @@ class Call:
     axis: int = 1
 
 
+@dataclass(frozen=True)
+class Summed:
+    """Labels that a product of activations sums over, and the sides of the product that carry them."""
+
+    labels: Tensor
+    node: fx.Node
+    operands: tuple[fx.Node, ...]
+
+
 @dataclass
 class Engine:
     """What the rules read and write while the graph runs on labels."""
@@ -79,6 +88,7 @@ class Engine:
     inexact: list[Lock] = field(default_factory=list)
     grids: list[tuple[Tensor, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    summed: list[Summed] = field(default_factory=list)
     batch: int = 1
     row_labels: list[Tensor] = field(default_factory=list)
     batched_rows: list[Tensor] = field(default_factory=list)

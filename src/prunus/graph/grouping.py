@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from prunus.graph.engine import Call, Engine, Result, meta_shape, source_line
 from prunus.graph.groups import ChannelGroup, Contraction, IntArray, Reader, Slot
 from prunus.graph.labels import varying_dims
-from prunus.graph.rows import equal_rows, filled_rows, unshared_rows
+from prunus.graph.rows import equal_rows, filled_rows, tie_unlike_slices, unshared_rows
+from prunus.graph.summed import Site, sites_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ class Graph:
             rows = f", equal counts in {group.multiple} rows" if group.rows is not None else ""
             if group.prunable:
                 readers = ", ".join(r.module or r.weight for r in group.readers)
-                kind = "prunable " if group.within is None else "if asked "
+                kind = "if asked " if group.inside_heads else "prunable "
                 lines.append(f"{kind} {group.name}: {group.units} units{rows}, read by {readers}  [{group.source}]")
             elif group.locked is None:
                 why = "a normalisation takes statistics across the units: removal is not masking"
@@ -75,7 +77,7 @@ class Graph:
             else:
                 reason = group.locked
                 lines.append(f"locked    {group.name}: {group.units} units{rows}; {reason}  [{group.source}]")
-        free = [g for g in self.groups() if g.within is None]
+        free = [g for g in self.groups() if not g.inside_heads]
         units, total = sum(g.units for g in free), sum(g.units for g in self.channel_groups)
         lines.append(f"{units} of {total} units in {len(free)} of {len(self.channel_groups)} groups can go")
         return "\n".join(lines)
@@ -83,13 +85,17 @@ class Graph:
 
 def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, aliases: dict[str, str]) -> Graph:
     """Turn the finished label run into groups."""
+    if engine.summed:
+        first = engine.labels.roots()
+        tie_unlike_slices(engine, _signatures(_tensor_planes(engine, first), len(first))[0], first)
     roots = engine.labels.roots()
     tensors = _tensor_planes(engine, roots)
     writer, outputs = _writers(engine, roots)
-    reasons, inexact, rows = _constraints(engine, roots, model)
+    sites, unsited = sites_of(engine, model, roots)
+    reasons, inexact, rows = _constraints(engine, roots, model, unsited)
     members = _families(tensors, writer, reasons, inexact, rows, len(roots))
     rows = filled_rows(members, rows, engine, roots, reasons)
-    readers = _calls_by_root(engine, roots)
+    readers = [*_calls_by_root(engine, roots), *(_Reading.behind(site) for site in sites)]
     whole = frozenset(_roots_of(engine.batched_rows, roots).tolist())
     groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, whole)
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -154,13 +160,15 @@ def _roots_of(found: Sequence[Tensor], roots: IntArray) -> IntArray:
 
 
 def _constraints(
-    engine: Engine, roots: IntArray, model: nn.Module
+    engine: Engine, roots: IntArray, model: nn.Module, unsited: dict[int, str]
 ) -> tuple[dict[int, str], set[int], dict[int, tuple[int, int]]]:
     """Per root: why it is locked; whether removal is inexact; its (grid family, row)."""
     reasons: dict[int, str] = {}
     for lock in engine.locks:
         for root in np.unique(roots[lock.labels.numpy()]).tolist():
             reasons.setdefault(root, f"{lock.reason} ({lock.source})" if lock.source else lock.reason)
+    for root, why in unsited.items():
+        reasons.setdefault(root, why)
     inexact = {r for lock in engine.inexact for r in np.unique(roots[lock.labels.numpy()]).tolist()}
     for call in engine.calls:
         layer = model.get_submodule(call.module)
@@ -192,16 +200,7 @@ def _families(
     size: int,
 ) -> list[IntArray]:
     """Roots with the same signature (places and multiplicities, constraints), each in order of first appearance."""
-    generator = np.random.default_rng(0)
-    signature = np.zeros(size, np.uint64)
-    position = np.full(size, -1, np.int64)
-    for _, plane in tensors:
-        flat = plane.reshape(-1)
-        found, first, counts = np.unique(flat, return_index=True, return_counts=True)
-        salt = generator.integers(1, 2**63, dtype=np.uint64)
-        signature[found] += salt * (counts.astype(np.uint64) * np.uint64(2654435761) + np.uint64(1))
-        unseen = position[found] < 0
-        position[found[unseen]] = first[unseen]
+    signature, position = _signatures(tensors, size)
     written = np.flatnonzero(writer >= 0)
     keys: dict[tuple[object, ...], list[int]] = {}
     for root in written.tolist():
@@ -212,7 +211,38 @@ def _families(
     return sorted(families, key=lambda f: (int(writer[f].min()), int(f[0])))
 
 
-def _calls_by_root(engine: Engine, roots: IntArray) -> list[tuple[Call, IntArray]]:
+def _signatures(tensors: Sequence[TensorPlane], size: int) -> tuple[npt.NDArray[np.uint64], IntArray]:
+    """Per root: a number for its places and multiplicities in tensors, and its first position in one (-1: in none)."""
+    generator = np.random.default_rng(0)
+    signature = np.zeros(size, np.uint64)
+    position = np.full(size, -1, np.int64)
+    for _, plane in tensors:
+        flat = plane.reshape(-1)
+        found, first, counts = np.unique(flat, return_index=True, return_counts=True)
+        salt = generator.integers(1, 2**63, dtype=np.uint64)
+        signature[found] += salt * (counts.astype(np.uint64) * np.uint64(2654435761) + np.uint64(1))
+        unseen = position[found] < 0
+        position[found[unseen]] = first[unseen]
+    return signature, position
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """A reader before its units are known: the root label of each position (-1: none)."""
+
+    module: str
+    dim: int
+    weight: str
+    axis: int
+    roots: IntArray
+    output: bool = False
+
+    @classmethod
+    def behind(cls, site: Site) -> _Reading:
+        return cls(site.module, site.dim, site.weight, site.axis, site.roots, output=True)
+
+
+def _calls_by_root(engine: Engine, roots: IntArray) -> list[_Reading]:
     """What every call contracts: its columns, and the whole rows over them.
 
     Rows are looked up in the weight: a call may read positions that a later reshape made rows of.
@@ -222,7 +252,11 @@ def _calls_by_root(engine: Engine, roots: IntArray) -> list[tuple[Call, IntArray
         columns = [] if call.inputs is None else [call.inputs]
         over = [r for r in engine.parameters[call.weight].rows if varying_dims(r) == (call.axis,)]
         rows = [r.reshape(-1) for r in over if not columns or r.numel() == len(columns[0])]
-        found += [(call, roots[line.numpy()]) for line in (*columns, *rows) if not call.depthwise]
+        found += [
+            _Reading(call.module, call.input_dim, call.weight, call.axis, roots[line.numpy()])
+            for line in (*columns, *rows)
+            if not call.depthwise
+        ]
     return found
 
 
@@ -234,7 +268,7 @@ def _make_groups(
     reasons: dict[int, str],
     inexact: set[int],
     rows: dict[int, tuple[int, int]],
-    inputs: Sequence[tuple[Call, IntArray]],
+    inputs: Sequence[_Reading],
     whole: frozenset[int],
 ) -> tuple[tuple[ChannelGroup, ...], dict[int, tuple[int, int]]]:
     """Name the families and collect their slots, writers and readers."""
@@ -248,14 +282,16 @@ def _make_groups(
         for number in np.unique(owners[owners >= 0]).tolist():
             slots[number].append(Slot(name, np.where(owners == number, index_of[plane], -1)))
     readers: list[list[Reader]] = [[] for _ in families]
-    seen: set[tuple[int, str]] = set()
-    for call, roots in inputs:
-        owners = family_of[roots]
+    seen: set[tuple[int, str, bool]] = set()
+    for reading in inputs:
+        owners = np.where(reading.roots >= 0, family_of[reading.roots], -1)
         for number in np.unique(owners[owners >= 0]).tolist():
-            if (number, call.module) not in seen:
-                seen.add((number, call.module))
-                units = np.where(owners == number, index_of[roots], -1)
-                readers[number].append(Reader(call.module, call.input_dim, units, call.weight, call.axis))
+            key = (number, reading.module, reading.output)
+            if key not in seen:
+                seen.add(key)
+                units = np.where(owners == number, index_of[reading.roots], -1)
+                reader = Reader(reading.module, reading.dim, units, reading.weight, reading.axis, reading.output)
+                readers[number].append(reader)
     written = {c.weight for c in calls if not c.depthwise}
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}

@@ -41,12 +41,16 @@ class Slot:
 class Reader:
     """A layer that contracts over the group's units: the place of the gate.
 
+    Dimensions of queries and keys are read by a product of activations, where no gate can stand: theirs stands behind
+    the layer that writes one side of it (`output`).
+
     Attributes:
         module: name of the submodule whose *input* holds the units; a gate is a forward pre-hook there.
         input_dim: dimension of that input that holds them (1 for convolutions, -1 for linear layers).
         units: unit index for each position of that dimension, -1 where the position is of another group.
         weight: name of the contracted weight.
         axis: dimension of the weight that is contracted.
+        output: the units are in the module's *output*; `input_dim` and `axis` are those of what it writes.
     """
 
     module: str
@@ -54,6 +58,7 @@ class Reader:
     units: IntArray
     weight: str
     axis: int = 1
+    output: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +118,11 @@ class ChannelGroup:
     def multiple(self) -> int:
         """Kept counts must be a multiple of this (the number of rows, or 1)."""
         return 1 if self.rows is None else int(self.rows.max()) + 1
+
+    @property
+    def inside_heads(self) -> bool:
+        """True for dimensions inside attention heads: of values, or of queries and keys."""
+        return self.within is not None or any(r.output for r in self.readers)
 
     @property
     def prunable(self) -> bool:

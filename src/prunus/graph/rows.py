@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from prunus.graph.engine import Engine
 from prunus.graph.groups import IntArray
@@ -65,6 +66,8 @@ def equal_rows(engine: Engine, roots: IntArray, reasons: dict[int, str]) -> dict
         rows = {}
         for identity, (grid, why) in enumerate(grids):
             members = {int(r) for r in np.unique(grid)}
+            if len({tuple(line) for line in np.sort(grid, 1).tolist()}) > 1:
+                grid = grid[np.sort(np.unique(np.sort(grid, 1), axis=0, return_index=True)[1])]
             place: dict[int, set[int]] = {}
             for row, line in enumerate(grid):
                 for root in line.tolist():
@@ -85,6 +88,31 @@ def equal_rows(engine: Engine, roots: IntArray, reasons: dict[int, str]) -> dict
             elif not known:
                 rows.update({root: (identity, next(iter(p))) for root, p in place.items()})
     return {root: row for root, row in rows.items() if root not in reasons}
+
+
+def tie_unlike_slices(engine: Engine, kinds: npt.NDArray[np.uint64], roots: IntArray) -> None:
+    """Unite dimensions of queries and keys with those of values where one reshape demands as many of each.
+
+    A fused layer cut into [3, heads, width] keeps the same number of all three; they are units of different kinds, so
+    equal counts could not be promised.
+
+    Args:
+        engine: the label run.
+        kinds: what tells units apart, per root.
+        roots: root of every label.
+    """
+    summed = np.unique(
+        np.concatenate([np.zeros(0, np.int64), *(roots[s.labels.numpy()].ravel() for s in engine.summed)])
+    )
+    for labels, _ in engine.grids:
+        plane = roots[labels.numpy()]
+        dims = [d for d, size in enumerate(plane.shape) if size > 1]
+        if len(dims) < 2 or not np.isin(plane, summed).any():
+            continue
+        for dim in dims[:-1]:
+            slices = np.sort(np.moveaxis(kinds[plane], dim, 0).reshape(plane.shape[dim], -1), 1)
+            if (slices != slices[0]).any():
+                engine.labels.tie(labels, [dim])
 
 
 def _rows_and_columns(plane: IntArray) -> IntArray | None:

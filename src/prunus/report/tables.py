@@ -23,13 +23,13 @@ def prunability(graph: Graph) -> Table:
         per_unit = (dense.macs - fewer.macs) // group.multiple
         rows = f", equal counts in {group.multiple} rows" if group.rows is not None else ""
         if group.prunable:
-            status = f"[green]prunable{'' if group.within is None else ' if asked'}[/green]{rows}"
+            status = f"[green]prunable{' if asked' if group.inside_heads else ''}[/green]{rows}"
         elif group.locked is None:
             status = "[yellow]inexact[/yellow], if asked: a normalisation takes statistics across the units"
         else:
             status = f"[yellow]locked[/yellow]: {group.locked}"
         table.add_row(group.name, str(group.units), f"{per_unit:,}", status)
-    free = sum(g.units for g in graph.groups() if g.within is None)
+    free = sum(g.units for g in graph.groups() if not g.inside_heads)
     total = sum(g.units for g in graph.channel_groups)
     table.caption = f"{free} of {total} units can go; {dense.macs:,} MACs, {dense.params:,} parameters"
     table.caption_justify = "left"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Result, argument, meta_shape, operation, rule
+from prunus.graph.engine import Engine, Result, Summed, argument, meta_shape, operation, rule
 from prunus.graph.labels import Value, owned, varying_dims
 from prunus.graph.rules.contraction import product_with_weight
 
@@ -32,16 +33,22 @@ def matmul(engine: Engine, node: fx.Node) -> Result:
         return product_with_weight(engine, node, a, engine.parameters[b.parameter], 1 if b.transposed else 0, None)
     batch = "".join(chr(ord("a") + i) for i in range(max(a.ndim, b.ndim) - 2))
     first, second = batch[len(batch) - (a.ndim - 2) :] + "xk", batch[len(batch) - (b.ndim - 2) :] + "ky"
-    return contract(engine, node, [(a, first), (b, second)], batch + "xy")
+    return contract(engine, node, [(a, first), (b, second)], batch + "xy", sources=_nodes(node.args[:2]))
 
 
 @rule("baddbmm", rows=True)
 def baddbmm(engine: Engine, node: fx.Node) -> Result:
     """A bias (a mask, positions) plus a batched matrix product."""
     bias, a, b = (engine.value(n) for n in node.args[:3])
-    product = contract(engine, node, [(a, "zxk"), (b, "zky")], "zxy")
+    product = contract(engine, node, [(a, "zxk"), (b, "zky")], "zxy", sources=_nodes(node.args[1:3]))
     assert isinstance(product, Value)
     return engine.combine([bias, product], product.shape, node)
+
+
+@rule("outer", "ger", rows=True)
+def outer(engine: Engine, node: fx.Node) -> Result:
+    """Every element of one vector times every element of another."""
+    return contract(engine, node, [(engine.value(node.args[0]), "x"), (engine.value(node.args[1]), "y")], "xy")
 
 
 @rule("einsum", rows=True)
@@ -53,7 +60,8 @@ def einsum(engine: Engine, node: fx.Node) -> Result:
     parts = left.split(",")
     if not arrow or "." in equation or any(len(set(p)) < len(p) for p in (*parts, right)):
         return _refused(engine, node, operands)
-    return contract(engine, node, list(zip(operands, parts, strict=True)), right)
+    sources = _nodes(node.args[1])
+    return contract(engine, node, list(zip(operands, parts, strict=True)), right, sources=sources)
 
 
 @rule("scaled_dot_product_attention", rows=True)
@@ -64,13 +72,18 @@ def attention(engine: Engine, node: fx.Node) -> Result:
     batch = "".join(chr(ord("a") + i) for i in range(q.ndim - 2))
     if argument(node, 7, "enable_gqa", False):
         k, v = (_repeated(t, q.shape[-3]) for t in (k, v))
-    scores = contract(engine, node, [(q, batch + "xk"), (k, batch + "yk")], batch + "xy", (*q.shape[:-1], k.shape[-2]))
+    sides = [(q, batch + "xk"), (k, batch + "yk")]
+    scores = contract(engine, node, sides, batch + "xy", (*q.shape[:-1], k.shape[-2]), _nodes(node.args[:2]))
     assert isinstance(scores, Value)
     if isinstance(mask, fx.Node):
         scores = engine.combine([scores, engine.value(mask)], scores.shape, node)
     mixed = [p for p in (*scores.planes, *scores.rows) if p.shape[-1] > 1]
     engine.lock(mixed, "softmax mixes the units", node)
     return contract(engine, node, [(scores, batch + "xy"), (v, batch + "yv")], batch + "xv")
+
+
+def _nodes(arguments: Any) -> tuple[fx.Node, ...]:
+    return tuple(a for a in arguments if isinstance(a, fx.Node))
 
 
 def _repeated(value: Value, heads: int) -> Value:
@@ -91,10 +104,11 @@ def contract(
     operands: Sequence[tuple[Value, str]],
     result: str,
     shape: tuple[int, ...] | None = None,
+    sources: Sequence[fx.Node] = (),
 ) -> Result:
-    """The value of a product over named dimensions: what meets is united, what is summed over is locked.
+    """The value of a product over named dimensions: what meets is united, what is summed over stays or is noted.
 
-    No layer reads what is summed over here, so that masking could not be compared with removal.
+    No layer reads what is summed over here; `graph/summed.py` finds out if a gate can stand for it nevertheless.
 
     Args:
         engine: the label run.
@@ -102,6 +116,7 @@ def contract(
         operands: each with one letter per dimension.
         result: the letters of the result.
         shape: of the result, if the node's own is another (a step inside the operation).
+        sources: the operands' nodes, if what is summed over may go.
     """
     order = "".join(dict.fromkeys("".join(letters for _, letters in operands)))
     named = [_named(value, letters, order) for value, letters in operands]
@@ -114,6 +129,10 @@ def contract(
         for operand in named:
             for plane in getattr(operand, kind):
                 own = owned(plane)
+                if order[own] not in result and sources and kind == "planes":
+                    sides = [n for n, o in zip(sources, named, strict=True) if o.sizes.get(order[own], 1) > 1]
+                    engine.summed.append(Summed(plane, node, tuple(sides)))
+                    continue
                 if order[own] not in result:
                     engine.lock([plane], f"summed over by {operation(node)}, where no gate can stand", node)
                     continue
