@@ -166,7 +166,7 @@ ONE_HEAD_WIDTHS = (
 
 
 def _set_heads(model: nn.Module, plan: Plan) -> list[Callable[[], None]]:
-    """Scale what the modules that hold the heads' layers know of their number and width; a proof tells if that was all."""
+    """Scale what modules that hold heads' layers know of their number and width; the proof tells if that was all."""
     steps: list[Callable[[], None]] = []
     modules = dict(model.named_modules())
     widths: dict[nn.Module, set[Fraction]] = {}

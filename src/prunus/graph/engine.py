@@ -313,6 +313,12 @@ def meta_shape(value: Any) -> tuple[int, ...]:
     return tuple(int(s) if isinstance(s, int) else int(s.node.hint) for s in value.shape)
 
 
+def example_size(node: fx.Node) -> int:
+    """What a node that computes a size is in the example."""
+    value = node.meta["val"]
+    return int(value) if isinstance(value, int) else int(value.node.hint)
+
+
 def meta_value(meta: Any) -> Result:
     """A value without planes (everything fixed) for whatever the node returned."""
     if isinstance(meta, Tensor):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from prunus.graph.engine import Engine, argument, meta_shape, module_path, operation, source_line
+from prunus.graph.engine import Engine, argument, example_size, meta_shape, module_path, operation, source_line
 from prunus.graph.groups import IntArray
 from prunus.graph.labels import varying_dims
 
@@ -193,13 +193,8 @@ def _side_by_side(node: fx.Node, come_from: Callable[[Any], Places]) -> Places:
 
 def _moved(node: fx.Node, ids: Tensor) -> Any:
     """The node's own movement, done to positions."""
-    args, kwargs = fx.map_arg((tuple(node.args[1:]), dict(node.kwargs)), _size)
+    args, kwargs = fx.map_arg((tuple(node.args[1:]), dict(node.kwargs)), example_size)
     return node.target(ids, *args, **kwargs)  # type: ignore[operator]
-
-
-def _size(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return int(value) if isinstance(value, int) else int(value.node.hint)  # type: ignore[union-attr]
 
 
 def _positions(node: fx.Node, model: nn.Module) -> Tensor:

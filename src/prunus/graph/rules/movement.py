@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Result, argument, meta_shape, meta_value, operation, rule
+from prunus.graph.engine import Engine, Result, argument, example_size, meta_shape, meta_value, operation, rule
 from prunus.graph.labels import Value, align, along, owned, squeeze_constant, varying_dims, view_plane
 
 
@@ -121,7 +121,7 @@ def cut(engine: Engine, node: fx.Node) -> Result:
     """A slice: labels along the dimension are sliced with it."""
     source = engine.value(node.args[0])
     dim = int(argument(node, 1, "dim", 0)) % source.ndim
-    arguments = [dim, *node.args[2:]]
+    arguments = [dim, *fx.map_arg(tuple(node.args[2:]), example_size)]
     engine.lock([r for r in source.rows if r.shape[dim] > 1], "a slice cuts whole rows", node)
     if operation(node) == "slice" and argument(node, 4, "step", 1) != 1:
         engine.lock(source.varying(dim), "a strided slice picks units by their position", node)
