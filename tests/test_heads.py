@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import prunus
+from prunus.apply import apply_and_verify_
 from prunus.budget import Allocation
+from prunus.fold import fold_
 from prunus.gate import attach
 from prunus.methods.dirichlet import DirichletPruning
-from prunus.verify import outputs
-from zoo_attention import SIZE, Block, Fused
+from prunus.methods.rbp import RecursiveBayesianPruning
+from prunus.verify import masked, outputs
+from zoo_attention import HEADS, SIZE, WIDTH, Block, Fused, GroupedQueries
 
 USELESS = (1, 3)
 
@@ -136,3 +140,157 @@ def test_layers_that_read_before_there_are_heads_are_readers_of_heads() -> None:
     assert {r.module for r in heads.readers} == {"q", "k", "v", "head"}
     smaller = prunus.apply_(model, prunus.Plan.from_kept(graph, {"stem.heads": [0, 2]}), x)
     assert smaller.q.weight.shape == (8, 8)
+
+
+@pytest.mark.parametrize("kind", [Block, Fused, GroupedQueries])
+def test_multipliers_of_query_dimensions_are_folded_into_what_writes_them(kind: type[Block]) -> None:
+    model, batches = trained(kind)
+    x = batches[0][0]
+    graph = prunus.trace(model, x)
+    groups = [g for g in graph.groups() if g.inside_heads]
+    assert any(r.output for g in groups for r in g.readers)
+    torch.manual_seed(4)
+    values = {g.name: torch.rand(g.units) + 0.2 for g in groups}
+    with attach(model, groups) as gates:
+        gates.fix(values)
+        gated = outputs(model, x)[0]
+    folded = copy.deepcopy(model)
+    for group in groups:
+        fold_(folded, graph, group, values[group.name])
+    assert torch.allclose(outputs(folded, x)[0], gated, atol=1e-5)
+    assert not torch.allclose(outputs(model, x)[0], gated, atol=1e-3)
+
+
+def test_one_side_of_a_product_is_gated() -> None:
+    """Queries, keys and values of a fused layer are one group: its gate multiplies queries and values, not keys."""
+    model, batches = trained(Fused)
+    x = batches[0][0]
+    graph = prunus.trace(model, x)
+    dims = graph.group("qkv")
+    behind = next(r for r in dims.readers if r.output)
+    assert (behind.units >= 0).tolist() == [True] * WIDTH + [False] * 2 * WIDTH
+    torch.manual_seed(5)
+    gate = torch.rand(dims.units)
+    with attach(model, [dims]) as gates:
+        gates.fix({"qkv": gate})
+        gated = outputs(model, x)[0]
+    reference = copy.deepcopy(model)
+    with torch.no_grad():
+        reference.qkv.weight[:WIDTH] *= gate[:, None]
+        reference.qkv.bias[:WIDTH] *= gate
+        reference.out.weight *= gate
+    assert torch.allclose(outputs(reference, x)[0], gated, atol=1e-5)
+
+
+def attentive(kind: type[Block], scale: float) -> Block:
+    """A network whose scores are far from zero, or next to it."""
+    torch.manual_seed(0)
+    model = kind().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.split(".")[0] in ("q", "k", "qkv"):
+                parameter.mul_(scale)
+    return model
+
+
+@pytest.mark.parametrize("scale", [4.0, 0.02])
+def test_scores_keep_their_scale_where_code_divides_by_the_width_it_sees(scale: float) -> None:
+    """`scaled_dot_product_attention` divides by the root of a narrower head: queries make up for it."""
+    model, x = attentive(Fused, scale), torch.randn(4, 5, 6)
+    graph = prunus.trace(model, x)
+    kept = {"qkv": [u for u in range(WIDTH) if u % SIZE in (0, 3)]}
+    plan = prunus.Plan.from_kept(graph, kept)
+    with masked(model, plan):
+        expected = outputs(model, x)[0]
+        attended = outputs(nn.Sequential(model.stem, model.norm, Attended(model)), x)[0]
+    pruned, proof = apply_and_verify_(copy.deepcopy(model), plan, x)
+    assert type(pruned) is Fused
+    assert not proof.rewritten
+    assert pruned.qkv.weight.shape == (3 * WIDTH // 2, WIDTH)
+    assert torch.allclose(outputs(pruned, x)[0], expected, atol=1e-5)
+    now = outputs(nn.Sequential(pruned.stem, pruned.norm, Attended(pruned)), x)[0]
+    assert float((now - attended[..., kept["qkv"]]).abs().max()) < 1e-5 * float(attended.abs().max())
+
+
+class Attended(nn.Module):
+    """What the heads of a block make, before the layer behind them."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block.attend(x)
+
+
+class WidthInCode(Block):
+    """Knows the width of a head and takes as many heads as there is room for; queries and keys hardly matter."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).view(*x.shape[:2], -1, SIZE).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )  # fmt: skip
+        return F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.02])
+def test_a_wrong_split_into_heads_is_found_out_where_the_output_hardly_tells(scale: float) -> None:
+    """Half of all dimensions would be taken for half of the heads; nearly equal scores hide that from the output."""
+    model, x = attentive(WidthInCode, scale), torch.randn(4, 5, 6)
+    graph = prunus.trace(model, x)
+    half = [u for u in range(WIDTH) if u % SIZE < SIZE // 2]
+    plan = prunus.Plan.from_kept(graph, {"q": half, "v": half})
+    pruned, proof = apply_and_verify_(model, plan, x)
+    assert proof.rewritten
+    assert type(pruned) is not WidthInCode
+    assert model.q.weight.shape == (WIDTH, WIDTH)
+
+
+class AddedToQueries(Block):
+    """A learned vector is added to the queries, as in Transformer-XL: no unit of theirs is zero behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(WIDTH))
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x) for layer in (self.q, self.k, self.v))
+        q, k, v = (t.view(*t.shape[:2], HEADS, -1).transpose(1, 2) for t in (q + self.bias, self.between(k), v))
+        return (q @ k.transpose(-2, -1) * 0.5).softmax(-1).matmul(v).transpose(1, 2).flatten(2)
+
+    def between(self, k: Tensor) -> Tensor:
+        return k
+
+
+class AddedToBoth(AddedToQueries):
+    def between(self, k: Tensor) -> Tensor:
+        return k.exp()
+
+
+def test_the_other_side_is_gated_where_something_is_added_to_one() -> None:
+    x = torch.randn(4, 5, 6)
+    graph = prunus.trace(AddedToQueries().eval(), x)
+    assert [r.module for r in graph.group("q").readers] == ["k"]
+    both = prunus.trace(AddedToBoth().eval(), x).group("q")
+    assert "no gate can stand before it" in str(both.locked)
+    model = attentive(AddedToQueries, 2.0)
+    kept = {"q": [u for u in range(WIDTH) if u % SIZE < 3]}
+    pruned, proof = apply_and_verify_(copy.deepcopy(model), prunus.Plan.from_kept(graph, kept), x)
+    assert proof.passed
+    assert pruned.bias.shape == (12,)
+    assert not torch.allclose(outputs(model, x)[0], outputs(pruned, x)[0], atol=1e-3)
+
+
+def test_recursion_takes_dimensions_before_the_heads_they_are_in() -> None:
+    model, batches = trained(Block)
+    method = RecursiveBayesianPruning(epochs=2, tune_epochs=0)
+    result = prunus.prune(
+        model, batches[0][0], method=method, budget="macs<=50%", data=batches, loss_fn=F.cross_entropy,
+        head_dims=True, progress=False,
+    )  # fmt: skip
+    assert result.stages is not None
+    order = [n for stage in result.stages for n in stage.groups]
+    assert order.index("q") < order.index("q.heads")
+    assert order.index("v") < order.index("q.heads")
+    kept = {g.name: len(g.kept) for g in result.plan.groups}
+    assert result.model.out.weight.shape[1] == kept["v"] * kept["q.heads"] // HEADS

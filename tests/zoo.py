@@ -425,7 +425,9 @@ ZOO: dict[str, Animal] = {
     "heads_transposed_weights": Animal(
         attention.TransposedWeights, noise(5, 6), ("qkv", "qkv.heads", "up"), (), None, None
     ),
-    "heads_written_out": Animal(attention.WrittenOut, noise(5, 6), ("up",), (("q", "matmul comes between"),), None, None),
+    "heads_written_out": Animal(
+        attention.WrittenOut, noise(5, 6), ("up",), (("q", "matmul comes between"),), None, None
+    ),
     "heads_relative_table": Animal(attention.RelativeTable, noise(5, 6), ("q", "q.heads", "v", "up"), (), 60, None),
     "heads_normalised_keys": Animal(
         attention.NormalisedKeys, noise(5, 6), ("q.heads", "v", "up"), (("q", "mean over the units"),), 44, None

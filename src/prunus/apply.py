@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,19 @@ from prunus.errors import SurgeryError
 from prunus.plan import Plan
 from prunus.rewrite import rewrite
 from prunus.surgery import Undo, check_fits, cut_, rescale_queries_
-from prunus.verify import Verification, check_backward, difference, masked, outputs, proof_inputs, recorded_layers
+from prunus.verify import (
+    TOLERANCE,
+    Verification,
+    check_backward,
+    difference,
+    masked,
+    outputs,
+    proof_inputs,
+    recorded_layers,
+)
+
+NOISE, CLEARLY = 0.01, 4.0
+"""Queries are rescaled if the gap is above so much of the tolerance, and so many times smaller with it."""
 
 
 def apply_(model: nn.Module, plan: Plan, example_inputs: Any = None, *, rewrite_graph: bool = True) -> nn.Module:
@@ -48,28 +60,42 @@ def apply_and_verify_(
     with masked(model, plan), _recorded(model, plan) as layers:
         reference = [outputs(model, i) for i in inputs]
     undo = cut_(model, plan)
-    verification, problem = _prove(model, plan, inputs, reference, layers)
-    if verification is not None:
-        return model, verification
-    rescaled = rescale_queries_(model, plan)
+    proof = _prove(model, plan, inputs, reference, layers)
+    rescaled = rescale_queries_(model, plan) if proof.gap > NOISE * proof.tolerance else None
     if rescaled is not None:
-        verification, _ = _prove(model, plan, inputs, reference, layers)
-        if verification is not None:
-            return model, verification
-        rescaled()
+        second = _prove(model, plan, inputs, reference, layers)
+        if second.gap * CLEARLY < proof.gap:
+            proof = second
+        else:
+            rescaled()
+    if proof.problem is None:
+        return model, proof.verification(plan, len(inputs))
     undo()
     if not rewrite_graph:
-        raise _refusal(plan, problem)
+        raise _refusal(plan, proof.problem)
     rewritten = rewrite(model, plan, inputs[0])
-    verification, second = _prove(rewritten, plan, inputs, reference, {})
-    if verification is None:
-        raise _refusal(plan, f"{problem}; and as a rewritten graph: {second}")
-    return rewritten, replace(verification, rewritten=True)
+    other = _prove(rewritten, plan, inputs, reference, {})
+    if other.problem is not None:
+        raise _refusal(plan, f"{proof.problem}; and as a rewritten graph: {other.problem}")
+    return rewritten, replace(other.verification(plan, len(inputs)), rewritten=True)
 
 
 def cut_without_proof_(model: nn.Module, plan: Plan) -> Undo:
     """Cut the model's own tensors and prove nothing (for loading weights that were proven when they were saved)."""
     return cut_(model, plan)
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """What a comparison with the masked model found: relative errors of the outputs, and of the worst layer too."""
+
+    problem: str | None
+    error: float = float("inf")
+    gap: float = float("inf")
+    tolerance: float = TOLERANCE[torch.float32]
+
+    def verification(self, plan: Plan, inputs: int) -> Verification:
+        return Verification(self.error if plan.exact else float("nan"), self.tolerance, inputs, plan.exact)
 
 
 def _prove(
@@ -78,24 +104,29 @@ def _prove(
     inputs: list[Any],
     reference: list[list[Tensor]],
     layers: Mapping[str, list[Tensor]],
-) -> tuple[Verification | None, str]:
+) -> _Proof:
     try:
         with _recorded(model, plan) as now:
             pruned = [outputs(model, i) for i in inputs]
         check_backward(model, inputs[0])
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as failure:
-        return None, f"the smaller model does not run: {str(failure).strip().splitlines()[0][:200]}"
+        return _Proof(f"the smaller model does not run: {str(failure).strip().splitlines()[0][:200]}")
     error, tolerance = difference(reference, pruned)
+    gaps = {name: difference([before], [now[name]])[0] for name, before in layers.items()}
+    worst = max(gaps, key=gaps.__getitem__, default="")
+    gap = max(error, gaps.get(worst, 0.0))
+    problem = None
     if plan.exact and not error <= tolerance:
-        return None, f"its outputs differ from the masked model's by {error:.1e} (relative; {tolerance:.0e} allowed)"
-    for name, before in layers.items():
-        gap, tolerance = difference([before], [now[name]])
-        if plan.exact and not gap <= tolerance:
-            return None, f"the output of {name!r} differs from the masked model's by {gap:.1e} (relative)"
-    finite = all(bool(torch.isfinite(t).all()) for batch in pruned for t in batch)
-    if not finite and all(bool(torch.isfinite(t).all()) for batch in reference for t in batch):
-        return None, "its outputs are not finite"
-    return Verification(error if plan.exact else float("nan"), tolerance, len(inputs), plan.exact), ""
+        problem = f"its outputs differ from the masked model's by {error:.1e} (relative; {tolerance:.0e} allowed)"
+    elif plan.exact and not gap <= tolerance:
+        problem = f"the output of {worst!r} differs from the masked model's by {gap:.1e} (relative)"
+    elif not _finite(pruned) and _finite(reference):
+        problem = "its outputs are not finite"
+    return _Proof(problem, error, gap, tolerance)
+
+
+def _finite(batches: list[list[Tensor]]) -> bool:
+    return all(bool(torch.isfinite(t).all()) for batch in batches for t in batch)
 
 
 def _recorded(model: nn.Module, plan: Plan) -> AbstractContextManager[dict[str, list[Tensor]]]:

@@ -126,7 +126,7 @@ def prune_in_stages(
         raise ConfigError("groups", "there is nothing to prune", "graph.explain() says what is locked and why")
     if resume and checkpoint is None:
         raise ConfigError("resume=True", "no checkpoint to go on from", "pass checkpoint=PATH")
-    ordered = sorted(groups, key=lambda g: g.order)
+    ordered = _in_order(groups)
     plan_of_stages = [tuple(g.name for g in ordered)] if method.simultaneous else [(g.name,) for g in ordered]
     identity = repr((VERSION, graph.model, method, seed, plan_of_stages, None if counts is None else dict(counts)))
     path = None if checkpoint is None else Path(checkpoint)
@@ -167,6 +167,12 @@ def prune_in_stages(
     values = {n: torch.tensor(v) for s in state.stages for n, v in s.importance.items()}
     scores = Scores(values, posteriors, method.name, tuple(s.loss for s in state.stages), method.cost_exponent)
     return Recursion(current, state.kept, tuple(state.stages), scores, verification)
+
+
+def _in_order(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """In data-flow order; dimensions inside heads come before these, whose removal would number them anew."""
+    order = {g.name: g.order for g in groups}
+    return sorted(groups, key=lambda g: (order.get(g.within or g.name, g.order), g.within is None, g.order))
 
 
 def _stage(
