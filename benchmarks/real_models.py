@@ -1,6 +1,7 @@
 """Models with public weights through the command line, and what the budget cost them (bar D4).
 
     PRUNUS_SHARED=DIR PRUNUS_CIFAR=DIR python benchmarks/real_models.py [--only mobilenet stories crepe] [--scope S]
+        [--head-dims]
 
 PRUNUS_SHARED holds `models/mobilenet_v2`, `models/llama-stories260k` and `models/audio`, PRUNUS_CIFAR CIFAR-10's binary
 version.
@@ -168,7 +169,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         loss, accuracy = row["loss"], row["accuracy"]
         stages = ", ".join(f"{loss[s]:.3f}" for s in ("dense", "one_shot", "recovered"))
         cells = [
-            f"{row['job']}, {row['scope']}", f"{100 * row['macs']:.1f} %", f"{100 * row['params']:.1f} %", stages,
+            f"{row['job']}, {row['scope']}{', head dims' * ('--head-dims' in row['recovery'])}",
+            f"{100 * row['macs']:.1f} %", f"{100 * row['params']:.1f} %", stages,
             f"{accuracy['dense_test']:.2f} -> {accuracy['test']:.2f} %",
             f"{loss['dense_test']:.3f} -> {loss['test']:.3f}",
         ]  # fmt: skip
@@ -180,12 +182,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--scope", choices=("global", "measured", "uniform"), default="measured")
+    parser.add_argument("--head-dims", action="store_true", help="also dimensions inside attention heads")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
     args = parser.parse_args()
     log = Log(RESULTS / "real_models.jsonl")
     for name in args.only:
         budgets, extra = JOBS[name]
+        extra = [*extra, "--head-dims"] if args.head_dims else extra
         for budget in budgets:
             for seed in args.seeds:
                 key = {"job": name, "budget": budget, "scope": args.scope, "seed": seed, "recovery": " ".join(extra)}

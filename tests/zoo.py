@@ -417,6 +417,9 @@ ZOO: dict[str, Animal] = {
     "heads_fused_inside": Animal(attention.FusedByHead, noise(5, 6), ("qkv#2", "qkv.heads", "up"), (), None, None),
     "heads_last": Animal(attention.HeadsLast, noise(5, 6), ("qkv", "qkv.heads", "up"), (), None, True),
     "heads_grouped": Animal(attention.GroupedQueries, noise(5, 6), ("q", "q.heads", "v", "up"), (), None, None),
+    "heads_interleaved_rotary": Animal(
+        attention.InterleavedRotary, noise(5, 6), ("q", "q.heads", "v", "up"), (), None, None
+    ),
     "heads_grouped_by_kernel": Animal(
         attention.GroupedByKernel, noise(5, 6), ("q", "q.heads", "v", "up"), (), None, None
     ),

@@ -106,6 +106,22 @@ class GroupedQueries(Block):
         return join(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
+class InterleavedRotary(GroupedQueries):
+    """Rotary positions that turn neighbours (0, 1), (2, 3), ... instead of halves, as GPT-J and Cohere do."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        q = split(self.q(x), self.num_heads)
+        k, v = (split(layer(x), self.num_heads // 2) for layer in (self.k, self.v))
+        q, k = self.turned(q), self.turned(k)
+        k, v = (t[:, :, None].expand(-1, -1, 2, -1, -1).reshape(*q.shape[:-1], -1) for t in (k, v))
+        return join(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5))
+
+    def turned(self, x: Tensor) -> Tensor:
+        angles = torch.outer(torch.arange(x.shape[2]).float(), self.frequencies.repeat_interleave(2))
+        other = torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
+        return x * angles.cos() + other * angles.sin()
+
+
 class GroupedByKernel(GroupedQueries):
     def attend(self, x: Tensor) -> Tensor:
         q = split(self.q(x), self.num_heads)

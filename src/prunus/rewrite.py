@@ -184,7 +184,9 @@ def _rewrite_node(target: fx.Node, source: fx.Node, result: Any, graph: Graph, k
         dim = int(arguments[1]) if len(arguments) > 1 else 0
         line = _line(before, dim, kept)
         if line is not None:
-            arguments[2:4] = [_moved(a, line) for a in (*arguments[2:4], None, None)[:2]]
+            start, end = (*arguments[2:4], None, None)[:2]
+            strided = len(arguments) > 4 and arguments[4] != 1  # whole blocks went: the first position is what it was
+            arguments[2:4] = [start if strided else _moved(start, line), _moved(end, line)]
     elif name == "narrow" and before is not None:
         line = _line(before, int(arguments[1]), kept)
         if line is not None and isinstance(arguments[2], int):

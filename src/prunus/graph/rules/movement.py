@@ -124,8 +124,7 @@ def cut(engine: Engine, node: fx.Node) -> Result:
     arguments = [dim, *fx.map_arg(tuple(node.args[2:]), example_size)]
     engine.lock([r for r in source.rows if r.shape[dim] > 1], "a slice cuts whole rows", node)
     if operation(node) == "slice" and argument(node, 4, "step", 1) != 1:
-        engine.lock(source.varying(dim), "a strided slice picks units by their position", node)
-        source = Value(source.shape, [p for p in source.planes if p.shape[dim] == 1])
+        source = _strided(engine, node, source, dim)
     planes = []
     for plane in source.planes:
         if plane.shape[dim] > 1:
@@ -133,6 +132,20 @@ def cut(engine: Engine, node: fx.Node) -> Result:
         planes += _piece(engine, plane, node)
     rows = [r for r in source.rows if r.shape[dim] == 1]
     return Value(meta_shape(node.meta["val"]), planes, rows=rows)
+
+
+def _strided(engine: Engine, node: fx.Node, source: Value, dim: int) -> Value:
+    """Every n-th position: where whole blocks of n go, what stays is still every n-th; otherwise units stay."""
+    start, end = argument(node, 2, "start") or 0, argument(node, 3, "end")
+    size, step = source.shape[dim], int(argument(node, 4, "step"))
+    whole = isinstance(start, int) and 0 <= start < step and (end is None or (isinstance(end, int) and end >= size))
+    if whole and size % step == 0:
+        for plane in source.varying(dim):
+            blocks = [*plane.shape[:dim], size // step, step, *plane.shape[dim + 1 :]]
+            engine.labels.tie(plane.reshape(blocks), [dim + 1])
+        return source
+    engine.lock(source.varying(dim), "a strided slice picks units by their position", node)
+    return Value(source.shape, [p for p in source.planes if p.shape[dim] == 1], rows=list(source.rows))
 
 
 def _piece(engine: Engine, part: Tensor, node: fx.Node) -> list[Tensor]:
