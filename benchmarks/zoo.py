@@ -1,10 +1,11 @@
 """Every model of the zoo through every engine: pruned to about half, proven, saved, loaded, exported (bars D1, D2).
 
-    python benchmarks/zoo.py [--only PATTERN ...] [--engines prunus torch-pruning] [--seconds 60]
+    python benchmarks/zoo.py [--only PATTERN ...] [--engines prunus torch-pruning prunus-head-dims] [--seconds 60]
         [--prove-only] [--table]
 
 One process per model and engine, stopped after so many seconds (saving, loading and ONNX have as many again). Rows go
 to results/zoo.jsonl at once; what is there already is not run again. `--table` writes docs/support.md from the rows.
+`prunus-head-dims` cuts dimensions inside attention heads too.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ from zoo_models import models
 from zoo_table import write_table
 
 ENGINES = ("prunus", "torch-pruning")
+HEAD_DIMS = "prunus-head-dims"
 
 
-def half(graph: Graph, model: nn.Module) -> dict[str, list[int]]:
-    """A random half of every group that goes without asking, the same number in every row."""
+def half(graph: Graph, model: nn.Module, head_dims: bool = False) -> dict[str, list[int]]:
+    """A random half of every group that goes without asking (or inside heads), the same number in every row."""
     generator = torch.Generator().manual_seed(0)
     kept: dict[str, list[int]] = {}
-    for group in prunable_groups(graph, model):
+    for group in prunable_groups(graph, model, head_dims=head_dims):
         rows = torch.zeros(group.units, dtype=torch.long) if group.rows is None else torch.from_numpy(group.rows)
         stays: list[int] = []
         for row in range(group.multiple):
@@ -56,7 +58,7 @@ def half(graph: Graph, model: nn.Module) -> dict[str, list[int]]:
     return kept
 
 
-def ours(model: nn.Module, inputs: Any, note: Any, files: bool) -> dict[str, Any]:
+def ours(model: nn.Module, inputs: Any, note: Any, files: bool, head_dims: bool) -> dict[str, Any]:
     """Trace, plan, cut and prove; the proof runs forward and backward, and compares with the masked model."""
     capture(model, inputs)  # the first call of a process pays for torch's own imports
     start = time.perf_counter()
@@ -66,7 +68,7 @@ def ours(model: nn.Module, inputs: Any, note: Any, files: bool) -> dict[str, Any
     start = time.perf_counter()
     try:
         graph = prunus.trace(model, inputs)
-        kept = half(graph, model)
+        kept = half(graph, model, head_dims)
         plan = prunus.Plan.from_kept(graph, kept)
         cut_(model, plan)()  # cut and put back: the proof is timed apart
         note(analysis_seconds=time.perf_counter() - start)
@@ -74,6 +76,8 @@ def ours(model: nn.Module, inputs: Any, note: Any, files: bool) -> dict[str, Any
             "groups": len(kept),
             "of": len(graph.channel_groups),
             "heads": sum(graph.group(n).heads_of is not None for n in kept),
+            "inside_heads": sum(graph.group(n).inside_heads for n in kept),
+            "summed_over": sum(any(r.output for r in graph.group(n).readers) for n in kept),
         }
         if not any(len(k) < graph.group(n).units for n, k in kept.items()):
             reasons = sorted(
@@ -167,7 +171,10 @@ def child(name: str, engine: str, path: Path, files: bool) -> None:
     model, inputs = models()[name]()
     stir_(model.eval())
     copied = copy.deepcopy(model)
-    note(**(ours(copied, inputs, note, files) if engine == "prunus" else torch_pruning(copied, inputs, note)))
+    if engine == "torch-pruning":
+        note(**torch_pruning(copied, inputs, note))
+    else:
+        note(**ours(copied, inputs, note, files, engine == HEAD_DIMS))
     note(peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, done=True)
 
 
@@ -177,7 +184,7 @@ def run_one(name: str, engine: str, seconds: float, files: bool) -> dict[str, An
         path = Path(folder) / "row.json"
         command = [sys.executable, __file__, "--child", name, engine, str(path), str(int(files))]
         try:
-            limit = seconds * (3 if engine == "prunus" else 1)
+            limit = seconds * (1 if engine == "torch-pruning" else 3)
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
             last = (done.stderr.strip().splitlines() or [""])[-1][:300]
         except subprocess.TimeoutExpired:
@@ -185,7 +192,7 @@ def run_one(name: str, engine: str, seconds: float, files: bool) -> dict[str, An
         known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     if "status" not in known:
         known |= {"status": "hang" if last.startswith("stopped") else "crash", "why": last}
-    elif engine == "prunus" and known["status"] == "proven" and known["seconds"] > seconds:
+    elif engine != "torch-pruning" and known["status"] == "proven" and known["seconds"] > seconds:
         known |= {"status": "hang", "why": f"{known['seconds']:.0f} s"}
     return {"name": name, "engine": engine, **known}
 
@@ -193,7 +200,7 @@ def run_one(name: str, engine: str, seconds: float, files: bool) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=["*"], help="globs of names")
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=(*ENGINES, HEAD_DIMS))
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--again", action="store_true", help="run also what is in the log")
     parser.add_argument("--prove-only", action="store_true", help="no artifact and no ONNX")
@@ -209,6 +216,12 @@ def main() -> None:
             for engine in args.engines:
                 if args.again or not log.has({"name": name, "engine": engine}):
                     log.add(run_one(name, engine, args.seconds, not args.prove_only), "peak_mib", "done")
+    inside = [r for r in log.rows if r["engine"] == HEAD_DIMS and r.get("summed_over")]
+    proven = [r for r in inside if r["status"] == "proven"]
+    print(
+        f"dimensions of queries and keys: {len(proven)} of {len(inside)} models proven, "
+        f"{sum(not r['rewritten'] for r in proven)} in their own class"
+    )
     print(write_table(log.rows))
 
 

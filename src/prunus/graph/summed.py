@@ -19,7 +19,10 @@ from prunus.graph.groups import IntArray
 from prunus.graph.labels import varying_dims
 
 LAYERS = ("linear", "addmm", "conv1d", "conv2d", "conv3d", "batch_norm")
-VIEWS = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as")
+VIEWS = (
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "view_as",
+    "reshape_as",
+)  # fmt: skip
 MOVES = (
     "permute", "transpose", "t", "movedim", "swapaxes", "slice", "narrow", "select", "split", "split_with_sizes",
     "chunk", "unbind", "repeat", "repeat_interleave", "flip", "roll", "tile",

@@ -2,7 +2,8 @@
 
 Idea
     A multiplicative noise per unit, learned together with the weights under a prior that prefers silence. They differ
-    in the noise and in what counts as redundant: small signal-to-noise ratio (SBP, VIB), or a gate that is shut (L0).
+    in the noise and in what counts as redundant: small signal-to-noise ratio (SBP, VIB), a gate that is shut (L0), or
+    a model without the unit that has more evidence (BMRS).
 
 Objective (minimised, per example)
     E_q[ loss(net(x; z), y) ] + kappa * w(t) / N * sum over units of the posterior's complexity
@@ -24,6 +25,7 @@ from prunus.methods.base import StagedMethod
 from prunus.posteriors.concrete import HardConcretePosterior
 from prunus.posteriors.gaussian import GaussianPosterior
 from prunus.posteriors.lognormal import TruncatedLogNormalPosterior
+from prunus.posteriors.reduced import ReducedLogNormalPosterior
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,30 @@ class StructuredBayesianPruning(StagedMethod):
     def posterior(self, units: int) -> TruncatedLogNormalPosterior:
         """A fresh truncated log-normal posterior."""
         return TruncatedLogNormalPosterior(units)
+
+
+@dataclass(frozen=True)
+class BayesianModelReduction(StagedMethod):
+    """The noise of `StructuredBayesianPruning`; a unit goes if the model has at least as much evidence without it.
+
+    Attributes:
+        largest: multipliers up to this are as good as none.
+
+    Reference:
+        Wright, Igel and Selvan, "BMRS: Bayesian Model Reduction for Structured Pruning", NeurIPS 2024.
+    """
+
+    name: ClassVar[str] = "bmrs"
+    simultaneous: bool = True
+    largest: float = 2.0**-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.posterior(1)
+
+    def posterior(self, units: int) -> ReducedLogNormalPosterior:
+        """A fresh truncated log-normal posterior that decides by evidence."""
+        return ReducedLogNormalPosterior(units, largest=self.largest)
 
 
 @dataclass(frozen=True)
@@ -76,5 +102,6 @@ class HardConcreteL0(StagedMethod):
 
 
 NOISE_METHODS: dict[str, type[StagedMethod]] = {
-    m.name: m for m in (StructuredBayesianPruning, VariationalInformationBottleneck, HardConcreteL0)
+    m.name: m
+    for m in (StructuredBayesianPruning, BayesianModelReduction, VariationalInformationBottleneck, HardConcreteL0)
 }
