@@ -78,3 +78,20 @@ def test_removal_equals_masking_in_any_network(make: Maker, names: tuple[str, ..
     for program, seed in refused:
         print("refused:", seed, program)
     assert len(refused) <= 1 + EXAMPLES // 200
+
+
+ONCE_REFUSED = [
+    (token_net, 137393, "fused_attention 7 8 4 8, shared 9 6 9 3, split 11 10 10 2, shared 0 6 2 2, shared 9 6 9 3"),
+]
+
+
+@pytest.mark.parametrize(("make", "seed", "program"), ONCE_REFUSED)
+def test_networks_that_were_refused_once(make: Maker, seed: int, program: str) -> None:
+    """One layer that reads heads and then its own output, whose columns are tied over all heads."""
+    steps = [Step(name, *map(int, numbers)) for name, *numbers in (step.split() for step in program.split(", "))]
+    model, x = made(make, steps)
+    graph = prunus.trace(model, x)
+    kept = some_of_each_row(graph, np.random.default_rng(seed))
+    assert "knows nothing of whole rows" in str(graph.group("steps.0.heads").locked)
+    _, proof = apply_and_verify_(model, prunus.Plan.from_kept(graph, kept), x)
+    assert proof.passed

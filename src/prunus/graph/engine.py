@@ -53,7 +53,7 @@ class Call:
 
     A stored selection of inputs is a call too, with no positions: it produces units and multiplies nothing. `over`
     holds the planes of labels that lie along the positions to which the weight is applied; what is contracted is
-    dimension `axis` of the weight.
+    dimension `axis` of the weight; `in_rows` says that it came with whole rows over it.
     """
 
     node: fx.Node
@@ -66,6 +66,7 @@ class Call:
     depthwise: bool
     over: tuple[Tensor, ...] = ()
     axis: int = 1
+    in_rows: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ def unshared_rows(engine: Engine, roots: IntArray) -> list[int]:
     and its own output), a parameter would keep positions that its other side has lost.
     """
     pairs = _positions_and_rows(engine, roots)
+    missing = _read_without_rows(engine, roots, pairs)
     if not len(pairs):
-        return []
-    missing: set[int] = set()
+        return sorted(missing)
     for value in engine.parameters.values():
         for plane in value.planes:
             line = roots[plane.numpy()].reshape(-1)
@@ -38,6 +38,22 @@ def unshared_rows(engine: Engine, roots: IntArray) -> list[int]:
                     reached |= row[inside] == wanted
                 missing.update(wanted[~reached].tolist())
     return sorted(missing)
+
+
+def _read_without_rows(engine: Engine, roots: IntArray, pairs: IntArray) -> set[int]:
+    """Roots of rows over a weight that some call applies to positions of which nobody knows the row."""
+    known = {(int(position), int(row)) for position, row in pairs}
+    missing: set[int] = set()
+    for call in engine.calls:
+        if call.inputs is None or call.depthwise or call.in_rows:
+            continue
+        line = roots[call.inputs.numpy()]
+        for plane in engine.parameters[call.weight].rows:
+            if plane.numel() == len(line) and plane.shape[call.axis] == len(line):
+                over = roots[plane.numpy()].reshape(-1)
+                met = zip(line.tolist(), over.tolist(), strict=True)
+                missing.update(row for position, row in met if position != row and (position, row) not in known)
+    return missing - ({int(roots[engine.nobody])} if engine.nobody >= 0 else set())
 
 
 def _positions_and_rows(engine: Engine, roots: IntArray) -> IntArray:

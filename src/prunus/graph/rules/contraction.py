@@ -202,7 +202,7 @@ def _record(
     examples = max(min(1, positions), positions // engine.batch) if positions % engine.batch == 0 else positions
     call = Call(
         node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise,
-        tuple(over), axis,
+        tuple(over), axis, bool(rows),
     )  # fmt: skip
     engine.calls.append(call)
 
