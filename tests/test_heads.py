@@ -262,6 +262,32 @@ class AddedToQueries(Block):
         return k
 
 
+class Tempered(Block):
+    """Every token has a temperature of its own for each head, computed by a layer and multiplied to the queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heat = nn.Linear(WIDTH, HEADS)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], HEADS, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return (
+            F.scaled_dot_product_attention(self.heat(x).transpose(1, 2)[..., None] * q, k, v, scale=0.5)
+            .transpose(1, 2)
+            .flatten(2)
+        )
+
+
+def test_of_two_factors_the_one_that_holds_the_units_is_gated() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 6)
+    model = Tempered().eval()
+    graph = prunus.trace(model, x)
+    assert [r.module for r in graph.group("q").readers] == ["q"]
+    kept = {"q": [u for u in range(WIDTH) if u % SIZE < 3]}
+    assert apply_and_verify_(model, prunus.Plan.from_kept(graph, kept), x)[1].passed
+
+
 class AddedToBoth(AddedToQueries):
     def between(self, k: Tensor) -> Tensor:
         return k.exp()

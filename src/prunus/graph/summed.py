@@ -151,7 +151,7 @@ def _places(node: fx.Node, model: nn.Module, come_from: Callable[[Any], Places])
         return come_from(node.args[0])
     shape = meta_shape(node.meta["val"])
     if name in ("mul", "multiply"):
-        return _spread(_first_of(node.args[:2], come_from), shape)
+        return _spread(_first_of(node.args[:2], shape, come_from), shape)
     if name in ("div", "divide", "true_divide"):
         return _spread(come_from(node.args[0]), shape)
     if name in ("add", "sub", "subtract"):
@@ -161,10 +161,10 @@ def _places(node: fx.Node, model: nn.Module, come_from: Callable[[Any], Places])
     raise _Stop(f"{name} comes between")
 
 
-def _first_of(sources: Any, come_from: Callable[[Any], Places]) -> Places:
-    """Of a product's factors one that comes from layers: if that is zero, so is the product."""
+def _first_of(sources: Any, shape: tuple[int, ...], come_from: Callable[[Any], Places]) -> Places:
+    """Of a product's factors one that comes from layers, a whole one first: if that is zero, so is the product."""
     stop = None
-    for source in sources:
+    for source in sorted(sources, key=lambda s: not isinstance(s, fx.Node) or meta_shape(s.meta["val"]) != shape):
         try:
             return come_from(source)
         except _Stop as problem:
