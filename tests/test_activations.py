@@ -67,7 +67,7 @@ def test_hooks_come_off_and_unknown_layers_are_refused() -> None:
     assert not model[0]._forward_pre_hooks
 
 
-@pytest.mark.parametrize("bits", [8, 2, 1])
+@pytest.mark.parametrize("bits", [8, 4, 2, 1])
 def test_the_folder_has_an_onnx_file_that_computes_in_eight_bits(tmp_path: Path, bits: Any) -> None:
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -80,9 +80,10 @@ def test_the_folder_has_an_onnx_file_that_computes_in_eight_bits(tmp_path: Path,
     stored = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
     for name in masks:
         weight = dict(done.model.named_modules())[name].weight
-        codes = torch.from_numpy(stored[f"{name}.weight_quantized"].copy())
+        held = stored[f"{name}.weight_quantized"]
+        assert str(held.dtype) == ("int4" if bits == 4 else "int8")
+        codes = torch.from_numpy(held.astype("int8"))
         scale = torch.from_numpy(stored[f"{name}.weight_scale"].copy())
-        assert codes.dtype == torch.int8
         assert torch.allclose(codes * scale.view(-1, *[1] * (weight.dim() - 1)), weight.detach(), rtol=1e-5, atol=1e-8)
     images = data.train.inputs
     session = runtime.InferenceSession(str(path))
@@ -97,7 +98,7 @@ def test_what_eight_bits_cannot_hold_is_refused(tmp_path: Path) -> None:
     model, data = parts()
     mask = torch.ones(8, 8, dtype=torch.bool)
     path = tmp_path / "out.onnx"
-    for found in (LayerMask("weight 50%", mask, 4, 0.1), LayerMask("weight 50%", mask, 8)):
+    for found in (LayerMask("weight 50%", mask, None, 0.1), LayerMask("weight 50%", mask, 8)):
         with pytest.raises(ConfigError, match="layer '3'"):
             export_onnx_int8(model, {"3": found}, data.train.inputs, path)
     with pytest.raises(ConfigError, match="no layer"):

@@ -1,7 +1,8 @@
 """Eight-bit ONNX: the grids that were learned, written down as QuantizeLinear and DequantizeLinear by ONNX Runtime.
 
 The tool does the rewriting (`onnxruntime.quantization`); what it is told are the learned grids of the inputs. The
-weights lie on their grids already, so that its own rounding leaves them where they are.
+weights lie on their grids already, so that its own rounding leaves them where they are. Weights of 4 bits are stored as
+such (INT4, since opset 21), on their own steps: an 8-bit grid with the same largest magnitude does not hold them.
 """
 
 from __future__ import annotations
@@ -25,17 +26,16 @@ from prunus.maskfile import LayerMask
 from prunus.verify import outputs
 
 TOLERANCE = 0.02
-EXACT_BITS = (8, 2, 1)
-"""Weights of so many bits lie on an 8-bit grid with the same largest magnitude; those of 4 bits do not."""
+INT4_OPSET = 21
 
 
 def export_onnx_int8(
     model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor, path: str | os.PathLike[str]
 ) -> float:
-    """Write ONNX whose masked layers compute with 8-bit weights and inputs.
+    """Write ONNX whose masked layers compute with 8-bit inputs and weights of 8 bits, or stored in 4.
 
     Args:
-        model: in its own class; its masked weights lie on grids of 8, 2 or 1 bits.
+        model: in its own class; its masked weights lie on grids.
         masks: with bits and input scales, as `sparsify` and `load_masks` give them.
         images: a batch to compare on, [B, ...], B at least 2, on the model's device.
         path: file to write; it appears only after it was found to agree.
@@ -45,15 +45,15 @@ def export_onnx_int8(
         to the mean magnitude of the outputs. Both round, so that a value on the edge may fall on either side.
 
     Raises:
-        ConfigError: a layer without bits or input scale, or with 4 bits.
+        ConfigError: a layer without bits or input scale.
         MissingDependencyError: onnx or onnxruntime is not installed.
         ExportError: a layer is not in the graph as a convolution or matrix product of its own weight, or the file
             does not agree.
     """
     for name, mask in masks.items():
-        if mask.bits not in EXACT_BITS or mask.input_scale is None:
+        if mask.bits is None or mask.input_scale is None:
             found = f"weights of {mask.bits or 32} bits, inputs {'on a grid' if mask.input_scale else 'on none'}"
-            advice = "train it with bits=8 (or 2, 1) and activation_bits=8"
+            advice = "train it with bits=8 (or 4, 2, 1) and activation_bits=8"
             raise ConfigError(f"layer {name!r}", f"{found} can't become 8-bit ONNX", advice)
     if not masks:
         raise ConfigError("masks", "no layer was quantised", "train with bits=8 and activation_bits=8")
@@ -88,8 +88,11 @@ def _folder_beside(target: Path) -> Iterator[Path]:
 
 def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: Tensor) -> None:
     import onnx
+    import onnx.version_converter
     from onnxruntime import quantization
 
+    if any(mask.bits == 4 for mask in masks.values()):
+        onnx.save(onnx.version_converter.convert_version(onnx.load(plain), INT4_OPSET), plain)
     graph = onnx.load(plain).graph
     nodes = {n.input[1].removesuffix(".weight"): n for n in graph.node if len(n.input) > 1 and n.op_type in _PRODUCTS}
     missing = sorted(set(masks) - set(nodes))
@@ -103,6 +106,8 @@ def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: 
         before = grids.setdefault(nodes[name].input[0], [own])
         if before[0]["scale"] < own["scale"]:  # one tensor, several layers: the widest grid
             before[0] = own
+        if mask.bits == 4:
+            grids[nodes[name].input[1]] = _four_bits(graph, nodes[name], name)
     with _quiet():
         quantization.quantize_static(
             plain,
@@ -120,6 +125,23 @@ def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: 
                 "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
             },
         )
+
+
+def _four_bits(graph: Any, node: Any, name: str) -> list[dict[str, Any]]:
+    """The steps of a weight that lies on a 4-bit grid, one for each output channel."""
+    from ml_dtypes import int4
+    from onnx import numpy_helper
+    from onnxruntime.quantization import QuantType
+
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    if node.op_type != "Conv" and not transposed:
+        raise ExportError(f"layer {name!r}", f"4 bits in a {node.op_type} have no export", "train it with bits=8")
+    weight = numpy_helper.to_array(next(i for i in graph.initializer if i.name == node.input[1]))
+    largest = np.abs(weight).reshape(len(weight), -1).max(1)
+    steps = np.where(largest > 0, largest / 7, 1).astype(np.float32)
+    own = [{"quant_type": QuantType.QInt4, "scale": np.array(s), "zero_point": np.array(0, int4)} for s in steps]
+    own[0]["axis"] = 0
+    return own
 
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -23,7 +23,7 @@ from prunus.checkpoint import save
 from prunus.datasets import Batches, DataSource, each
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.evaluate import Evaluation, evaluate
-from prunus.export_int8 import EXACT_BITS, export_onnx_int8
+from prunus.export_int8 import export_onnx_int8
 from prunus.filters import check_filters, plan_of_filters, sole_writers
 from prunus.fit_masks import Masked, fit_masks
 from prunus.graph.grouping import Graph
@@ -51,8 +51,7 @@ class Sparsified:
         masked: masks, logits, history.
         summary: accuracies, losses, sizes and settings as plain numbers, as written to `summary.json`.
         directory: the folder with `summary.json`, `plan.json`, `artifact/`, `figures/` and, with a pattern inside
-            weights of 8, 2 or 1 bits and with inputs on grids, `model_int8.onnx`; None if there is no `out`, or on
-            other ranks than 0.
+            weights and inputs on grids, `model_int8.onnx`; None if there is no `out`, or on other ranks than 0.
     """
 
     model: nn.Module
@@ -259,7 +258,7 @@ def _write(
     save(folder / "artifact", model, plan, metrics=metrics, example_inputs=data.example_inputs, masks=inside)
     plan.save(folder / "plan.json")
     write_text(folder / "summary.json", json.dumps(summary, indent=2))
-    if inside and all(m.bits in EXACT_BITS and m.input_scale is not None for m in inside.values()):
+    if inside and all(m.bits is not None and m.input_scale is not None for m in inside.values()):
         try:
             device = next(model.parameters()).device
             images = to_device(data.validation.normalise(each(data.validation.inputs, lambda t: t[:64])), device)
@@ -268,7 +267,7 @@ def _write(
         except MissingDependencyError as missing:
             say(f"no 8-bit ONNX: {missing.what}; {missing.fix}")
     elif masked.inputs:
-        say("no 8-bit ONNX: it is written for patterns inside weights of 8, 2 or 1 bits")
+        say("no 8-bit ONNX: it is written for patterns inside weights that lie on grids")
     try:
         draw_masks(masked, folder / "figures")
     except MissingDependencyError as error:
