@@ -88,7 +88,7 @@ def sites_of(engine: Engine, model: nn.Module, roots: IntArray) -> tuple[list[Si
 def _sites(engine: Engine, model: nn.Module, roots: IntArray, operand: fx.Node) -> list[Site]:
     """The layers behind one side of a product. Raises _Stop where there is none to gate."""
     positions: dict[fx.Node, list[Tensor]] = {}
-    for layer, ids in _walk(operand, model):
+    for layer, ids in _come_from(operand, model, {}):
         few = ids[tuple(slice(1) if stride == 0 else slice(None) for stride in ids.stride())]
         positions.setdefault(layer, []).append(torch.unique(few))
     found = []
@@ -107,18 +107,12 @@ def _sites(engine: Engine, model: nn.Module, roots: IntArray, operand: fx.Node) 
     return found
 
 
-def _walk(node: fx.Node, model: nn.Module) -> Places:
-    """Which positions of which layers' outputs each element of `node` comes from.
+def _come_from(node: Any, model: nn.Module, known: dict[fx.Node, Places]) -> Places:
+    """Which positions of which layers' outputs each element of a node comes from.
 
     Raises:
         _Stop: an element may be other than zero although all of those are.
     """
-    found = _come_from(node, model, {})
-    assert isinstance(found, list)
-    return found
-
-
-def _come_from(node: Any, model: nn.Module, known: dict[fx.Node, Places]) -> Places:
     if not isinstance(node, fx.Node) or node.op != "call_function":
         raise _Stop(f"{getattr(node, 'name', node)} is no layer's output")
     if node not in known:
