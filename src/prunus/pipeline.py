@@ -83,8 +83,9 @@ def prune(
         data: re-iterable of (inputs, targets) batches with a length; only methods that look at weights alone need none.
         loss_fn: `loss_fn(outputs, targets)` -> mean loss; must take `reduction="sum"` for gradient criteria.
         ignored_layers: modules, module types or name globs whose output units stay.
-        head_dims: also remove dimensions inside attention heads, the same number in each, where heads can go as a
-            whole. Few classes take heads of unequal widths for keys and values: expect a rewritten graph.
+        head_dims: also remove dimensions inside attention heads, the same number in each: of values, and of queries and
+            keys (in pairs where rotary positions turn them). Few classes take keys and values of unequal widths: where
+            a layer keeps different shares of the two, expect a rewritten graph.
         inexact: also remove units across which a normalisation takes statistics (the stream of a transformer). Removal
             then differs from masking by definition: only that the result runs is checked. Recover afterwards.
         follow_branches: as for `trace`.
