@@ -433,7 +433,7 @@ ZOO: dict[str, Animal] = {
     ),
     "heads_relative_table": Animal(attention.RelativeTable, noise(5, 6), ("q", "q.heads", "v", "up"), (), 60, None),
     "heads_normalised_keys": Animal(
-        attention.NormalisedKeys, noise(5, 6), ("q.heads", "v", "up"), (("q", "mean over the units"),), 44, None
+        attention.NormalisedKeys, noise(5, 6), ("q.heads", "v", "up"), (("q", "statistics"),), 44, None
     ),
     "heads_slopes_in_code": Animal(
         attention.SlopesInCode, noise(5, 6), ("q", "v", "up"), (("q.heads", "fixed size"),), None, None

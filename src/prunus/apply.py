@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import SurgeryError
+from prunus.errors import PruneError, SurgeryError
 from prunus.plan import Plan
 from prunus.rewrite import rewrite
 from prunus.surgery import Undo, check_fits, cut_, rescale_queries_
@@ -57,13 +57,20 @@ def apply_and_verify_(
     """Like `apply_`, and return what was proven."""
     check_fits(model, plan)
     inputs = proof_inputs(plan, example_inputs, model)
-    with masked(model, plan), _recorded(model, plan) as layers:
-        reference = [outputs(model, i) for i in inputs]
+    twin = _twin(model, plan, inputs[0]) if rewrite_graph and not plan.exact else None
+    layers: Mapping[str, list[Tensor]] = {}
+    if twin is not None:
+        reference = [outputs(twin, i) for i in inputs]
+    else:
+        with masked(model, plan), _recorded(model, plan) as layers:
+            reference = [outputs(model, i) for i in inputs]
+    compare = plan.exact or twin is not None
+    strictness = NOISE if twin is not None and _delicate(plan) else 1.0
     undo = cut_(model, plan)
-    proof = _prove(model, plan, inputs, reference, layers)
-    rescaled = rescale_queries_(model, plan) if proof.gap > NOISE * proof.tolerance else None
+    proof = _prove(model, plan, inputs, reference, layers, compare, strictness)
+    rescaled = rescale_queries_(model, plan) if compare and proof.gap > NOISE * proof.tolerance else None
     if rescaled is not None:
-        second = _prove(model, plan, inputs, reference, layers)
+        second = _prove(model, plan, inputs, reference, layers, compare, strictness)
         if second.gap * CLEARLY < proof.gap:
             proof = second
         else:
@@ -73,11 +80,23 @@ def apply_and_verify_(
     undo()
     if not rewrite_graph:
         raise _refusal(plan, proof.problem)
-    rewritten = rewrite(model, plan, inputs[0])
-    other = _prove(rewritten, plan, inputs, reference, {})
+    rewritten = rewrite(model, plan, inputs[0]) if twin is None else twin
+    other = _prove(rewritten, plan, inputs, reference, {}, compare)
     if other.problem is not None:
         raise _refusal(plan, f"{proof.problem}; and as a rewritten graph: {other.problem}")
-    return rewritten, replace(other.verification(plan, len(inputs)), rewritten=True)
+    error = other.error if plan.exact else float("nan")
+    return rewritten, replace(other.verification(plan, len(inputs)), max_error=error, rewritten=True)
+
+
+def _twin(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module | None:
+    """The rewritten graph, where equality with the masked model can't be asked for: two constructions that must agree.
+
+    None if it can't be made (a graph that no free batch size fits): then only running is checked.
+    """
+    try:
+        return rewrite(model, plan, example_inputs)
+    except (PruneError, RuntimeError):
+        return None
 
 
 def cut_without_proof_(model: nn.Module, plan: Plan) -> Undo:
@@ -95,7 +114,7 @@ class _Proof:
     tolerance: float = TOLERANCE[torch.float32]
 
     def verification(self, plan: Plan, inputs: int) -> Verification:
-        return Verification(self.error if plan.exact else float("nan"), self.tolerance, inputs, plan.exact)
+        return Verification(self.error, self.tolerance, inputs, plan.exact)
 
 
 def _prove(
@@ -104,6 +123,8 @@ def _prove(
     inputs: list[Any],
     reference: list[list[Tensor]],
     layers: Mapping[str, list[Tensor]],
+    compare: bool,
+    strictness: float = 1.0,
 ) -> _Proof:
     try:
         with _recorded(model, plan) as now:
@@ -115,14 +136,14 @@ def _prove(
     gaps = {name: difference([before], [now[name]])[0] for name, before in layers.items()}
     worst = max(gaps, key=gaps.__getitem__, default="")
     gap = max(error, gaps.get(worst, 0.0))
-    problem = None
-    if plan.exact and not error <= tolerance:
-        problem = f"its outputs differ from the masked model's by {error:.1e} (relative; {tolerance:.0e} allowed)"
-    elif plan.exact and not gap <= tolerance:
-        problem = f"the output of {worst!r} differs from the masked model's by {gap:.1e} (relative)"
+    problem, other = None, "masked model's" if plan.exact else "rewritten graph's"
+    if compare and not error <= strictness * tolerance:
+        problem = f"its outputs differ from the {other} by {error:.1e} (relative; {tolerance:.0e} allowed)"
+    elif compare and not gap <= tolerance:
+        problem = f"the output of {worst!r} differs from the {other} by {gap:.1e} (relative)"
     elif not _finite(pruned) and _finite(reference):
         problem = "its outputs are not finite"
-    return _Proof(problem, error, gap, tolerance)
+    return _Proof(problem, error if compare else float("nan"), gap, tolerance)
 
 
 def _finite(batches: list[list[Tensor]]) -> bool:
@@ -131,8 +152,11 @@ def _finite(batches: list[list[Tensor]]) -> bool:
 
 def _recorded(model: nn.Module, plan: Plan) -> AbstractContextManager[dict[str, list[Tensor]]]:
     """Outputs of the layers too, where dimensions inside heads go: there the network's output alone proves little."""
-    delicate = any(g.inside_heads and len(g.kept) < g.units for g in plan.groups)
-    return recorded_layers(model, plan) if delicate else nullcontext({})
+    return recorded_layers(model, plan) if _delicate(plan) else nullcontext({})
+
+
+def _delicate(plan: Plan) -> bool:
+    return any(g.inside_heads and len(g.kept) < g.units for g in plan.groups)
 
 
 def _refusal(plan: Plan, problem: str) -> SurgeryError:

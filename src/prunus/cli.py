@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -264,7 +265,9 @@ def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
     if proof.exact:
         console.print(f"proof: pruned = masked to {proof.max_error:.1e} (relative), {how}")
     else:
-        console.print(f"no proof by equality (a normalisation counts what was removed); it runs both ways, {how}")
+        console.print(f"no equality with the masked model (a normalisation counts what was removed); it runs, {how}")
+        if not math.isnan(proof.max_error):
+            console.print(f"proof: its own code = the captured graph, rewritten, to {proof.max_error:.1e} (relative)")
     console.print(before_and_after(done.summary))
     for warning in done.comparison.warnings:
         console.print(Text.assemble(("warning", "yellow"), f": {warning}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -188,7 +189,7 @@ def _summary(
         "stages": [{k: v for k, v in vars(s).items() if k != "probability"} for s in result.stages],
         "undecided": {g.name: len(g.undecided) for g in result.plan.groups},
         "proof": {
-            "max_error": verification.max_error if verification.exact else None,
+            "max_error": None if math.isnan(verification.max_error) else verification.max_error,
             "tolerance": verification.tolerance,
             "exact": verification.exact,
             "rewritten": verification.rewritten,

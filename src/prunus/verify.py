@@ -24,10 +24,11 @@ class Verification:
     """What was proven.
 
     Attributes:
-        max_error: largest absolute difference between pruned and masked outputs, relative to the largest output.
+        max_error: largest absolute difference between pruned and masked outputs, relative to the largest output. If
+            not `exact`, between the model cut in its own class and as a rewritten graph; NaN if there is only one.
         tolerance: what was allowed.
         inputs: number of input batches compared.
-        exact: False if a normalisation makes equality impossible by definition; then only running was checked.
+        exact: False if a normalisation makes equality with the masked model impossible by definition.
         rewritten: True if the captured graph had to take the place of the model's own code.
     """
 

@@ -1,4 +1,8 @@
-"""Reductions and pooling: harmless over positions; over units they lock (removing one changes the result)."""
+"""Reductions and pooling: harmless over positions; over units they lock (removing one changes the result).
+
+A mean, variance or norm that keeps its dimension is a statistic to normalise with, as in an RMSNorm written out: units
+behind it may go when asked.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Result, meta_shape, meta_value, operation, rule
+from prunus.graph.engine import Engine, Lock, Result, meta_shape, meta_value, operation, rule, source_line
 from prunus.graph.labels import Value
+
+STATISTICS = ("mean", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm")
 
 
 @rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
@@ -22,7 +28,11 @@ def reduce(engine: Engine, node: fx.Node) -> Result:
     shapes = [v.shape for v in result] if isinstance(result, list) else [result.shape]
     dims = _dims(node, source.ndim)
     mixed = [p for p in (*source.planes, *source.rows) if any(p.shape[d] > 1 for d in dims)]
-    engine.lock(mixed, f"{operation(node)} over the units", node, whole=not source.rows)
+    reason, whole = f"{operation(node)} over the units", not source.rows
+    if operation(node) in STATISTICS and len(dims) == 1 and len(shapes[0]) == source.ndim:
+        engine.inexact += [Lock(p.reshape(-1), reason, source_line(node), whole) for p in mixed]
+    else:
+        engine.lock(mixed, reason, node, whole=whole)
 
     def left(kind: list[Tensor]) -> list[Tensor]:
         found = [p for p in kind if not any(p is m for m in mixed)]
