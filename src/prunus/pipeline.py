@@ -87,7 +87,8 @@ def prune(
             keys (in pairs where rotary positions turn them). Few classes take keys and values of unequal widths: where
             a layer keeps different shares of the two, expect a rewritten graph.
         inexact: also remove units across which a normalisation takes statistics (the stream of a transformer). Removal
-            then differs from masking by definition: only that the result runs is checked. Recover afterwards.
+            then differs from masking by definition: what is checked is that the model cut in its own class agrees with
+            the rewritten graph. Recover afterwards.
         follow_branches: as for `trace`.
         allocation: scope, cost exponent, rounding, floor. By default the scope is `auto`: of the global plan and the
             one by measured losses that which costs less loss on the first batches, where there are data; methods in
