@@ -19,7 +19,7 @@ from prunus.gate import attach
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.verify import masked, outputs
-from zoo_attention import HEADS, SIZE, WIDTH, Block, Fused, GroupedQueries
+from zoo_attention import HEADS, SIZE, WIDTH, Block, Fused, GroupedQueries, WidthInCode
 
 USELESS = (1, 3)
 
@@ -212,6 +212,16 @@ def test_scores_keep_their_scale_where_code_divides_by_the_width_it_sees(scale: 
     assert float((now - attended[..., kept["qkv"]]).abs().max()) < 1e-5 * float(attended.abs().max())
 
 
+def test_rescaled_queries_stay_tied() -> None:
+    model, x = attentive(Fused, 4.0), torch.randn(4, 5, 6)
+    model.spare = nn.Linear(WIDTH, 3 * WIDTH)
+    model.spare.weight = model.qkv.weight
+    kept = {"qkv": [u for u in range(WIDTH) if u % SIZE in (0, 3)]}
+    pruned, proof = apply_and_verify_(model, prunus.Plan.from_kept(prunus.trace(model, x), kept), x)
+    assert not proof.rewritten
+    assert pruned.spare.weight is pruned.qkv.weight
+
+
 class Attended(nn.Module):
     """What the heads of a block make, before the layer behind them."""
 
@@ -221,16 +231,6 @@ class Attended(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block.attend(x)
-
-
-class WidthInCode(Block):
-    """Knows the width of a head and takes as many heads as there is room for; queries and keys hardly matter."""
-
-    def attend(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            layer(x).view(*x.shape[:2], -1, SIZE).transpose(1, 2) for layer in (self.q, self.k, self.v)
-        )  # fmt: skip
-        return F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.02])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.apply import apply_and_verify_
-from zoo_attention import SIZE, WIDTH, Block
+from zoo_attention import SIZE, WIDTH, WidthInCode
 
 
 class Normed(nn.Module):
@@ -119,14 +119,6 @@ def test_norms_written_out_are_norms(kind: type[nn.Module]) -> None:
                      model.down.bias[kept])  # fmt: skip
     part.weight = nn.Parameter(model.last.weight[kept])
     assert torch.allclose(smaller(x), F.linear(part(y), model.head.weight[:, kept], model.head.bias), atol=1e-5)
-
-
-class WidthInCode(Block):
-    """Takes as many heads of one width as there is room for."""
-
-    def attend(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).view(*x.shape[:2], -1, SIZE).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        return F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2)
 
 
 def test_two_constructions_must_agree_where_no_mask_can_tell() -> None:

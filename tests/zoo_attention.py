@@ -47,6 +47,14 @@ class HardCodedHeads(Block):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, x.shape[1], 16)
 
 
+class WidthInCode(Block):
+    """Takes as many heads of one width as there is room for."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).view(*x.shape[:2], -1, SIZE).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2).flatten(2)
+
+
 class Fused(Block):
     """One layer for queries, keys and values, taken apart by reshape, as ViTs do."""
 

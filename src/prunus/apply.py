@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import PruneError, SurgeryError
+from prunus.errors import SurgeryError, TraceError
 from prunus.plan import Plan
 from prunus.rewrite import rewrite
 from prunus.surgery import Undo, check_fits, cut_, rescale_queries_
@@ -81,21 +81,20 @@ def apply_and_verify_(
     if not rewrite_graph:
         raise _refusal(plan, proof.problem)
     rewritten = rewrite(model, plan, inputs[0]) if twin is None else twin
-    other = _prove(rewritten, plan, inputs, reference, {}, compare)
+    other = _prove(rewritten, plan, inputs, reference, {}, plan.exact)
     if other.problem is not None:
         raise _refusal(plan, f"{proof.problem}; and as a rewritten graph: {other.problem}")
-    error = other.error if plan.exact else float("nan")
-    return rewritten, replace(other.verification(plan, len(inputs)), max_error=error, rewritten=True)
+    return rewritten, replace(other.verification(plan, len(inputs)), rewritten=True)
 
 
 def _twin(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module | None:
     """The rewritten graph, where equality with the masked model can't be asked for: two constructions that must agree.
 
-    None if it can't be made (a graph that no free batch size fits): then only running is checked.
+    None if the model can't be captured with a free batch size: then only running is checked, and `max_error` is NaN.
     """
     try:
         return rewrite(model, plan, example_inputs)
-    except (PruneError, RuntimeError):
+    except TraceError:
         return None
 
 

@@ -268,6 +268,8 @@ def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
         console.print(f"no equality with the masked model (a normalisation counts what was removed); it runs, {how}")
         if not math.isnan(proof.max_error):
             console.print(f"proof: its own code = the captured graph, rewritten, to {proof.max_error:.1e} (relative)")
+        elif not proof.rewritten:
+            console.print("only running was checked: the model can't be captured with a free batch size")
     console.print(before_and_after(done.summary))
     for warning in done.comparison.warnings:
         console.print(Text.assemble(("warning", "yellow"), f": {warning}"))

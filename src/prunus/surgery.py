@@ -180,23 +180,24 @@ def _set_heads(model: nn.Module, plan: Plan) -> list[Callable[[], None]]:
         if group.heads_of is None:
             widths.setdefault(holder, set()).add(share)
             continue
-        steps += _scale(holder, (*HEAD_COUNTS, *HEAD_WIDTHS), share)
+        steps += _scale(holder, (*HEAD_COUNTS, *HEAD_WIDTHS), share, group.units)
         shared = vars(holder).get("num_key_value_groups")
         if shared == group.units and getattr(vars(holder).get("config"), "num_key_value_heads", None) == 1:
             holder.num_key_value_groups = len(group.kept)  # type: ignore[assignment]
             steps.append(_restore(holder, "num_key_value_groups", shared))
     for holder, shares in widths.items():
         if len(shares) == 1:  # code that holds one width for queries, keys and values has no room for two
-            steps += _scale(holder, (*ONE_HEAD_WIDTHS, *HEAD_WIDTHS), shares.pop())
+            share = shares.pop()
+            steps += _scale(holder, (*ONE_HEAD_WIDTHS, *HEAD_WIDTHS), share, share.denominator)
     return steps
 
 
-def _scale(holder: nn.Module, attributes: Sequence[str], share: Fraction) -> list[Callable[[], None]]:
-    """Multiply whole numbers that a module holds by the share of units that stays, where that is a whole number."""
+def _scale(holder: nn.Module, attributes: Sequence[str], share: Fraction, of: int) -> list[Callable[[], None]]:
+    """Multiply the multiples of `of` among the numbers that a module holds by the share of units that stays."""
     steps = []
     for attribute in attributes:
         old = vars(holder).get(attribute)
-        if isinstance(old, int) and old % share.denominator == 0:
+        if isinstance(old, int) and old % of == 0:
             setattr(holder, attribute, int(old * share))
             steps.append(_restore(holder, attribute, old))
     return steps
@@ -214,16 +215,19 @@ def rescale_queries_(model: nn.Module, plan: Plan) -> Undo | None:
         if not entry.output or not entry.removed:
             continue
         weight = f"{entry.module}.weight"
-        stays = plan.tensors[weight].keep.get(entry.axis, ()) if weight in plan.tensors else ()
+        if weight not in plan.tensors:
+            continue  # tied, and known by another name: what else it writes must not be scaled
+        stays = plan.tensors[weight].keep[entry.axis]
         factor = (1 - len(entry.removed) / len(entry.of)) ** 0.5
         inside = set(entry.of)
         line = torch.tensor([factor if p in inside else 1.0 for p in stays])
         for name, dim in ((weight, entry.axis), (f"{entry.module}.bias", 0)):
-            for owner, attribute in places.get(name, ()):
-                tensor = _held((owner, attribute))
-                scaled = tensor.detach() * line.to(tensor).reshape([-1 if d == dim else 1 for d in range(tensor.dim())])
-                new = nn.Parameter(scaled, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else scaled
-                steps.append(_assign(owner, attribute, new))
+            if name not in places:
+                continue
+            tensor = _held(places[name][0])
+            scaled = tensor.detach() * line.to(tensor).reshape([-1 if d == dim else 1 for d in range(tensor.dim())])
+            new = nn.Parameter(scaled, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else scaled
+            steps += [_assign(owner, attribute, new) for owner, attribute in places[name]]
     return Undo(tuple(steps)) if steps else None
 
 
