@@ -1,7 +1,8 @@
-"""Compiled loops (numba, extra `sparse`) for the two costly parts of drawing masks on a CPU, in fp32.
+"""Compiled loops (numba, extra `sparse`) for drawing masks on a CPU, in fp32.
 
 Gumbel noise from random bits, and the backward pass of the relaxed mask: what `sampling._product_` does in twenty
-passes over blocks of rows, in three, with the same scans in fp64.
+passes over blocks of rows, in three, with the same scans in fp64. Where the choices are the weight's own memory, a draw
+and its gradients are one pass over the rows each; a row stays in the cache meanwhile.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LOG2E = np.float32(1 / math.log(2))
+LOG2E_FAR = 1 / math.log(2)
+LOG2E = np.float32(LOG2E_FAR)
 # 2^f for |f| <= 1/2, interpolated at Chebyshev points: relative error 2.6e-9 before rounding.
 C0, C1, C2, C3, C4, C5, C6 = (
     np.float32(c) for c in (1.0, 0.6931472073, 0.2402265122, 0.0555032719, 0.00961802558, 0.00134004417, 0.000154697402)
@@ -30,7 +32,11 @@ L0, L1, L2, L3, L4, L5, L6, L7, L8 = (
 )  # fmt: skip
 ONE, LN2, ROOT_BITS = np.float32(1), np.float32(math.log(2)), np.float32(math.sqrt(0.5)).view(np.int32)
 UNIT, SMALLEST, SMALLEST_LEFT = np.float32(2.0**-31), np.float32(2.0**-32), np.float32(2.0**-25)
-HALF, LOWEST = np.float32(0.5), np.float32(-87)
+HALF, LOWEST, LOWEST_FAR = np.float32(0.5), np.float32(-87), -700.0
+SAFE_SPREAD = 600.0
+"""Largest spread of z for which sums of exp(z) are taken in fp64 without logarithms."""
+MOST_PASSES = 64
+"""Counts of a row after which the search for a number that parts k from the others ends."""
 REASSOCIATED = {"reassoc", "contract", "nsz", "arcp"}
 """What the compiler may do to sums, so that it takes several elements at a time; infinities and NaN stay themselves."""
 
@@ -45,15 +51,9 @@ def product_(perturbed: Tensor, mask: Tensor, gradient: Tensor, temperature: flo
         temperature: T.
         by_draw: the drawn leave by falling value, not by index.
     """
-    find, product = _row_loops()
     # Contiguous, so that numba compiles for one layout only.
     z, own, into = (np.ascontiguousarray(t.detach().numpy()) for t in (perturbed, mask, gradient))
-    drawn = np.empty((len(z), int(own[0].sum())), np.int64)
-    find(z, own, drawn, by_draw)
-    if by_draw:
-        drawn.sort(axis=1)
-        drawn &= 0xFFFFFFFF
-    product(z, own, drawn, into, np.float32(1 / temperature))
+    _product_loop()(z, own, _drawn(z, own, by_draw), into, np.float32(1 / temperature))
     if not gradient.is_contiguous():
         gradient.copy_(torch.from_numpy(into))
 
@@ -65,29 +65,52 @@ def gumbel(bits: np.ndarray) -> np.ndarray:
     return out
 
 
-def keep_largest(scores: Tensor, limit: np.ndarray, weight: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """Which scores reach the limit of their row, and the weight without the others, in one pass.
+def draw(
+    logits: Tensor, weight: Tensor, bits: np.ndarray, noise_scale: float, k: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Perturb the logits, find the k largest of every row and mask the weight with them.
 
     Args:
-        scores: fp32 [R, n].
-        limit: the k-th largest of every row, fp32 [R].
+        logits: fp32 [R, n].
         weight: fp32 [R, n].
-        k: how many there should be.
+        bits: random, int32 [R n], as `gumbel` takes them.
+        noise_scale: factor of the noise.
+        k: 1 <= k < n.
 
     Returns:
-        bool [R, n] and fp32 [R, n]; None if a row has more than k (equal scores) or fewer (NaN).
+        logits + noise_scale * noise, fp32 [R, n]; its k largest, bool [R, n]; the masked weight, fp32 [R, n]. None if
+        in some row no number parts k from the others (equal values, NaN).
     """
-    mask, masked = np.empty(scores.shape, np.bool_), np.empty(scores.shape, np.float32)
-    exact = _weight_loops()[0](scores.detach().numpy(), limit, weight.detach().numpy(), k, mask, masked)
-    return (torch.from_numpy(mask), torch.from_numpy(masked)) if exact else None
+    shape = tuple(logits.shape)
+    z, mask, masked = np.empty(shape, np.float32), np.empty(shape, np.bool_), np.empty(shape, np.float32)
+    given = logits.detach().numpy(), weight.detach().numpy(), bits
+    if not _draw_loop()(*given, np.float32(noise_scale), k, z, mask, masked):
+        return None
+    return torch.from_numpy(z), torch.from_numpy(mask), torch.from_numpy(masked)
 
 
-def masked_gradients(gradient: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of weight * mask by the mask and by the weight, in one pass; all fp32 or bool [R, n]."""
-    arrays = [np.ascontiguousarray(t.detach().numpy()) for t in (gradient, weight, mask)]
-    by_mask, by_weight = np.empty(gradient.shape, np.float32), np.empty(gradient.shape, np.float32)
-    _weight_loops()[1](*arrays, by_mask, by_weight)
-    return torch.from_numpy(by_mask), torch.from_numpy(by_weight)
+def gradients(
+    perturbed: Tensor, mask: Tensor, weight: Tensor, gradient: Tensor, temperature: float, *, by_draw: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Gradients by the logits and by the weight of a loss that has `gradient` by the masked weight.
+
+    Args:
+        perturbed: logits + c noise, fp32 [R, n].
+        mask: its k largest, bool [R, n].
+        weight: fp32 [R, n].
+        gradient: fp32 [R, n].
+        temperature: T of the relaxation.
+        by_draw: the drawn leave by falling value, not by index.
+
+    Returns:
+        Both fp32 [R, n]; None if the drawn of a row spread too far for sums of exponentials without logarithms.
+    """
+    arrays = [np.ascontiguousarray(t.detach().numpy()) for t in (perturbed, mask, weight, gradient)]
+    by_logits, by_weight = np.empty(gradient.shape, np.float32), np.empty(gradient.shape, np.float32)
+    drawn = _drawn(arrays[0], arrays[1], by_draw)
+    if not _gradient_loop()(*arrays, drawn, np.float32(1 / temperature), by_logits, by_weight):
+        return None
+    return torch.from_numpy(by_logits), torch.from_numpy(by_weight)
 
 
 @cache
@@ -96,18 +119,19 @@ def available() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-@cache
-def _row_loops() -> Any:
-    import numba
+def _drawn(z: np.ndarray, mask: np.ndarray, by_draw: bool) -> np.ndarray:
+    """Columns of the drawn in the order in which they leave, int64 [R, k]."""
+    drawn = np.empty((len(z), int(mask[0].sum())), np.int64)
+    _find_loop()(z, mask, drawn, by_draw)
+    if by_draw:
+        drawn.sort(axis=1)
+        drawn &= 0xFFFFFFFF
+    return drawn
 
-    @numba.njit(fastmath=REASSOCIATED, inline="always")  # type: ignore[untyped-decorator]
-    def exponential(x: Any) -> Any:
-        """exp(x) for x <= 0 to 2e-7 of itself, in operations that processors do on several elements at once."""
-        x = max(min(x, np.float32(0)), LOWEST) * LOG2E
-        whole = np.int32(x - HALF)
-        f = x - np.float32(whole)
-        power = np.int32((whole + np.int32(127)) << np.int32(23)).view(np.float32)
-        return power * (C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * (C5 + f * C6))))))
+
+@cache
+def _find_loop() -> Any:
+    import numba
 
     def find(z: Any, mask: Any, drawn: Any, by_draw: bool) -> None:
         """Columns of the drawn; by draw with the value before them, so that they sort by falling value."""
@@ -126,89 +150,206 @@ def _row_loops() -> Any:
                     key = ~np.int64(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))) << 32
                 drawn[r, t] = key | columns[t]
 
-    def product(z: Any, mask: Any, drawn: Any, g: Any, rate: Any) -> None:
-        n, k = z.shape[1], drawn.shape[1]
-        at, inverse, a = np.empty(k), np.empty(k), np.empty(k)
-        rest = np.empty(n, np.float32)
-        for r in range(z.shape[0]):
-            row, own, into, index = z[r], mask[r], g[r], drawn[r]
-            top, limit = row[index[0]], row[index[0]]
-            for t in range(k):
-                top, limit = max(top, row[index[t]]), min(limit, row[index[t]])
-            left = left_g = np.float32(0)
-            # What was not drawn is below what was: relative to the row's largest, fp32 would lose it.
-            for i in range(n):
-                rest[i] = exponential((row[i] - limit) * rate) * np.float32(not own[i])
-                left += rest[i]
-                left_g += rest[i] * into[i]
-            unit = math.exp(np.float64(limit - top) * rate)
-            d, dg = np.float64(left) * unit, np.float64(left_g) * unit
-            for t in range(k - 1, -1, -1):
-                i = index[t]
-                at[t] = math.exp(np.float64(row[i] - top) * rate)
-                d += at[t]
-                dg += at[t] * into[i]
-                inverse[t], a[t] = 1 / d, dg / (d * d)
-            sum_a = sum_b = 0.0
-            for t in range(k):
-                sum_a += inverse[t]
-                sum_b += a[t]
-                a[t] = (into[index[t]] * sum_a - sum_b) * at[t] * rate
-            slope, offset = np.float32(unit * sum_a * rate), np.float32(unit * sum_b * rate)
-            for i in range(n):
-                into[i] = (into[i] * slope - offset) * rest[i]
-            for t in range(k):
-                into[index[t]] = a[t]
-
-    return numba.njit(find), numba.njit(fastmath=REASSOCIATED)(product)
+    return numba.njit(find)
 
 
 @cache
-def _weight_loops() -> Any:
+def _row_product() -> Any:
+    """The product with the Jacobian in one row, of which both loops below consist."""
     import numba
 
-    def keep_rows(z: Any, limit: Any, weight: Any, k: int, mask: Any, masked: Any) -> bool:
-        exact = True
+    @numba.njit(fastmath=REASSOCIATED, inline="always")  # type: ignore[untyped-decorator]
+    def interpolated(f: Any) -> Any:
+        return C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * (C5 + f * C6)))))
+
+    @numba.njit(fastmath=REASSOCIATED, inline="always")  # type: ignore[untyped-decorator]
+    def exponential(x: Any) -> Any:
+        """exp(x) for x <= 0 to 2e-7 of itself, in operations that processors do on several elements at once."""
+        x = max(min(x, np.float32(0)), LOWEST) * LOG2E
+        whole = np.int32(x - HALF)
+        power = np.int32((whole + np.int32(127)) << np.int32(23)).view(np.float32)
+        return power * interpolated(x - np.float32(whole))
+
+    @numba.njit(fastmath=REASSOCIATED, inline="always")  # type: ignore[untyped-decorator]
+    def far_exponential(x: Any) -> Any:
+        """The same in fp64 down to exp(-700): the drawn may lie further apart than fp32 reaches."""
+        x = max(min(x, 0.0), LOWEST_FAR) * LOG2E_FAR
+        whole = np.int64(x - 0.5)
+        power = np.int64((whole + np.int64(1023)) << np.int64(52)).view(np.float64)
+        return power * np.float64(interpolated(np.float32(x - np.float64(whole))))
+
+    def product(row: Any, own: Any, index: Any, into: Any, rate: Any, rest: Any, at: Any, inverse: Any, a: Any) -> bool:
+        n, k = len(row), len(index)
+        top, limit = row[index[0]], row[index[0]]
+        for t in range(k):
+            top, limit = max(top, row[index[t]]), min(limit, row[index[t]])
+        left = left_g = np.float32(0)
+        # What was not drawn is below what was: relative to the row's largest, fp32 would lose it.
+        for i in range(n):
+            rest[i] = exponential((row[i] - limit) * rate) * np.float32(not own[i])
+            left += rest[i]
+            left_g += rest[i] * into[i]
+        unit = math.exp(np.float64(limit - top) * rate)
+        for t in range(k):
+            at[t] = far_exponential(np.float64(row[index[t]] - top) * rate)
+        d, dg = np.float64(left) * unit, np.float64(left_g) * unit
+        for t in range(k - 1, -1, -1):
+            d += at[t]
+            dg += at[t] * into[index[t]]
+            inverse[t] = 1 / d
+            a[t] = dg * inverse[t] * inverse[t]
+        sum_a = sum_b = 0.0
+        for t in range(k):
+            sum_a += inverse[t]
+            sum_b += a[t]
+            a[t] = (into[index[t]] * sum_a - sum_b) * at[t] * rate
+        slope, offset = np.float32(unit * sum_a * rate), np.float32(unit * sum_b * rate)
+        for i in range(n):
+            into[i] = (into[i] * slope - offset) * rest[i]
+        for t in range(k):
+            into[index[t]] = a[t]
+        return not (top - limit) * rate > SAFE_SPREAD
+
+    return numba.njit(fastmath=REASSOCIATED)(product)
+
+
+@cache
+def _product_loop() -> Any:
+    import numba
+
+    row_product = _row_product()
+
+    def product(z: Any, mask: Any, drawn: Any, g: Any, rate: Any) -> None:
+        n, k = z.shape[1], drawn.shape[1]
+        rest, at, inverse, a = np.empty(n, np.float32), np.empty(k), np.empty(k), np.empty(k)
         for r in range(z.shape[0]):
-            found = 0
-            for i in range(z.shape[1]):
-                stays = z[r, i] >= limit[r]
-                mask[r, i] = stays
-                masked[r, i] = weight[r, i] * np.float32(stays)
-                found += stays
-            exact &= found == k
-        return exact
+            row_product(z[r], mask[r], drawn[r], g[r], rate, rest, at, inverse, a)
 
-    def gradient_rows(g: Any, weight: Any, mask: Any, by_mask: Any, by_weight: Any) -> None:
-        for r in range(g.shape[0]):
-            for i in range(g.shape[1]):
-                by_mask[r, i] = g[r, i] * weight[r, i]
+    return numba.njit(product)
+
+
+@cache
+def _gradient_loop() -> Any:
+    import numba
+
+    row_product = _row_product()
+
+    def gradient_rows(
+        z: Any, mask: Any, weight: Any, g: Any, drawn: Any, rate: Any, by_logits: Any, by_weight: Any
+    ) -> bool:
+        n, k = z.shape[1], drawn.shape[1]
+        rest, at, inverse, a = np.empty(n, np.float32), np.empty(k), np.empty(k), np.empty(k)
+        safe = True
+        for r in range(z.shape[0]):
+            for i in range(n):
+                by_logits[r, i] = g[r, i] * weight[r, i]
                 by_weight[r, i] = g[r, i] * np.float32(mask[r, i])
+            safe &= row_product(z[r], mask[r], drawn[r], by_logits[r], rate, rest, at, inverse, a)
+        return safe
 
-    return numba.njit(keep_rows), numba.njit(gradient_rows)
+    return numba.njit(gradient_rows)
+
+
+@cache
+def _gumbel_of_bits() -> Any:
+    import numba
+
+    # No reassociation here: it would take the corrections for rounding for nothing.
+    @numba.njit(fastmath={"contract"}, inline="always")  # type: ignore[untyped-decorator]
+    def parts(x: Any) -> Any:
+        """Whole power of two and what is left of a normal number > 0: x = 2^power (1 + f)."""
+        bits = np.float32(x).view(np.int32)
+        power = np.int32((bits - ROOT_BITS) >> np.int32(23))
+        return np.float32(power), np.int32(bits - (power << np.int32(23))).view(np.float32) - ONE
+
+    @numba.njit(fastmath={"contract"}, inline="always")  # type: ignore[untyped-decorator]
+    def logarithm(power: Any, f: Any) -> Any:
+        """log(2^power (1 + f)) to 1e-7 of itself, also next to 1."""
+        high = L4 + f * (L5 + f * (L6 + f * (L7 + f * L8)))
+        series = L0 + f * (L1 + f * (L2 + f * (L3 + f * high)))
+        return power * LN2 + (f - f * f * (HALF - f * series))
+
+    @numba.njit(fastmath={"contract"}, inline="always")  # type: ignore[untyped-decorator]
+    def noise(bits: Any) -> Any:
+        u = (np.float32(np.int32(bits & np.int32(0x7FFFFFFF))) + HALF) * UNIT
+        power, f = parts(max(ONE - u, SMALLEST_LEFT))
+        # Next to 1, where masks are decided, 1 - u would lose what u has.
+        f = -u if power == 0 else f
+        power, f = parts(max(-logarithm(power, f), SMALLEST))
+        return -logarithm(power, f)
+
+    return noise
 
 
 @cache
 def _noise_loop() -> Any:
     import numba
 
-    # No reassociation here: it would take the corrections for rounding for nothing.
-    @numba.njit(fastmath={"contract"}, inline="always")  # type: ignore[untyped-decorator]
-    def logarithm(x: Any) -> Any:
-        """log(x) of a normal number > 0 to 1e-7 of itself, also next to 1."""
-        bits = np.float32(x).view(np.int32)
-        power = np.int32((bits - ROOT_BITS) >> np.int32(23))
-        f = np.int32(bits - (power << np.int32(23))).view(np.float32) - ONE
-        high = L4 + f * (L5 + f * (L6 + f * (L7 + f * L8)))
-        series = L0 + f * (L1 + f * (L2 + f * (L3 + f * high)))
-        return np.float32(power) * LN2 + (f - f * f * (HALF - f * series))
+    noise = _gumbel_of_bits()
 
-    def noise(bits: Any, out: Any) -> None:
+    def fill(bits: Any, out: Any) -> None:
         for i in range(bits.shape[0]):
-            u = (np.float32(np.int32(bits[i] & np.int32(0x7FFFFFFF))) + HALF) * UNIT
-            w = max(ONE - u, SMALLEST_LEFT)
-            # -log(1 - u) to its own precision: what 1 - u lost in rounding comes back.
-            e = -(logarithm(w) + ((ONE - w) - u) / w)
-            out[i] = -logarithm(max(e, SMALLEST))
+            out[i] = noise(bits[i])
 
-    return numba.njit(fastmath={"contract"})(noise)
+    return numba.njit(fastmath={"contract"})(fill)
+
+
+@cache
+def _draw_loop() -> Any:
+    import numba
+
+    noise = _gumbel_of_bits()
+
+    @numba.njit(fastmath={"contract"})  # type: ignore[untyped-decorator]
+    def perturb(logits: Any, bits: Any, scale: Any, z: Any) -> None:
+        for i in range(z.shape[0]):
+            z[i] = logits[i] + scale * noise(bits[i])
+
+    @numba.njit(fastmath=REASSOCIATED)  # type: ignore[untyped-decorator]
+    def reaching(row: Any, limit: Any) -> Any:
+        found = np.float32(0)  # counts in fp32 are exact to 2^24, and added several at a time
+        for i in range(row.shape[0]):
+            found += ONE if row[i] >= limit else np.float32(0)
+        return found
+
+    @numba.njit  # type: ignore[untyped-decorator]
+    def parting(row: Any, k: Any, guess: Any, scale: Any) -> Any:
+        """A number that exactly k of the row reach, NaN if none was found; five passes where rows are alike."""
+        low, high, limit = np.float32(-np.inf), np.float32(np.inf), guess
+        at_low, at_high = np.float32(len(row)), np.float32(0)
+        for step in range(MOST_PASSES):
+            found = reaching(row, limit)
+            if found == k:
+                return limit
+            if found > k:
+                low, at_low = limit, found
+            else:
+                high, at_high = limit, found
+            if low == -np.inf or high == np.inf:
+                # The tail of Gumbel noise falls like exp(-x / scale); wider steps later, for logits that spread.
+                far = np.float32(math.log(max(found, HALF) / k) * 2.0 ** max(0, step - 4))
+                limit += scale * far
+            else:
+                share = (at_low - k) / (at_low - at_high) if step % 3 else HALF
+                limit = low + (high - low) * np.float32(share)
+                if not low < limit < high:
+                    break
+        return np.float32(np.nan)
+
+    def draw(logits: Any, weight: Any, bits: Any, scale: Any, k: Any, z: Any, mask: Any, masked: Any) -> bool:
+        n, guess, step = z.shape[1], np.float32(0), max(scale, np.float32(1e-3))
+        for r in range(z.shape[0]):
+            perturb(logits[r], bits[r * n : (r + 1) * n], scale, z[r])
+            if reaching(z[r], np.float32(-np.inf)) != n:  # NaN reach nothing
+                return False
+            limit = parting(z[r], k, guess, step)
+            if np.isnan(limit):
+                return False
+            guess = limit
+            for i in range(n):
+                mask[r, i] = z[r, i] >= limit
+            for i in range(n):
+                masked[r, i] = weight[r, i] if z[r, i] >= limit else np.float32(0)
+        return True
+
+    return numba.njit(draw)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from prunus.errors import ConfigError
 from prunus.masks import compiled
 from prunus.masks.patterns import Layer, Layout, takes_pattern
-from prunus.masks.sampling import Order, gumbel, kth_largest, largest, perturb, vector_jacobian
+from prunus.masks.sampling import Order, gumbel, largest, perturb, random_bits, vector_jacobian
 from prunus.quantize import Bits, Scheme, quantized
 
 Mode = Literal["sample", "mode", "fixed"]
@@ -62,27 +62,20 @@ class MaskedWeight(nn.Module):
         form = self.layout.form  # output channels first, in transposed convolutions too
         return form.weight(quantized(form.rows(masked), self.bits, per_channel=self.per_channel, scheme=self.scheme))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _drawn(self, weight: Tensor) -> Tensor:
-        sampling = self.mode == "sample" and self.training
-        noise = self._next_noise() if sampling else None
-        if sampling and noise is None and self._mask is not None:
-            return weight * self.layout.on_weight(self._mask)
-        found = _Masked.apply(
-            weight, self.logits, noise, self.layout, self.noise_scale, self.temperature, self.order
-        )  # fmt: skip
+        sampling, seed = self.mode == "sample" and self.training, None
+        if sampling:
+            # A counter, not a running generator: every rank draws the same, a resumed run what an unbroken one does.
+            draw, again = divmod(self.uses, self.resample_every)
+            self.uses += 1
+            if again and self._mask is not None:
+                return weight * self.layout.on_weight(self._mask)
+            seed = self.seed, draw
+        found = _Masked.apply(weight, self.logits, seed, self.layout, self.noise_scale, self.temperature, self.order)
         assert isinstance(found, tuple)
         self._mask = found[1] if sampling and self.resample_every > 1 else None
         return found[0]
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _next_noise(self) -> Tensor | None:
-        """Fresh noise, or None where the last mask is to be used again."""
-        # A counter, not a running generator: every rank draws the same, a resumed run what an unbroken one does.
-        draw, again = divmod(self.uses, self.resample_every)
-        self.uses += 1
-        if again and self._mask is not None:
-            return None
-        return gumbel(self.layout.rows, self.layout.n, (self.seed, draw), self.logits.device)
 
     def settle_(self, mask: Tensor | None = None) -> None:
         """Fix a mask (the most probable one if none is given); from now on nothing is drawn."""
@@ -95,44 +88,47 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, logits: Tensor, noise: Tensor | None, layout: Layout,
+        ctx: Any, weight: Tensor, logits: Tensor, seed: tuple[int, int] | None, layout: Layout,
         noise_scale: float, temperature: float, order: Order,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        perturbed = perturb(logits, noise, noise_scale)
         ctx.settings = layout, temperature, order
-        if _in_one_pass(layout, weight, perturbed):
-            found = compiled.keep_largest(
-                perturbed, kth_largest(perturbed, layout.k), weight.view_as(perturbed), layout.k
-            )
-            if found is not None:
-                ctx.save_for_backward(weight, perturbed, found[0])
-                ctx.mark_non_differentiable(found[0])
-                return found[1].view_as(weight), found[0]
-        mask = largest(perturbed, layout.k)
+        perturbed, mask, masked = _draw(weight, logits, seed, layout, noise_scale)
         ctx.save_for_backward(weight, perturbed, mask)
         ctx.mark_non_differentiable(mask)
-        return weight * layout.on_weight(mask), mask
+        return masked, mask
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, perturbed, mask = ctx.saved_tensors
         layout, temperature, order = ctx.settings
         gradient, rest = gradients[0], (None,) * 5
-        by_mask: Tensor | None = None
-        for_weight: Tensor | None = None
         if all(ctx.needs_input_grad[:2]) and _in_one_pass(layout, weight, perturbed, gradient):
-            by_mask, for_weight = compiled.masked_gradients(
-                gradient.view_as(perturbed), weight.view_as(perturbed), mask
+            rows = perturbed.shape
+            found = compiled.gradients(
+                perturbed, mask, weight.view(rows), gradient.view(rows), temperature, by_draw=order == "draw"
             )
-            for_weight = for_weight.view_as(weight)
-        else:
-            if ctx.needs_input_grad[0]:
-                for_weight = gradient * layout.on_weight(mask)
-            if ctx.needs_input_grad[1]:
-                by_mask = layout.rows_of(layout.form.rows((gradient * weight).to(perturbed.dtype)))
-        if by_mask is None:
+            if found is not None:
+                return found[1].view_as(weight), found[0], *rest
+        for_weight = gradient * layout.on_weight(mask) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
             return for_weight, None, *rest
+        by_mask = layout.rows_of(layout.form.rows((gradient * weight).to(perturbed.dtype)))
         return for_weight, vector_jacobian(perturbed, mask, by_mask, layout.k, temperature, order), *rest
+
+
+def _draw(
+    weight: Tensor, logits: Tensor, seed: tuple[int, int] | None, layout: Layout, noise_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is ranked, its mask, and the masked weight; no seed gives the mode."""
+    if seed is not None and _in_one_pass(layout, weight, logits):
+        bits = random_bits(layout.rows * layout.n, seed)
+        found = compiled.draw(logits, weight.view_as(logits), bits, noise_scale, layout.k)
+        if found is not None:
+            return found[0], found[1], found[2].view_as(weight)
+    noise = None if seed is None else gumbel(layout.rows, layout.n, seed, logits.device)
+    perturbed = perturb(logits, noise, noise_scale)
+    mask = largest(perturbed, layout.k)
+    return perturbed, mask, weight * layout.on_weight(mask)
 
 
 def _in_one_pass(layout: Layout, *tensors: Tensor) -> bool:

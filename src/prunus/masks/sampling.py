@@ -19,8 +19,6 @@ from prunus.errors import ConfigError, DataError
 from prunus.masks import compiled
 
 Order = Literal["draw", "index"]
-SAFE_SPREAD = 600.0
-"""Largest spread of z for which sums of exp(z) are taken in fp64 without logarithms."""
 BLOCK = 65_536
 """Elements that the backward pass works on at once."""
 
@@ -32,7 +30,7 @@ def gumbel(rows: int, n: int, seed: tuple[int, ...], device: torch.device | str 
     decided. With and without numba the numbers agree to rounding.
     """
     if torch.device(device).type == "cpu":
-        raw = np.random.SFC64(seed).random_raw((rows * n + 1) // 2).view(np.int32)[: rows * n]
+        raw = random_bits(rows * n, seed)
         if compiled.available():
             return torch.from_numpy(compiled.gumbel(raw)).view(rows, n)
         u = torch.from_numpy(raw).bitwise_and_(2**31 - 1).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
@@ -41,6 +39,11 @@ def gumbel(rows: int, n: int, seed: tuple[int, ...], device: torch.device | str 
     smallest = 2.0**-25  # half the generator's resolution: what an exponential of exactly zero is taken for
     noise = torch.empty(rows, n, device=device).exponential_(generator=stream)
     return noise.clamp_(min=smallest).log_().neg_()
+
+
+def random_bits(count: int, seed: tuple[int, ...]) -> np.ndarray:
+    """What noise on CPUs is made of: int32 [count], of which 31 bits count."""
+    return np.random.SFC64(seed).random_raw((count + 1) // 2).view(np.int32)[:count]
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
@@ -181,7 +184,7 @@ def vector_jacobian(
     """
     gradient = gradient.to(perturbed.dtype)
     low, high = torch.aminmax(perturbed)
-    if float(high - low) >= SAFE_SPREAD * temperature:
+    if float(high - low) >= compiled.SAFE_SPREAD * temperature:
         with torch.enable_grad():
             leaf = perturbed.detach().requires_grad_()
             soft = relaxed(leaf / temperature, mask, k, order)
