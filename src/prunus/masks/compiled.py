@@ -53,7 +53,10 @@ def product_(perturbed: Tensor, mask: Tensor, gradient: Tensor, temperature: flo
     """
     # Contiguous, so that numba compiles for one layout only.
     z, own, into = (np.ascontiguousarray(t.detach().numpy()) for t in (perturbed, mask, gradient))
-    _product_loop()(z, own, _drawn(z, own, by_draw), into, np.float32(1 / temperature))
+    drawn = np.empty((len(z), int(own[0].sum())), np.int64)
+    search, product = _product_loops()
+    search(z, own, drawn, by_draw)
+    product(z, _in_turn(drawn, by_draw), into, np.float32(1 / temperature))
     if not gradient.is_contiguous():
         gradient.copy_(torch.from_numpy(into))
 
@@ -66,9 +69,9 @@ def gumbel(bits: np.ndarray) -> np.ndarray:
 
 
 def draw(
-    logits: Tensor, weight: Tensor, bits: np.ndarray, noise_scale: float, k: int
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Perturb the logits, find the k largest of every row and mask the weight with them.
+    logits: Tensor, weight: Tensor, bits: np.ndarray, noise_scale: float, k: int, by_draw: bool | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Perturb the logits, find the k largest of every row and mask the weight with them, all in one pass.
 
     Args:
         logits: fp32 [R, n].
@@ -76,39 +79,40 @@ def draw(
         bits: random, int32 [R n], as `gumbel` takes them.
         noise_scale: factor of the noise.
         k: 1 <= k < n.
+        by_draw: list the drawn by falling value, or by column; None if nobody asks.
 
     Returns:
-        logits + noise_scale * noise, fp32 [R, n]; its k largest, bool [R, n]; the masked weight, fp32 [R, n]. None if
-        in some row no number parts k from the others (equal values, NaN).
+        logits + noise_scale * noise, fp32 [R, n]; its k largest, bool [R, n]; the masked weight, fp32 [R, n]; columns
+        of the drawn, int32 [R, k] or [R, 0]. None if in some row no number parts k from the others (equal values, NaN).
     """
     shape = tuple(logits.shape)
     z, mask, masked = np.empty(shape, np.float32), np.empty(shape, np.bool_), np.empty(shape, np.float32)
+    drawn = np.empty((len(logits), 0 if by_draw is None else k), np.int64)
     given = logits.detach().numpy(), weight.detach().numpy(), bits
-    if not _draw_loop()(*given, np.float32(noise_scale), k, z, mask, masked):
+    if not _draw_loop()(*given, np.float32(noise_scale), k, z, mask, masked, drawn, bool(by_draw)):
         return None
-    return torch.from_numpy(z), torch.from_numpy(mask), torch.from_numpy(masked)
+    columns = torch.from_numpy(_in_turn(drawn, bool(by_draw)))
+    return torch.from_numpy(z), torch.from_numpy(mask), torch.from_numpy(masked), columns
 
 
 def gradients(
-    perturbed: Tensor, mask: Tensor, weight: Tensor, gradient: Tensor, temperature: float, *, by_draw: bool
+    perturbed: Tensor, drawn: Tensor, weight: Tensor, gradient: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor] | None:
-    """Gradients by the logits and by the weight of a loss that has `gradient` by the masked weight.
+    """Gradients by the logits and by the weight of a loss that has `gradient` by the masked weight, in one pass.
 
     Args:
         perturbed: logits + c noise, fp32 [R, n].
-        mask: its k largest, bool [R, n].
+        drawn: columns of its k largest in the order in which they leave, int32 [R, k].
         weight: fp32 [R, n].
         gradient: fp32 [R, n].
         temperature: T of the relaxation.
-        by_draw: the drawn leave by falling value, not by index.
 
     Returns:
         Both fp32 [R, n]; None if the drawn of a row spread too far for sums of exponentials without logarithms.
     """
-    arrays = [np.ascontiguousarray(t.detach().numpy()) for t in (perturbed, mask, weight, gradient)]
+    arrays = [np.ascontiguousarray(t.detach().numpy()) for t in (perturbed, drawn, weight, gradient)]
     by_logits, by_weight = np.empty(gradient.shape, np.float32), np.empty(gradient.shape, np.float32)
-    drawn = _drawn(arrays[0], arrays[1], by_draw)
-    if not _gradient_loop()(*arrays, drawn, np.float32(1 / temperature), by_logits, by_weight):
+    if not _gradient_loop()(*arrays, np.float32(1 / temperature), by_logits, by_weight):
         return None
     return torch.from_numpy(by_logits), torch.from_numpy(by_weight)
 
@@ -119,38 +123,31 @@ def available() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def _drawn(z: np.ndarray, mask: np.ndarray, by_draw: bool) -> np.ndarray:
-    """Columns of the drawn in the order in which they leave, int64 [R, k]."""
-    drawn = np.empty((len(z), int(mask[0].sum())), np.int64)
-    _find_loop()(z, mask, drawn, by_draw)
+def _in_turn(drawn: np.ndarray, by_draw: bool) -> np.ndarray:
+    """Columns of the drawn in the order in which they leave, int32 [R, k], from what `_row_search` made."""
     if by_draw:
         drawn.sort(axis=1)
-        drawn &= 0xFFFFFFFF
-    return drawn
+    return drawn.astype(np.int32)  # cuts off what lies above the column
 
 
 @cache
-def _find_loop() -> Any:
+def _row_search() -> Any:
     import numba
 
-    def find(z: Any, mask: Any, drawn: Any, by_draw: bool) -> None:
-        """Columns of the drawn; by draw with the value before them, so that they sort by falling value."""
-        k = drawn.shape[1]
-        columns = np.empty(k + 1, np.int64)
-        for r in range(z.shape[0]):
-            row, own = z[r], mask[r]
-            found = 0
-            for i in range(row.shape[0]):  # without a branch: which are drawn can't be predicted
-                columns[found] = i
-                found += own[i]
-            for t in range(k):
-                key = np.int64(0)
-                if by_draw:
-                    bits = np.float32(row[columns[t]]).view(np.int32)
-                    key = ~np.int64(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))) << 32
-                drawn[r, t] = key | columns[t]
+    def search(z: Any, mask: Any, columns: Any, drawn: Any, by_draw: bool) -> None:
+        """Columns of a row's drawn; by draw with the value before them, so that they sort by falling value."""
+        found = 0
+        for i in range(len(z)):  # without a branch: which are drawn can't be predicted
+            columns[found] = i
+            found += mask[i]
+        for t in range(len(drawn)):
+            key = np.int64(0)
+            if by_draw:
+                bits = np.float32(z[columns[t]]).view(np.int32)
+                key = ~np.int64(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))) << 32
+            drawn[t] = key | columns[t]
 
-    return numba.njit(find)
+    return numba.njit(search)
 
 
 @cache
@@ -178,20 +175,24 @@ def _row_product() -> Any:
         power = np.int64((whole + np.int64(1023)) << np.int64(52)).view(np.float64)
         return power * np.float64(interpolated(np.float32(x - np.float64(whole))))
 
-    def product(row: Any, own: Any, index: Any, into: Any, rate: Any, rest: Any, at: Any, inverse: Any, a: Any) -> bool:
+    def product(row: Any, index: Any, into: Any, rate: Any, rest: Any, at: Any, inverse: Any, a: Any) -> bool:
         n, k = len(row), len(index)
         top, limit = row[index[0]], row[index[0]]
         for t in range(k):
+            at[t] = row[index[t]]
             top, limit = max(top, row[index[t]]), min(limit, row[index[t]])
         left = left_g = np.float32(0)
         # What was not drawn is below what was: relative to the row's largest, fp32 would lose it.
         for i in range(n):
-            rest[i] = exponential((row[i] - limit) * rate) * np.float32(not own[i])
+            rest[i] = exponential((row[i] - limit) * rate)
+        for t in range(k):
+            rest[index[t]] = 0
+        for i in range(n):
             left += rest[i]
             left_g += rest[i] * into[i]
         unit = math.exp(np.float64(limit - top) * rate)
         for t in range(k):
-            at[t] = far_exponential(np.float64(row[index[t]] - top) * rate)
+            at[t] = far_exponential((at[t] - top) * rate)
         d, dg = np.float64(left) * unit, np.float64(left_g) * unit
         for t in range(k - 1, -1, -1):
             d += at[t]
@@ -214,18 +215,23 @@ def _row_product() -> Any:
 
 
 @cache
-def _product_loop() -> Any:
+def _product_loops() -> Any:
     import numba
 
-    row_product = _row_product()
+    row_search, row_product = _row_search(), _row_product()
 
-    def product(z: Any, mask: Any, drawn: Any, g: Any, rate: Any) -> None:
+    def search(z: Any, mask: Any, drawn: Any, by_draw: bool) -> None:
+        columns = np.empty(drawn.shape[1] + 1, np.int64)
+        for r in range(z.shape[0]):
+            row_search(z[r], mask[r], columns, drawn[r], by_draw)
+
+    def product(z: Any, drawn: Any, g: Any, rate: Any) -> None:
         n, k = z.shape[1], drawn.shape[1]
         rest, at, inverse, a = np.empty(n, np.float32), np.empty(k), np.empty(k), np.empty(k)
         for r in range(z.shape[0]):
-            row_product(z[r], mask[r], drawn[r], g[r], rate, rest, at, inverse, a)
+            row_product(z[r], drawn[r], g[r], rate, rest, at, inverse, a)
 
-    return numba.njit(product)
+    return numba.njit(search), numba.njit(product)
 
 
 @cache
@@ -234,17 +240,17 @@ def _gradient_loop() -> Any:
 
     row_product = _row_product()
 
-    def gradient_rows(
-        z: Any, mask: Any, weight: Any, g: Any, drawn: Any, rate: Any, by_logits: Any, by_weight: Any
-    ) -> bool:
+    def gradient_rows(z: Any, drawn: Any, weight: Any, g: Any, rate: Any, by_logits: Any, by_weight: Any) -> bool:
         n, k = z.shape[1], drawn.shape[1]
         rest, at, inverse, a = np.empty(n, np.float32), np.empty(k), np.empty(k), np.empty(k)
         safe = True
         for r in range(z.shape[0]):
             for i in range(n):
                 by_logits[r, i] = g[r, i] * weight[r, i]
-                by_weight[r, i] = g[r, i] * np.float32(mask[r, i])
-            safe &= row_product(z[r], mask[r], drawn[r], by_logits[r], rate, rest, at, inverse, a)
+            by_weight[r] = 0
+            for t in range(k):
+                by_weight[r, drawn[r, t]] = g[r, drawn[r, t]]
+            safe &= row_product(z[r], drawn[r], by_logits[r], rate, rest, at, inverse, a)
         return safe
 
     return numba.njit(gradient_rows)
@@ -298,7 +304,7 @@ def _noise_loop() -> Any:
 def _draw_loop() -> Any:
     import numba
 
-    noise = _gumbel_of_bits()
+    noise, row_search = _gumbel_of_bits(), _row_search()
 
     @numba.njit(fastmath={"contract"})  # type: ignore[untyped-decorator]
     def perturb(logits: Any, bits: Any, scale: Any, z: Any) -> None:
@@ -336,8 +342,12 @@ def _draw_loop() -> Any:
                     break
         return np.float32(np.nan)
 
-    def draw(logits: Any, weight: Any, bits: Any, scale: Any, k: Any, z: Any, mask: Any, masked: Any) -> bool:
+    def draw(
+        logits: Any, weight: Any, bits: Any, scale: Any, k: Any,
+        z: Any, mask: Any, masked: Any, drawn: Any, by_draw: bool,
+    ) -> bool:  # fmt: skip
         n, guess, step = z.shape[1], np.float32(0), max(scale, np.float32(1e-3))
+        columns = np.empty(k + 1, np.int64)
         for r in range(z.shape[0]):
             perturb(logits[r], bits[r * n : (r + 1) * n], scale, z[r])
             if reaching(z[r], np.float32(-np.inf)) != n:  # NaN reach nothing
@@ -350,6 +360,8 @@ def _draw_loop() -> Any:
                 mask[r, i] = z[r, i] >= limit
             for i in range(n):
                 masked[r, i] = weight[r, i] if z[r, i] >= limit else np.float32(0)
+            if drawn.shape[1]:
+                row_search(z[r], mask[r], columns, drawn[r], by_draw)
         return True
 
     return numba.njit(draw)

@@ -92,43 +92,39 @@ class _Masked(torch.autograd.Function):
         noise_scale: float, temperature: float, order: Order,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.settings = layout, temperature, order
-        perturbed, mask, masked = _draw(weight, logits, seed, layout, noise_scale)
+        if seed is not None and _in_one_pass(layout, weight, logits):
+            bits = random_bits(layout.rows * layout.n, seed)
+            by_draw = order == "draw" if all(ctx.needs_input_grad[:2]) else None
+            found = compiled.draw(logits, weight.view_as(logits), bits, noise_scale, layout.k, by_draw)
+            if found is not None:
+                perturbed, mask, masked, drawn = found
+                ctx.save_for_backward(weight, perturbed, mask if by_draw is None else drawn)
+                ctx.mark_non_differentiable(mask)
+                return masked.view_as(weight), mask
+        noise = None if seed is None else gumbel(layout.rows, layout.n, seed, logits.device)
+        perturbed = perturb(logits, noise, noise_scale)
+        mask = largest(perturbed, layout.k)
         ctx.save_for_backward(weight, perturbed, mask)
         ctx.mark_non_differentiable(mask)
-        return masked, mask
+        return weight * layout.on_weight(mask), mask
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, perturbed, mask = ctx.saved_tensors
         layout, temperature, order = ctx.settings
         gradient, rest = gradients[0], (None,) * 5
-        if all(ctx.needs_input_grad[:2]) and _in_one_pass(layout, weight, perturbed, gradient):
-            rows = perturbed.shape
-            found = compiled.gradients(
-                perturbed, mask, weight.view(rows), gradient.view(rows), temperature, by_draw=order == "draw"
-            )
-            if found is not None:
-                return found[1].view_as(weight), found[0], *rest
+        if mask.dtype != torch.bool:  # columns of the drawn, where both gradients are wanted
+            if _in_one_pass(layout, gradient):
+                rows = perturbed.shape
+                found = compiled.gradients(perturbed, mask, weight.view(rows), gradient.view(rows), temperature)
+                if found is not None:
+                    return found[1].view_as(weight), found[0], *rest
+            mask = torch.zeros_like(perturbed, dtype=torch.bool).scatter_(1, mask.long(), True)
         for_weight = gradient * layout.on_weight(mask) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return for_weight, None, *rest
         by_mask = layout.rows_of(layout.form.rows((gradient * weight).to(perturbed.dtype)))
         return for_weight, vector_jacobian(perturbed, mask, by_mask, layout.k, temperature, order), *rest
-
-
-def _draw(
-    weight: Tensor, logits: Tensor, seed: tuple[int, int] | None, layout: Layout, noise_scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What is ranked, its mask, and the masked weight; no seed gives the mode."""
-    if seed is not None and _in_one_pass(layout, weight, logits):
-        bits = random_bits(layout.rows * layout.n, seed)
-        found = compiled.draw(logits, weight.view_as(logits), bits, noise_scale, layout.k)
-        if found is not None:
-            return found[0], found[1], found[2].view_as(weight)
-    noise = None if seed is None else gumbel(layout.rows, layout.n, seed, logits.device)
-    perturbed = perturb(logits, noise, noise_scale)
-    mask = largest(perturbed, layout.k)
-    return perturbed, mask, weight * layout.on_weight(mask)
 
 
 def _in_one_pass(layout: Layout, *tensors: Tensor) -> bool:
