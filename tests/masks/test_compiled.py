@@ -122,7 +122,7 @@ def test_a_masked_weight_in_one_pass_is_that_of_torch(
         if one is None or other is None:
             assert one is other
         else:  # far apart, torch's way goes through logarithms in fp32
-            assert torch.allclose(one, other, rtol=0, atol=1e-5 if kind == "far" else 0)
+            assert torch.allclose(one, other, rtol=0, atol=1e-4 if kind == "far" else 0)
 
 
 def test_nan_among_logits_is_refused_in_one_pass_too() -> None:

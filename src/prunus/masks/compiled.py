@@ -33,8 +33,8 @@ L0, L1, L2, L3, L4, L5, L6, L7, L8 = (
 ONE, LN2, ROOT_BITS = np.float32(1), np.float32(math.log(2)), np.float32(math.sqrt(0.5)).view(np.int32)
 UNIT, SMALLEST, SMALLEST_LEFT = np.float32(2.0**-31), np.float32(2.0**-32), np.float32(2.0**-25)
 HALF, LOWEST, LOWEST_FAR = np.float32(0.5), np.float32(-87), -700.0
-SAFE_SPREAD = 600.0
-"""Largest spread of z for which sums of exp(z) are taken in fp64 without logarithms."""
+SAFE_SPREAD = 300.0
+"""Largest spread of z for which sums of exp(z), and their squares, are taken in fp64 without logarithms."""
 MOST_PASSES = 64
 """Counts of a row after which the search for a number that parts k from the others ends."""
 REASSOCIATED = {"reassoc", "contract", "nsz", "arcp"}
