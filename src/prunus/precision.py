@@ -14,11 +14,14 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 @functools.cache
 def bf16_helps(device_type: str) -> bool:
-    """True if the device computes bf16 natively (on CPUs: AVX-512 bf16 or AMX; emulation is slower than fp32)."""
+    """True if training in bf16 is faster than in fp32: on GPUs that compute it, on CPUs with AMX.
+
+    AVX-512's bf16 instructions alone trained LeNet-5, ResNet-20 and VGG-16 at 0.7 to 0.9 of fp32's speed.
+    """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type == "cpu":
-        return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported())
     return False
 
 
