@@ -9,10 +9,12 @@ optimiser; `magnitude` and `random` fix their mask at the start. The last layer 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from compare_masks import alike, run_masks, table_masks
 from lenet_mnist import DENSE, PERCEPTRON, trained
@@ -24,6 +26,11 @@ from record import RESULTS
 
 NETS = {"lenet300": (partial(LeNet300, select_pixels=True), PERCEPTRON), "lenet5": (LeNet5, DENSE)}
 LAYERS = {"lenet300": ["fc1", "fc2"], "lenet5": ["conv1", "conv2", "fc1"]}
+
+
+def _laid_out(dense_of_seed: Callable[[int], nn.Module], layout: torch.memory_format, seed: int) -> nn.Module:
+    model = dense_of_seed(seed)
+    return model.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 def main() -> None:
@@ -41,6 +48,9 @@ def main() -> None:
     parser.add_argument("--mult", type=float, default=10.0, help="step of the logits in steps of the weights")
     parser.add_argument("--prior", type=float, default=1.0)
     parser.add_argument("--noise", type=float, default=1.0)
+    parser.add_argument(
+        "--channels-last", action="store_true", help="train in this layout (LeNet-5 is faster on AVX-512)"
+    )
     parser.add_argument("--resample-every", type=int, default=1, help="steps that share one drawn mask")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -48,7 +58,9 @@ def main() -> None:
     log = RESULTS / f"dpp_mnist_{args.split}.jsonl"
     for net in args.nets:
         make, config = NETS[net]
-        dense_of_seed = trained(make, net, data, args.cache, config)
+        in_order = trained(make, net, data, args.cache, config)
+        layout = torch.channels_last if args.channels_last else torch.contiguous_format
+        dense_of_seed = partial(_laid_out, in_order, layout)
         rows = []
         for sparsity in args.sparsities:
             own = DynamicProbabilisticPruning(
