@@ -125,6 +125,27 @@ def test_a_masked_weight_in_one_pass_is_that_of_torch(
             assert torch.allclose(one, other, rtol=0, atol=1e-4 if kind == "far" else 0)
 
 
+@given(
+    st.integers(1, 4), st.integers(2, 300), st.data(),
+    st.sampled_from([0.0, 0.01, 3.0, 1e4]), st.sampled_from([0.1, 1.0, 30.0]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_counting_finds_the_k_largest_of_any_row(rows: int, n: int, data: Any, spread: float, scale: float) -> None:
+    k, seed = data.draw(st.integers(1, n - 1)), data.draw(st.integers(0, 1000))
+    generator = torch.Generator().manual_seed(seed)
+    logits, weight = spread * torch.randn(rows, n, generator=generator), torch.randn(rows, n, generator=generator)
+    bits = sampling.random_bits(rows * n, (seed,))
+    found = compiled.draw(logits, weight, bits, scale, k, True)
+    assert found is not None
+    perturbed, mask, masked, drawn = found
+    noise = torch.from_numpy(compiled.gumbel(bits)).view(rows, n)
+    assert torch.allclose(perturbed, logits + scale * noise, rtol=1e-6, atol=1e-6)
+    best = perturbed.topk(k, 1)
+    assert torch.equal(mask, perturbed >= best.values[:, -1:])
+    assert torch.equal(masked, weight * mask)
+    assert torch.equal(drawn.long(), best.indices)
+
+
 def test_nan_among_logits_is_refused_in_one_pass_too() -> None:
     layout = Pattern.parse("weight 50%").layout(nn.Linear(4, 2), "layer")
     mask = MaskedWeight(layout, torch.zeros(2, 4))
