@@ -16,7 +16,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 def bf16_helps(device_type: str) -> bool:
     """True if training in bf16 is faster than in fp32: on GPUs that compute it, on CPUs with AMX.
 
-    With AVX-512's bf16 instructions alone LeNet-5, ResNet-20 and VGG-16 trained slower (`benchmarks/training_speed.py`).
+    With AVX-512's bf16 instructions alone three networks trained slower in it (`benchmarks/training_speed.py`).
     """
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
