@@ -136,7 +136,8 @@ def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.C
         main([*common, "--pattern", "weight 25%", "--ignore", "3", "--out", str(tmp_path / "run")])
     assert ended.value.code in (0, None)
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "6 512 2,048 2,496 8,192" in shown  # 512 values of 32 bits with indices of 7
+    assert "6 512 25.0 % 2.5 kB" in shown  # 512 values of 32 bits with indices of 7
+    assert "8.2 kB dense" in shown
     assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == {"masks.png", "learning.png"}
     refusals = {
         ("--budget", "macs<=50%", "--pattern", "2:4"): "no budget",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box, filesize
 from rich.table import Table
 
 from prunus.cost import Cost, CostModel
@@ -37,17 +38,24 @@ def prunability(graph: Graph) -> Table:
 
 
 def masks_table(summary: Mapping[str, Any]) -> Table:
-    """What each layer keeps inside its weight, in how many bytes, and how sure the masks are."""
-    table = Table(title=f"{summary['model']} on {summary['data']}")
-    for column in ("layer", "kept", "of", "bytes", "dense", "confidence", "diversity", "flips"):
-        table.add_column(column, justify="left" if column == "layer" else "right", overflow="fold")
-    for name, layer in summary["layers"].items():
+    """What each layer keeps inside its weight, in how many bytes, and how sure the masks are; fits 80 columns."""
+    table = Table(title=f"{summary['model']} on {summary['data']}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("layer", overflow="fold")
+    for column in ("kept", "share", "stored", "confidence", "diversity", "flips"):
+        table.add_column(column, justify="right", no_wrap=True)
+    layers = summary["layers"]
+    for name, layer in layers.items():
         sure = [layer[key] for key in ("confidence", "diversity", "flips")]
         table.add_row(
             name,
-            *(f"{layer[key]:,}" for key in ("kept", "weights", "stored_bytes", "dense_bytes")),
+            f"{layer['kept']:,}",
+            f"{100 * layer['kept'] / layer['weights']:.1f} %",
+            filesize.decimal(layer["stored_bytes"]),
             *("-" if value is None else f"{value:.2f}" for value in sure),
         )
+    stored, dense = (sum(layer[key] for layer in layers.values()) for key in ("stored_bytes", "dense_bytes"))
+    table.caption = f"{filesize.decimal(stored)} with all indices, {filesize.decimal(dense)} dense"
+    table.caption_justify = "left"
     return table
 
 
