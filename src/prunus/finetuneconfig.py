@@ -28,8 +28,8 @@ class FinetuneConfig:
         batch_norm: `eval` normalises by the running statistics and leaves them alone, for weights that are adapted to
             them or data too few to find new ones; `train` as usual; `auto` is `train`, but `compress` makes it `eval`
             where it has seen that new statistics harm.
-        precision: `auto` uses bf16 where the device computes it natively.
-        channels_last: `auto` uses it on GPUs and on CPUs with bf16, if the model runs in it.
+        precision: `auto` uses bf16 where training is faster in it.
+        channels_last: `auto` uses it on GPUs and on CPUs with AMX, if the model runs in it.
         clip_grad_norm: largest norm of all gradients together; None leaves them.
         batch_size: examples per step, over all processes together; a last batch that is not full is left out.
         seed: of order, augmentation and dropout.

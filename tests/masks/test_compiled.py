@@ -136,14 +136,17 @@ def test_counting_finds_the_k_largest_of_any_row(rows: int, n: int, data: Any, s
     logits, weight = spread * torch.randn(rows, n, generator=generator), torch.randn(rows, n, generator=generator)
     bits = sampling.random_bits(rows * n, (seed,))
     found = compiled.draw(logits, weight, bits, scale, k, True)
-    assert found is not None
+    wanted = logits + scale * torch.from_numpy(compiled.gumbel(bits)).view(rows, n)
+    if found is None:
+        falling = wanted.sort(1, descending=True).values
+        assert bool((falling[:, k - 1] - falling[:, k] <= 1e-6 * falling[:, k].abs()).any())
+        return
     perturbed, mask, masked, drawn = found
-    noise = torch.from_numpy(compiled.gumbel(bits)).view(rows, n)
-    assert torch.allclose(perturbed, logits + scale * noise, rtol=1e-6, atol=1e-6)
-    best = perturbed.topk(k, 1)
-    assert torch.equal(mask, perturbed >= best.values[:, -1:])
+    assert torch.allclose(perturbed, wanted, rtol=1e-6, atol=1e-6)
+    best = perturbed.topk(k, 1).values
+    assert torch.equal(mask, perturbed >= best[:, -1:])
     assert torch.equal(masked, weight * mask)
-    assert torch.equal(drawn.long(), best.indices)
+    assert torch.equal(perturbed.gather(1, drawn.long()), best)
 
 
 def test_nan_among_logits_is_refused_in_one_pass_too() -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LOG2E_FAR = 1 / math.log(2)
-LOG2E = np.float32(LOG2E_FAR)
+LOG2E_64 = 1 / math.log(2)
+LOG2E = np.float32(LOG2E_64)
 # 2^f for |f| <= 1/2, interpolated at Chebyshev points: relative error 2.6e-9 before rounding.
 C0, C1, C2, C3, C4, C5, C6 = (
     np.float32(c) for c in (1.0, 0.6931472073, 0.2402265122, 0.0555032719, 0.00961802558, 0.00134004417, 0.000154697402)
@@ -32,7 +32,7 @@ L0, L1, L2, L3, L4, L5, L6, L7, L8 = (
 )  # fmt: skip
 ONE, LN2, ROOT_BITS = np.float32(1), np.float32(math.log(2)), np.float32(math.sqrt(0.5)).view(np.int32)
 UNIT, SMALLEST, SMALLEST_LEFT = np.float32(2.0**-31), np.float32(2.0**-32), np.float32(2.0**-25)
-HALF, LOWEST, LOWEST_FAR = np.float32(0.5), np.float32(-87), -700.0
+HALF, LOWEST, LOWEST_64 = np.float32(0.5), np.float32(-87), -700.0
 SAFE_SPREAD = 300.0
 """Largest spread of z for which sums of exp(z), and their squares, are taken in fp64 without logarithms."""
 MOST_PASSES = 64
@@ -170,7 +170,7 @@ def _row_product() -> Any:
     @numba.njit(fastmath=REASSOCIATED, inline="always")  # type: ignore[untyped-decorator]
     def far_exponential(x: Any) -> Any:
         """The same in fp64 down to exp(-700): the drawn may lie further apart than fp32 reaches."""
-        x = max(min(x, 0.0), LOWEST_FAR) * LOG2E_FAR
+        x = max(min(x, 0.0), LOWEST_64) * LOG2E_64
         whole = np.int64(x - 0.5)
         power = np.int64((whole + np.int64(1023)) << np.int64(52)).view(np.float64)
         return power * np.float64(interpolated(np.float32(x - np.float64(whole))))
@@ -320,7 +320,7 @@ def _draw_loop() -> Any:
 
     @numba.njit  # type: ignore[untyped-decorator]
     def parting(row: Any, k: Any, guess: Any, scale: Any) -> Any:
-        """A number that exactly k of the row reach, NaN if none was found; five passes where rows are alike."""
+        """A number that exactly k of the row reach, NaN if none was found; few passes where rows are alike."""
         low, high, limit = np.float32(-np.inf), np.float32(np.inf), guess
         at_low, at_high = np.float32(len(row)), np.float32(0)
         for step in range(MOST_PASSES):

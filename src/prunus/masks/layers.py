@@ -91,14 +91,15 @@ class _Masked(torch.autograd.Function):
         ctx: Any, weight: Tensor, logits: Tensor, seed: tuple[int, int] | None, layout: Layout,
         noise_scale: float, temperature: float, order: Order,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.settings = layout, temperature, order
+        ctx.settings, ctx.listed = (layout, temperature, order), False
         if seed is not None and _in_one_pass(layout, weight, logits):
             bits = random_bits(layout.rows * layout.n, seed)
             by_draw = order == "draw" if all(ctx.needs_input_grad[:2]) else None
             found = compiled.draw(logits, weight.view_as(logits), bits, noise_scale, layout.k, by_draw)
             if found is not None:
                 perturbed, mask, masked, drawn = found
-                ctx.save_for_backward(weight, perturbed, mask if by_draw is None else drawn)
+                ctx.listed = by_draw is not None
+                ctx.save_for_backward(weight, perturbed, drawn if ctx.listed else mask)
                 ctx.mark_non_differentiable(mask)
                 return masked.view_as(weight), mask
         noise = None if seed is None else gumbel(layout.rows, layout.n, seed, logits.device)
@@ -110,16 +111,17 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight, perturbed, mask = ctx.saved_tensors
+        weight, perturbed, chosen = ctx.saved_tensors
         layout, temperature, order = ctx.settings
         gradient, rest = gradients[0], (None,) * 5
-        if mask.dtype != torch.bool:  # columns of the drawn, where both gradients are wanted
-            if _in_one_pass(layout, gradient):
-                rows = perturbed.shape
-                found = compiled.gradients(perturbed, mask, weight.view(rows), gradient.view(rows), temperature)
-                if found is not None:
-                    return found[1].view_as(weight), found[0], *rest
-            mask = torch.zeros_like(perturbed, dtype=torch.bool).scatter_(1, mask.long(), True)
+        if ctx.listed and _in_one_pass(layout, gradient):
+            rows = perturbed.shape
+            found = compiled.gradients(perturbed, chosen, weight.view(rows), gradient.view(rows), temperature)
+            if found is not None:
+                return found[1].view_as(weight), found[0], *rest
+        mask = chosen
+        if ctx.listed:
+            mask = torch.zeros_like(perturbed, dtype=torch.bool).scatter_(1, chosen.long(), True)
         for_weight = gradient * layout.on_weight(mask) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return for_weight, None, *rest
