@@ -9,15 +9,13 @@ optimiser; `magnitude` and `random` fix their mask at the start.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from compare_masks import alike, run_masks, table_masks
-from lenet_mnist import DENSE, PERCEPTRON, trained
+from lenet_mnist import DENSE, PERCEPTRON, laid_out, trained
 from nets import LeNet300
 from prunus.demo import LeNet5
 from prunus.methods.dpp import DynamicProbabilisticPruning
@@ -27,11 +25,6 @@ from record import RESULTS
 NETS = {"lenet300": (partial(LeNet300, select_pixels=True), PERCEPTRON), "lenet5": (LeNet5, DENSE)}
 LAYERS = {"lenet300": ["fc1", "fc2"], "lenet5": ["conv2", "fc1"]}
 """The last layer stays dense, and the first convolution: at 98 % its 25 weights a filter would be none."""
-
-
-def _laid_out(dense_of_seed: Callable[[int], nn.Module], layout: torch.memory_format, seed: int) -> nn.Module:
-    model = dense_of_seed(seed)
-    return model.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 def main() -> None:
@@ -59,9 +52,7 @@ def main() -> None:
     log = RESULTS / f"dpp_mnist_{args.split}.jsonl"
     for net in args.nets:
         make, config = NETS[net]
-        in_order = trained(make, net, data, args.cache, config)
-        layout = torch.channels_last if args.channels_last else torch.contiguous_format
-        dense_of_seed = partial(_laid_out, in_order, layout)
+        dense_of_seed = laid_out(trained(make, net, data, args.cache, config), args.channels_last)
         rows = []
         for sparsity in args.sparsities:
             own = DynamicProbabilisticPruning(
