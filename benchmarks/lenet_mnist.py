@@ -31,6 +31,7 @@ from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.noise import NOISE_METHODS
 from prunus.methods.rbp import RecursiveBayesianPruning
+from prunus.parallel import rank
 from prunus.sources import load_data
 from record import RESULTS
 
@@ -73,7 +74,8 @@ def trained(
         cache.mkdir(parents=True, exist_ok=True)
         epochs_so_far = path.with_suffix(".training")
         finetune(model, data, replace(config, seed=seed), progress=False, checkpoint=epochs_so_far, resume=True)
-        torch.save(model.state_dict(), path)
+        if rank() == 0:
+            torch.save(model.state_dict(), path)
         return model.eval()
 
     return of_seed
