@@ -163,6 +163,25 @@ def test_only_named_groups_are_gated() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "positions"),
+    [
+        ("plain_cnn", [16, 1]),  # the second is read after global pooling
+        ("flatten_to_linear", [16, 1]),  # sixteen columns of the linear layer belong to a channel
+        ("mlp_on_sequences", [7, 7]),
+        ("conv1d", [9, 1]),
+    ],
+)
+def test_complexity_can_count_once_per_position(name: str, positions: list[int]) -> None:
+    model, graph, inputs = subject(name)
+    with attach(model, graph.groups(), DirichletPosterior) as gates:
+        assert gates.penalty(7, float).item() == pytest.approx(gates.penalty(7).item())  # nothing has run yet
+        call(model, inputs)
+        assert [gates.positions[g.name] for g in graph.groups()] == positions
+        terms = [p * gates.posterior(g.name).complexity() for p, g in zip(positions, graph.groups(), strict=True)]
+        assert gates.penalty(7, float).item() == pytest.approx(sum(t.item() for t in terms) / 7)
+
+
+@pytest.mark.parametrize(
     "name", ["plain_cnn", "residual_option_b", "shared_conv", "keyword_inputs", "conv_transpose_unet"]
 )
 def test_probe_gradients_are_finite_differences_per_example(name: str) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import ArtifactError, ConfigError, DataError
+from prunus.fit import fit
 from prunus.fold import fold_
 from prunus.gate import attach
 from prunus.methods.base import StagedMethod
-from prunus.methods.noise import NOISE_METHODS
+from prunus.methods.noise import NOISE_METHODS, VariationalInformationBottleneck
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline import Result, prune
 from prunus.recursive import trainable_from
@@ -256,6 +257,25 @@ def test_relatives_go_through_the_same_door(method: StagedMethod) -> None:
         model, x, method=replace(method, simultaneous=False), data=batches, loss_fn=F.cross_entropy,
     )  # fmt: skip
     assert len(one_by_one.stages) == 3
+
+
+def test_the_bottleneck_counts_every_position() -> None:
+    class Unweighted(VariationalInformationBottleneck):
+        def unit_weight(self, positions: int) -> float:
+            return 0.0
+
+    def learned(method: StagedMethod) -> Tensor:
+        model, x, batches = small()
+        groups = prunus.trace(model, x).groups()
+        scores = fit(model, groups, method, batches, F.cross_entropy, num_data=100, precision="fp32")
+        return torch.cat([scores.values[g.name] for g in groups])
+
+    strong, none = {"epochs": 2, "kappa": 30.0, "warmup": 0.0}, {"epochs": 2, "kappa": 0.0}
+    without = learned(VariationalInformationBottleneck(**none))  # type: ignore[arg-type]
+    torch.testing.assert_close(learned(Unweighted(**strong)), without)  # type: ignore[arg-type]
+    assert not torch.allclose(learned(VariationalInformationBottleneck(**strong)), without)  # type: ignore[arg-type]
+    assert VariationalInformationBottleneck().unit_weight(144) == 144
+    assert all(m().unit_weight(144) == 1 for n, m in NOISE_METHODS.items() if n != "vib")
 
 
 def test_one_stage_methods_have_nothing_to_resume(tmp_path: Path) -> None:

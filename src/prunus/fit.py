@@ -268,7 +268,7 @@ def _learn_round(
             with recompute_products(), autocast(device, precision):
                 loss = _sampled_loss(model, inputs, targets, method, loss_fn)
             weight = method.complexity_weight(progress, num_data)
-            objective = loss + weight * gates.penalty(num_data) if weight else loss
+            objective = loss + weight * gates.penalty(num_data, method.unit_weight) if weight else loss
             check_loss(objective, inputs, f"epoch {epoch}, step {step}")
             optimizer.zero_grad(set_to_none=True)
             objective.backward()

@@ -40,6 +40,7 @@ class GateSet:
         self.active: frozenset[str] = frozenset(g.name for g in groups)
         self.values: dict[str, Tensor] = {}
         self.probes: dict[str, Tensor] = {}
+        self.positions: dict[str, int] = {}
         self._current: dict[str, Tensor] = {}
         self._batch = 1
         self._device = torch.device("cpu")
@@ -79,15 +80,23 @@ class GateSet:
         self.active = frozenset(g.name for g in self.groups) if names is None else frozenset(names)
         self.begin(self._batch, self._device)
 
-    def penalty(self, num_data: int) -> Tensor:
-        """Sum of the active groups' complexities (KL, nats) divided by the number of training examples."""
-        terms = [self.posterior(g.name).complexity() for g in self.groups if g.name in self.active]
+    def penalty(self, num_data: int, factor: Callable[[int], float] = lambda positions: 1.0) -> Tensor:
+        """Sum of the active groups' complexities (KL, nats) divided by the number of training examples.
+
+        Args:
+            num_data: number of training examples.
+            factor: of a group's complexity, from the number of positions of an example at which the last forward pass
+                gated each unit (height x width at a convolution, 1 at a linear layer on vectors).
+        """
+        names = [g.name for g in self.groups if g.name in self.active]
+        terms = [factor(self.positions.get(n, 1)) * self.posterior(n).complexity() for n in names]
         return torch.stack(terms).sum() / num_data
 
     def begin(self, batch: int, device: torch.device) -> None:
         """Forget the draws of the last forward pass (called by a hook before every call of the model)."""
         self._current = {}
         self.probes = {}
+        self.positions = {}
         self._batch, self._device = batch, device
 
     def multiplier(self, group: ChannelGroup) -> Tensor | None:
@@ -234,6 +243,7 @@ class _Site:
     def __init__(self, gates: GateSet, module: str, dim: int, members: Members) -> None:
         self.gates, self.module, self.dim, self.members = gates, module, dim, members
         group, units = members[0]
+        self.gated = [int((places >= 0).sum()) for _, places in members]
         self.direct = len(members) == 1 and torch.equal(units, torch.arange(group.units))
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -256,6 +266,7 @@ class _Site:
                 "attach with draws='batch', or put the layer into ignored_layers",
             )
         dim = self.dim % x.dim()
+        self._count(x.shape[1:].numel() // x.shape[dim] if dim else 1)
         shape = [1] * x.dim()
         if dim:
             shape[0] = gate.shape[0]
@@ -265,6 +276,12 @@ class _Site:
         # A reader saves its input for a weight gradient that nobody asks for; `recompute_products` keeps the factors.
         product.made_of = (x.detach(), factor.detach(), values_needed)  # type: ignore[attr-defined]
         return product
+
+    def _count(self, around: int) -> None:
+        """Note at how many positions of an example each unit is gated; the most of all its readers."""
+        for (group, _), gated in zip(self.members, self.gated, strict=True):
+            found = around * gated // group.units
+            self.gates.positions[group.name] = max(found, self.gates.positions.get(group.name, 1))
 
     def _line(self, x: Tensor) -> Tensor | None:
         multipliers = [(self.gates.multiplier(g), units) for g, units in self.members]

@@ -105,6 +105,10 @@ class PosteriorMethod(Method):
     def complexity_weight(self, progress: float, num_data: int) -> float:
         """Factor of KL / N at `progress` in [0, 1] of the learning on N = num_data examples: strength times warm-up."""
 
+    def unit_weight(self, positions: int) -> float:
+        """Factor of the complexity of units that are gated at so many positions of an example; 1 by default."""
+        return 1.0
+
     def anneal_(self, posterior: Posterior, progress: float) -> None:
         """Change what a posterior does at `progress` in [0, 1] of the learning; nothing by default."""
 

@@ -8,12 +8,14 @@ Idea
 Objective (minimised, per example)
     E_q[ loss(net(x; z), y) ] + kappa * w(t) / N * sum over units of the posterior's complexity
 
+    (of the information bottleneck: times the positions of an example at which the unit is gated)
+
 When to use
     As baselines. Each can also be run layer by layer with `simultaneous=False`.
 
 Departures from the papers
-    Trained networks are pruned, not networks trained from scratch; gates sit at the readers; the information
-    bottleneck's factor of spatial positions per convolution is left out (kappa is the only strength).
+    Trained networks are pruned, not networks trained from scratch; gates sit at the readers, so that the information
+    bottleneck counts the positions that a convolution's reader sees (after pooling).
 """
 
 from __future__ import annotations
@@ -83,6 +85,10 @@ class VariationalInformationBottleneck(StagedMethod):
     def posterior(self, units: int) -> GaussianPosterior:
         """A fresh Gaussian posterior with learned noise."""
         return GaussianPosterior(units, noise=self.noise, learned_noise=True, keep="snr")
+
+    def unit_weight(self, positions: int) -> float:
+        """Every position is a noisy channel of its own: the complexity counts once for each."""
+        return float(positions)
 
 
 @dataclass(frozen=True)
