@@ -432,6 +432,16 @@ ZOO: dict[str, Animal] = {
         attention.WrittenOut, noise(5, 6), ("up",), (("q", "matmul comes between"),), None, None
     ),
     "heads_relative_table": Animal(attention.RelativeTable, noise(5, 6), ("q", "q.heads", "v", "up"), (), 60, None),
+    "heads_bias_table": Animal(attention.BiasTable, noise(5, 6), ("q", "q.heads", "v", "up"), (), 60, None),
+    "heads_empty_bias": Animal(attention.EmptyBias, noise(5, 6), ("q", "q.heads", "v", "up"), (), 60, None),
+    "heads_empty_bias_in_code": Animal(
+        attention.EmptyBiasInCode, noise(5, 6), ("q", "q.heads", "v", "up"), (), 60, True
+    ),
+    "units_meet_ones": Animal(
+        lambda: Net(lambda m, x: m.out(m.free(m.fixed(x) + torch.ones(12))),
+                    fixed=nn.Linear(6, 12), free=nn.Linear(12, 10), out=nn.Linear(10, 3)),
+        noise(6), ("free",), (("fixed", "fixed size"),), 10,
+    ),
     "heads_normalised_keys": Animal(
         attention.NormalisedKeys, noise(5, 6), ("q.heads", "v", "up"), (("q", "statistics"),), 44, None
     ),

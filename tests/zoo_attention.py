@@ -200,6 +200,38 @@ class RelativeTable(Block):
         return join(((q @ k.transpose(-2, -1)) * self.scale + bias.unsqueeze(0)).softmax(-1) @ v)
 
 
+class BiasTable(Block):
+    """A table of biases per head and distance, filled up with a number where nobody looks, as T5 has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, HEADS)
+
+    def bias(self, size: int) -> Tensor:
+        steps = torch.arange(size)
+        return self.table(steps[:, None] - steps[None] + 4).permute(2, 0, 1).unsqueeze(0)
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (split(layer(x), self.num_heads) for layer in (self.q, self.k, self.v))
+        seen = torch.ones(x.shape[1], x.shape[1]).tril() > 0
+        bias = torch.where(seen, self.bias(x.shape[1]), -1e4)
+        return join(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.5))
+
+
+class EmptyBias(BiasTable):
+    """No bias is a tensor of zeros, with a place for every head that the module knows of."""
+
+    def bias(self, size: int) -> Tensor:
+        return torch.zeros(1, self.num_heads, size, size)
+
+
+class EmptyBiasInCode(BiasTable):
+    """The same with the number of heads in the code."""
+
+    def bias(self, size: int) -> Tensor:
+        return self.table.weight.new_zeros((1, 4, size, size))
+
+
 class NormalisedKeys(Block):
     """Root-mean-square norms inside each head, written out."""
 

@@ -180,6 +180,9 @@ def _rewrite_node(target: fx.Node, source: fx.Node, result: Any, graph: Graph, k
         sizes = list(arguments[index])
         offset = int(arguments[1]) if name == "unflatten" else 0
         arguments[index] = [_resized(s, after, offset + d, kept, name == "expand") for d, s in enumerate(sizes)]
+    elif name in ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full") and after is not None:
+        index = 1 if name.startswith("new_") else 0
+        arguments[index] = [_resized(s, after, d, kept, False) for d, s in enumerate(arguments[index])]
     elif name == "slice" and before is not None:
         dim = int(arguments[1]) if len(arguments) > 1 else 0
         line = _line(before, dim, kept)

@@ -13,7 +13,8 @@ from prunus.graph.labels import Value
     "hardswish", "log_sigmoid", "masked_fill", "relu6", "mish", "gelu", "rrelu", "threshold", "abs", "absolute",
     "negative", "true_divide", "divide", "floor_divide", "multiply", "subtract", "rsub", "greater", "greater_equal",
     "less", "less_equal", "not_equal", "eq", "ne", "ge", "gt", "le", "lt", "copysign", "special_expit", "special_erf",
-    "xlogy", "atan2", "fill", "zero", "__and__", "__or__", "__xor__", "fake_quantize_per_tensor_affine", rows=True,
+    "xlogy", "atan2", "fill", "zero", "where", "__and__", "__or__", "__xor__", "fake_quantize_per_tensor_affine",
+    rows=True,
 )  # fmt: skip
 def pointwise(engine: Engine, node: fx.Node) -> Result:
     """Unite the operands' planes with broadcasting (every operation that torch tags `pointwise`)."""

@@ -7,7 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Result, argument, example_size, meta_shape, meta_value, operation, rule
+from prunus.graph.engine import (
+    Engine,
+    Lock,
+    Result,
+    argument,
+    example_size,
+    meta_shape,
+    meta_value,
+    operation,
+    rule,
+    source_line,
+)
 from prunus.graph.labels import Value, align, along, owned, squeeze_constant, varying_dims, view_plane
 
 
@@ -338,8 +349,18 @@ def _tie_moved(engine: Engine, plane: Tensor, moved: Tensor, source: Value, shap
     return engine.labels.tie(moved, [d for d in dims if d != keep])
 
 
-@rule("zeros", "ones", "full", "empty", "arange", "rand", "randn", "eye", "linspace", "scalar_tensor",
-      "new_zeros", "new_ones", "new_full", "new_empty", "sym_size", "_assert_async", "_assert_scalar")  # fmt: skip
+@rule("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", rows=True)
+def fill(engine: Engine, node: fx.Node) -> Result:
+    """A tensor the same everywhere, made in the graph: there can be less of it where whole rows go, nowhere else."""
+    shape = meta_shape(node.meta["val"])
+    planes = [along(engine.labels.fresh(size), dim, len(shape)) for dim, size in enumerate(shape) if size > 1]
+    reason = f"meets a tensor of fixed size {shape}"
+    engine.fills += [Lock(plane.reshape(-1), reason, source_line(node)) for plane in planes]
+    return Value(shape, planes)
+
+
+@rule("empty", "arange", "rand", "randn", "eye", "linspace", "scalar_tensor", "new_empty", "sym_size",
+      "_assert_async", "_assert_scalar")  # fmt: skip
 def create(engine: Engine, node: fx.Node) -> Result:
     """A tensor made in the graph: its size is a constant of the code, so nothing along it varies."""
     return meta_value(node.meta.get("val"))
