@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import prunus
 from prunus.budget import Allocation, Budget
@@ -292,6 +292,23 @@ def test_methods_say_how_their_scores_are_compared() -> None:
         by_default = make_plan(graph, groups, scores, budget=budget)
         by_hand = make_plan(graph, groups, scores, budget=budget, allocation=Allocation(cost_exponent=exponent))
         assert by_default.kept == by_hand.kept
+
+
+@pytest.mark.parametrize("examples", [1, 3])
+def test_code_that_fixes_the_batch_size_is_named(examples: int) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).relu().view(len(x), 8 * 16))
+
+    x = torch.randn(examples, 3, 4, 4)
+    with pytest.warns(RuntimeWarning, match=f"batches of {examples} alone"):
+        result = prune(Fixed().eval(), x, method="l1", pruning_ratio=0.5)
+    assert result.verification.rewritten
+    assert result.model(x).shape == (examples, 3)
 
 
 def test_a_rewritten_model_in_training_stays_in_training() -> None:

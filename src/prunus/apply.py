@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from prunus.errors import SurgeryError, TraceError
 from prunus.plan import Plan
-from prunus.rewrite import rewrite
+from prunus.rewrite import RewrittenModel, fixed_batch, rewrite
 from prunus.surgery import Undo, check_fits, cut_, rescale_queries_
 from prunus.verify import (
     TOLERANCE,
@@ -84,6 +85,14 @@ def apply_and_verify_(
     other = _prove(rewritten, plan, inputs, reference, {}, plan.exact)
     if other.problem is not None:
         raise _refusal(plan, f"{proof.problem}; and as a rewritten graph: {other.problem}")
+    only = fixed_batch(rewritten.graph) if isinstance(rewritten, RewrittenModel) else None
+    if only is not None:
+        warnings.warn(
+            f"the rewritten graph of {type(model).__name__} runs on batches of {only} alone: its code makes a number "
+            "of the batch size, as len(x) and int(x.shape[0]) do; x.shape[0] would leave it free",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     return rewritten, replace(other.verification(plan, len(inputs)), rewritten=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from prunus.graph.engine import operation
 from prunus.graph.grouping import Graph
@@ -64,13 +65,16 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
     Args:
         model: the dense network.
         plan: what stays.
-        example_inputs: inputs to capture with; the batch size stays free.
+        example_inputs: inputs to capture with; the batch size stays free unless the code makes a number of it.
 
     Raises:
         TraceError: the model cannot be captured.
     """
     graph = trace(model, example_inputs, dynamic_batch=True, follow_branches=plan.followed)
     exported = graph.program.module(check_guards=False)
+    if fixed_batch(exported.graph) is not None:  # a batch of one was doubled for nothing
+        graph = trace(model, example_inputs, follow_branches=plan.followed)
+        exported = graph.program.module(check_guards=False)
     kept = _Kept(graph, plan)
     nodes = {n.name: n for n in exported.graph.nodes}
     for source, result in graph.values.items():
@@ -83,6 +87,18 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
     _copy_tensors(model, rewritten)
     cut_(rewritten, plan)
     return rewritten.train(model.training)
+
+
+def fixed_batch(graph: fx.Graph) -> int | None:
+    """The only batch size that an exported module's graph runs on, None if it is free.
+
+    Code that makes a plain number of it (`len(x)`, `int(x.shape[0])`) fixes it at that of the example.
+    """
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, Tensor) and value.dim():
+            return int(value.shape[0]) if is_concrete_int(value.shape[0]) else None
+    return None
 
 
 def _copy_tensors(model: nn.Module, rewritten: nn.Module) -> None:
