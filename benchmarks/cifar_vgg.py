@@ -4,8 +4,8 @@
     torchrun --nproc_per_node 2 benchmarks/cifar_vgg.py --data DIR --train-epochs 8 --train-only
 
 DIR holds CIFAR-10's binary version. The dense network is trained here and cached outside the repository; an interrupted
-training goes on. An epoch of it takes 9 minutes of a CPU core with AMX, 15 of one without: `--train-epochs 8` is the
-CPU-sized schedule, the defaults want a GPU. Several values of `--kappa` are for the validation split.
+training goes on. `--train-epochs 8` is the CPU-sized schedule (`training_speed.py` says how long an epoch takes), the
+defaults want a GPU. Several values of `--kappa` are for the validation split.
 """
 
 from __future__ import annotations

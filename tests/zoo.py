@@ -437,6 +437,7 @@ ZOO: dict[str, Animal] = {
     "heads_empty_bias_in_code": Animal(
         attention.EmptyBiasInCode, noise(5, 6), ("q", "q.heads", "v", "up"), (), 60, True
     ),
+    "heads_written_bias": Animal(attention.WrittenBias, noise(5, 6), ("q", "q.heads", "v", "up"), (), 60, None),
     "units_meet_ones": Animal(
         lambda: Net(lambda m, x: m.out(m.free(m.fixed(x) + torch.ones(12))),
                     fixed=nn.Linear(6, 12), free=nn.Linear(12, 10), out=nn.Linear(10, 3)),

@@ -85,7 +85,7 @@ def apply_and_verify_(
     other = _prove(rewritten, plan, inputs, reference, {}, plan.exact)
     if other.problem is not None:
         raise _refusal(plan, f"{proof.problem}; and as a rewritten graph: {other.problem}")
-    only = fixed_batch(rewritten.graph) if isinstance(rewritten, RewrittenModel) else None
+    only = fixed_batch(rewritten.graph)
     if only is not None:
         warnings.warn(
             f"the rewritten graph of {type(model).__name__} runs on batches of {only} alone: its code makes a number "
@@ -96,7 +96,7 @@ def apply_and_verify_(
     return rewritten, replace(other.verification(plan, len(inputs)), rewritten=True)
 
 
-def _twin(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module | None:
+def _twin(model: nn.Module, plan: Plan, example_inputs: Any) -> RewrittenModel | None:
     """The rewritten graph, where equality with the masked model can't be asked for: two constructions that must agree.
 
     None if the model can't be captured with a free batch size: then only running is checked, and `max_error` is NaN.

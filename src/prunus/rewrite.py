@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from prunus.graph.engine import operation
 from prunus.graph.grouping import Graph
 from prunus.graph.labels import Value
+from prunus.graph.rules.movement import FILLS
 from prunus.graph.trace import trace
 from prunus.plan import Plan
 from prunus.surgery import cut_
@@ -59,7 +60,7 @@ def as_module(program: torch.export.ExportedProgram) -> RewrittenModel:
     return RewrittenModel(exported, exported.graph, class_name="CapturedModel")
 
 
-def rewrite(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
+def rewrite(model: nn.Module, plan: Plan, example_inputs: Any) -> RewrittenModel:
     """A new module that computes the pruned function from the captured graph; `model` stays as it is.
 
     Args:
@@ -72,7 +73,7 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any) -> nn.Module:
     """
     graph = trace(model, example_inputs, dynamic_batch=True, follow_branches=plan.followed)
     exported = graph.program.module(check_guards=False)
-    if fixed_batch(exported.graph) is not None:  # a batch of one was doubled for nothing
+    if fixed_batch(exported.graph) == 2 and _examples(example_inputs) == 1:  # it was doubled for nothing
         graph = trace(model, example_inputs, follow_branches=plan.followed)
         exported = graph.program.module(check_guards=False)
     kept = _Kept(graph, plan)
@@ -99,6 +100,12 @@ def fixed_batch(graph: fx.Graph) -> int | None:
         if node.op == "placeholder" and isinstance(value, Tensor) and value.dim():
             return int(value.shape[0]) if is_concrete_int(value.shape[0]) else None
     return None
+
+
+def _examples(example_inputs: Any) -> int:
+    """Batch size of the first tensor that has one."""
+    leaves = torch.utils._pytree.tree_leaves(example_inputs)
+    return next((t.shape[0] for t in leaves if isinstance(t, Tensor) and t.dim()), 0)
 
 
 def _copy_tensors(model: nn.Module, rewritten: nn.Module) -> None:
@@ -196,9 +203,9 @@ def _rewrite_node(target: fx.Node, source: fx.Node, result: Any, graph: Graph, k
         sizes = list(arguments[index])
         offset = int(arguments[1]) if name == "unflatten" else 0
         arguments[index] = [_resized(s, after, offset + d, kept, name == "expand") for d, s in enumerate(sizes)]
-    elif name in ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full") and after is not None:
-        index = 1 if name.startswith("new_") else 0
-        arguments[index] = [_resized(s, after, d, kept, False) for d, s in enumerate(arguments[index])]
+    elif name in FILLS and after is not None:
+        sizes = list(arguments[FILLS[name]])
+        arguments[FILLS[name]] = [_resized(s, after, d, kept, False) for d, s in enumerate(sizes)]
     elif name == "slice" and before is not None:
         dim = int(arguments[1]) if len(arguments) > 1 else 0
         line = _line(before, dim, kept)

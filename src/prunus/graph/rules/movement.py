@@ -349,9 +349,13 @@ def _tie_moved(engine: Engine, plane: Tensor, moved: Tensor, source: Value, shap
     return engine.labels.tie(moved, [d for d in dims if d != keep])
 
 
-@rule("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", rows=True)
+FILLS = {"zeros": 0, "ones": 0, "full": 0, "new_zeros": 1, "new_ones": 1, "new_full": 1}
+"""Operations that make a tensor the same everywhere, and which argument its shape is."""
+
+
+@rule(*FILLS, rows=True)
 def fill(engine: Engine, node: fx.Node) -> Result:
-    """A tensor the same everywhere, made in the graph: there can be less of it where whole rows go, nowhere else."""
+    """There can be less of what is the same everywhere where whole rows go, nowhere else."""
     shape = meta_shape(node.meta["val"])
     planes = [along(engine.labels.fresh(size), dim, len(shape)) for dim, size in enumerate(shape) if size > 1]
     reason = f"meets a tensor of fixed size {shape}"
