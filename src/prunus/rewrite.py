@@ -6,6 +6,7 @@ an ordinary trainable module with the model's parameter names.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,20 @@ TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "instance_norm": 5, "alpha_d
 
 
 class RewrittenModel(fx.GraphModule):
-    """A captured graph as a module whose batch norms and dropouts follow `train()` and `eval()`."""
+    """A captured graph as a module whose batch norms and dropouts follow `train()` and `eval()`.
+
+    Its state is the model's: numbers that the code itself holds are buffers outside it, in copies too.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "CapturedModel") -> None:
+        super().__init__(root, graph, class_name)
+        state = root.state_dict().keys()
+        for prefix, module in self.named_modules():
+            outside = {name for name in module._buffers if (f"{prefix}.{name}" if prefix else name) not in state}
+            module._non_persistent_buffers_set |= outside
+
+    def _deepcopy_init(self) -> Callable[..., None]:
+        return RewrittenModel.__init__
 
     def train(self, mode: bool = True) -> RewrittenModel:
         """Set training mode in the module and in the graph's batch norms and dropouts."""
@@ -57,7 +71,7 @@ class RewrittenModel(fx.GraphModule):
 def as_module(program: torch.export.ExportedProgram) -> RewrittenModel:
     """A captured program as a trainable module with the model's parameter names."""
     exported = program.module(check_guards=False)
-    return RewrittenModel(exported, exported.graph, class_name="CapturedModel")
+    return RewrittenModel(exported, exported.graph)
 
 
 def rewrite(model: nn.Module, plan: Plan, example_inputs: Any) -> RewrittenModel:

@@ -129,6 +129,7 @@ def test_pruned_equals_zeroed(name: str) -> None:
 
     before, after = model.state_dict(), pruned.state_dict()
     assert set(after) == set(before)
+    assert set(copy.deepcopy(pruned).state_dict()) == set(before)
     smaller = {n for n in before if before[n].shape != after[n].shape}
     assert {graph.aliases.get(n, n) for n in smaller} == set(plan.tensors)
     assert all(torch.equal(before[n], after[n]) for n in set(before) - smaller)
