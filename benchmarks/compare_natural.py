@@ -71,7 +71,8 @@ def run_natural(
                 "split": split,
             }
             runs.add(row, "settings")
-    return [r for r in runs.rows if r["name"] == name and r["seed"] in seeds]
+    asked = {(label, repr(method)) for label, method in methods.items()}
+    return [r for r in runs.rows if r["name"] == name and r["seed"] in seeds and (r["label"], r["settings"]) in asked]
 
 
 def table_natural(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:

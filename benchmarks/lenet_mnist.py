@@ -98,6 +98,7 @@ def natural_methods(net: str, epochs: int, strengths: Sequence[float] | None = N
     whole: dict[str, Any] = {"epochs": 3 * epochs, "tune_epochs": 3, "simultaneous": True}
     makers: dict[str, Callable[..., StagedMethod]] = {
         "rbp": partial(RecursiveBayesianPruning, epochs=epochs),
+        "rbp per position": partial(RecursiveBayesianPruning, epochs=epochs, complexity_per="position"),
         "rbp, all layers at once": partial(RecursiveBayesianPruning, **whole),
         **{name: partial(method, **whole) for name, method in NOISE_METHODS.items()},
     }

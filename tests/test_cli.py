@@ -92,6 +92,7 @@ def test_weights_are_loaded_and_refused(script: str, tmp_path: Path, capsys: pyt
         (["analyze", "{}:nothing", "--shape", "1,1,8,8"], "nothing"),
         (["compress", "{}:net", "--data", "{}:data", "--budget", "macs<=0.001%"], "budget"),
         (["compress", "{}:net", "--data", "{}:data", "--budget", "macs<=50%", "--ignore", "zzz"], "zzz"),
+        (["compress", "{}:net", "--data", "{}:data", "--method", "rbp", "--set", "kapa=2"], "use kappa"),
         (["compress", "{}:net", "--data", "mnist:/nowhere", "--budget", "macs<=50%"], "/nowhere"),
     ],
 )
@@ -127,8 +128,10 @@ def test_stages_on_the_command_line(
 ) -> None:
     out = tmp_path / "run"
     arguments = [f"{script}:net", "--data", f"{script}:data", "--method", "rbp", "--epochs", "0", "--no-onnx"]
+    arguments += ["--set", "kappa=2", "--set", "complexity_per=position"]
     assert run("compress", *arguments, "--out", str(out)) == 0
     summary = json.loads((out / "summary.json").read_text())
+    assert "kappa=2.0, complexity_per='position'" in summary["settings"]
     assert [s["groups"] for s in summary["stages"]] == [["0"]]
     assert (out / "figures" / "stages.png").read_bytes().startswith(b"\x89PNG")
     without(monkeypatch, "matplotlib", "matplotlib.figure")

@@ -26,7 +26,8 @@ from prunus.export import export_onnx, export_program, onnx_runtime
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.graph.trace import trace
 from prunus.methods.dpp import DynamicProbabilisticPruning
-from prunus.methods.registry import METHODS
+from prunus.methods.registry import METHODS, resolve
+from prunus.methods.settings import configure
 from prunus.pretrained import save_pretrained
 from prunus.report.tables import before_and_after, masks_table, prunability
 from prunus.sources import load_data, load_model
@@ -80,6 +81,10 @@ def compress_command(
     budget: Annotated[str | None, typer.Option("--budget", help='such as "macs<=50%, params<=20%"')] = None,
     ratio: Annotated[float | None, typer.Option("--pruning-ratio", help="fraction of all units that goes")] = None,
     method: Annotated[str, typer.Option("--method", help=", ".join((*METHODS, "dpp")))] = "dirichlet",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="of the method: kappa=10; a wrong name lists them all"),
+    ] = None,
     pattern: Annotated[
         str | None,
         typer.Option("--pattern", help='of method dpp: "weight 10%", "kernel 8/64", "2:4", "tile 4 2/8", ...'),
@@ -130,26 +135,23 @@ def compress_command(
                 "--method dpp", "it keeps k of n inside weights", "give --pattern, and no budget or ratio"
             )
         network, _ = _model(model, weights)
-        settings = DynamicProbabilisticPruning(
-            pattern=pattern,
-            epochs=epochs,
-            bits=bits,  # type: ignore[arg-type]
-            activation_bits=activation_bits,  # type: ignore[arg-type]
-        )
+        own = {"pattern": pattern, "epochs": epochs, "bits": bits, "activation_bits": activation_bits}
+        masks = configure(DynamicProbabilisticPruning, settings or (), elsewhere=own, **own)
         source = load_data(data, seed=seed, model=model)
         _finish_masks(
-            sparsify(network, source, method=settings, ignored_layers=ignore or (), out=out, seed=seed, say=_say)
+            sparsify(network, source, method=masks, ignored_layers=ignore or (), out=out, seed=seed, say=_say)
         )
         return
     if any(given is not None for given in (pattern, bits, activation_bits)):
         raise ConfigError("--pattern, --bits, --activation-bits", f"method {method!r} has none", "use --method dpp")
+    chosen = resolve(method, settings or ())
     onnx = _onnx_wanted(onnx)
     network, _ = _model(model, weights)
     source = load_data(data, seed=seed, model=model)
     done = compress(
         network,
         source,
-        method=method,
+        method=chosen,
         budget=budget,
         pruning_ratio=ratio,
         ignored_layers=tuple(ignore or ()),

@@ -27,6 +27,7 @@ from prunus.finetuneconfig import FinetuneConfig
 from prunus.losses import on_main_output
 from prunus.measure import Comparison, compare
 from prunus.methods.base import Method
+from prunus.methods.registry import resolve
 from prunus.parallel import accelerator
 from prunus.pipeline import Ignored, Result, prune
 from prunus.report.figures import draw_stages
@@ -108,13 +109,14 @@ def compress(
     """
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
+    chosen = resolve(method)
     judged: dict[str, Evaluation] = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn)}
     say(f"dense: {judged['dense']} on {len(data.validation)} validation examples")
     batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
     result = prune(
         model,
         data.example_inputs,
-        method=method,
+        method=chosen,
         budget=budget,
         pruning_ratio=pruning_ratio,
         data=batches,
@@ -157,7 +159,7 @@ def compress(
     )
     judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
     judged["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn)
-    summary = _summary(data, result, judged, comparison, seed)
+    summary = _summary(data, chosen, result, judged, comparison, seed)
     directory = _write(out, smaller, result, data, judged, summary) if rank == 0 else None
     if directory is not None and result.stages:
         _draw(result, directory, say)
@@ -172,13 +174,19 @@ def _draw(result: Result, folder: Path, say: Say) -> None:
 
 
 def _summary(
-    data: DataSource, result: Result, judged: Mapping[str, Evaluation], comparison: Comparison, seed: int
+    data: DataSource,
+    method: Method,
+    result: Result,
+    judged: Mapping[str, Evaluation],
+    comparison: Comparison,
+    seed: int,
 ) -> dict[str, Any]:
     verification = result.verification
     return {
         "model": result.plan.model,
         "data": data.name,
         "method": result.plan.method,
+        "settings": repr(method),
         "asked": result.plan.asked,
         "seed": seed,
         "accuracy": {name: found.accuracy for name, found in judged.items()},

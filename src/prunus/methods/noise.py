@@ -21,7 +21,7 @@ Departures from the papers
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from prunus.methods.base import StagedMethod
 from prunus.posteriors.concrete import HardConcretePosterior
@@ -80,15 +80,12 @@ class VariationalInformationBottleneck(StagedMethod):
 
     name: ClassVar[str] = "vib"
     simultaneous: bool = True
+    complexity_per: Literal["unit", "position"] = "position"  # each is a noisy channel of its own
     noise: float = 0.011
 
     def posterior(self, units: int) -> GaussianPosterior:
         """A fresh Gaussian posterior with learned noise."""
         return GaussianPosterior(units, noise=self.noise, learned_noise=True, keep="snr")
-
-    def unit_weight(self, positions: int) -> float:
-        """Every position is a noisy channel of its own: the complexity counts once for each."""
-        return float(positions)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prunus.errors import ConfigError
 from prunus.methods.base import Method
 from prunus.methods.criteria import CRITERIA
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.noise import NOISE_METHODS
 from prunus.methods.rbp import RecursiveBayesianPruning
+from prunus.methods.settings import configure
 
 METHODS: dict[str, type[Method]] = {
     "dirichlet": DirichletPruning,
@@ -17,14 +20,18 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def resolve(method: Method | str) -> Method:
+def resolve(method: Method | str, settings: Sequence[str] = ()) -> Method:
     """A method object from an object or a name.
 
+    Args:
+        method: the object, which is returned as it is, or a name.
+        settings: NAME=VALUE, as for `configure`; of a name only.
+
     Raises:
-        ConfigError: the name is not known.
+        ConfigError: the name or a setting is not known.
     """
     if isinstance(method, Method):
         return method
     if method not in METHODS:
         raise ConfigError(f"method {method!r}", "there is none of that name", f"use one of {', '.join(METHODS)}")
-    return METHODS[method]()
+    return configure(METHODS[method], settings)

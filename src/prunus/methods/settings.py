@@ -1,0 +1,91 @@
+"""A method's settings given as text: `kappa=10`, `train_weights=none`, `temperature=5,0.5`."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from prunus.errors import ConfigError
+
+Configuration = TypeVar("Configuration")
+
+
+def configure(
+    kind: type[Configuration], settings: Sequence[str], elsewhere: Collection[str] = (), **given: Any
+) -> Configuration:
+    """A method's configuration: `given` as it is, and settings as text.
+
+    Args:
+        kind: the dataclass of the method.
+        settings: each NAME=VALUE; elements of a tuple are separated by commas.
+        elsewhere: fields that can't be set here, because the caller has another way for them.
+        given: further fields, as objects.
+
+    Raises:
+        ConfigError: an unknown or repeated name, or a value that is not of the field's type or range.
+    """
+    hints = get_type_hints(kind)
+    allowed = {f.name: f for f in fields(kind) if f.name not in elsewhere}  # type: ignore[arg-type]
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = (part.strip() for part in setting.partition("="))
+        where = f"setting {setting!r}"
+        if not equals or not text:
+            raise ConfigError(where, "it must be NAME=VALUE", _advice(name, allowed))
+        if name in elsewhere:
+            raise ConfigError(where, f"{name} has an option of its own", "use that")
+        if name not in allowed:
+            raise ConfigError(where, f"the method has no {name!r}", _advice(name, allowed))
+        if name in found:
+            raise ConfigError(where, f"{name} is set twice", "set it once")
+        try:
+            found[name] = _value(text, hints[name])
+        except ValueError:
+            raise ConfigError(where, f"{text!r} can't be its value", f"give {_named(hints[name])}") from None
+    return kind(**{**given, **found})
+
+
+def _advice(name: str, allowed: Mapping[str, Field[Any]]) -> str:
+    close = get_close_matches(name, allowed, n=1)
+    listed = ", ".join(f.name if f.default is MISSING else f"{f.name}={f.default}" for f in allowed.values())
+    return f"use {close[0]}; there are {listed}" if close else f"there are {listed or 'none'}"
+
+
+def _value(text: str, hint: Any) -> Any:
+    """The text as a value of a type. Raises ValueError if it is none."""
+    arguments = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        for kind in arguments:
+            try:
+                return _value(text, kind)
+            except ValueError:
+                continue
+        raise ValueError(text)
+    if get_origin(hint) is tuple:
+        parts = [part.strip() for part in text.strip("()").split(",")]
+        return tuple(_value(part, kind) for part, kind in zip(parts, arguments, strict=True))
+    if get_origin(hint) is Literal or hint in (bool, type(None)):
+        values = arguments or ((True, False) if hint is bool else (None,))
+        words = {str(value).lower(): value for value in values}
+        if text.lower() not in words:
+            raise ValueError(text)
+        return words[text.lower()]
+    value = hint(text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _named(hint: Any) -> str:
+    """A type as people write it."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_named(kind) for kind in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"{len(get_args(hint))} values with commas between them, each {_named(get_args(hint)[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}.get(hint, "a text")
