@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--train-epochs", type=int, default=60)
     parser.add_argument("--train-only", action="store_true", help="stop once the dense networks are in the cache")
     parser.add_argument("--kappa", type=float, nargs="+", default=[10.0])
+    parser.add_argument("--complexity-per", choices=("unit", "position"), default="unit")
     parser.add_argument("--noise-epochs", type=int, default=1, help="passes of a stage with noise")
     parser.add_argument("--tune-epochs", type=int, default=1, help="passes of a stage without")
     parser.add_argument("--steps", type=int, default=None, help="batches of 128 in a pass; all without it")
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--weight-lr", type=float, default=5e-4)
     parser.add_argument("--epochs", type=int, default=20, help="of the recovery")
     parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--distillation", type=float, default=0.5, help="of the recovery; 0 spares the dense network")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if args.device == "cpu":
@@ -52,23 +54,22 @@ def main() -> None:
             dense_of_seed(seed)
         return
     methods = {
-        f"rbp, kappa {kappa:g}": RecursiveBayesianPruning(
-            kappa=kappa, epochs=args.noise_epochs, tune_epochs=args.tune_epochs, lr=args.noise_lr,
+        f"rbp, kappa {kappa:g} per {args.complexity_per}": RecursiveBayesianPruning(
+            kappa=kappa,
+            complexity_per=args.complexity_per,
+            epochs=args.noise_epochs,
+            tune_epochs=args.tune_epochs,
+            lr=args.noise_lr,
             weight_lr=args.weight_lr,
         )
         for kappa in args.kappa
-    }  # fmt: skip
+    }
+    recovery = FinetuneConfig(epochs=args.epochs, lr=args.lr, distillation=args.distillation)
+    schedule = f"{args.train_epochs} epochs, recovery {args.epochs} at {args.lr:g} x {args.distillation:g}"
     rows = run_natural(
-        f"vgg16 {args.train_epochs} epochs, recovery {args.epochs} at {args.lr:g}, {args.split}",
-        lambda seed: dense_of_seed(seed).to(args.device),
-        data,
-        methods,
-        FinetuneConfig(epochs=args.epochs, lr=args.lr),
-        args.seeds,
-        RESULTS / f"cifar_vgg16_{args.split}.jsonl",
-        args.split,
-        steps=args.steps,
-    )
+        f"vgg16 {schedule}, {args.split}", lambda seed: dense_of_seed(seed).to(args.device), data, methods, recovery,
+        args.seeds, RESULTS / f"cifar_vgg16_{args.split}.jsonl", args.split, steps=args.steps,
+    )  # fmt: skip
     for row in rows:
         print(f"seed {row['seed']}: dense error {row['dense_error']:.2f} %")
     print(table_natural(rows, list(methods)))

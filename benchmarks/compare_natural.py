@@ -63,6 +63,7 @@ def run_natural(
                 "dense_error": 100 - evaluate(dense, judged).accuracy,
                 "error_at_once": 100 - at_once,
                 "error": 100 - evaluate(result.model, judged).accuracy,
+                "validation_error": 100 - evaluate(result.model, data.validation).accuracy,
                 "kept": {g.name: len(g.kept) for g in result.plan.groups},
                 "macs": result.plan.after.macs,
                 "weights": result.plan.after.weights,
