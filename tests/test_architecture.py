@@ -13,7 +13,7 @@ import prunus
 ROOT = Path(prunus.__file__).parent
 LAYERS = [
     ["errors", "submodules"],
-    ["atomic", "attention", "recurrence", "inputs", "losses", "modes", "precision", "progress"],
+    ["atomic", "attention", "plain_attention", "recurrence", "inputs", "losses", "modes", "precision", "progress"],
     ["graph"],
     ["cost", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
     ["gate", "frozen", "budget", "fold", "surgery", "optimizer", "rewrite"],

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.export import Dim
 from prunus.errors import ArtifactError, ExportError, MissingDependencyError
 from prunus.graph.capture import as_arguments, at_least_two, capture
 from prunus.modes import eval_mode
+from prunus.plain_attention import PlainAttention
 from prunus.rewrite import as_module
 from prunus.verify import flat_outputs, outputs
 
@@ -87,18 +89,7 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     temporary = target.with_name(target.name + ".part")
     example = at_least_two(example_inputs)
     try:
-        with eval_mode(model), _quiet():
-            example_args, example_kwargs = as_arguments(example)
-            torch.onnx.export(
-                model,
-                example_args,
-                temporary,
-                kwargs=example_kwargs or None,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                external_data=False,
-                verbose=False,
-            )
+        _write_onnx(model, example, shapes, temporary)
         session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         error = max(_disagreement(session, model, i) for i in (example, _three_times(example)))
         if not error <= TOLERANCE:
@@ -109,7 +100,7 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     except (ExportError, MissingDependencyError):
         raise
     except Exception as failure:
-        lines = str(failure).strip().splitlines() or [""]
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", str(failure)).strip().splitlines() or [""]  # the exporter's colours
         raise ExportError(
             str(target),
             f"ONNX export failed for inputs {[tuple(t.shape) for t in tensors if isinstance(t, Tensor)]}: "
@@ -119,6 +110,33 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     finally:
         temporary.unlink(missing_ok=True)
     return error
+
+
+def _write_onnx(model: nn.Module, example_inputs: Any, shapes: Any, path: Path) -> None:
+    """Write the file, with attention in elementary operations if the exporter can't take the fused one."""
+    args, kwargs = as_arguments(example_inputs)
+
+    def write() -> None:
+        with eval_mode(model), _quiet():
+            torch.onnx.export(
+                model,
+                args,
+                path,
+                kwargs=kwargs or None,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                external_data=False,
+                verbose=False,
+            )
+
+    try:
+        write()
+    except torch.onnx.OnnxExporterError as failure:
+        try:
+            with PlainAttention():
+                write()
+        except torch.onnx.OnnxExporterError:
+            raise failure from None
 
 
 def onnx_runtime() -> Any:
