@@ -40,7 +40,7 @@ PERCEPTRON = FinetuneConfig(epochs=30, lr=0.1, batch_size=128, weight_decay=1e-3
 """Training of the dense networks; the perceptron overfits with the first (1.68 against 1.20 % on validation)."""
 KAPPA = {
     "lenet300": {"rbp": 6.0, "sbp": 6.0, "vib": 12.0, "l0": 60.0},
-    "lenet5": {"rbp": 50.0, "sbp": 50.0, "vib": 3.0, "l0": 1500.0},
+    "lenet5": {"rbp": 50.0, "rbp per position": 2.0, "sbp": 50.0, "vib": 3.0, "l0": 1500.0},
 }
 """Strength of the complexity, chosen on validation (seed 0): of those tried, the one nearest in size to rbp."""
 PAPER_COUNTS = {"conv1": 8, "conv2": 9, "fc1": 36, "fc2": 17}
