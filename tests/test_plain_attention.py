@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from prunus.errors import ExportError
 from prunus.export import export_onnx
-from prunus.plain_attention import PlainAttention, attend
+from prunus.graph.capture import capture
+from prunus.plain_attention import attend, plain_attention
+from prunus.rewrite import as_module
 
 MASKS = ("none", "bool", "added", "causal")
 
@@ -72,19 +75,32 @@ class Biased(nn.Module):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
 
 
-def test_the_mode_replaces_the_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunus.plain_attention.attend", lambda *arguments, **named: "replaced")
-    x = torch.randn(1, 1, 2, 3)
-    with PlainAttention():
-        assert F.scaled_dot_product_attention(x, x, x) == "replaced"
-        assert F.relu(x).shape == x.shape
-    assert F.scaled_dot_product_attention(x, x, x).shape == x.shape
-
-
 def test_onnx_of_attention_with_a_bias(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, inputs = Biased().eval(), torch.randn(3, 5, 6)
-    assert export_onnx(model, inputs, tmp_path / "model.onnx") < 1e-5
+    graph = as_module(capture(model, inputs, dynamic_batch=True)).eval()
+    code = graph.code
+    for number, either in enumerate((model, graph)):
+        assert export_onnx(either, inputs, tmp_path / f"{number}.onnx") < 1e-5
+    assert graph.code == code
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_it_takes_the_place_of_the_fused_one(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(*arguments: Any, **named: Any) -> Tensor:
+        calls.append(1)
+        return attend(*arguments, **named)
+
+    calls: list[int] = []
+    monkeypatch.setattr("prunus.plain_attention.attend", counted)
+    model, inputs = Biased().eval(), torch.randn(2, 5, 6)
+    expected = model(inputs)
+    model = as_module(capture(model, inputs)).eval() if captured else model
+    with plain_attention(model):
+        torch.testing.assert_close(model(inputs), expected)
+    assert len(calls) == 1
+    torch.testing.assert_close(model(inputs), expected)
+    assert len(calls) == 1
 
 
 class Sorted(nn.Module):

@@ -19,7 +19,7 @@ from torch.export import Dim
 from prunus.errors import ArtifactError, ExportError, MissingDependencyError
 from prunus.graph.capture import as_arguments, at_least_two, capture
 from prunus.modes import eval_mode
-from prunus.plain_attention import PlainAttention
+from prunus.plain_attention import plain_attention
 from prunus.rewrite import as_module
 from prunus.verify import flat_outputs, outputs
 
@@ -133,7 +133,7 @@ def _write_onnx(model: nn.Module, example_inputs: Any, shapes: Any, path: Path) 
         write()
     except torch.onnx.OnnxExporterError as failure:
         try:
-            with PlainAttention():
+            with plain_attention(model):
                 write()
         except torch.onnx.OnnxExporterError:
             raise failure from None

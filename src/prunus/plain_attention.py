@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+FUSED = torch.ops.aten.scaled_dot_product_attention.default
 
-class PlainAttention(TorchFunctionMode):
-    """While active, `scaled_dot_product_attention` is `attend`, also where a model is captured."""
 
+@contextmanager
+def plain_attention(model: nn.Module) -> Iterator[None]:
+    """Within, `scaled_dot_product_attention` is `attend`: in the code of the model, or in the nodes of a captured one."""
+    nodes = [n for n in model.graph.nodes if n.target is FUSED] if isinstance(model, fx.GraphModule) else []
+    _aim(model, nodes, attend)
+    try:
+        with _Calls():
+            yield
+    finally:
+        _aim(model, nodes, FUSED)
+
+
+def _aim(model: nn.Module, nodes: Sequence[fx.Node], target: Callable[..., Any]) -> None:
+    for node in nodes:
+        node.target = target
+    if nodes and isinstance(model, fx.GraphModule):
+        model.recompile()
+
+
+class _Calls(TorchFunctionMode):
     def __torch_function__(
         self,
         function: Callable[..., Any],
@@ -21,7 +41,6 @@ class PlainAttention(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call the function, or `attend` in its place."""
         called = attend if function is F.scaled_dot_product_attention else function
         return called(*args, **(kwargs or {}))
 
