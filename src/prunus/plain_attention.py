@@ -16,7 +16,7 @@ FUSED = torch.ops.aten.scaled_dot_product_attention.default
 
 @contextmanager
 def plain_attention(model: nn.Module) -> Iterator[None]:
-    """Within, `scaled_dot_product_attention` is `attend`: in the code of the model, or in the nodes of a captured one."""
+    """Within, `scaled_dot_product_attention` is `attend`: in the code of the model, or in nodes of a captured one."""
     nodes = [n for n in model.graph.nodes if n.target is FUSED] if isinstance(model, fx.GraphModule) else []
     _aim(model, nodes, attend)
     try:
