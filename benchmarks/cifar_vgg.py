@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument("--complexity-per", choices=("unit", "position"), default="unit")
     parser.add_argument("--noise-epochs", type=int, default=1, help="passes of a stage with noise")
     parser.add_argument("--tune-epochs", type=int, default=1, help="passes of a stage without")
-    parser.add_argument("--steps", type=int, default=None, help="batches of 128 in a pass; all without it")
+    parser.add_argument("--steps", type=int, default=None, help="batches in a pass of a stage; all without it")
+    parser.add_argument("--batch-size", type=int, default=128, help="of the stages")
     parser.add_argument("--noise-lr", type=float, default=0.03)
     parser.add_argument("--weight-lr", type=float, default=5e-4)
     parser.add_argument("--epochs", type=int, default=20, help="of the recovery")
@@ -68,7 +69,7 @@ def main() -> None:
     schedule = f"{args.train_epochs} epochs, recovery {args.epochs} at {args.lr:g} x {args.distillation:g}"
     rows = run_natural(
         f"vgg16 {schedule}, {args.split}", lambda seed: dense_of_seed(seed).to(args.device), data, methods, recovery,
-        args.seeds, RESULTS / f"cifar_vgg16_{args.split}.jsonl", args.split, steps=args.steps,
+        args.seeds, RESULTS / f"cifar_vgg16_{args.split}.jsonl", args.split, args.batch_size, args.steps,
     )  # fmt: skip
     for row in rows:
         print(f"seed {row['seed']}: dense error {row['dense_error']:.2f} %")

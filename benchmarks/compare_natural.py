@@ -43,7 +43,8 @@ def run_natural(
     for seed in seeds:
         for label, method in methods.items():
             key = {"name": name, "seed": seed, "label": label, "settings": repr(method)}
-            key |= {} if steps is None else {"steps": steps}
+            key |= {"batch_size": batch_size} if batch_size != 128 else {}
+            key |= {"steps": steps} if steps is not None else {}
             if runs.has(key):
                 continue
             dense = dense_of_seed(seed)
