@@ -103,8 +103,8 @@ def test_it_takes_the_place_of_the_fused_one(captured: bool, monkeypatch: pytest
     assert len(calls) == 1
 
 
-class Sorted(nn.Module):
-    """Nothing that ONNX has."""
+class Eigenvalues(nn.Module):
+    """ONNX has no operation for them."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.linalg.eigvalsh(x @ x.mT)
@@ -112,5 +112,5 @@ class Sorted(nn.Module):
 
 def test_what_neither_way_exports_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="ONNX export failed"):
-        export_onnx(Sorted(), torch.randn(2, 3, 3), tmp_path / "model.onnx")
+        export_onnx(Eigenvalues(), torch.randn(2, 3, 3), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

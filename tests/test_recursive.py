@@ -275,6 +275,7 @@ def test_the_bottleneck_counts_every_position() -> None:
     torch.testing.assert_close(learned(Unweighted(**strong)), without)  # type: ignore[arg-type]
     assert not torch.allclose(learned(VariationalInformationBottleneck(**strong)), without)  # type: ignore[arg-type]
     assert VariationalInformationBottleneck().unit_weight(144) == 144
+    assert RecursiveBayesianPruning(complexity_per="position").unit_weight(144) == 144
     assert all(m().unit_weight(144) == 1 for n, m in NOISE_METHODS.items() if n != "vib")
 
 

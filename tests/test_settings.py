@@ -77,7 +77,7 @@ def test_wrong_settings_are_refused(settings: list[str], match: str) -> None:
 
 def test_what_has_an_option_of_its_own_is_not_set_twice() -> None:
     with pytest.raises(ConfigError, match="option of its own"):
-        configure(DynamicProbabilisticPruning, ["bits=4"], elsewhere=("bits",), bits=8)
+        configure(DynamicProbabilisticPruning, ["bits=4"], bits=8)
     with pytest.raises(ConfigError, match="2 values"):
         configure(DynamicProbabilisticPruning, ["temperature=4"])
     with pytest.raises(ConfigError, match="complexity_per"):

@@ -134,9 +134,15 @@ def compress_command(
             raise ConfigError(
                 "--method dpp", "it keeps k of n inside weights", "give --pattern, and no budget or ratio"
             )
+        masks = configure(
+            DynamicProbabilisticPruning,
+            settings or (),
+            pattern=pattern,
+            epochs=epochs,
+            bits=bits,
+            activation_bits=activation_bits,
+        )
         network, _ = _model(model, weights)
-        own = {"pattern": pattern, "epochs": epochs, "bits": bits, "activation_bits": activation_bits}
-        masks = configure(DynamicProbabilisticPruning, settings or (), elsewhere=own, **own)
         source = load_data(data, seed=seed, model=model)
         _finish_masks(
             sparsify(network, source, method=masks, ignored_layers=ignore or (), out=out, seed=seed, say=_say)

@@ -8,7 +8,8 @@ Idea
 Objective (minimised, per example)
     E_q[ loss(net(x; z), y) ] + kappa * w(t) / N * sum over units of the posterior's complexity
 
-    (of the information bottleneck: times the positions of an example at which the unit is gated)
+    (with `complexity_per="position"`, as the information bottleneck has it by default, times the positions of an
+    example at which the unit is gated)
 
 When to use
     As baselines. Each can also be run layer by layer with `simultaneous=False`.

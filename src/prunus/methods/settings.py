@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -14,29 +14,26 @@ from prunus.errors import ConfigError
 Configuration = TypeVar("Configuration")
 
 
-def configure(
-    kind: type[Configuration], settings: Sequence[str], elsewhere: Collection[str] = (), **given: Any
-) -> Configuration:
+def configure(kind: type[Configuration], settings: Sequence[str], **given: Any) -> Configuration:
     """A method's configuration: `given` as it is, and settings as text.
 
     Args:
         kind: the dataclass of the method.
         settings: each NAME=VALUE; elements of a tuple are separated by commas.
-        elsewhere: fields that can't be set here, because the caller has another way for them.
-        given: further fields, as objects.
+        given: fields that the caller has options of their own for, as objects; settings can't name them.
 
     Raises:
         ConfigError: an unknown or repeated name, or a value that is not of the field's type or range.
     """
     hints = get_type_hints(kind)
-    allowed = {f.name: f for f in fields(kind) if f.name not in elsewhere}  # type: ignore[arg-type]
+    allowed = {f.name: f for f in fields(kind) if f.name not in given}  # type: ignore[arg-type]
     found: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = (part.strip() for part in setting.partition("="))
         where = f"setting {setting!r}"
         if not equals or not text:
             raise ConfigError(where, "it must be NAME=VALUE", _advice(name, allowed))
-        if name in elsewhere:
+        if name in given:
             raise ConfigError(where, f"{name} has an option of its own", "use that")
         if name not in allowed:
             raise ConfigError(where, f"the method has no {name!r}", _advice(name, allowed))
