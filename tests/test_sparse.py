@@ -12,7 +12,7 @@ from torch import nn
 from prunus.errors import ConfigError
 from prunus.masks.patterns import Layer, Pattern
 from prunus.masks.sampling import gumbel, largest
-from prunus.sparse import kernels
+from prunus.sparse import kernels, loops
 from prunus.sparse.layers import CondensedConv2d, CondensedLinear, condense, condense_, densify_
 
 CASES = [
@@ -81,8 +81,36 @@ def test_both_ways_of_the_kernel_agree_without_numba_too(batch: int, monkeypatch
     first = small(x)
     with torch.no_grad():
         assert torch.equal(small(x), first)
-    monkeypatch.setattr(kernels, "_loops", lambda: None)
+    monkeypatch.setattr(loops, "available", lambda: False)
     assert torch.allclose(small(x), first, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wide_index", [False, True])
+def test_every_number_of_examples_and_of_weights(kind: torch.dtype, wide_index: bool) -> None:
+    """The loops' edges: vectors that are not full, rows whose weights are no multiple of what is added at once."""
+    pytest.importorskip("numba")
+    for kept in (1, 2, 5, 8, 21):
+        index = torch.stack([torch.randperm(40)[:kept].sort().values for _ in range(7)])
+        values = torch.randn(7, kept).to(kind)
+        dense = torch.zeros(7, 40).scatter_(1, index, values.float())
+        columns = index.to(torch.int32) if wide_index else kernels.narrow(index, 40)
+        for examples in (0, 1, 3, 4, 15, 16, 17, 33, 48, 64, 65, 200):
+            x = torch.randn(40, examples).t()
+            found = kernels.product(x, values, columns)
+            assert found.shape == (examples, 7)
+            assert found.is_contiguous()
+            assert torch.allclose(found, x @ dense.t(), atol=1e-5)
+
+
+def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    _, small = masked(nn.Linear(64, 33), "weight 25%")
+    x = torch.randn(20, 64)
+    alone = kernels.product(x, small.values, small.index)  # type: ignore[arg-type]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(loops, "PRODUCTS_FOR_A_THREAD", 1)
+    assert torch.equal(kernels.product(x, small.values, small.index), alone)  # type: ignore[arg-type]
 
 
 def test_columns_beyond_a_signed_short_survive() -> None:

@@ -22,7 +22,7 @@ from torch._subclasses import FakeTensorMode
 
 import prunus
 from prunus.errors import ConfigError
-from prunus.sparse import kernels
+from prunus.sparse import kernels, loops
 from prunus.sparse.layers import CondensedLinear
 
 ROOT = Path(__file__).parents[1]
@@ -140,7 +140,7 @@ def interpreted() -> None:
 
     found = compared("cpu")
     on_cuda = mock.patch.object(kernels, "_on_cuda", return_value=triton_product)
-    with on_cuda, mock.patch.object(kernels, "_loops", return_value=None):
+    with on_cuda, mock.patch.object(loops, "available", return_value=False):
         found |= layers_agree("cpu")
     print(json.dumps(found))
     arguments = "--device interpreter --sizes 8 --densities 0.5 --batches 17 --repeats 2"
@@ -278,6 +278,7 @@ def test_cuda_tensors_go_to_triton_and_others_do_not(monkeypatch: pytest.MonkeyP
     asked = []
     monkeypatch.setattr(kernels, "_triton", lambda device: asked.append(device) or (lambda *arguments: "triton"))
     monkeypatch.setattr(kernels, "bagged", lambda *arguments: "torch")
+    monkeypatch.setattr(loops, "available", lambda: False)
     for device, of_x, of_values, taken in (
         ("cuda", F32, B16, "triton"), ("cuda", F16, F32, "triton"), ("cpu", F32, F32, "torch"),
         ("cuda", torch.float64, F32, "torch"), ("cuda", F32, torch.float64, "torch"),

@@ -1,13 +1,11 @@
 """Products with a condensed weight: y[b, o] = sum_j values[o, j] x[b, index[o, j]], as a torch operation.
 
-On a CPU a few examples are gathered by a compiled loop (numba, extra `sparse`); many go through `embedding_bag` on the
-transposed input, which reads each index once for all of them. Without numba everything takes the second way. On CUDA
-devices Triton kernels take both; without triton, or where it cannot compile, everything takes the second way.
+On a CPU compiled loops take them (numba, extra `sparse`), on CUDA devices Triton kernels. Without numba or triton, or
+where triton cannot compile, they go through `embedding_bag` on the transposed input.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -18,25 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunus.errors import first_line
+from prunus.sparse import loops
+from prunus.sparse.loops import looped
 
-FEW = 8
-"""Up to so many examples the compiled loop is faster than `embedding_bag`."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Types that the Triton kernels take; others go through `embedding_bag`."""
 
 
 def product(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
     """The product [B, O] of x [B, I] with values [O, k] at the columns index [O, k], without a gradient."""
-    if x.device.type == "cpu" and len(x) <= FEW and x.dtype == torch.float32 and _loops() is not None:
-        out = torch.empty(len(x), len(values))
-        plain, bits = _loops()
-        # Shorts read as unsigned: columns beyond 32,767 are what they were.
-        columns = index.numpy().view("uint16") if index.dtype == torch.int16 else index.numpy()
-        if values.dtype == torch.bfloat16:
-            bits(values.detach().view(torch.int16).numpy().view("uint16"), columns, x.detach().numpy(), out.numpy())
-        else:
-            plain(values.detach().numpy(), columns, x.detach().numpy(), out.numpy())
-        return out
+    if _in_loops(x, values):
+        return looped(x, values, index)
     on_cuda = _on_cuda(x, values)
     return bagged(x, values, index) if on_cuda is None else on_cuda(x, values, index)
 
@@ -99,7 +89,12 @@ def wide(index: Tensor) -> Tensor:
 
 def reads_shorts(x: Tensor, values: Tensor) -> bool:
     """Whether `product` with this x reads int16 columns as they are, so that wide ones need not be kept for it."""
-    return len(x) <= FEW or _on_cuda(x, values) is not None
+    return _in_loops(x, values) or _on_cuda(x, values) is not None
+
+
+def _in_loops(x: Tensor, values: Tensor) -> bool:
+    types = x.dtype == torch.float32 and values.dtype in (torch.float32, torch.bfloat16)
+    return types and x.device.type == "cpu" and loops.available()
 
 
 def _on_cuda(x: Tensor, values: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
@@ -127,30 +122,3 @@ def _triton(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] 
         warnings.warn(message, RuntimeWarning, stacklevel=2)
         return None
     return triton_product
-
-
-@cache
-def _loops() -> Any:
-    """The compiled loops for fp32 values and for the bits of bf16 values, or None without numba."""
-    if importlib.util.find_spec("numba") is None:
-        return None
-    import numba
-    import numpy as np
-
-    compiled = numba.njit(fastmath=True)
-
-    def loop(widened: Any) -> Any:
-        def gather(values: Any, index: Any, x: Any, out: Any) -> None:
-            for b in range(x.shape[0]):
-                row = x[b]
-                for o in range(values.shape[0]):
-                    total = np.float32(0)
-                    for j in range(values.shape[1]):
-                        total += widened(values[o, j]) * row[index[o, j]]
-                    out[b, o] = total
-
-        return compiled(gather)
-
-    same = compiled(lambda value: value)
-    from_bits = compiled(lambda value: np.int32(np.uint32(value) << np.uint32(16)).view(np.float32))
-    return loop(same), loop(from_bits)
