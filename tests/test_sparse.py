@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from prunus.errors import ConfigError
@@ -113,6 +117,48 @@ def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(kernels.product(x, small.values, small.index), alone)  # type: ignore[arg-type]
 
 
+CONVOLUTIONS = st.fixed_dictionaries(
+    {
+        "kernel_size": st.tuples(st.integers(1, 4), st.integers(1, 4)),
+        "stride": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        "padding": st.tuples(st.integers(0, 3), st.integers(0, 3)),
+        "dilation": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    }
+)
+
+
+@given(
+    setting=CONVOLUTIONS, size=st.tuples(st.integers(10, 25), st.integers(10, 25)), channels=st.integers(1, 3),
+    batch=st.integers(1, 3), share=st.floats(0, 1), kind=st.sampled_from([torch.float32, torch.bfloat16]),
+    flip=st.booleans(), seed=st.integers(0, 1000),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_convolutions_of_every_geometry(
+    setting: dict[str, Any], size: tuple[int, int], channels: int, batch: int, share: float, kind: torch.dtype,
+    flip: bool, seed: int,
+) -> None:  # fmt: skip
+    pytest.importorskip("numba")
+    torch.manual_seed(seed)
+    conv = nn.Conv2d(channels, 5, **setting)
+    flat = conv.weight[0].numel()
+    kept = max(1, round(share * flat))
+    index = torch.stack([torch.randperm(flat)[:kept].sort().values for _ in range(5)])
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight.to(kind))
+        conv.weight.mul_(torch.zeros(5, flat).scatter_(1, index, 1.0).view_as(conv.weight))
+    small = CondensedConv2d(conv, index)
+    small.values = nn.Parameter(small.values.detach().to(kind))
+    x = torch.randn(batch, channels, *size)
+    x = x.transpose(2, 3).contiguous().transpose(2, 3) if flip else x
+    with torch.no_grad():
+        wanted, found = conv(x), small(x)
+        assert found.shape == wanted.shape
+        assert torch.allclose(found, wanted, atol=1e-5)
+        # Without the compiled loops the patches are copied out.
+        with mock.patch.object(loops, "available", return_value=False):
+            assert torch.allclose(small(x), wanted, atol=1e-5)
+
+
 def test_columns_beyond_a_signed_short_survive() -> None:
     index = torch.tensor([[0, 32_767, 32_768, 65_535], [5, 40_000, 50_000, 60_000]])
     layer = CondensedLinear(torch.randn(2, 4), index, 65_536)
@@ -167,6 +213,8 @@ def test_the_operation_passes_torchs_own_checks() -> None:
     index = torch.tensor([[0, 2], [1, 3], [0, 3]], dtype=torch.int32)
     x, values = torch.randn(12, 4, requires_grad=True), torch.randn(3, 2, requires_grad=True)
     torch.library.opcheck(kernels.condensed, (x, values, index))
+    images = torch.randn(2, 1, 5, 4, requires_grad=True)
+    torch.library.opcheck(kernels.condensed_conv2d, (images, values, index, [2, 2], [1, 2], [1, 0], [2, 1]))
 
 
 def test_half_precision_values() -> None:

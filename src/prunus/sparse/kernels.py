@@ -14,9 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from prunus.errors import first_line
 from prunus.sparse import loops
+from prunus.sparse.convolutions import Geometry, convolved, geometry_of
 from prunus.sparse.loops import looped
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -73,6 +75,54 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None,
 
 
 condensed.register_autograd(_backward, setup_context=_save)
+
+
+def convolution(x: Tensor, values: Tensor, index: Tensor, geometry: Geometry) -> Tensor:
+    """The convolution [B, O, H', W'] of x [B, Cin, H, W] with condensed filters [O, k], without a gradient."""
+    if _in_loops(x, values):
+        return convolved(x, values, index, geometry)
+    g = geometry
+    patches = F.unfold(x, g.kernel, g.dilation, g.padding, g.stride).transpose(1, 2)
+    columns = index if reads_shorts(x, values) else wide(index)
+    out = product(patches.reshape(-1, patches.shape[2]), values, columns)
+    return out.view(len(x), patches.shape[1], len(values)).transpose(1, 2).reshape(len(x), len(values), *g.out)
+
+
+@torch.library.custom_op("prunus::condensed_conv2d", mutates_args=())
+def condensed_conv2d(
+    x: Tensor, values: Tensor, index: Tensor, kernel: list[int], stride: list[int], padding: list[int],
+    dilation: list[int],
+) -> Tensor:  # fmt: skip
+    """`convolution` as an operation of torch, like `condensed`; the lists are (height, width)."""
+    return convolution(x, values, index, geometry_of(x, kernel, stride, padding, dilation))
+
+
+@condensed_conv2d.register_fake
+def _(x: Tensor, values: Tensor, index: Tensor, *settings: list[int]) -> Tensor:
+    return x.new_empty(x.shape[0], values.shape[0], *geometry_of(x, *settings).out)
+
+
+def _save_conv2d(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.settings = inputs[3:]
+
+
+def _backward_conv2d(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Through the dense weight, as `_backward`."""
+    x, values, index = ctx.saved_tensors
+    kernel, *settings = ctx.settings
+    columns, shape = wide(index).long(), (len(values), x.shape[1], *kernel)
+    for_x = for_values = None
+    if ctx.needs_input_grad[0]:
+        dense = values.new_zeros(shape).flatten(1).scatter_(1, columns, values).view(shape)
+        for_x = conv2d_input(x.shape, dense.to(gradient.dtype), gradient, *settings)
+    if ctx.needs_input_grad[1]:
+        for_weight = conv2d_weight(x, shape, gradient, *settings)
+        for_values = for_weight.flatten(1).gather(1, columns).to(values.dtype)
+    return for_x, for_values, *(None,) * 5
+
+
+condensed_conv2d.register_autograd(_backward_conv2d, setup_context=_save_conv2d)
 
 
 def narrow(index: Tensor, inputs: int) -> Tensor:

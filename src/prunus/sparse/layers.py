@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
 from prunus.masks.patterns import Layout
-from prunus.sparse.kernels import condensed, narrow, product, reads_shorts, wide
+from prunus.sparse.convolutions import geometry_of
+from prunus.sparse.kernels import condensed, condensed_conv2d, convolution, narrow, product, reads_shorts, wide
 from prunus.submodules import is_conv1d
 
 
@@ -103,11 +103,12 @@ class CondensedConv2d(_Condensed):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, Cin, H, W] -> [B, O, H', W']."""
-        patches = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)
-        batch, features, positions = patches.shape
-        out = self._product(patches.transpose(1, 2).reshape(-1, features))
-        height = _size(x.shape[2], 0, self)
-        return out.reshape(batch, positions, -1).transpose(1, 2).reshape(batch, self.out_channels, height, -1)
+        settings = list(self.kernel_size), list(self.stride), list(self.padding), list(self.dilation)
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            out = condensed_conv2d(x, self.values, self.index, *settings)
+        else:
+            out = convolution(x, self.values, self.index, geometry_of(x, *settings))
+        return out if self.bias is None else out + self.bias[:, None, None]
 
     def dense_weight(self) -> Tensor:
         """The weight [O, Cin, kh, kw] with its zeros."""
@@ -116,11 +117,6 @@ class CondensedConv2d(_Condensed):
     def extra_repr(self) -> str:
         """Sizes, for printing."""
         return f"{self.in_channels} -> {self.out_channels}, {self.values.shape[1]} weights each, {self.kernel_size}"
-
-
-def _size(size: int, dim: int, layer: CondensedConv2d) -> int:
-    reach = layer.dilation[dim] * (layer.kernel_size[dim] - 1) + 1
-    return (size + 2 * layer.padding[dim] - reach) // layer.stride[dim] + 1
 
 
 def _check(values: Tensor, index: Tensor, inputs: int, bias: Tensor | None) -> None:
