@@ -7,6 +7,7 @@ stride 1. Between two lines lie positions of no output; they are computed with t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -88,14 +89,17 @@ def convolved(x: Tensor, values: Tensor, index: Tensor, geometry: Geometry) -> T
 
 def _laid_out(x: Tensor, geometry: Geometry) -> Tensor:
     """[B, Cin sh sw H'' W'' + slack]: padded, the shifted images one after the other; the last vector may read on."""
-    (top, left), (down, across), (height, width) = geometry.padding, geometry.stride, geometry.shifted
-    padded = x.new_zeros(len(x), x.shape[1], height * down, width * across)
-    padded[:, :, top : top + x.shape[2], left : left + x.shape[3]] = x
-    apart = padded.view(len(x), x.shape[1], height, down, width, across).permute(0, 1, 3, 5, 2, 4)
-    size = apart[0].numel()
-    images = x.new_empty(len(x), size + TILE)
-    images[:, :size].view(apart.shape).copy_(apart)
-    images[:, size:] = 0
+    (top, left), (down, across) = geometry.padding, geometry.stride
+    shape = len(x), x.shape[1], down, across, *geometry.shifted
+    size = math.prod(shape[1:])
+    images = x.new_zeros(len(x), size + TILE)
+    shifted = images[:, :size].view(shape)
+    for dy in range(down):
+        for dx in range(across):
+            # The first line and column of x that this image has, and where in it they lie.
+            own = x[:, :, (dy - top) % down :: down, (dx - left) % across :: across]
+            y, z = -((dy - top) // down), -((dx - left) // across)
+            shifted[:, :, dy, dx, y : y + own.shape[2], z : z + own.shape[3]] = own
     return images
 
 
