@@ -37,7 +37,7 @@ LAYERS = [
         "filters",
     ],
     ["checkpoint", "export", "export_int8", "pretrained", "report", "measure"],
-    ["texts"],
+    ["texts", "packing"],
     ["sources", "pipeline", "demo"],
     ["compress", "sparsify"],
     ["cli"],

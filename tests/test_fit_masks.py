@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
 from prunus.fit_masks import Masked, fit_masks, mean_loss
-from prunus.masks.layers import MaskedWeight, attach, layer_of
+from prunus.masks.layers import MaskedWeight, MaskSet, attach, layer_of
 from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import gumbel, largest, sample
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
@@ -273,3 +273,25 @@ BAD: list[dict[str, object]] = [
 def test_settings_are_checked(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         DPP(**bad)  # type: ignore[arg-type]
+
+
+def test_temperature_and_noise_fall_step_by_step_and_rest_in_the_last_epoch() -> None:
+    method = DPP(temperature=(5.0, 1.0), noise_scale=(1.0, 0.2), epochs=5)
+    assert method.schedule(0) == (5.0, 1.0)
+    assert method.schedule(2) == pytest.approx((3.0, 0.6))
+    assert method.schedule(3.5) == pytest.approx((1.5, 0.3))
+    assert method.schedule(4) == method.schedule(4.9) == pytest.approx((1.0, 0.2))
+    only = replace(method, epochs=1)
+    assert only.schedule(0.25) == pytest.approx((3.0, 0.6))
+    assert only.schedule(0.5) == only.schedule(0.9) == pytest.approx((1.0, 0.2))
+
+
+def test_one_epoch_of_drawing_ends_with_the_end_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, batches, _ = planted()
+    seen: list[tuple[float, float]] = []
+    monkeypatch.setattr(MaskSet, "schedule_", lambda self, *values: seen.append(values))
+    fit_masks(net, ["0"], DPP(pattern="weight 3/20", epochs=1, tune_epochs=1), batches, F.mse_loss, progress=False)
+    assert len(seen) == len(batches)  # not while tuning
+    assert seen[0] == (5.0, 1.0)
+    assert seen[-1] == pytest.approx((0.5, 0.1))
+    assert seen == sorted(seen, reverse=True)

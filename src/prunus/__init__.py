@@ -16,6 +16,7 @@ from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.optimizer import carry_optimizer
+from prunus.packing import condense_where_faster_
 from prunus.pipeline import Result, prune
 from prunus.plan import Plan
 from prunus.pretrained import save_pretrained
@@ -41,6 +42,7 @@ __all__ = [
     "carry_optimizer",
     "compress",
     "condense_",
+    "condense_where_faster_",
     "count_cost",
     "densify_",
     "fit",

@@ -179,10 +179,11 @@ def _train(
     with only_trainable(model, trained), modes_kept(model):
         model.train()
         for epoch in epochs:
-            masks.schedule_(*method.schedule(epoch))
             set_epoch(batches, epoch)
             running = torch.zeros((), device=device)
             for step, (x, y) in enumerate(batches):
+                if drawing:
+                    masks.schedule_(*method.schedule(epoch + step / len(batches)))
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * (epoch * len(batches) + step) / total))
                 inputs = to_device(x, device)

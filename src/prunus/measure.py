@@ -202,7 +202,7 @@ def _compare_mode(
         try:
             before = runners[mode](dense, inputs, Path(folder) / "before.onnx", mode == "compiled")
             after = runners[mode](pruned, inputs, Path(folder) / "after.onnx", False)
-            samples = interleaved(before, after, repeats, warmup, _waiter(device))
+            samples = interleaved(before, after, repeats, warmup, waiter(device))
         except Exception as error:
             return ModeComparison(mode, None, None, _reason(error))
         finally:
@@ -263,7 +263,8 @@ def _timing(samples: Sequence[float]) -> Timing:
     return Timing(median, low, high)
 
 
-def _waiter(device: torch.device) -> Run:
+def waiter(device: torch.device) -> Run:
+    """A function that returns when the device is idle."""
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 

@@ -10,7 +10,8 @@ Objective (minimised)
     E_masks[ loss(net(x; M * W), y) ] + entropy_weight * sum over rows of H(softmax(logits))
 
 Schedule
-    Temperature falls linearly from 5 to 0.5, noise from 1 to 0.1; then the most probable masks (or the best of some
+    Temperature falls linearly from 5 to 0.5, noise from 1 to 0.1, step by step, for the last epoch of drawing to stay
+    at the end values; then the most probable masks (or the best of some
     draws, on data that are not the training data) are fixed and the survivors trained on.
 
 Settings that matter
@@ -51,8 +52,8 @@ class DynamicProbabilisticPruning:
         lr: Adam's step for the weights; falls along a cosine over all epochs.
         logit_lr_mult: times `lr` is the step for the logits.
         train_weights: learn the weights as well; False learns the masks of a frozen network.
-        temperature: of the relaxation, at the first and at the last epoch of the drawing.
-        noise_scale: of the Gumbel noise, at the first and at the last epoch of the drawing.
+        temperature: of the relaxation, at the first step and in the last epoch of the drawing.
+        noise_scale: of the Gumbel noise, at the first step and in the last epoch of the drawing.
         entropy_weight: factor of the summed row entropies.
         init_std: standard deviation of the logits at the start.
         prior: how much standardised magnitudes count in the logits at the start; 0 for training from scratch.
@@ -100,9 +101,12 @@ class DynamicProbabilisticPruning:
             found = f"{self}"
             raise ConfigError("DynamicProbabilisticPruning", found, "epochs, rates and temperatures must be positive")
 
-    def schedule(self, epoch: int) -> tuple[float, float]:
-        """Temperature and noise scale in an epoch: linear from the first to the last epoch of the drawing."""
-        share = min(1.0, epoch / max(self.epochs - 1, 1))
+    def schedule(self, epoch: float) -> tuple[float, float]:
+        """Temperature and noise scale: linear until the last epoch of drawing begins, or half of the only one is over.
+
+        `epoch` counts from 0 and may be a fraction.
+        """
+        share = min(1.0, epoch / max(self.epochs - 1, 0.5))
         (hot, cold), (loud, quiet) = self.temperature, self.noise_scale
         return hot + share * (cold - hot), loud + share * (quiet - loud)
 

@@ -128,6 +128,15 @@ def _check(values: Tensor, index: Tensor, inputs: int, bias: Tensor | None) -> N
         raise ConfigError("condensed layer", found, "give each row's columns once, in ascending order")
 
 
+def has_condensed_form(layer: nn.Module, layout: Layout) -> bool:
+    """Whether `condense` takes a layer of this kind with masks that lie on it so."""
+    if layout.pattern.granularity == "filter":
+        return False
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return isinstance(layer, nn.Linear) or is_conv1d(layer)
+
+
 def condense(layer: nn.Module, layout: Layout, mask: Tensor, name: str = "layer") -> nn.Module:
     """A condensed layer with the outputs of a masked one.
 
@@ -141,10 +150,11 @@ def condense(layer: nn.Module, layout: Layout, mask: Tensor, name: str = "layer"
         ConfigError: another kind of layer, a pattern without a constant number of weights per output, or a weight that
             is not masked.
     """
-    transposed = is_conv1d(layer)
-    if not (transposed or isinstance(layer, nn.Linear | nn.Conv2d)) or layout.pattern.granularity == "filter":
+    if not has_condensed_form(layer, layout):
         found = f"a {type(layer).__name__} with the pattern {layout.pattern}"
-        raise ConfigError(f"layer {name!r}", found, "condense linear layers and 2-d convolutions; filters go for real")
+        fix = "condense linear layers and ungrouped 2-d convolutions padded with zeros; filters go for real"
+        raise ConfigError(f"layer {name!r}", found, fix)
+    transposed = is_conv1d(layer)
     weight, bias = cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
     on_weight = layout.on_weight(mask).expand(weight.shape)
     if bool((weight.detach()[~on_weight] != 0).any()):
