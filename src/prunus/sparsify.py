@@ -206,13 +206,15 @@ def _speed(
     fast = copy.deepcopy(small)
     ratios = condense_where_faster_(fast, masks, data.example_inputs) if masks else {}
     compared = compare(model, fast, data.example_inputs, modes=("eager",))
-    took = sum(r is not None and r < NOTICEABLE for r in ratios.values())
     (times,) = compared.modes
     if times.before is not None and times.after is not None:
-        layers = f"{took} of {len(masks)} masked layers condensed, the others are faster dense" if masks else "smaller"
-        before, after = times.before.median, times.after.median
-        say(f"{layers}: {before:.3f} -> {after:.3f} ms a pass, batch {compared.batch_size}")
-    return {"speed": compared.to_dict(), "condensed_time_ratio": ratios}
+        took = sum(r is not None and r < NOTICEABLE for r in ratios.values())
+        layers = f"{took} of {len(masks)} masked layers run faster condensed" if masks else "without the filters"
+        pair = " -> ".join(f"{t.median:.3f} ({t.low:.3f} .. {t.high:.3f})" for t in (times.before, times.after))
+        say(f"{layers}; a pass, batch {compared.batch_size}: {pair} ms")
+    # Advice on widths is for smaller layers, not for zeros inside them.
+    speed = {k: v for k, v in compared.to_dict().items() if k != "warnings"}
+    return {"speed": speed, "condensed_time_ratio": ratios}
 
 
 def _summary(

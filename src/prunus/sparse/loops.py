@@ -25,6 +25,7 @@ PRODUCTS_FOR_A_THREAD = 4_000_000
 """Multiply-adds below which another thread costs more than it saves."""
 
 
+@cache
 def available() -> bool:
     """Whether numba is installed."""
     return importlib.util.find_spec("numba") is not None
