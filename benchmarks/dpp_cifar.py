@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--mult", type=float, default=10.0)
     parser.add_argument("--prior", type=float, default=1.0)
+    parser.add_argument("--noise", type=float, default=1.0, help="scale of the noise at the start; a tenth at the end")
     parser.add_argument("--bits", type=int, choices=(8, 4, 2, 1), default=None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -52,7 +53,8 @@ def main() -> None:
     rows = []
     for pattern in args.patterns:
         own = DynamicProbabilisticPruning(
-            pattern=pattern, lr=args.lr, logit_lr_mult=args.mult, prior=args.prior, bits=args.bits
+            pattern=pattern, lr=args.lr, logit_lr_mult=args.mult, prior=args.prior, bits=args.bits,
+            noise_scale=(args.noise, 0.1 * args.noise),
         )  # fmt: skip
         methods = {k: m for k, m in alike(own, args.epochs, args.drawing).items() if k in args.methods}
         rows += run_masks(
