@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -19,6 +20,7 @@ from compare_natural import run_natural, table_natural
 from lenet_mnist import trained
 from nets import CifarVGG16
 from prunus.finetuneconfig import FinetuneConfig
+from prunus.methods.base import ComplexityPer
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.sources import load_data
 from record import RESULTS
@@ -33,7 +35,7 @@ def main() -> None:
     parser.add_argument("--train-epochs", type=int, default=60)
     parser.add_argument("--train-only", action="store_true", help="stop once the dense networks are in the cache")
     parser.add_argument("--kappa", type=float, nargs="+", default=[10.0])
-    parser.add_argument("--complexity-per", choices=("unit", "position"), default="unit")
+    parser.add_argument("--complexity-per", choices=get_args(ComplexityPer), default="unit")
     parser.add_argument("--noise-epochs", type=int, default=1, help="passes of a stage with noise")
     parser.add_argument("--tune-epochs", type=int, default=1, help="passes of a stage without")
     parser.add_argument("--steps", type=int, default=None, help="batches in a pass of a stage; all without it")

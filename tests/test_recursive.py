@@ -276,6 +276,7 @@ def test_the_bottleneck_counts_every_position() -> None:
     assert not torch.allclose(learned(VariationalInformationBottleneck(**strong)), without)  # type: ignore[arg-type]
     assert VariationalInformationBottleneck().unit_weight(144) == 144
     assert RecursiveBayesianPruning(complexity_per="position").unit_weight(144) == 144
+    assert RecursiveBayesianPruning(complexity_per="root").unit_weight(144) == 12
     assert all(m().unit_weight(144) == 1 for n, m in NOISE_METHODS.items() if n != "vib")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -113,6 +113,9 @@ class PosteriorMethod(Method):
         """Change what a posterior does at `progress` in [0, 1] of the learning; nothing by default."""
 
 
+ComplexityPer = Literal["unit", "position", "root"]
+
+
 @dataclass(frozen=True)
 class StagedMethod(PosteriorMethod):
     """A posterior method with a rule of its own for what stays, learned while the weights train along, in stages.
@@ -120,7 +123,8 @@ class StagedMethod(PosteriorMethod):
     Attributes:
         kappa: factor of the complexity; 1 is the evidence lower bound.
         complexity_per: a unit's complexity counts once (`unit`), or once for every position of an example at which it
-            is gated (`position`): then early units of a convolutional network are dearer than late ones.
+            is gated (`position`): then early units of a convolutional network are dearer than late ones. `root` lies
+            between, the square root of that number.
         warmup: fraction of a stage over which the complexity's weight rises from 0.
         epochs: passes over the data in every stage while the noise is learned.
         min_steps: steps of a stage that are taken at least, in more passes if need be.
@@ -133,7 +137,7 @@ class StagedMethod(PosteriorMethod):
     """
 
     kappa: float = 1.0
-    complexity_per: Literal["unit", "position"] = "unit"
+    complexity_per: ComplexityPer = "unit"
     warmup: float = 0.2
     epochs: int = 5
     min_steps: int = 0
@@ -155,8 +159,9 @@ class StagedMethod(PosteriorMethod):
         where = type(self).__name__
         if self.train_weights not in ("later", "all", "none"):
             raise ConfigError(f"{where}.train_weights", f"{self.train_weights!r}", "use 'later', 'all' or 'none'")
-        if self.complexity_per not in ("unit", "position"):
-            raise ConfigError(f"{where}.complexity_per", f"{self.complexity_per!r}", "use 'unit' or 'position'")
+        if self.complexity_per not in get_args(ComplexityPer):
+            known = ", ".join(map(repr, get_args(ComplexityPer)))
+            raise ConfigError(f"{where}.complexity_per", f"{self.complexity_per!r}", f"use one of {known}")
         if self.kappa < 0 or not 0 <= self.warmup <= 1 or not 0 <= self.floor <= 1:
             found = f"kappa={self.kappa}, warmup={self.warmup}, floor={self.floor}"
             raise ConfigError(where, found, "kappa must not be negative; warmup and floor are fractions")
@@ -173,5 +178,5 @@ class StagedMethod(PosteriorMethod):
         return self.kappa * (1.0 if self.warmup == 0 else min(1.0, progress / self.warmup))
 
     def unit_weight(self, positions: int) -> float:
-        """1, or as many as the positions, as `complexity_per` says."""
-        return float(positions) if self.complexity_per == "position" else 1.0
+        """1, as many as the positions, or the root of their number, as `complexity_per` says."""
+        return float(positions ** {"unit": 0.0, "position": 1.0, "root": 0.5}[self.complexity_per])

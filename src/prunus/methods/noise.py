@@ -22,9 +22,9 @@ Departures from the papers
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from prunus.methods.base import StagedMethod
+from prunus.methods.base import ComplexityPer, StagedMethod
 from prunus.posteriors.concrete import HardConcretePosterior
 from prunus.posteriors.gaussian import GaussianPosterior
 from prunus.posteriors.lognormal import TruncatedLogNormalPosterior
@@ -81,7 +81,7 @@ class VariationalInformationBottleneck(StagedMethod):
 
     name: ClassVar[str] = "vib"
     simultaneous: bool = True
-    complexity_per: Literal["unit", "position"] = "position"  # each is a noisy channel of its own
+    complexity_per: ComplexityPer = "position"  # each is a noisy channel of its own
     noise: float = 0.011
 
     def posterior(self, units: int) -> GaussianPosterior:
