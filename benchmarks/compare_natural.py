@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +14,9 @@ from typing import Any
 from torch import nn
 
 from compare_staged import Slices
+from prunus.atomic import write_text
 from prunus.batchnorm import reestimate_if_better
+from prunus.checkpoint import load, save
 from prunus.datasets import Batches, DataSource
 from prunus.evaluate import evaluate
 from prunus.finetune import finetune
@@ -33,10 +37,12 @@ def run_natural(
     split: str,
     batch_size: int = 128,
     steps: int | None = None,
+    models: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Prune without a budget, recover, judge; what is in the log already is not run again.
 
-    A pass of a stage sees `steps` batches, or all; other settings than the passes' are in the methods.
+    A pass of a stage sees `steps` batches, or all; other settings than the passes' are in the methods. What was made is
+    kept in `models`, so that the one chosen on the validation split is judged on the test split without a second run.
     """
     runs = Log(log)
     judged = data.test if split == "test" else data.validation
@@ -48,6 +54,13 @@ def run_natural(
             if runs.has(key):
                 continue
             dense = dense_of_seed(seed)
+            made = None if models is None else models / _slug(key, recovery)
+            if made is not None and (made / "row.json").exists():
+                row = json.loads((made / "row.json").read_text()) | {"name": name, "split": split}
+                row |= {"dense_error": 100 - evaluate(dense, judged).accuracy}
+                row |= {"error": 100 - evaluate(load(made / "artifact"), judged).accuracy}
+                runs.add({k: v for k, v in row.items() if k != "error_at_once"}, "settings")
+                continue
             batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment)
             start = time.perf_counter()
             result = prune(
@@ -73,8 +86,17 @@ def run_natural(
                 "split": split,
             }
             runs.add(row, "settings")
+            if made is not None:
+                save(made / "artifact", result.model, result.plan, example_inputs=data.example_inputs)
+                write_text(made / "row.json", json.dumps(row))
     asked = {(label, repr(method)) for label, method in methods.items()}
     return [r for r in runs.rows if r["name"] == name and r["seed"] in seeds and (r["label"], r["settings"]) in asked]
+
+
+def _slug(key: Mapping[str, Any], recovery: FinetuneConfig) -> str:
+    """A folder's name for what was made, whatever it is judged on."""
+    what = {k: v for k, v in key.items() if k != "name"} | {"recovery": repr(recovery)}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def table_natural(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:

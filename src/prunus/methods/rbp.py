@@ -23,7 +23,7 @@ Decision
 Settings that matter
     kappa (more = smaller), epochs, train_weights (the layers from the reader on adapt while the noise is learned).
     `complexity_per="position"`, for fewer MACs in convolutions and with a smaller kappa: the term of unit j in the sum
-    above times the positions of an example at which it is gated; `"root"`, times the root of their number, lies between.
+    above times the positions of an example at which it is gated; `"root"`, the root of it, lies between.
     `simultaneous=True` learns all layers' noise at once: the ablation the paper argues against.
 
 Known failures
