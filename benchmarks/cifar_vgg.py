@@ -71,7 +71,8 @@ def main() -> None:
     schedule = f"{args.train_epochs} epochs, recovery {args.epochs} at {args.lr:g} x {args.distillation:g}"
     rows = run_natural(
         f"vgg16 {schedule}, {args.split}", lambda seed: dense_of_seed(seed).to(args.device), data, methods, recovery,
-        args.seeds, RESULTS / f"cifar_vgg16_{args.split}.jsonl", args.split, args.batch_size, args.steps, args.cache / "vgg16-pruned",
+        args.seeds, RESULTS / f"cifar_vgg16_{args.split}.jsonl", args.split, args.batch_size, args.steps,
+        args.cache / "vgg16-pruned",
     )  # fmt: skip
     for row in rows:
         print(f"seed {row['seed']}: dense error {row['dense_error']:.2f} %")
