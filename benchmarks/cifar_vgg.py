@@ -11,19 +11,25 @@ defaults want a GPU. Several values of `--kappa` are for the validation split.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import torch
+from torch import nn
 
 from compare_natural import run_natural, table_natural
 from lenet_mnist import trained
 from nets import CifarVGG16
+from prunus.datasets import DataSource
+from prunus.evaluate import evaluate
+from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.methods.base import ComplexityPer
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.sources import load_data
-from record import RESULTS
+from record import RESULTS, Log
 
 
 def main() -> None:
@@ -34,6 +40,9 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--train-epochs", type=int, default=60)
     parser.add_argument("--train-only", action="store_true", help="stop once the dense networks are in the cache")
+    parser.add_argument(
+        "--control", action="store_true", help="prune nothing: the dense networks trained on with the recovery's recipe"
+    )
     parser.add_argument("--kappa", type=float, nargs="+", default=[10.0])
     parser.add_argument("--complexity-per", choices=get_args(ComplexityPer), default="unit")
     parser.add_argument("--noise-epochs", type=int, default=1, help="passes of a stage with noise")
@@ -51,7 +60,11 @@ def main() -> None:
         torch.set_num_threads(1)
     data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
     config = FinetuneConfig(epochs=args.train_epochs, lr=0.05, batch_size=128)
-    dense_of_seed = trained(CifarVGG16, "vgg16", data, args.cache, config)
+    trained_of_seed = trained(CifarVGG16, "vgg16", data, args.cache, config)
+
+    def dense_of_seed(seed: int) -> nn.Module:
+        return trained_of_seed(seed).to(args.device)
+
     if args.train_only:
         for seed in args.seeds:
             dense_of_seed(seed)
@@ -69,14 +82,41 @@ def main() -> None:
     }
     recovery = FinetuneConfig(epochs=args.epochs, lr=args.lr, distillation=args.distillation)
     schedule = f"{args.train_epochs} epochs, recovery {args.epochs} at {args.lr:g} x {args.distillation:g}"
+    name, log = f"vgg16 {schedule}, {args.split}", RESULTS / f"cifar_vgg16_{args.split}.jsonl"
+    if args.control:
+        trained_on(name, dense_of_seed, data, recovery, args.seeds, log, args.split)
+        return
     rows = run_natural(
-        f"vgg16 {schedule}, {args.split}", lambda seed: dense_of_seed(seed).to(args.device), data, methods, recovery,
-        args.seeds, RESULTS / f"cifar_vgg16_{args.split}.jsonl", args.split, args.batch_size, args.steps,
+        name, dense_of_seed, data, methods, recovery, args.seeds, log, args.split, args.batch_size, args.steps,
         args.cache / "vgg16-pruned",
     )  # fmt: skip
     for row in rows:
         print(f"seed {row['seed']}: dense error {row['dense_error']:.2f} %")
     print(table_natural(rows, list(methods)))
+
+
+def trained_on(
+    name: str,
+    dense_of_seed: Callable[[int], nn.Module],
+    data: DataSource,
+    recovery: FinetuneConfig,
+    seeds: Sequence[int],
+    log: Path,
+    split: str,
+) -> None:
+    """What the recovery's epochs do for the network that nothing was removed from: the fair dense error."""
+    runs, judged = Log(log), data.test if split == "test" else data.validation
+    for seed in seeds:
+        key = {"name": name, "seed": seed, "label": "dense, trained on", "settings": repr(recovery)}
+        if runs.has(key):
+            continue
+        model = dense_of_seed(seed)
+        before = 100 - evaluate(model, judged).accuracy
+        finetune(model, data, replace(recovery, seed=seed), progress=False)
+        errors = {
+            n: 100 - evaluate(model, d).accuracy for n, d in (("error", judged), ("validation_error", data.validation))
+        }
+        runs.add({**key, "dense_error": before, **errors, "split": split}, "settings")
 
 
 if __name__ == "__main__":
