@@ -35,7 +35,8 @@ def planted(features: int = 20, outputs: int = 4, k: int = 3) -> tuple[nn.Module
 
 def test_a_planted_support_is_found() -> None:
     model, batches, support = planted()
-    method = DPP(pattern="weight 3/20", epochs=20, tune_epochs=10, lr=0.01, logit_lr_mult=1, prior=0.0, init_std=0.1)
+    method = DPP(pattern="weight 3/20", epochs=20, tune_epochs=10, lr=0.01, logit_lr_mult=1, prior=0.0, init_std=0.1,
+                 noise_scale=(1.0, 0.1))  # fmt: skip
     result = fit_masks(model, ["0"], method, batches, F.mse_loss, progress=False)
     assert torch.equal(result.masks["0"], support)
     assert torch.equal(layer_of(result.model, "0").weight != 0, support)
@@ -292,6 +293,6 @@ def test_one_epoch_of_drawing_ends_with_the_end_values(monkeypatch: pytest.Monke
     monkeypatch.setattr(MaskSet, "schedule_", lambda self, *values: seen.append(values))
     fit_masks(net, ["0"], DPP(pattern="weight 3/20", epochs=1, tune_epochs=1), batches, F.mse_loss, progress=False)
     assert len(seen) == len(batches)  # not while tuning
-    assert seen[0] == (5.0, 1.0)
-    assert seen[-1] == pytest.approx((0.5, 0.1))
+    assert seen[0] == (5.0, 0.3)
+    assert seen[-1] == pytest.approx((0.5, 0.03))
     assert seen == sorted(seen, reverse=True)

@@ -10,9 +10,9 @@ Objective (minimised)
     E_masks[ loss(net(x; M * W), y) ] + entropy_weight * sum over rows of H(softmax(logits))
 
 Schedule
-    Temperature falls linearly from 5 to 0.5, noise from 1 to 0.1, step by step, for the last epoch of drawing to stay
-    at the end values; then the most probable masks (or the best of some
-    draws, on data that are not the training data) are fixed and the survivors trained on.
+    Temperature falls linearly from 5 to 0.5, noise from 0.3 to 0.03, step by step; the last epoch of drawing stays at
+    the end values. Then the most probable masks (or the best of some draws, on data that are not the training data) are
+    fixed and the survivors trained on.
 
 Settings that matter
     The learning rate of the logits (`logit_lr_mult`) and the noise, far more than the entropy's weight; `prior`, the
@@ -20,7 +20,7 @@ Settings that matter
     that have nothing to do with the network.
 
 Departures from the authors' released code
-    Per-filter constraint in convolutions (a reshape there scrambles it), per-epoch schedule, gradient in draw order
+    Per-filter constraint in convolutions (a reshape there scrambles it), the schedule, gradient in draw order
     (`order="index"` gives theirs), masks without noise at inference, int8 with 255 levels (`scheme="released"`).
 """
 
@@ -53,7 +53,8 @@ class DynamicProbabilisticPruning:
         logit_lr_mult: times `lr` is the step for the logits.
         train_weights: learn the weights as well; False learns the masks of a frozen network.
         temperature: of the relaxation, at the first step and in the last epoch of the drawing.
-        noise_scale: of the Gumbel noise, at the first step and in the last epoch of the drawing.
+        noise_scale: of the Gumbel noise, at the first step and in the last epoch of the drawing; (1.0, 0.1) from
+            scratch, where there is no order to begin with.
         entropy_weight: factor of the summed row entropies.
         init_std: standard deviation of the logits at the start.
         prior: how much standardised magnitudes count in the logits at the start; 0 for training from scratch.
@@ -75,7 +76,7 @@ class DynamicProbabilisticPruning:
     logit_lr_mult: float = 10.0
     train_weights: bool = True
     temperature: tuple[float, float] = (5.0, 0.5)
-    noise_scale: tuple[float, float] = (1.0, 0.1)
+    noise_scale: tuple[float, float] = (0.3, 0.03)
     entropy_weight: float = 0.0
     init_std: float = 0.01
     prior: float = 1.0

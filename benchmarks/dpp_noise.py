@@ -1,0 +1,61 @@
+"""How much noise dynamic probabilistic pruning of a trained network bears, on ResNet-20 and CIFAR-10, in short runs.
+
+    python benchmarks/dpp_noise.py --data DIR --weights FILE
+
+The validation split decides; the shared checkpoint has seen it in training, so only differences mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import replace
+
+import torch
+
+from compare_masks import alike
+from compare_staged import Slices
+from dpp_cifar import layers_of
+from nets import load_checkpoint, resnet20
+from prunus.datasets import Batches
+from prunus.evaluate import evaluate
+from prunus.fit_masks import fit_masks
+from prunus.methods.dpp import DynamicProbabilisticPruning
+from prunus.sources import load_data
+from record import RESULTS, Log
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--pattern", default="kernel 25%")
+    parser.add_argument("--noise", type=float, nargs="+", default=[1.0, 0.3, 0.1, 0.03])
+    parser.add_argument("--steps", type=int, default=70, help="batches of 128 in an epoch; four draw, two tune")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
+    dense = load_checkpoint(resnet20(), args.weights).eval().to(memory_format=torch.channels_last)
+    own = DynamicProbabilisticPruning(pattern=args.pattern, lr=5e-4)
+    both = alike(own, 6, 2 / 3)
+    methods = {"magnitude": both["magnitude"]}
+    methods |= {f"noise {n:g}": replace(both["dpp"], noise_scale=(n, 0.1 * n)) for n in args.noise}
+    runs = Log(RESULTS / "dpp_noise_validation.jsonl")
+    for seed in args.seeds:
+        for label, method in methods.items():
+            key = {"label": label, "seed": seed, "settings": repr(method), "steps": args.steps}
+            if runs.has(key):
+                continue
+            batches = Slices(Batches(data.train, 128, shuffle=True, seed=seed, augment=data.augment), args.steps)
+            found = fit_masks(
+                copy.deepcopy(dense), layers_of(dense, args.pattern), method, batches, data.loss_fn,
+                judge=Batches(data.validation, 500), seed=seed, progress=False,
+            )  # fmt: skip
+            judged = evaluate(found.model, data.validation)
+            training = [round(e.loss, 3) for e in found.history]
+            runs.add({**key, "error": 100 - judged.accuracy, "loss": judged.loss, "training": training}, "settings")
+
+
+if __name__ == "__main__":
+    main()
