@@ -28,7 +28,7 @@ def condense_where_faster_(
     """Replace those masked layers by condensed ones that run faster so, on this device and with this batch.
 
     Args:
-        model: with zeros where the masks keep nothing.
+        model: with zeros where the masks keep nothing; in its own class (`load(folder, MyModel)`), with its layers.
         masks: by layer, as `load_masks` gives them.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         repeats: timings of each layer, in turns; their medians are compared.
