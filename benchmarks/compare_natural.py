@@ -54,7 +54,7 @@ def run_natural(
             if runs.has(key):
                 continue
             dense = dense_of_seed(seed)
-            made = None if models is None else models / _slug(key, recovery)
+            made = None if models is None else models / _slug(key | {"name": name.removesuffix(split)}, recovery)
             if made is not None and (made / "row.json").exists():
                 row = json.loads((made / "row.json").read_text()) | {"name": name, "split": split}
                 row |= {"dense_error": 100 - evaluate(dense, judged).accuracy}
@@ -95,7 +95,7 @@ def run_natural(
 
 def _slug(key: Mapping[str, Any], recovery: FinetuneConfig) -> str:
     """A folder's name for what was made, whatever it is judged on."""
-    what = {k: v for k, v in key.items() if k != "name"} | {"recovery": repr(recovery)}
+    what = {**key, "recovery": repr(recovery)}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 

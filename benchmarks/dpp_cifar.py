@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--mult", type=float, default=10.0)
     parser.add_argument("--prior", type=float, default=1.0)
-    parser.add_argument("--noise", type=float, default=1.0, help="scale of the noise at the start; a tenth at the end")
+    parser.add_argument("--noise", type=float, default=0.3, help="scale of the noise at the start; a tenth at the end")
     parser.add_argument("--bits", type=int, choices=(8, 4, 2, 1), default=None)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

@@ -27,7 +27,7 @@ class Net(nn.Module):
         self.unused = nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.grouped(self.first(x)).mean((2, 3)))
+        return self.head(input=self.grouped(self.first(x)).mean((2, 3)))
 
 
 @pytest.fixture

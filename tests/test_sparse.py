@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunus.errors import ConfigError
+from prunus.errors import ConfigError, DataError
 from prunus.masks.patterns import Layer, Pattern
 from prunus.masks.sampling import gumbel, largest
 from prunus.sparse import kernels, loops
@@ -157,6 +157,20 @@ def test_convolutions_of_every_geometry(
         # Without the compiled loops the patches are copied out.
         with mock.patch.object(loops, "available", return_value=False):
             assert torch.allclose(small(x), wanted, atol=1e-5)
+
+
+def test_images_of_another_shape_are_refused_and_single_ones_taken() -> None:
+    dense, small = masked(nn.Conv2d(4, 6, 3), "weight 25%")
+    x = torch.randn(4, 7, 9)
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            assert torch.allclose(small(x), dense(x), atol=1e-5)
+            for wrong in (torch.randn(2, 3, 7, 9), torch.randn(2, 5, 7, 9), torch.randn(4, 7)):
+                with pytest.raises(DataError, match=r"give \[B, 4, H, W\]"):
+                    small(wrong)
+    pytest.importorskip("numba")
+    with torch.no_grad(), pytest.raises(DataError, match="does not fit"):
+        small(torch.randn(1, 4, 2, 9))
 
 
 def test_columns_beyond_a_signed_short_survive() -> None:

@@ -65,13 +65,13 @@ def _first_inputs(model: nn.Module, names: Iterable[str], example_inputs: Any) -
     args, kwargs = as_arguments(example_inputs)
     with ExitStack() as hooks:
         for name in names:
-            hooked = layer_of(model, name).register_forward_pre_hook(
-                lambda _, inputs, name=name: _keep(seen, name, inputs)
-            )
+            hooked = layer_of(model, name).register_forward_pre_hook(partial(_keep, seen, name), with_kwargs=True)
             hooks.callback(hooked.remove)
         model(*args, **kwargs)
     return seen
 
 
-def _keep(seen: dict[str, Tensor], name: str, inputs: tuple[Tensor, ...]) -> None:
-    seen.setdefault(name, inputs[0])
+def _keep(
+    seen: dict[str, Tensor], name: str, _: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]
+) -> None:
+    seen.setdefault(name, (*inputs, *named.values())[0])

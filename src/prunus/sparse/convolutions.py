@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.errors import DataError
 from prunus.sparse.loops import over_rows, plain
 from prunus.sparse.vectors import LANES, MOST_VECTORS, row_of_sums
 
@@ -71,7 +72,13 @@ def convolved(x: Tensor, values: Tensor, index: Tensor, geometry: Geometry) -> T
         values: [O, k], fp32 or bf16.
         index: columns of the flattened filters, [O, k], int16 (read as unsigned), int32 or int64.
         geometry: of the convolution.
+
+    Raises:
+        DataError: the kernel is larger than the padded image.
     """
+    if min(geometry.out) < 1:
+        fix = "give larger images, or more padding"
+        raise DataError("condensed convolution", f"its kernel does not fit into images {geometry.image}", fix)
     values, index = values.detach().contiguous(), index.contiguous()
     (height, width), line = geometry.out, geometry.shifted[1]
     positions = (height - 1) * line + width

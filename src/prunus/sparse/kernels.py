@@ -83,8 +83,7 @@ def convolution(x: Tensor, values: Tensor, index: Tensor, geometry: Geometry) ->
         return convolved(x, values, index, geometry)
     g = geometry
     patches = F.unfold(x, g.kernel, g.dilation, g.padding, g.stride).transpose(1, 2)
-    columns = index if reads_shorts(x, values) else wide(index)
-    out = product(patches.reshape(-1, patches.shape[2]), values, columns)
+    out = product(patches.reshape(-1, patches.shape[2]), values, index)
     return out.view(len(x), patches.shape[1], len(values)).transpose(1, 2).reshape(len(x), len(values), *g.out)
 
 

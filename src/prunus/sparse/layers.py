@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import ConfigError
+from prunus.errors import ConfigError, DataError
 from prunus.masks.patterns import Layout
 from prunus.sparse.convolutions import geometry_of
 from prunus.sparse.kernels import condensed, condensed_conv2d, convolution, narrow, product, reads_shorts, wide
@@ -102,7 +102,12 @@ class CondensedConv2d(_Condensed):
         self.dilation: tuple[int, ...] = conv.dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, Cin, H, W] -> [B, O, H', W']."""
+        """[B, Cin, H, W] -> [B, O, H', W'], or both without B. Raises DataError for inputs of another shape."""
+        if x.dim() == 3:
+            return cast(Tensor, self(x[None]))[0]
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            # The compiled loops would read beyond the image.
+            raise DataError("CondensedConv2d", f"an input {tuple(x.shape)}", f"give [B, {self.in_channels}, H, W]")
         settings = list(self.kernel_size), list(self.stride), list(self.padding), list(self.dilation)
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             out = condensed_conv2d(x, self.values, self.index, *settings)

@@ -75,7 +75,7 @@ def plain(tensor: Tensor) -> Any:
 
 @cache
 def _gather(dtype: torch.dtype) -> Callable[..., None]:
-    """The loop for one example and values of this type."""
+    """The loop for a few examples, one after the other, and values of this type."""
     import numba
     import numpy as np
 
