@@ -171,9 +171,11 @@ def sparsify(
     scales = {n: q.scale for n, q in masked.inputs.items()}
     inside = {n: LayerMask(method.pattern, m, method.bits, scales.get(n)) for n, m in masked.masks.items()}
     packed = {} if by_filter else inside
-    speed = _speed(model, small, packed, data, say)
+    directory = None if rank or out is None else _save(Path(out), small, plan, packed, data, judged)
+    speed = _speed(model, small, packed, data, say)  # after the network is safe on disk
     summary = _summary(model, data, method, masked, inside, plan, judged, seed) | speed
-    directory = None if rank else _write(out, small, plan, masked, packed, data, judged, summary, say)
+    if directory is not None:
+        _describe(directory, small, masked, packed, data, summary, say)
     return Sparsified(small, masked, summary, directory)
 
 
@@ -259,25 +261,33 @@ def _summary(
     }
 
 
-def _write(
-    out: str | os.PathLike[str] | None,
+def _save(
+    folder: Path,
     model: nn.Module,
     plan: Plan,
-    masked: Masked,
     inside: Mapping[str, LayerMask],
     data: DataSource,
     judged: Mapping[str, Evaluation],
-    summary: Mapping[str, Any],
-    say: Say,
-) -> Path | None:
-    if out is None:
-        return None
-    folder = Path(out)
+) -> Path:
+    """Write the artifact and the plan."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {f"accuracy {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
     metrics |= {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
     save(folder / "artifact", model, plan, metrics=metrics, example_inputs=data.example_inputs, masks=inside)
     plan.save(folder / "plan.json")
+    return folder
+
+
+def _describe(
+    folder: Path,
+    model: nn.Module,
+    masked: Masked,
+    inside: Mapping[str, LayerMask],
+    data: DataSource,
+    summary: Mapping[str, Any],
+    say: Say,
+) -> None:
+    """Write the summary, the 8-bit ONNX file and the pictures."""
     write_text(folder / "summary.json", json.dumps(summary, indent=2))
     if inside and all(m.bits is not None and m.input_scale is not None for m in inside.values()):
         try:
@@ -293,4 +303,3 @@ def _write(
         draw_masks(masked, folder / "figures")
     except MissingDependencyError as error:
         say(f"no figures: {error.what}; {error.fix}")
-    return folder
