@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunus.errors import DataError
-from prunus.masks import compiled, layers, sampling
+from prunus.masks import compiled, layers, noise_loops, sampling
 from prunus.masks.layers import MaskedWeight
 from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import Order, gumbel, largest, vector_jacobian
@@ -57,11 +57,29 @@ def test_noise_is_the_formula_to_rounding_at_both_ends() -> None:
     bits = np.array([0, 1, 2, 5000, 2**20, 2**30, top - 10**8, -1, -(2**31)], np.int32)
     u = ((bits.astype(np.int64) & top) + 0.5) / 2**31
     exact = -np.log(-np.log1p(-u))
-    found = compiled.gumbel(bits)
+    found = np.empty(len(bits), np.float32)
+    noise_loops.gumbel_loops()[0](bits, found)
     # u itself is rounded to fp32, which shows at the lower end alone.
     assert np.abs(found - exact)[:7].max() < 4e-6
     assert found[7] == pytest.approx(-math.log(25 * math.log(2)), abs=1e-5)
     assert found[8] == found[0]
+
+
+def test_random_words_are_splitmix64() -> None:
+    """Its first numbers from 1234567, as the generator's public C code gives them."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert noise_loops.words(4, np.uint64(1234567)).tolist() == published
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 101])
+def test_a_row_of_bits_is_the_same_compiled(n: int) -> None:
+    found = np.empty((5, 2 * ((n + 1) // 2)), np.int32)
+    for row in range(5):
+        noise_loops.row_of_bits()(noise_loops.key_of((n, 1)), row, found[row])
+    wanted = noise_loops.random_bits(5, n, (n, 1))
+    assert np.array_equal(found[:, :n], wanted)
+    assert (wanted >= 0).all()
+    assert len(np.unique(wanted)) == wanted.size  # 505 of 2^31: a repetition would be one in 10,000 seeds
 
 
 def test_noise_without_numba_is_the_same_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,9 +152,8 @@ def test_counting_finds_the_k_largest_of_any_row(rows: int, n: int, data: Any, s
     k, seed = data.draw(st.integers(1, n - 1)), data.draw(st.integers(0, 1000))
     generator = torch.Generator().manual_seed(seed)
     logits, weight = spread * torch.randn(rows, n, generator=generator), torch.randn(rows, n, generator=generator)
-    bits = sampling.random_bits(rows * n, (seed,))
-    found = compiled.draw(logits, weight, bits, scale, k, True)
-    wanted = logits + scale * torch.from_numpy(compiled.gumbel(bits)).view(rows, n)
+    found = compiled.draw(logits, weight, (seed,), scale, k, True)
+    wanted = logits + scale * gumbel(rows, n, (seed,))
     if found is None:
         falling = wanted.sort(1, descending=True).values
         assert bool((falling[:, k - 1] - falling[:, k] <= 1e-6 * falling[:, k].abs()).any())

@@ -1,8 +1,8 @@
 """Compiled loops (numba, extra `sparse`) for drawing masks on a CPU, in fp32.
 
-Gumbel noise from random bits, and the backward pass of the relaxed mask: what `sampling._product_` does in twenty
-passes over blocks of rows, in three, with the same scans in fp64. Where the choices are the weight's own memory, a draw
-and its gradients are one pass over the rows each; a row stays in the cache meanwhile.
+The backward pass of the relaxed mask: what `sampling._product_` does in twenty passes over blocks of rows, in three,
+with the same scans in fp64. Where the choices are the weight's own memory, a draw and its gradients are one pass over
+the rows each; a row stays in the cache meanwhile.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.masks.noise_loops import (
+    HALF,
+    ONE,
+    gumbel_loops,
+    gumbel_of_bits,
+    key_of,
+    row_of_bits,
+    wide_vectors,
+)
+
 LOG2E_64 = 1 / math.log(2)
 LOG2E = np.float32(LOG2E_64)
 # 2^f for |f| <= 1/2, interpolated at Chebyshev points: relative error 2.6e-9 before rounding.
 C0, C1, C2, C3, C4, C5, C6 = (
     np.float32(c) for c in (1.0, 0.6931472073, 0.2402265122, 0.0555032719, 0.00961802558, 0.00134004417, 0.000154697402)
 )
-# (log(1 + f) - f + f^2 / 2) / f^3 for sqrt(1/2) <= 1 + f <= sqrt(2), interpolated likewise.
-L0, L1, L2, L3, L4, L5, L6, L7, L8 = (
-    np.float32(c)
-    for c in (
-        0.3333333119, -0.2499998905, 0.2000070748, -0.1666848024, 0.1424993653,
-        -0.1241105068, 0.1166151107, -0.1157120073, 0.07149753894,
-    )
-)  # fmt: skip
-ONE, LN2, ROOT_BITS = np.float32(1), np.float32(math.log(2)), np.float32(math.sqrt(0.5)).view(np.int32)
-UNIT, SMALLEST, SMALLEST_LEFT = np.float32(2.0**-31), np.float32(2.0**-32), np.float32(2.0**-25)
-HALF, LOWEST, LOWEST_64 = np.float32(0.5), np.float32(-87), -700.0
+LOWEST, LOWEST_64 = np.float32(-87), -700.0
 SAFE_SPREAD = 300.0
 """Largest spread of z for which sums of exp(z), and their squares, are taken in fp64 without logarithms."""
 MOST_PASSES = 64
@@ -61,22 +61,22 @@ def product_(perturbed: Tensor, mask: Tensor, gradient: Tensor, temperature: flo
         gradient.copy_(torch.from_numpy(into))
 
 
-def gumbel(bits: np.ndarray) -> np.ndarray:
-    """Standard Gumbel noise from random bits: int32 [n], of which 31 bits count, -> fp32 [n]."""
-    out = np.empty(len(bits), np.float32)
-    _noise_loop()(bits, out)
+def gumbel(rows: int, n: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Standard Gumbel noise of the bits that `random_bits` makes: fp32 [rows, n]."""
+    out = np.empty((rows, n), np.float32)
+    gumbel_loops()[1](key_of(seed), out)
     return out
 
 
 def draw(
-    logits: Tensor, weight: Tensor, bits: np.ndarray, noise_scale: float, k: int, by_draw: bool | None
+    logits: Tensor, weight: Tensor, seed: tuple[int, ...], noise_scale: float, k: int, by_draw: bool | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """Perturb the logits, find the k largest of every row and mask the weight with them, all in one pass.
 
     Args:
         logits: fp32 [R, n].
         weight: fp32 [R, n].
-        bits: random, int32 [R n], as `gumbel` takes them.
+        seed: of the noise, as `gumbel` takes it.
         noise_scale: factor of the noise.
         k: 1 <= k < n.
         by_draw: list the drawn by falling value, or by column; None if nobody asks.
@@ -88,7 +88,7 @@ def draw(
     shape = tuple(logits.shape)
     z, mask, masked = np.empty(shape, np.float32), np.empty(shape, np.bool_), np.empty(shape, np.float32)
     drawn = np.empty((len(logits), 0 if by_draw is None else k), np.int64)
-    given = logits.detach().numpy(), weight.detach().numpy(), bits
+    given = logits.detach().numpy(), weight.detach().numpy(), key_of(seed)
     if not _draw_loop()(*given, np.float32(noise_scale), k, z, mask, masked, drawn, bool(by_draw)):
         return None
     columns = torch.from_numpy(_in_turn(drawn, bool(by_draw)))
@@ -136,14 +136,14 @@ def _row_search() -> Any:
 
     def search(z: Any, mask: Any, columns: Any, drawn: Any, by_draw: bool) -> None:
         """Columns of a row's drawn; by draw with the value before them, so that they sort by falling value."""
-        found = 0
+        found = np.uint64(0)
         for i in range(len(z)):  # without a branch: which are drawn can't be predicted
             columns[found] = i
-            found += mask[i]
+            found += np.uint64(mask[i])
         for t in range(len(drawn)):
             key = np.int64(0)
             if by_draw:
-                bits = np.float32(z[columns[t]]).view(np.int32)
+                bits = np.float32(z[np.uint64(columns[t])]).view(np.int32)
                 key = ~np.int64(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))) << 32
             drawn[t] = key | columns[t]
 
@@ -154,6 +154,8 @@ def _row_search() -> Any:
 def _row_product() -> Any:
     """The product with the Jacobian in one row, of which both loops below consist."""
     import numba
+
+    wide = wide_vectors()
 
     @numba.njit(fastmath=REASSOCIATED, inline="always")  # type: ignore[untyped-decorator]
     def interpolated(f: Any) -> Any:
@@ -175,18 +177,22 @@ def _row_product() -> Any:
         power = np.int64((whole + np.int64(1023)) << np.int64(52)).view(np.float64)
         return power * np.float64(interpolated(np.float32(x - np.float64(whole))))
 
-    def product(row: Any, index: Any, into: Any, rate: Any, rest: Any, at: Any, inverse: Any, a: Any) -> bool:
+    def product(
+        row: Any, index: Any, into: Any, rate: Any, rest: Any, at: Any, own: Any, inverse: Any, a: Any
+    ) -> bool:  # fmt: skip
+        wide()
         n, k = len(row), len(index)
-        top, limit = row[index[0]], row[index[0]]
+        top = limit = row[index[0]]
         for t in range(k):
-            at[t] = row[index[t]]
-            top, limit = max(top, row[index[t]]), min(limit, row[index[t]])
+            value = row[np.uint32(index[t])]  # unsigned: else numba asks every time whether it counts from the end
+            at[t], own[t] = value, into[np.uint32(index[t])]
+            top, limit = max(top, value), min(limit, value)
         left = left_g = np.float32(0)
         # What was not drawn is below what was: relative to the row's largest, fp32 would lose it.
         for i in range(n):
             rest[i] = exponential((row[i] - limit) * rate)
         for t in range(k):
-            rest[index[t]] = 0
+            rest[np.uint32(index[t])] = 0
         for i in range(n):
             left += rest[i]
             left_g += rest[i] * into[i]
@@ -196,19 +202,19 @@ def _row_product() -> Any:
         d, dg = np.float64(left) * unit, np.float64(left_g) * unit
         for t in range(k - 1, -1, -1):
             d += at[t]
-            dg += at[t] * into[index[t]]
+            dg += at[t] * own[t]
             inverse[t] = 1 / d
             a[t] = dg * inverse[t] * inverse[t]
         sum_a = sum_b = 0.0
         for t in range(k):
             sum_a += inverse[t]
             sum_b += a[t]
-            a[t] = (into[index[t]] * sum_a - sum_b) * at[t] * rate
+            a[t] = (own[t] * sum_a - sum_b) * at[t] * rate
         slope, offset = np.float32(unit * sum_a * rate), np.float32(unit * sum_b * rate)
         for i in range(n):
             into[i] = (into[i] * slope - offset) * rest[i]
         for t in range(k):
-            into[index[t]] = a[t]
+            into[np.uint32(index[t])] = a[t]
         return not (top - limit) * rate > SAFE_SPREAD
 
     return numba.njit(fastmath=REASSOCIATED)(product)
@@ -227,9 +233,10 @@ def _product_loops() -> Any:
 
     def product(z: Any, drawn: Any, g: Any, rate: Any) -> None:
         n, k = z.shape[1], drawn.shape[1]
-        rest, at, inverse, a = np.empty(n, np.float32), np.empty(k), np.empty(k), np.empty(k)
+        rest = np.empty(n, np.float32)
+        at, own, inverse, a = np.empty(k), np.empty(k), np.empty(k), np.empty(k)
         for r in range(z.shape[0]):
-            row_product(z[r], drawn[r], g[r], rate, rest, at, inverse, a)
+            row_product(z[r], drawn[r], g[r], rate, rest, at, own, inverse, a)
 
     return numba.njit(search), numba.njit(product)
 
@@ -238,81 +245,42 @@ def _product_loops() -> Any:
 def _gradient_loop() -> Any:
     import numba
 
-    row_product = _row_product()
+    row_product, wide = _row_product(), wide_vectors()
 
     def gradient_rows(z: Any, drawn: Any, weight: Any, g: Any, rate: Any, by_logits: Any, by_weight: Any) -> bool:
+        wide()
         n, k = z.shape[1], drawn.shape[1]
-        rest, at, inverse, a = np.empty(n, np.float32), np.empty(k), np.empty(k), np.empty(k)
+        rest = np.empty(n, np.float32)
+        at, own, inverse, a = np.empty(k), np.empty(k), np.empty(k), np.empty(k)
         safe = True
         for r in range(z.shape[0]):
             for i in range(n):
                 by_logits[r, i] = g[r, i] * weight[r, i]
             by_weight[r] = 0
             for t in range(k):
-                by_weight[r, drawn[r, t]] = g[r, drawn[r, t]]
-            safe &= row_product(z[r], drawn[r], by_logits[r], rate, rest, at, inverse, a)
+                column = np.uint32(drawn[r, t])
+                by_weight[r, column] = g[r, column]
+            safe &= row_product(z[r], drawn[r], by_logits[r], rate, rest, at, own, inverse, a)
         return safe
 
     return numba.njit(gradient_rows)
 
 
 @cache
-def _gumbel_of_bits() -> Any:
-    import numba
-
-    # No reassociation here: it would take the corrections for rounding for nothing.
-    @numba.njit(fastmath={"contract"}, inline="always")  # type: ignore[untyped-decorator]
-    def parts(x: Any) -> Any:
-        """Whole power of two and what is left of a normal number > 0: x = 2^power (1 + f)."""
-        bits = np.float32(x).view(np.int32)
-        power = np.int32((bits - ROOT_BITS) >> np.int32(23))
-        return np.float32(power), np.int32(bits - (power << np.int32(23))).view(np.float32) - ONE
-
-    @numba.njit(fastmath={"contract"}, inline="always")  # type: ignore[untyped-decorator]
-    def logarithm(power: Any, f: Any) -> Any:
-        """log(2^power (1 + f)) to 1e-7 of itself, also next to 1."""
-        high = L4 + f * (L5 + f * (L6 + f * (L7 + f * L8)))
-        series = L0 + f * (L1 + f * (L2 + f * (L3 + f * high)))
-        return power * LN2 + (f - f * f * (HALF - f * series))
-
-    @numba.njit(fastmath={"contract"}, inline="always")  # type: ignore[untyped-decorator]
-    def noise(bits: Any) -> Any:
-        u = (np.float32(np.int32(bits & np.int32(0x7FFFFFFF))) + HALF) * UNIT
-        power, f = parts(max(ONE - u, SMALLEST_LEFT))
-        # Next to 1, where masks are decided, 1 - u would lose what u has.
-        f = -u if power == 0 else f
-        power, f = parts(max(-logarithm(power, f), SMALLEST))
-        return -logarithm(power, f)
-
-    return noise
-
-
-@cache
-def _noise_loop() -> Any:
-    import numba
-
-    noise = _gumbel_of_bits()
-
-    def fill(bits: Any, out: Any) -> None:
-        for i in range(bits.shape[0]):
-            out[i] = noise(bits[i])
-
-    return numba.njit(fastmath={"contract"})(fill)
-
-
-@cache
 def _draw_loop() -> Any:
     import numba
 
-    noise, row_search = _gumbel_of_bits(), _row_search()
+    noise, row_bits, row_search, wide = gumbel_of_bits(), row_of_bits(), _row_search(), wide_vectors()
 
     @numba.njit(fastmath={"contract"})  # type: ignore[untyped-decorator]
     def perturb(logits: Any, bits: Any, scale: Any, z: Any) -> None:
+        wide()
         for i in range(z.shape[0]):
             z[i] = logits[i] + scale * noise(bits[i])
 
     @numba.njit(fastmath=REASSOCIATED)  # type: ignore[untyped-decorator]
     def reaching(row: Any, limit: Any) -> Any:
+        wide()
         found = np.float32(0)  # counts in fp32 are exact to 2^24, and added several at a time
         for i in range(row.shape[0]):
             found += ONE if row[i] >= limit else np.float32(0)
@@ -343,13 +311,15 @@ def _draw_loop() -> Any:
         return np.float32(np.nan)
 
     def draw(
-        logits: Any, weight: Any, bits: Any, scale: Any, k: Any,
+        logits: Any, weight: Any, key: Any, scale: Any, k: Any,
         z: Any, mask: Any, masked: Any, drawn: Any, by_draw: bool,
     ) -> bool:  # fmt: skip
+        wide()
         n, guess, step = z.shape[1], np.float32(0), max(scale, np.float32(1e-3))
-        columns = np.empty(k + 1, np.int64)
+        columns, bits = np.empty(k + 1, np.int64), np.empty(2 * ((n + 1) // 2), np.int32)
         for r in range(z.shape[0]):
-            perturb(logits[r], bits[r * n : (r + 1) * n], scale, z[r])
+            row_bits(key, r, bits)
+            perturb(logits[r], bits, scale, z[r])
             if reaching(z[r], np.float32(-np.inf)) != n:  # NaN reach nothing
                 return False
             limit = parting(z[r], k, guess, step)

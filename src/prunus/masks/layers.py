@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from prunus.errors import ConfigError
 from prunus.masks import compiled
 from prunus.masks.patterns import Layer, Layout, takes_pattern
-from prunus.masks.sampling import Order, gumbel, largest, perturb, random_bits, vector_jacobian
+from prunus.masks.sampling import Order, gumbel, largest, perturb, vector_jacobian
 from prunus.quantize import Bits, Scheme, quantized
 
 Mode = Literal["sample", "mode", "fixed"]
@@ -56,7 +56,7 @@ class MaskedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight, on its grid if `bits` are asked; its gradient reaches the logits unless they are fixed."""
-        masked = weight * self.layout.on_weight(self.fixed) if self.mode == "fixed" else self._drawn(weight)
+        masked = _times(weight, self.fixed, self.layout) if self.mode == "fixed" else self._drawn(weight)
         if self.bits is None:
             return masked
         form = self.layout.form  # output channels first, in transposed convolutions too
@@ -70,11 +70,11 @@ class MaskedWeight(nn.Module):
             draw, again = divmod(self.uses, self.resample_every)
             self.uses += 1
             if again and self._mask is not None:
-                return weight * self.layout.on_weight(self._mask)
+                return _times(weight, self._mask, self.layout)
             seed = self.seed, draw
         found = _Masked.apply(weight, self.logits, seed, self.layout, self.noise_scale, self.temperature, self.order)
         assert isinstance(found, tuple)
-        self._mask = found[1] if sampling and self.resample_every > 1 else None
+        self._mask = found[1].to(weight.dtype) if sampling and self.resample_every > 1 else None
         return found[0]
 
     def settle_(self, mask: Tensor | None = None) -> None:
@@ -93,9 +93,8 @@ class _Masked(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.settings, ctx.listed = (layout, temperature, order), False
         if seed is not None and _in_one_pass(layout, weight, logits):
-            bits = random_bits(layout.rows * layout.n, seed)
             by_draw = order == "draw" if all(ctx.needs_input_grad[:2]) else None
-            found = compiled.draw(logits, weight.view_as(logits), bits, noise_scale, layout.k, by_draw)
+            found = compiled.draw(logits, weight.view_as(logits), seed, noise_scale, layout.k, by_draw)
             if found is not None:
                 perturbed, mask, masked, drawn = found
                 ctx.listed = by_draw is not None
@@ -107,7 +106,7 @@ class _Masked(torch.autograd.Function):
         mask = largest(perturbed, layout.k)
         ctx.save_for_backward(weight, perturbed, mask)
         ctx.mark_non_differentiable(mask)
-        return weight * layout.on_weight(mask), mask
+        return _times(weight, mask, layout), mask
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -122,11 +121,16 @@ class _Masked(torch.autograd.Function):
         mask = chosen
         if ctx.listed:
             mask = torch.zeros_like(perturbed, dtype=torch.bool).scatter_(1, chosen.long(), True)
-        for_weight = gradient * layout.on_weight(mask) if ctx.needs_input_grad[0] else None
+        for_weight = _times(gradient, mask, layout) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return for_weight, None, *rest
         by_mask = layout.rows_of(layout.form.rows((gradient * weight).to(perturbed.dtype)))
         return for_weight, vector_jacobian(perturbed, mask, by_mask, layout.k, temperature, order), *rest
+
+
+def _times(weight: Tensor, mask: Tensor, layout: Layout) -> Tensor:
+    """The masked weight; the mask as numbers: a product of numbers and truth values is several times slower."""
+    return weight * layout.on_weight(mask.to(weight.dtype))
 
 
 def _in_one_pass(layout: Layout, *tensors: Tensor) -> bool:

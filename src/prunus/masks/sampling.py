@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prunus.errors import ConfigError, DataError
 from prunus.masks import compiled
+from prunus.masks.noise_loops import random_bits
 
 Order = Literal["draw", "index"]
 BLOCK = 65_536
@@ -30,20 +31,14 @@ def gumbel(rows: int, n: int, seed: tuple[int, ...], device: torch.device | str 
     decided. With and without numba the numbers agree to rounding.
     """
     if torch.device(device).type == "cpu":
-        raw = random_bits(rows * n, seed)
         if compiled.available():
-            return torch.from_numpy(compiled.gumbel(raw)).view(rows, n)
-        u = torch.from_numpy(raw).bitwise_and_(2**31 - 1).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
-        return u.neg_().log1p_().neg_().log_().neg_().view(rows, n)
+            return torch.from_numpy(compiled.gumbel(rows, n, seed))
+        u = torch.from_numpy(random_bits(rows, n, seed)).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+        return u.neg_().log1p_().neg_().log_().neg_()
     stream = torch.Generator(device).manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
     smallest = 2.0**-25  # half the generator's resolution: what an exponential of exactly zero is taken for
     noise = torch.empty(rows, n, device=device).exponential_(generator=stream)
     return noise.clamp_(min=smallest).log_().neg_()
-
-
-def random_bits(count: int, seed: tuple[int, ...]) -> np.ndarray:
-    """What noise on CPUs is made of: int32 [count], of which 31 bits count."""
-    return np.random.SFC64(seed).random_raw((count + 1) // 2).view(np.int32)[:count]
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
