@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from prunus.errors import ConfigError
 from prunus.maskfile import LayerMask
 from prunus.masks.layers import layer_of
 from prunus.masks.patterns import Pattern
+from prunus.plan import Plan
 from prunus.sparse.layers import CondensedConv2d, CondensedLinear
 
 
@@ -93,3 +95,17 @@ def test_masks_that_do_not_belong_to_the_weights_are_refused(
     with pytest.raises(ConfigError, match=r"(?s)'head'.*not zero"):
         prunus.condense_where_faster_(model, masks, torch.randn(2, 3, 6, 6))
     assert isinstance(model.get_submodule("first"), nn.Conv2d)
+
+
+def test_an_artifact_without_its_class_is_refused(tmp_path: Path, net: tuple[nn.Module, dict[str, LayerMask]]) -> None:
+    model, masks = net
+    images = torch.randn(2, 3, 6, 6)
+    plan = Plan.from_kept(prunus.trace(model.eval(), images), {}, method="dpp", asked="weight 50%")
+    prunus.save(tmp_path / "artifact", model, plan, example_inputs=images, masks=masks)
+    loaded = prunus.load(tmp_path / "artifact")
+    with pytest.raises(ConfigError, match=r"(?s)loaded without its class.*load\(folder, MyModel\)"):
+        prunus.condense_where_faster_(loaded, prunus.load_masks(tmp_path / "artifact"), images)
+    found = prunus.condense_where_faster_(
+        prunus.load(tmp_path / "artifact", Net), prunus.load_masks(tmp_path / "artifact"), images
+    )
+    assert list(found) == list(masks)

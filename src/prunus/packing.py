@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.errors import ConfigError
 from prunus.graph.capture import as_arguments
 from prunus.maskfile import LayerMask
 from prunus.masks.layers import layer_of
+from prunus.masks.patterns import takes_pattern
 from prunus.measure import NOTICEABLE, interleaved, waiter
 from prunus.modes import eval_mode
 from prunus.parallel import model_device
@@ -38,8 +40,12 @@ def condense_where_faster_(
         that has no condensed form (grouped and transposed convolutions, filters).
 
     Raises:
-        ConfigError: a mask does not fit its layer, or the weight is not zero outside it; the model is as it was.
+        ConfigError: a mask does not fit its layer, the weight is not zero outside it, or the model has no layers at
+            all (an artifact loaded without its class); the model is as it was.
     """
+    if not any(takes_pattern(module) for module in model.modules()):
+        found_instead = "it has no linear or convolution layers, as an artifact that was loaded without its class"
+        raise ConfigError("model", found_instead, "give the class: load(folder, MyModel)")
     device = model_device(model)
     found: dict[str, float | None] = {}
     chosen: dict[str, nn.Module] = {}
