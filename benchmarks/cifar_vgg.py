@@ -19,9 +19,12 @@ from typing import get_args
 import torch
 from torch import nn
 
+import prunus
 from compare_natural import run_natural, table_natural
+from compare_staged import staged_cost
 from lenet_mnist import trained
 from nets import CifarVGG16
+from prunus.cost import count_cost
 from prunus.datasets import DataSource
 from prunus.evaluate import evaluate
 from prunus.finetune import finetune
@@ -90,8 +93,16 @@ def main() -> None:
         name, dense_of_seed, data, methods, recovery, args.seeds, log, args.split, args.batch_size, args.steps,
         args.cache / "vgg16-pruned",
     )  # fmt: skip
+    graph = prunus.trace(CifarVGG16(), data.example_inputs)
     for row in rows:
-        print(f"seed {row['seed']}: dense error {row['dense_error']:.2f} %")
+        method = methods[row["label"]]
+        share = 1.0 if args.steps is None else args.steps * args.batch_size / len(data.train)
+        kept = {name: range(units) for name, units in row["kept"].items()}
+        stages = [list(kept)] if method.simultaneous else [[name] for name in kept]
+        spent = staged_cost(graph, stages, kept, method, share)
+        whole = spent + args.epochs * row["macs"] / count_cost(graph).macs
+        print(f"seed {row['seed']}, {row['label']}: dense error {row['dense_error']:.2f} %; stages cost {spent:.2f} "
+              f"epochs of the dense network, with the recovery {whole:.2f}")  # fmt: skip
     print(table_natural(rows, list(methods)))
 
 

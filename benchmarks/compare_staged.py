@@ -22,8 +22,9 @@ from prunus.batchnorm import reestimate_batch_norm, reestimate_if_better
 from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.evaluate import evaluate
 from prunus.finetune import finetune
+from prunus.graph.grouping import Graph
 from prunus.methods.base import StagedMethod, WeightCriterion
-from prunus.pipeline import Result, prune
+from prunus.pipeline import prune
 from prunus.plan import Plan
 from record import Log, mean_std
 
@@ -55,14 +56,19 @@ class Slices:
             epoch += 1
 
 
-def staged_cost(result: Result, method: StagedMethod, share: float, first_look: bool) -> float:
-    """Training cost of a recursion in epochs of the dense network; `share` is the part of the data one pass sees."""
-    assert result.stages is not None
-    kept, size, cost = {}, 1.0, share if first_look else 0.0
-    for stage in result.stages:
+def staged_cost(
+    graph: Graph, stages: Sequence[Sequence[str]], kept: Mapping[str, Sequence[int]], method: StagedMethod, share: float
+) -> float:
+    """Training cost of a recursion in epochs of the dense network.
+
+    `stages` names the groups of each, `kept` the units that stay; `share` is the part of the data one pass sees.
+    """
+    so_far: dict[str, Sequence[int]] = {}
+    size, cost = 1.0, 0.0
+    for groups in stages:
         cost += share * method.epochs * size
-        kept |= {n: result.plan.kept[n] for n in stage.groups}
-        after = Plan.from_kept(result.graph, kept)
+        so_far |= {n: kept[n] for n in groups}
+        after = Plan.from_kept(graph, so_far)
         size = after.after.macs / after.before.macs
         cost += share * method.tune_epochs * size
     return cost
@@ -107,7 +113,10 @@ def run_staged(
                 ignored_layers=[n for n in names if not setting.keep(n)], seed=seed, progress=False,
             )  # fmt: skip
             share = steps * batch_size / len(data.train)
-            spent = staged_cost(result, method, share, first_look=True)
+            assert result.stages is not None
+            stages = [stage.groups for stage in result.stages]
+            # Sharing out the budget takes a first look at the data.
+            spent = share + staged_cost(result.graph, stages, result.plan.kept, method, share)
             macs_share = result.plan.after.macs / result.plan.before.macs
             found: dict[str, Any] = {
                 "macs_share": macs_share,
