@@ -23,6 +23,13 @@ about the outputs.
 
 def write_table(rows: Sequence[dict[str, Any]]) -> str:
     """Write the page; returns its summary."""
+    text, summary = page(rows)
+    TARGET.write_text(text)
+    return summary
+
+
+def page(rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """The page and its summary."""
     last = {(r["name"], r["engine"]): r for r in rows}
     mine = {n: r for (n, e), r in last.items() if e == "prunus"}
     theirs = {n: r for (n, e), r in last.items() if e == "torch-pruning"}
@@ -48,8 +55,7 @@ def write_table(rows: Sequence[dict[str, Any]]) -> str:
             rival.get("status", "-") + (f" ({100 * rival['params']:.0f} %)" if "params" in rival else ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    TARGET.write_text(HEAD + "\n" + summary + "\n\n" + "\n".join(lines) + "\n")
-    return summary
+    return HEAD + "\n" + summary + "\n\n" + "\n".join(lines) + "\n", summary
 
 
 def _summary(mine: dict[str, Any], theirs: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
-"""The benchmark networks cost what the papers' tables say, and the shared checkpoints fit them."""
+"""The benchmark networks cost what the papers' tables say, the shared checkpoints fit them, the zoo's page its rows."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -19,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 CHECKPOINTS = ROOT.parent / "shared" / "data" / "models" / "cifar10-resnet"
 
 
-def _nets() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_nets", ROOT / "benchmarks" / "nets.py")
+def _benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,7 +29,7 @@ def _nets() -> ModuleType:
     return module
 
 
-nets = _nets()
+nets = _benchmark("nets")
 
 
 def _cost(model: nn.Module, channels: int, size: int) -> tuple[int, int]:
@@ -97,3 +98,9 @@ def test_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"no checkpoint")
     with pytest.raises(ArtifactError, match="cannot be read"):
         nets.load_checkpoint(nets.resnet20(), path)
+
+
+def test_the_support_page_is_that_of_the_newest_rows() -> None:
+    rows = [json.loads(line) for line in (ROOT / "benchmarks" / "results" / "zoo.jsonl").read_text().splitlines()]
+    page, _ = _benchmark("zoo_table").page(rows)
+    assert (ROOT / "docs" / "support.md").read_text() == page, "run benchmarks/zoo.py --table"
