@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import nn
 
 import prunus
 from prunus.checkpoint import load, load_masks, read_manifest
-from prunus.cli import main
+from prunus.cli import WHERE_UNITS_GO, compress_command, main
 from prunus.datasets import DataSource
 from prunus.errors import ArtifactError, ConfigError
 from prunus.filters import plan_of_filters, sole_writers
@@ -145,6 +146,9 @@ def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.C
         ("--pattern", "half"): "not a pattern",
         ("--pattern", "2:4", "--ignore", "nothing*"): "no linear or convolution",
         ("--pattern", "weight 25%", "--bits", "3"): "bits=3",
+        ("--pattern", "2:4", "--lr", "0.1", "--scope", "uniform"): "--lr, --scope",
+        ("--pattern", "2:4", "--no-onnx"): "ConfigError: --onnx",
+        ("--pattern", "2:4", "--set", "epochs=1"): "use --epochs",
     }
     for wrong, message in refusals.items():
         with pytest.raises(SystemExit) as ended:
@@ -155,6 +159,10 @@ def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit) as ended:
         main(["compress", f"{script}:net", "--data", f"{script}:data", "--pattern", "2:4", "--budget", "macs<=50%"])
     assert ended.value.code == 2
+
+
+def test_the_options_that_masks_refuse_exist() -> None:
+    assert set(WHERE_UNITS_GO) <= set(inspect.signature(compress_command).parameters)
 
 
 def test_edges_stay_unless_named() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,6 +59,10 @@ Weights = Annotated[Path | None, typer.Option("--weights", help="state_dict of t
 Shape = Annotated[str | None, typer.Option("--shape", help="shape of one example batch, such as 1,3,224,224")]
 Seed = Annotated[int, typer.Option("--seed", help="seeds everything random")]
 
+WHERE_UNITS_GO = ("lr", "optimizer", "distillation", "scope", "round_to", "head_dims", "inexact", "follow_branches",
+                  "compiled", "onnx", "resume")  # fmt: skip
+"""Options that say how units are removed and the network recovers; masks inside weights have none of it."""
+
 
 @app.command()
 def analyze(
@@ -76,6 +80,7 @@ def analyze(
 
 @app.command(name="compress")
 def compress_command(
+    context: typer.Context,
     model: ModelSpec,
     data: DataSpec,
     budget: Annotated[str | None, typer.Option("--budget", help='such as "macs<=50%, params<=20%"')] = None,
@@ -114,10 +119,10 @@ def compress_command(
             "measured to cost; auto: the better of the two; uniform: the same fraction of every group",
         ),
     ] = "auto",
-    epochs: Annotated[int, typer.Option("--epochs", help="of recovery; 0 for none")] = 10,
+    epochs: Annotated[int, typer.Option("--epochs", help="of recovery (0: none); of drawing with method dpp")] = 10,
     lr: Annotated[float, typer.Option("--lr", help="of recovery")] = 0.02,
     optimizer: Annotated[str, typer.Option("--optimizer", help="of recovery: sgd, or adamw for transformers")] = "sgd",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="of recovery")] = 128,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="of recovery; of the training with method dpp")] = 128,
     distillation: Annotated[
         float, typer.Option("--distillation", help="of recovery: weight of the dense model's answers, 0 to 1")
     ] = 0.5,
@@ -130,6 +135,7 @@ def compress_command(
 ) -> None:
     """Compress a trained model to a budget, recover its accuracy, prove, measure and save it."""
     if method == "dpp":
+        _refuse_given(context, WHERE_UNITS_GO)
         if pattern is None or budget is not None or ratio is not None:
             raise ConfigError(
                 "--method dpp", "it keeps k of n inside weights", "give --pattern, and no budget or ratio"
@@ -145,8 +151,11 @@ def compress_command(
         network, _ = _model(model, weights)
         source = load_data(data, seed=seed, model=model)
         _finish_masks(
-            sparsify(network, source, method=masks, ignored_layers=ignore or (), out=out, seed=seed, say=_say)
-        )
+            sparsify(
+                network, source, method=masks, ignored_layers=ignore or (), batch_size=batch_size, out=out, seed=seed,
+                say=_say,
+            )
+        )  # fmt: skip
         return
     if any(given is not None for given in (pattern, bits, activation_bits)):
         raise ConfigError("--pattern, --bits, --activation-bits", f"method {method!r} has none", "use --method dpp")
@@ -248,6 +257,17 @@ def demo(
 
 def _say(text: str) -> None:
     console.print(text, highlight=False, markup=False)
+
+
+def _refuse_given(context: typer.Context, names: Sequence[str]) -> None:
+    """Raise ConfigError where one of these options of `compress` was typed: with method dpp it would do nothing."""
+    sources = {n: context.get_parameter_source(n) for n in names}
+    given = [f"--{n.replace('_', '-')}" for n, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if given:
+        fix = (
+            "leave it out; the step of the weights is --set lr=..., the epochs after drawing are --set tune_epochs=..."
+        )
+        raise ConfigError(", ".join(given), "method dpp, which keeps k of n inside weights, has no use for it", fix)
 
 
 def _onnx_wanted(asked: bool | None) -> bool:

@@ -34,7 +34,7 @@ def configure(kind: type[Configuration], settings: Sequence[str], **given: Any) 
         if not equals or not text:
             raise ConfigError(where, "it must be NAME=VALUE", _advice(name, allowed))
         if name in given:
-            raise ConfigError(where, f"{name} has an option of its own", "use that")
+            raise ConfigError(where, f"{name} has an option of its own", f"use --{name.replace('_', '-')}")
         if name not in allowed:
             raise ConfigError(where, f"the method has no {name!r}", _advice(name, allowed))
         if name in found:
