@@ -1,4 +1,4 @@
-"""How much noise dynamic probabilistic pruning of a trained network bears, on ResNet-20 and CIFAR-10, in short runs.
+"""How much noise, and for how long, dynamic probabilistic pruning of a trained ResNet-20 bears, in short runs.
 
     python benchmarks/dpp_noise.py --data DIR --weights FILE
 
@@ -31,16 +31,19 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--pattern", default="kernel 25%")
     parser.add_argument("--noise", type=float, nargs="+", default=[1.0, 0.3, 0.1, 0.03])
-    parser.add_argument("--steps", type=int, default=70, help="batches of 128 in an epoch; four draw, two tune")
+    parser.add_argument("--steps", type=int, default=70, help="batches of 128 in an epoch, of which there are six")
+    parser.add_argument("--drawing", type=int, nargs="+", default=[4], help="epochs that draw; the others tune")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
     dense = load_checkpoint(resnet20(), args.weights).eval().to(memory_format=torch.channels_last)
     own = DynamicProbabilisticPruning(pattern=args.pattern, lr=5e-4)
-    both = alike(own, 6, 2 / 3)
-    methods = {"magnitude": both["magnitude"]}
-    methods |= {f"noise {n:g}": replace(both["dpp"], noise_scale=(n, 0.1 * n)) for n in args.noise}
+    methods = {"magnitude": alike(own, 6, 0.5)["magnitude"]}
+    for drawing in args.drawing:
+        drawn = alike(own, 6, drawing / 6)["dpp"]
+        more = "" if drawing == 4 else f", drawn for {drawing}"
+        methods |= {f"noise {n:g}{more}": replace(drawn, noise_scale=(n, 0.1 * n)) for n in args.noise}
     runs = Log(RESULTS / "dpp_noise_validation.jsonl")
     for seed in args.seeds:
         for label, method in methods.items():
