@@ -20,16 +20,19 @@ import torch
 from torch import nn
 
 import prunus
+from compare_methods import Entry, Setting
 from compare_natural import run_natural, table_natural
-from compare_staged import staged_cost
+from compare_staged import run_others, staged_cost, table_at_equal_cost
 from lenet_mnist import trained
 from nets import CifarVGG16
+from prunus.budget import Allocation
 from prunus.cost import count_cost
 from prunus.datasets import DataSource
 from prunus.evaluate import evaluate
 from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.methods.base import ComplexityPer
+from prunus.methods.criteria import L1
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.sources import load_data
 from record import RESULTS, Log
@@ -46,6 +49,10 @@ def main() -> None:
     parser.add_argument(
         "--control", action="store_true", help="prune nothing: the dense networks trained on with the recovery's recipe"
     )
+    parser.add_argument(
+        "--l1-at", type=float, help="instead: L1, the same share of every layer, at so many per cent of the MACs"
+    )
+    parser.add_argument("--total", type=float, default=2.5, help="cost with --l1-at, in epochs of the dense network")
     parser.add_argument("--kappa", type=float, nargs="+", default=[10.0])
     parser.add_argument("--complexity-per", choices=get_args(ComplexityPer), default="unit")
     parser.add_argument("--noise-epochs", type=int, default=1, help="passes of a stage with noise")
@@ -88,6 +95,16 @@ def main() -> None:
     name, log = f"vgg16 {schedule}, {args.split}", RESULTS / f"cifar_vgg16_{args.split}.jsonl"
     if args.control:
         trained_on(name, dense_of_seed, data, recovery, args.seeds, log, args.split)
+        return
+    if args.l1_at is not None:
+        setting = Setting(
+            keep=lambda _: True, budget=f"macs<={args.l1_at:g}%", recovery=recovery, split=args.split,
+            learning_examples=len(data.train),
+        )  # fmt: skip
+        entry, others = Entry("L1", L1(), Allocation(scope="uniform")), log.with_stem(f"{log.stem}_others")
+        start = f"vgg16 of {args.train_epochs} epochs"
+        found = run_others(start, dense_of_seed, data, [entry], setting, args.total, args.seeds, others)
+        print(table_at_equal_cost(found, ["L1"]))
         return
     rows = run_natural(
         name, dense_of_seed, data, methods, recovery, args.seeds, log, args.split, args.batch_size, args.steps,
