@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prunus.errors import ConfigError, DataError
 from prunus.masks import compiled
-from prunus.masks.noise_loops import random_bits
+from prunus.masks.noise_loops import key_of, random_bits
 
 Order = Literal["draw", "index"]
 BLOCK = 65_536
@@ -35,7 +35,7 @@ def gumbel(rows: int, n: int, seed: tuple[int, ...], device: torch.device | str 
             return torch.from_numpy(compiled.gumbel(rows, n, seed))
         u = torch.from_numpy(random_bits(rows, n, seed)).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
         return u.neg_().log1p_().neg_().log_().neg_()
-    stream = torch.Generator(device).manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+    stream = torch.Generator(device).manual_seed(int(key_of(seed)) >> 1)
     smallest = 2.0**-25  # half the generator's resolution: what an exponential of exactly zero is taken for
     noise = torch.empty(rows, n, device=device).exponential_(generator=stream)
     return noise.clamp_(min=smallest).log_().neg_()
