@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from prunus import trace
 from prunus.datasets import Batches, DataSource
 from prunus.evaluate import evaluate
 from prunus.fit_masks import fit_masks
@@ -53,7 +54,7 @@ def run_masks(
             start = time.perf_counter()
             found = fit_masks(
                 dense, layers, method, batches, data.loss_fn,
-                judge=Batches(data.validation, 500), seed=seed, progress=False,
+                graph=trace(dense, data.example_inputs), judge=Batches(data.validation, 500), seed=seed, progress=False,
             )  # fmt: skip
             last = found.history[-1] if found.history else None
             row = {

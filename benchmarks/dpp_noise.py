@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 
+import prunus
 from compare_masks import alike
 from compare_staged import Slices
 from dpp_cifar import layers_of
@@ -38,6 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
     dense = load_checkpoint(resnet20(), args.weights).eval().to(memory_format=torch.channels_last)
+    graph = prunus.trace(dense, data.example_inputs)
     own = DynamicProbabilisticPruning(pattern=args.pattern, lr=5e-4)
     methods = {"magnitude": alike(own, 6, 0.5)["magnitude"]}
     for drawing in args.drawing:
@@ -53,11 +55,12 @@ def main() -> None:
             batches = Slices(Batches(data.train, 128, shuffle=True, seed=seed, augment=data.augment), args.steps)
             found = fit_masks(
                 copy.deepcopy(dense), layers_of(dense, args.pattern), method, batches, data.loss_fn,
-                judge=Batches(data.validation, 500), seed=seed, progress=False,
+                graph=graph, judge=Batches(data.validation, 500), seed=seed, progress=False,
             )  # fmt: skip
             judged = evaluate(found.model, data.validation)
             training = [round(e.loss, 3) for e in found.history]
-            runs.add({**key, "error": 100 - judged.accuracy, "loss": judged.loss, "training": training}, "settings")
+            runs.add({**key, "error": 100 - judged.accuracy, "loss": judged.loss, "training": training,
+                      "sampled_loss": found.sampled_loss}, "settings")  # fmt: skip
 
 
 if __name__ == "__main__":

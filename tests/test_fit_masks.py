@@ -78,7 +78,7 @@ def quick(method: DPP = QUICK, seed: int = 0) -> Masked:
     return fit_masks(model, ["3"], method, batches, F.cross_entropy, seed=seed, progress=False)
 
 
-@pytest.mark.parametrize("pattern", ["weight 25%", "kernel 2/8", "filter 50%", "2:4", "tap 3/9", "tile 2 50%"])
+@pytest.mark.parametrize("pattern", ["weight 25%", "kernel 2/8", "2:4", "tap 3/9", "tile 2 50%"])
 def test_the_constraint_holds_in_the_result(pattern: str) -> None:
     result = quick(replace(QUICK, pattern=pattern))
     layout, mask = result.layouts["3"], result.masks["3"]
@@ -292,7 +292,7 @@ def test_one_epoch_of_drawing_ends_with_the_end_values(monkeypatch: pytest.Monke
     seen: list[tuple[float, float]] = []
     monkeypatch.setattr(MaskSet, "schedule_", lambda self, *values: seen.append(values))
     fit_masks(net, ["0"], DPP(pattern="weight 3/20", epochs=1, tune_epochs=1), batches, F.mse_loss, progress=False)
-    assert len(seen) == len(batches)  # not while tuning
+    assert len(seen) == 1 + len(batches)  # once before the first step, not while tuning
     assert seen[0] == (5.0, 0.3)
     assert seen[-1] == pytest.approx((0.5, 0.03))
     assert seen == sorted(seen, reverse=True)

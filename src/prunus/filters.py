@@ -1,13 +1,18 @@
-"""Filter masks become physical removal: from what `fit_masks` keeps of each layer to a plan over groups."""
+"""Filter masks: gates at the filters' readers while they are learned, a plan over groups once they are fixed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from prunus import gate
 from prunus.errors import ConfigError
 from prunus.graph.grouping import Graph
+from prunus.masks.units import MaskedUnits
 from prunus.plan import Plan
 
 
@@ -32,11 +37,38 @@ def check_filters(graph: Graph, layers: Sequence[str]) -> dict[str, str]:
     return alone
 
 
+@contextmanager
+def gated_filters(model: nn.Module, graph: Graph, masks: Mapping[str, MaskedUnits]) -> Iterator[None]:
+    """Within the context every pass multiplies what reads a layer's filters by the layer's mask, drawn for that pass.
+
+    So a mask of zero is exactly what removal leaves, whatever norm and activation lie between.
+
+    Args:
+        model: the network; gets hooks, loses them on leaving.
+        graph: the analysed model.
+        masks: by layer.
+
+    Raises:
+        ConfigError: a layer whose filters other layers write too, or whose group is locked.
+    """
+    alone = check_filters(graph, list(masks))
+    groups = {name: graph.group(alone[name]) for name in masks}
+    filters = {n: torch.from_numpy(np.argsort(g.writers[0].units_along_dim)) for n, g in groups.items()}
+    with gate.attach(model, list(groups.values()), draws="batch") as gates:
+
+        def draw(*_: object) -> None:
+            drawn = {n: m.multipliers() for n, m in masks.items()}
+            gates.fix({g.name: drawn[n][filters[n].to(drawn[n].device)] for n, g in groups.items()})
+
+        handle = model.register_forward_pre_hook(draw)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
 def plan_of_filters(graph: Graph, masks: Mapping[str, Tensor], method: str = "dpp") -> Plan:
     """The plan that removes what filter masks leave out.
-
-    A masked filter still passes on its bias and what a batch norm makes of zero; a removed one does not. So the smaller
-    network is not the masked one, and wants tuning.
 
     Args:
         graph: the analysed model.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunus.activations import QuantizedInput, quantized_inputs
+from prunus.apply import apply_
 from prunus.batchnorm import reestimate_batch_norm
 from prunus.errors import ConfigError
+from prunus.filters import check_filters, gated_filters, plan_of_filters
 from prunus.fit import BatchSource, LossFunction, Precision, check_loss, only_trainable, set_epoch
+from prunus.graph.grouping import Graph
 from prunus.masks.layers import MaskedWeight, MaskSet, attach, bake_, layer_of
 from prunus.masks.metrics import confidence, diversity, flip_rate, probabilities
-from prunus.masks.patterns import Layout
+from prunus.masks.patterns import Layout, Pattern
 from prunus.masks.sampling import gumbel, largest
+from prunus.masks.units import MaskedUnits
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.modes import eval_mode, modes_kept
 from prunus.parallel import average_gradients_, average_over_ranks_, model_device, rank, running_statistics
@@ -33,8 +38,8 @@ class MaskEpoch:
     """What the masks looked like after an epoch; per layer.
 
     Attributes:
-        loss: mean over the epoch's batches, masks drawn.
-        confidence: see `masks.metrics.confidence`, at the epoch's noise.
+        loss: mean over the epoch's batches, masks drawn; NaN before the first epoch.
+        confidence: see `masks.metrics.confidence`, at the noise of that moment.
         diversity: generalised Jensen-Shannon divergence of the rows, nats.
         flips: expected share of the kept that the next draw replaces.
     """
@@ -50,13 +55,14 @@ class Masked:
     """A network with masks inside its weights.
 
     Attributes:
-        model: a copy of the given one, trained, with zeros where nothing is kept; in eval mode.
+        model: a copy of the given one, trained, with zeros where nothing is kept, or without the filters that are not
+            kept; in eval mode.
         masks: bool [R, n] by layer, k True in every row.
         layouts: how each mask lies on its layer's weight.
         logits: what was learned, fp32 [R, n] by layer.
         inputs: the grids that the layers' inputs lie on, by layer; empty without `activation_bits`. They are not in
             the model: `quantized_inputs` puts them around it, the int8 ONNX export writes them down.
-        history: one entry per epoch of drawing.
+        history: one entry per epoch of drawing; entry 0 is before the first. Empty if nothing was drawn.
         sampled_loss: mean loss with masks drawn at the last noise, before they were fixed.
         fixed_loss: mean loss with the fixed masks, before any tuning.
     """
@@ -78,6 +84,7 @@ def fit_masks(
     batches: BatchSource,
     loss_fn: LossFunction,
     *,
+    graph: Graph | None = None,
     judge: BatchSource | None = None,
     seed: int = 0,
     precision: Precision = "auto",
@@ -91,6 +98,8 @@ def fit_masks(
         method: pattern, schedule, learning rates.
         batches: re-iterable (inputs, targets) with a length.
         loss_fn: mean loss of a batch.
+        graph: of `trace(model, example_inputs)`; filter patterns need it, to mask filters where they are read and to
+            take them out.
         judge: data to compare drawn masks on (`best_of`) and to report losses; must not be the test data. Without it
             the training batches are used.
         seed: of logits and draws, which are the same on every rank, and of dropout.
@@ -98,13 +107,14 @@ def fit_masks(
         progress: show a bar where there is a terminal.
 
     Raises:
-        ConfigError: no layers, or the pattern does not fit one; nothing has been trained then.
+        ConfigError: no layers, the pattern does not fit one, or filters without `graph`; nothing has been trained then.
         DataError: NaN or infinity in the loss, naming epoch and step.
     """
     if not layers:
         raise ConfigError("layers", "there is nothing to mask", "name linear or convolution layers")
     work = copy.deepcopy(model)
     masks = method.masks(work, list(layers), seed)
+    gates = _gates(work, masks, graph)
     if method.rescale:
         with torch.no_grad():
             for name, mask in masks.items():
@@ -116,18 +126,20 @@ def fit_masks(
     with torch.random.fork_rng(devices=devices), progress_bar("dpp", steps, progress) as bar:
         torch.manual_seed(seed + 7919 * rank())  # dropout differs between ranks, masks do not
         inputs = {n: QuantizedInput(method.activation_bits).to(device) for n in masks} if method.activation_bits else {}
-        with quantized_inputs(work, inputs), attach(work, masks) as attached:
+        with quantized_inputs(work, inputs), attach(work, masks) as attached, gates:
             drawn = range(method.epochs)
             history = _train(work, attached, inputs, method, drawn, batches, loss_fn, precision, bar, drawing=True)
             attached.mode_("mode")
             sampled = _sampled_loss(work, attached, seen, loss_fn, precision, method.best_of, seed)
             attached.settle_(sampled[1])
+        work, left = _without_filters(work, masks, graph)
+        with quantized_inputs(work, inputs), attach(work, left) as attached:
             tuned = range(method.epochs, _epochs(method))
             if not tuned:
                 reestimate_batch_norm(work, batches)
             fixed = mean_loss(work, seen, loss_fn, precision)
             _train(work, attached, inputs, method, tuned, batches, loss_fn, precision, bar, drawing=False)
-        bake_(work, masks)
+        bake_(work, left)
     return Masked(
         model=work.eval(),
         masks={n: m.fixed.cpu() for n, m in masks.items()},
@@ -138,6 +150,37 @@ def fit_masks(
         sampled_loss=sampled[0],
         fixed_loss=fixed,
     )
+
+
+def _gates(model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | None) -> AbstractContextManager[None]:
+    """Where masks of filters act; nothing for masks inside weights."""
+    units = {n: m for n, m in masks.items() if isinstance(m, MaskedUnits)}
+    if not units:
+        return nullcontext()
+    if graph is None:
+        found = "they are masked where they are read, and taken out: that needs the analysed model"
+        raise ConfigError("filter patterns", found, "give graph=prunus.trace(model, example_inputs)")
+    check_filters(graph, list(units))
+    return gated_filters(model, graph, units)
+
+
+def _without_filters(
+    model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | None
+) -> tuple[nn.Module, Mapping[str, MaskedWeight]]:
+    """The network without what masks of filters leave out, and the masks that remain: all there is of each filter."""
+    units = {n: m for n, m in masks.items() if isinstance(m, MaskedUnits)}
+    if not units:
+        return model, masks
+    assert graph is not None
+    small = apply_(model, plan_of_filters(graph, {n: m.fixed for n, m in units.items()}))
+    left = {}
+    for name, mask in units.items():
+        layout = Pattern.parse("filter 100%").layout(layer_of(small, name), name)
+        left[name] = MaskedWeight(
+            layout, torch.zeros(1, layout.n), bits=mask.bits, per_channel=mask.per_channel, scheme=mask.scheme
+        )
+        left[name].settle_()
+    return small, left
 
 
 def mean_loss(model: nn.Module, batches: BatchSource, loss_fn: LossFunction, precision: Precision = "auto") -> float:
@@ -176,6 +219,9 @@ def _train(
     trained = [p for group in groups for p in group["params"]]
     device, total = model_device(model), _epochs(method) * len(batches)
     history = []
+    if drawing:
+        masks.schedule_(*method.schedule(0))
+        history.append(_observed(masks, math.nan))
     with only_trainable(model, trained), modes_kept(model):
         model.train()
         for epoch in epochs:

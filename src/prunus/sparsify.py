@@ -16,9 +16,7 @@ import torch
 from torch import nn
 
 from prunus.activations import quantized_inputs
-from prunus.apply import apply_and_verify_
 from prunus.atomic import write_text
-from prunus.batchnorm import reestimate_batch_norm
 from prunus.checkpoint import save
 from prunus.datasets import Batches, DataSource, each
 from prunus.errors import ConfigError, MissingDependencyError
@@ -39,7 +37,6 @@ from prunus.parallel import accelerator
 from prunus.plan import Plan, WeightPattern
 from prunus.precision import to_device
 from prunus.report.figures import draw_masks
-from prunus.tune import tune_
 
 Say = Callable[[str], None]
 
@@ -152,19 +149,16 @@ def sparsify(
     batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
     judge = Batches(data.validation, 250)
     masked = fit_masks(
-        model, names, method, batches, on_main_output(data.loss_fn), judge=judge, seed=seed, progress=progress
-    )
+        model, names, method, batches, on_main_output(data.loss_fn),
+        graph=graph, judge=judge, seed=seed, progress=progress,
+    )  # fmt: skip
     with quantized_inputs(masked.model, masked.inputs):
         judged["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn)
     say(f"{method.pattern} in {len(names)} layers: {judged['masked']}")
-    small = masked.model
     if by_filter:
         plan = plan_of_filters(graph, masked.masks)
-        small = _without_filters(masked, plan, data, batches, method, seed, progress)
-        with quantized_inputs(small, masked.inputs):
-            judged["removed"] = evaluate(small, data.validation, loss_fn=data.loss_fn)
         say(plan.explain())
-        say(f"filters removed, tuned: {judged['removed']}")
+    small = masked.model
     judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
     with quantized_inputs(small, masked.inputs):
         judged["test"] = evaluate(small, data.test, loss_fn=data.loss_fn)
@@ -177,28 +171,6 @@ def sparsify(
     if directory is not None:
         _describe(directory, small, masked, packed, data, summary, say)
     return Sparsified(small, masked, summary, directory)
-
-
-def _without_filters(
-    masked: Masked,
-    plan: Plan,
-    data: DataSource,
-    batches: Batches,
-    method: DynamicProbabilisticPruning,
-    seed: int,
-    progress: bool,
-) -> nn.Module:
-    """A copy without the filters for good; batch norm re-estimated, because what they passed on is gone, and tuned."""
-    small, _ = apply_and_verify_(copy.deepcopy(masked.model), plan, data.example_inputs)
-    reestimate_batch_norm(small, batches, num_batches=64)
-    if method.tune_epochs and method.train_weights:
-        weights = [p for p in small.parameters() if p.requires_grad]
-        with quantized_inputs(small, masked.inputs):
-            tune_(
-                small, weights, batches, data.loss_fn,
-                epochs=method.tune_epochs, lr=method.lr, seed=seed, progress=progress,
-            )  # fmt: skip
-    return small.eval()
 
 
 def _speed(

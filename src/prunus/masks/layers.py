@@ -57,10 +57,14 @@ class MaskedWeight(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight, on its grid if `bits` are asked; its gradient reaches the logits unless they are fixed."""
         masked = _times(weight, self.fixed, self.layout) if self.mode == "fixed" else self._drawn(weight)
+        return self.on_grid(masked)
+
+    def on_grid(self, weight: Tensor) -> Tensor:
+        """The weight on its grid if `bits` are asked, else as it is."""
         if self.bits is None:
-            return masked
+            return weight
         form = self.layout.form  # output channels first, in transposed convolutions too
-        return form.weight(quantized(form.rows(masked), self.bits, per_channel=self.per_channel, scheme=self.scheme))
+        return form.weight(quantized(form.rows(weight), self.bits, per_channel=self.per_channel, scheme=self.scheme))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _drawn(self, weight: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ Objective (minimised)
 Schedule
     Temperature falls linearly from 5 to 0.5, noise from 0.3 to 0.03, step by step; the last epoch of drawing stays at
     the end values. Then the most probable masks (or the best of some draws, on data that are not the training data) are
-    fixed and the survivors trained on.
+    fixed and the survivors trained on. Filters are masked where they are read, behind norm and activation, and taken
+    out for good once they are fixed.
 
 Settings that matter
     The learning rate of the logits (`logit_lr_mult`) and the noise, far more than the entropy's weight; `prior`, the
@@ -27,6 +28,7 @@ Departures from the authors' released code
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -37,6 +39,7 @@ from prunus.errors import ConfigError
 from prunus.masks.layers import MaskedWeight, layer_of
 from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import Order
+from prunus.masks.units import MaskedUnits
 from prunus.quantize import Bits, Scheme
 
 
@@ -111,14 +114,15 @@ class DynamicProbabilisticPruning:
         (hot, cold), (loud, quiet) = self.temperature, self.noise_scale
         return hot + share * (cold - hot), loud + share * (quiet - loud)
 
-    def masks(self, model: nn.Module, names: list[str], seed: int = 0) -> dict[str, MaskedWeight]:
-        """A mask for every named layer.
+    def masks(self, model: nn.Module, names: list[str], seed: int = 0) -> Mapping[str, MaskedWeight]:
+        """A mask for every named layer; with a filter pattern `MaskedUnits`, which want gates.
 
         Raises:
             ConfigError: a layer on which the pattern does not fit; see `Pattern.layout`.
         """
         pattern = Pattern.parse(self.pattern)
         layouts = {name: pattern.layout(layer_of(model, name), name) for name in names}
+        kind = MaskedUnits if pattern.granularity == "filter" else MaskedWeight
         found = {}
         for name, layout in layouts.items():
             own = (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63
@@ -127,7 +131,7 @@ class DynamicProbabilisticPruning:
             size = layout.rows_of(layout.form.rows(weight).square()).sqrt()
             spread = size.std(1, keepdim=True).clamp_min(1e-12) if layout.n > 1 else torch.ones_like(size)
             logits = self.init_std * noise + self.prior * (size - size.mean(1, keepdim=True)) / spread
-            found[name] = MaskedWeight(
+            found[name] = kind(
                 layout, logits, seed=own, order=self.order, resample_every=self.resample_every,
                 bits=self.bits, per_channel=self.per_channel, scheme=self.scheme,
             )  # fmt: skip

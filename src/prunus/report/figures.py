@@ -95,9 +95,9 @@ def _learning(masked: Masked) -> Any:
     series = [[getattr(e, field) for e in masked.history] for field in ("confidence", "diversity", "flips")]
     for axis, title, epochs in zip(axes, titles, series, strict=True):
         for name in masked.masks:
-            axis.plot(range(1, len(epochs) + 1), [e[name] for e in epochs], marker=".", label=name)
+            axis.plot(range(len(epochs)), [e[name] for e in epochs], marker=".", label=name)
         axis.set_title(title, fontsize=9)
-        axis.set_xlabel("epoch of drawing", fontsize=8)
+        axis.set_xlabel("epochs of drawing done", fontsize=8)
         axis.set_ylim(bottom=0)
         axis.tick_params(labelsize=7)
     axes[0].legend(fontsize=7)

@@ -1,0 +1,41 @@
+"""Masks of whole filters: they act where the filters are read, not on the weight that makes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunus.masks.layers import MaskedWeight
+from prunus.masks.sampling import gumbel, sample
+
+
+class MaskedUnits(MaskedWeight):
+    """The mask of a layer's filters, as multipliers for gates at their readers; the weight only goes onto its grid.
+
+    On the weight a filter's mask would stand before the batch norm. That undoes any scale, so what is drawn would get
+    no gradient; what is not drawn is divided by sqrt(eps) and gets an enormous one, leaves its bias behind, and has
+    running statistics of nothing.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight on its grid."""
+        return self.on_grid(weight)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def multipliers(self) -> Tensor:
+        """This pass's zeros and ones, fp32 [n]; their gradient reaches the logits unless the mask is fixed."""
+        if self.mode == "fixed":
+            return self.fixed[0].float()
+        noise = None
+        if self.mode == "sample" and self.training:
+            draw, again = divmod(self.uses, self.resample_every)
+            self.uses += 1
+            if again and self._mask is not None:
+                return self._mask
+            noise = gumbel(1, self.layout.n, (self.seed, draw), self.logits.device)
+        found = sample(
+            self.logits, self.layout.k, noise,
+            temperature=self.temperature, noise_scale=self.noise_scale, order=self.order,
+        )[0]  # fmt: skip
+        self._mask = found.detach() if noise is not None else None
+        return found
