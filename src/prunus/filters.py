@@ -67,13 +67,13 @@ def gated_filters(model: nn.Module, graph: Graph, masks: Mapping[str, MaskedUnit
             handle.remove()
 
 
-def plan_of_filters(graph: Graph, masks: Mapping[str, Tensor], method: str = "dpp") -> Plan:
+def plan_of_filters(graph: Graph, masks: Mapping[str, Tensor], asked: str = "") -> Plan:
     """The plan that removes what filter masks leave out.
 
     Args:
         graph: the analysed model.
         masks: bool [1, filters] by layer.
-        method: for the record.
+        asked: the pattern, for the record.
 
     Raises:
         ConfigError: a layer whose filters other layers write too, or whose group is locked.
@@ -84,4 +84,4 @@ def plan_of_filters(graph: Graph, masks: Mapping[str, Tensor], method: str = "dp
         group = graph.group(alone[name])
         units = group.writers[0].units_along_dim
         kept[group.name] = sorted(units[mask.reshape(-1).cpu().numpy()].tolist())
-    return Plan.from_kept(graph, kept, method=method)
+    return Plan.from_kept(graph, kept, method="dpp", asked=asked)

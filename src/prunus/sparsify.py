@@ -156,7 +156,7 @@ def sparsify(
         judged["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn)
     say(f"{method.pattern} in {len(names)} layers: {judged['masked']}")
     if by_filter:
-        plan = plan_of_filters(graph, masked.masks)
+        plan = plan_of_filters(graph, masked.masks, method.pattern)
         say(plan.explain())
     small = masked.model
     judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
@@ -166,10 +166,12 @@ def sparsify(
     inside = {n: LayerMask(method.pattern, m, method.bits, scales.get(n)) for n, m in masked.masks.items()}
     packed = {} if by_filter else inside
     directory = None if rank or out is None else _save(Path(out), small, plan, packed, data, judged)
-    speed = _speed(model, small, packed, data, say)  # after the network is safe on disk
-    summary = _summary(model, data, method, masked, inside, plan, judged, seed) | speed
+    summary = _summary(model, data, method, masked, inside, plan, judged, seed)
     if directory is not None:
         _describe(directory, small, masked, packed, data, summary, say)
+    summary |= _speed(model, small, packed, data, say)  # once all is safe on disk
+    if directory is not None:
+        _write_summary(directory, summary)
     return Sparsified(small, masked, summary, directory)
 
 
@@ -260,7 +262,7 @@ def _describe(
     say: Say,
 ) -> None:
     """Write the summary, the 8-bit ONNX file and the pictures."""
-    write_text(folder / "summary.json", json.dumps(summary, indent=2))
+    _write_summary(folder, summary)
     if inside and all(m.bits is not None and m.input_scale is not None for m in inside.values()):
         try:
             device = next(model.parameters()).device
@@ -275,3 +277,7 @@ def _describe(
         draw_masks(masked, folder / "figures")
     except MissingDependencyError as error:
         say(f"no figures: {error.what}; {error.fix}")
+
+
+def _write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    write_text(folder / "summary.json", json.dumps(summary, indent=2))

@@ -99,6 +99,7 @@ def _learning(masked: Masked) -> Any:
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("epochs of drawing done", fontsize=8)
         axis.set_ylim(bottom=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.tick_params(labelsize=7)
     axes[0].legend(fontsize=7)
     return figure
