@@ -34,17 +34,19 @@ def main() -> None:
     parser.add_argument("--noise", type=float, nargs="+", default=[1.0, 0.3, 0.1, 0.03])
     parser.add_argument("--steps", type=int, default=70, help="batches of 128 in an epoch, of which there are six")
     parser.add_argument("--drawing", type=int, nargs="+", default=[4], help="epochs that draw; the others tune")
+    parser.add_argument("--mult", type=float, default=10.0, help="step of the logits in steps of the weights")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
     dense = load_checkpoint(resnet20(), args.weights).eval().to(memory_format=torch.channels_last)
     graph = prunus.trace(dense, data.example_inputs)
-    own = DynamicProbabilisticPruning(pattern=args.pattern, lr=5e-4)
-    methods = {"magnitude": alike(own, 6, 0.5)["magnitude"]}
+    own = DynamicProbabilisticPruning(pattern=args.pattern, lr=5e-4, logit_lr_mult=args.mult)
+    methods = {"magnitude": replace(alike(own, 6, 0.5)["magnitude"], logit_lr_mult=10.0)}
     for drawing in args.drawing:
         drawn = alike(own, 6, drawing / 6)["dpp"]
         more = "" if drawing == 4 else f", drawn for {drawing}"
+        more += "" if args.mult == 10 else f", logits {args.mult:g} times as fast"
         methods |= {f"noise {n:g}{more}": replace(drawn, noise_scale=(n, 0.1 * n)) for n in args.noise}
     runs = Log(RESULTS / "dpp_noise_validation.jsonl")
     for seed in args.seeds:
