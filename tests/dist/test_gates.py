@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ def learned(rank: int, world: int) -> dict[str, Any]:
         refused = error.where
     method = DynamicProbabilisticPruning(pattern="weight 25%", epochs=1, tune_epochs=1, best_of=2)
     masked = fit_masks(model, ["0", "3"], method, batches, F.cross_entropy, precision="fp32", progress=False)
+    by_filter = replace(method, pattern="filter 50%", prior=0.0, noise_scale=(1.0, 1.0))
+    filters = fit_masks(
+        model, ["0", "3"], by_filter, batches, F.cross_entropy,
+        graph=prunus.trace(model, torch.randn(2, 1, 6, 6)), precision="fp32", progress=False,
+    )  # fmt: skip
     refused_masks = ""
     try:
         fit_masks(model, ["3"], method, poisoned, F.cross_entropy, progress=False)
@@ -55,6 +61,8 @@ def learned(rank: int, world: int) -> dict[str, Any]:
     return {
         "masks": {n: m.tolist() for n, m in masked.masks.items()},
         "weights": {n: p.tolist() for n, p in masked.model.named_parameters()},
+        "filters": {n: m.tolist() for n, m in filters.masks.items()},
+        "fewer_weights": {n: p.tolist() for n, p in filters.model.named_parameters()},
         "refused_masks": refused_masks,
         "dirichlet": {n: v.tolist() for n, v in found.values.items()},
         "fisher": {n: v.tolist() for n, v in fisher.values.items()},
@@ -72,6 +80,9 @@ def test_two_processes_hold_the_same_gates(tmp_path: Path) -> None:
     assert first["refused"] == second["refused"] == "epoch 0, step 0"
     assert first["masks"] == second["masks"]
     assert first["weights"] == second["weights"]
+    assert first["filters"] == second["filters"]
+    assert first["fewer_weights"] == second["fewer_weights"]
+    assert len(first["fewer_weights"]["0.weight"]) == 3
     assert first["refused_masks"] == second["refused_masks"] == "epoch 0, step 0"
     alone = learned(0, 1)
     for name, values in alone["fisher"].items():  # no noise: two processes see what one sees
