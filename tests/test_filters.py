@@ -157,3 +157,44 @@ def test_filters_without_the_analysed_model_or_shared_ones_are_refused_before_tr
     with pytest.raises(ConfigError, match=r"(?s)'7'.*locked or shared"):
         fit_masks(model, ["7"], replace(FILTERS, pattern="filter 1/3"), [(X, Y)], F.cross_entropy,
                   graph=prunus.trace(model, X), progress=False)  # fmt: skip
+
+
+class Sizes(nn.Module):
+    """Code that holds a number no attribute reaches: its graph is rewritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Linear(392, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.norm(self.conv(x)).relu().view(-1, 392)
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+def test_filters_go_from_rewritten_graphs_too_but_not_with_bits() -> None:
+    model, batches = Sizes(), [(X, Y)] * 3
+    graph = prunus.trace(model, X)
+    found = fit_masks(model, ["conv"], FILTERS, batches, F.cross_entropy, graph=graph, progress=False)
+    assert found.model.get_parameter("conv.weight").shape == (4, 4, 3, 3)
+    assert found.model(X).shape == (8, 3)
+    for grids in (replace(FILTERS, bits=8), replace(FILTERS, activation_bits=8)):
+        with pytest.raises(ConfigError, match=r"(?s)Sizes.*rewritten"):
+            fit_masks(model, ["conv"], grids, batches, F.cross_entropy, graph=graph, progress=False)
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.inner, self.head = nn.Embedding(20, 16), nn.Linear(16, 32), nn.Linear(32, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.inner(self.embedding(tokens)).relu()).mean(1)
+        return logits
+
+
+def test_removal_is_proven_on_the_data_where_random_inputs_would_be_nonsense() -> None:
+    model, tokens = Words(), torch.randint(0, 20, (8, 5), generator=torch.Generator().manual_seed(0))
+    found = fit_masks(model, ["inner"], FILTERS, [(tokens, Y)] * 3, F.cross_entropy, graph=prunus.trace(model, tokens),
+                      progress=False)  # fmt: skip
+    assert layer_of(found.model, "inner").weight.shape == (16, 16)

@@ -17,12 +17,12 @@ from prunus.activations import QuantizedInput, quantized_inputs
 from prunus.apply import apply_
 from prunus.batchnorm import reestimate_batch_norm
 from prunus.errors import ConfigError
-from prunus.filters import check_filters, gated_filters, plan_of_filters
+from prunus.filters import gated_filters, plan_of_filters
 from prunus.fit import BatchSource, LossFunction, Precision, check_loss, only_trainable, set_epoch
 from prunus.graph.grouping import Graph
 from prunus.masks.layers import MaskedWeight, MaskSet, attach, bake_, layer_of
 from prunus.masks.metrics import confidence, diversity, flip_rate, probabilities
-from prunus.masks.patterns import Layout, Pattern
+from prunus.masks.patterns import Layout, Pattern, takes_pattern
 from prunus.masks.sampling import gumbel, largest
 from prunus.masks.units import MaskedUnits
 from prunus.methods.dpp import DynamicProbabilisticPruning
@@ -114,13 +114,17 @@ def fit_masks(
         raise ConfigError("layers", "there is nothing to mask", "name linear or convolution layers")
     work = copy.deepcopy(model)
     masks = method.masks(work, list(layers), seed)
+    device = model_device(work)
+    seen = judge if judge is not None else batches
     gates = _gates(work, masks, graph)
+    _, left = _without_filters(copy.deepcopy(work), masks, graph, seen)  # refused before training, if at all
+    if len(left) < len(masks) and (method.bits or method.activation_bits):
+        found = "the model's code holds sizes, so its graph is rewritten, where no layer is left to put on a grid"
+        raise ConfigError(type(model).__name__, found, "write flatten(1) for view(-1, ...), or leave bits away")
     if method.rescale:
         with torch.no_grad():
             for name, mask in masks.items():
                 layer_of(work, name).weight.mul_(math.sqrt(mask.layout.n / mask.layout.k))
-    device = model_device(work)
-    seen = judge if judge is not None else batches
     steps = _epochs(method) * len(batches)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), progress_bar("dpp", steps, progress) as bar:
@@ -132,7 +136,7 @@ def fit_masks(
             attached.mode_("mode")
             sampled = _sampled_loss(work, attached, seen, loss_fn, precision, method.best_of, seed)
             attached.settle_(sampled[1])
-        work, left = _without_filters(work, masks, graph)
+        work, left = _without_filters(work, masks, graph, seen)
         with quantized_inputs(work, inputs), attach(work, left) as attached:
             tuned = range(method.epochs, _epochs(method))
             if not tuned:
@@ -160,26 +164,32 @@ def _gates(model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | N
     if graph is None:
         found = "they are masked where they are read, and taken out: that needs the analysed model"
         raise ConfigError("filter patterns", found, "give graph=prunus.trace(model, example_inputs)")
-    check_filters(graph, list(units))
     return gated_filters(model, graph, units)
 
 
 def _without_filters(
-    model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | None
+    model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | None, batches: BatchSource
 ) -> tuple[nn.Module, Mapping[str, MaskedWeight]]:
-    """The network without what masks of filters leave out, and the masks that remain: all there is of each filter."""
+    """The network without what masks of filters leave out, and the masks that remain: all there is of each filter.
+
+    Where the captured graph had to be rewritten there are no layers any more, and no masks remain.
+    """
     units = {n: m for n, m in masks.items() if isinstance(m, MaskedUnits)}
-    if not units:
+    if not units or graph is None:
         return model, masks
-    assert graph is not None
-    small = apply_(model, plan_of_filters(graph, {n: m.fixed for n, m in units.items()}))
+    first = next(iter(batches))[0]
+    examples = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[: graph.inputs[0][0][0]], first)
+    small = apply_(model, plan_of_filters(graph, {n: m.fixed for n, m in units.items()}), examples)
+    layers = dict(small.named_modules())
     left = {}
     for name, mask in units.items():
-        layout = Pattern.parse("filter 100%").layout(layer_of(small, name), name)
-        left[name] = MaskedWeight(
-            layout, torch.zeros(1, layout.n), bits=mask.bits, per_channel=mask.per_channel, scheme=mask.scheme
-        )
-        left[name].settle_()
+        layer = layers.get(name)
+        if takes_pattern(layer):
+            layout = Pattern.parse("filter 100%").layout(layer, name)
+            left[name] = MaskedWeight(
+                layout, torch.zeros(1, layout.n), bits=mask.bits, per_channel=mask.per_channel, scheme=mask.scheme
+            )
+            left[name].settle_()
     return small, left
 
 

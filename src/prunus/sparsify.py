@@ -219,7 +219,7 @@ def _summary(
         "layers": {
             n: {
                 "weights": weights[n],
-                "kept": int((layer_of(masked.model, n).weight != 0).sum()),
+                "kept": int((masked.model.get_parameter(f"{n}.weight") != 0).sum()),
                 "density": masked.layouts[n].density,
                 "dense_bytes": 4 * weights[n],
                 "stored_bytes": stored[n],
