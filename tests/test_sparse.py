@@ -90,26 +90,38 @@ def test_both_ways_of_the_kernel_agree_without_numba_too(batch: int, monkeypatch
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("wide_index", [False, True])
-def test_every_number_of_examples_and_of_weights(kind: torch.dtype, wide_index: bool) -> None:
-    """The loops' edges: vectors that are not full, rows whose weights are no multiple of what is added at once."""
+@pytest.mark.parametrize("index_as", [torch.int16, torch.int32, torch.int64])
+def test_every_number_of_examples_weights_and_rows(kind: torch.dtype, index_as: torch.dtype) -> None:
+    """The loops' edges: vectors and tiles that are not full, weights that are no multiple of what is added at once."""
     pytest.importorskip("numba")
-    for kept in (1, 2, 5, 8, 21):
-        index = torch.stack([torch.randperm(40)[:kept].sort().values for _ in range(7)])
-        values = torch.randn(7, kept).to(kind)
-        dense = torch.zeros(7, 40).scatter_(1, index, values.float())
-        columns = index.to(torch.int32) if wide_index else kernels.narrow(index, 40)
+    for kept, rows, inputs in ((1, 7, 40), (2, 16, 32), (5, 33, 40), (8, 1, 8), (21, 48, 47)):
+        index = torch.stack([torch.randperm(inputs)[:kept].sort().values for _ in range(rows)])
+        values = torch.randn(rows, kept).to(kind)
+        dense = torch.zeros(rows, inputs).scatter_(1, index, values.float())
+        columns = index.to(index_as)
         for examples in (0, 1, 3, 4, 15, 16, 17, 33, 48, 64, 65, 200):
-            x = torch.randn(40, examples).t()
+            x = torch.randn(inputs, examples).t()
             found = kernels.product(x, values, columns)
-            assert found.shape == (examples, 7)
+            assert found.shape == (examples, rows)
             assert found.is_contiguous()
             assert torch.allclose(found, x @ dense.t(), atol=1e-5)
 
 
+def test_a_tile_is_transposed_and_nothing_else_is_written() -> None:
+    numba = pytest.importorskip("numba")
+    from prunus.sparse.tiles import transposed_tile
+
+    tile = transposed_tile()
+    x, out = torch.randn(20, 37), torch.zeros(40, 19)
+    numba.njit(lambda given, made: tile(given, 3, 21, made, 9, 2))(x.numpy(), out.numpy())
+    wanted = torch.zeros(40, 19)
+    wanted[9:25, 2:18] = x[3:19, 21:37].t()
+    assert torch.equal(out, wanted)
+
+
 def test_threads_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
-    _, small = masked(nn.Linear(64, 33), "weight 25%")
+    _, small = masked(nn.Linear(64, 133), "weight 25%")
     x = torch.randn(20, 64)
     alone = kernels.product(x, small.values, small.index)  # type: ignore[arg-type]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
@@ -171,6 +183,18 @@ def test_images_of_another_shape_are_refused_and_single_ones_taken() -> None:
     pytest.importorskip("numba")
     with torch.no_grad(), pytest.raises(DataError, match="does not fit"):
         small(torch.randn(1, 4, 2, 9))
+
+
+def test_inputs_of_another_width_are_refused() -> None:
+    """The loops would read beyond the example; 32 x 2 numbers must not pass for one example of 64 either."""
+    _, small = masked(nn.Linear(64, 32), "weight 25%")
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            for wrong in (torch.randn(2, 32), torch.randn(63), torch.randn(2, 2, 65)):
+                with pytest.raises(DataError, match=r"give \[\.\.\., 64\]"):
+                    small(wrong)
+            assert small(torch.randn(64)).shape == (32,)
+            assert small(torch.randn(0, 64)).shape == (0, 32)
 
 
 def test_columns_beyond_a_signed_short_survive() -> None:

@@ -66,7 +66,12 @@ class CondensedLinear(_Condensed):
         self.in_features, self.out_features = inputs, values.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., I] -> [..., O]."""
+        """[..., I] -> [..., O]. Raises DataError for inputs of another width."""
+        if x.shape[-1] != self.in_features:
+            # The compiled loops would read beyond the example.
+            raise DataError("CondensedLinear", f"an input {tuple(x.shape)}", f"give [..., {self.in_features}]")
+        if x.dim() == 2:
+            return self._product(x)
         return self._product(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
 
     def dense_weight(self) -> Tensor:

@@ -1,8 +1,9 @@
 """The compiled loops (numba, extra `sparse`) for products with a condensed weight on a CPU.
 
 One to three examples are gathered weight by weight. More go through a loop that adds, for each weight, its value times
-a row of the transposed input: 16 to 64 examples at once, whose sums stay in vector registers until the row is done. It
-is written in LLVM's vectors, which LLVM splits into what the processor has.
+a row of the transposed input: 16 to 64 examples at once, whose sums stay in vector registers until the row is done;
+16 rows of sums are turned back at a time. It is written in LLVM's vectors, which LLVM splits into what the processor
+has. Arrays are given by their addresses: small products would take longer to call than to compute.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunus.sparse.tiles import array_at, transposed_tile
 from prunus.sparse.vectors import LANES, MOST_VECTORS, row_of_sums
 
 FEW = 3
@@ -33,25 +35,23 @@ def available() -> bool:
 
 def looped(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
     """The product [B, O] of fp32 x [B, I] with values [O, k], fp32 or bf16, at index [O, k], without a gradient."""
-    x, values, index = x.detach().contiguous(), values.detach().contiguous(), index.contiguous()
-    out = x.new_empty(len(x), len(values))
-    if len(x) <= FEW:
-        _gather(values.dtype)(plain(values), plain(index), x.numpy(), out.numpy())
+    x, values, index = x.contiguous(), values.contiguous(), index.contiguous()
+    (examples, inputs), (rows, k) = x.shape, values.shape
+    out = x.new_empty(examples, rows)
+    weights = values.data_ptr(), index.data_ptr()
+    if examples <= FEW:
+        loop = _gather(values.dtype, index.dtype)
+        loop(*weights, x.data_ptr(), out.data_ptr(), k, inputs, rows, examples)
         return out
-    wide = LANES * MOST_VECTORS
-    for start in range(0, len(x), wide):
-        _across(x[start : start + wide], values, index, out[start : start + wide])
+    most = LANES * MOST_VECTORS
+    across = x.new_empty(inputs, min(most, -(-examples // LANES) * LANES))
+    for start in range(0, examples, most):
+        part = min(most, examples - start)
+        vectors = -(-part // LANES)
+        _lay_across()(x[start].data_ptr(), across.data_ptr(), part, inputs, vectors * LANES)
+        given = *weights, across.data_ptr(), out[start].data_ptr(), k, inputs, rows, part
+        over_rows(_by_rows(vectors, values.dtype, index.dtype), given, rows, rows * k * vectors * LANES)
     return out
-
-
-def _across(x: Tensor, values: Tensor, index: Tensor, out: Tensor) -> None:
-    """`looped` for at most as many examples as fit into the registers."""
-    vectors = -(-len(x) // LANES)
-    across, sums = x.new_empty(x.shape[1], vectors * LANES), x.new_empty(len(values), vectors * LANES)
-    across[:, : len(x)], across[:, len(x) :] = x.t(), 0
-    given = plain(values), plain(index), across.numpy(), sums.numpy()
-    over_rows(_by_rows(vectors, values.dtype), given, len(values), index.numel() * vectors * LANES)
-    out.copy_(sums[:, : len(x)].t())
 
 
 def over_rows(loop: Callable[..., None], given: Sequence[Any], rows: int, products: int) -> None:
@@ -74,23 +74,36 @@ def plain(tensor: Tensor) -> Any:
 
 
 @cache
-def _gather(dtype: torch.dtype) -> Callable[..., None]:
-    """The loop for a few examples, one after the other, and values of this type."""
+def _kinds(values: torch.dtype, index: torch.dtype) -> tuple[Any, Any]:
+    """What the arrays hold for numpy; see `plain`."""
+    return plain(torch.empty(0, dtype=values)).dtype.type, plain(torch.empty(0, dtype=index)).dtype.type
+
+
+@cache
+def _gather(values_as: torch.dtype, index_as: torch.dtype) -> Callable[..., None]:
+    """The loop for a few examples, one after the other; arrays by their addresses."""
     import numba
     import numpy as np
 
-    compiled = numba.njit(fastmath=True, nogil=True)
-    if dtype == torch.bfloat16:
+    number, column = _kinds(values_as, index_as)
+    compiled, array = numba.njit(fastmath=True, nogil=True), array_at()
+    if values_as == torch.bfloat16:
         widened = compiled(lambda value: np.int32(np.uint32(value) << np.uint32(16)).view(np.float32))
     else:
         widened = compiled(lambda value: value)
 
-    def gather(values: Any, index: Any, x: Any, out: Any) -> None:
-        for b in range(x.shape[0]):
+    def gather(
+        values_at: int, index_at: int, x_at: int, out_at: int, k: int, inputs: int, rows: int, examples: int
+    ) -> None:
+        values = array(values_at, number, (rows, k))
+        index = array(index_at, column, (rows, k))
+        x = array(x_at, np.float32, (examples, inputs))
+        out = array(out_at, np.float32, (examples, rows))
+        for b in range(examples):
             row = x[b]
-            for o in range(values.shape[0]):
+            for o in range(rows):
                 total = np.float32(0)
-                for j in range(values.shape[1]):
+                for j in range(k):
                     total += widened(values[o, j]) * row[index[o, j]]
                 out[b, o] = total
 
@@ -98,14 +111,58 @@ def _gather(dtype: torch.dtype) -> Callable[..., None]:
 
 
 @cache
-def _by_rows(vectors: int, dtype: torch.dtype) -> Callable[..., None]:
-    """The loop for `vectors` x 16 columns and values of this type, over the rows from `first` to before `last`."""
+def _lay_across() -> Callable[..., None]:
+    """Compiled: x [B, I] transposed to [I, width], with zeros for the examples that x lacks."""
     import numba
+    import numpy as np
 
-    add_row = row_of_sums(vectors, from_bits=dtype == torch.bfloat16, through_table=False)
+    array, tile = array_at(), transposed_tile()
 
-    def by_rows(values: Any, index: Any, across: Any, out: Any, first: int, last: int) -> None:
-        for o in range(first, last):
-            add_row(values, index, index, across, out, o, 0)
+    def lay_across(x_at: int, across_at: int, examples: int, inputs: int, width: int) -> None:
+        x = array(x_at, np.float32, (examples, inputs))
+        across = array(across_at, np.float32, (inputs, width))
+        in_tiles, covered = examples - examples % LANES, inputs - inputs % LANES
+        for i in range(0, covered, LANES):
+            for b in range(0, in_tiles, LANES):
+                tile(x, b, i, across, i, b)
+        for i in range(inputs):
+            for b in range(in_tiles if i < covered else 0, examples):
+                across[i, b] = x[b, i]
+            for b in range(examples, width):
+                across[i, b] = 0
+
+    return numba.njit(nogil=True)(lay_across)  # type: ignore[no-any-return]
+
+
+@cache
+def _by_rows(vectors: int, values_as: torch.dtype, index_as: torch.dtype) -> Callable[..., None]:
+    """The loop for up to `vectors` x 16 examples that lie across, over the rows from `first` to before `last`."""
+    import numba
+    import numpy as np
+
+    number, column = _kinds(values_as, index_as)
+    add_row = row_of_sums(vectors, from_bits=values_as == torch.bfloat16, through_table=False)
+    array, tile, width = array_at(), transposed_tile(), vectors * LANES
+
+    def by_rows(
+        values_at: int, index_at: int, across_at: int, out_at: int, k: int, inputs: int, rows: int, examples: int,
+        first: int, last: int,
+    ) -> None:  # fmt: skip
+        values = array(values_at, number, (rows, k))
+        index = array(index_at, column, (rows, k))
+        across = array(across_at, np.float32, (inputs, width))
+        out = array(out_at, np.float32, (examples, rows))
+        sums = np.empty((LANES, width), np.float32)
+        for start in range(first, last, LANES):
+            stop, in_tiles = min(start + LANES, last), 0
+            for o in range(start, stop):
+                add_row(values[start:stop], index[start:stop], index, across, sums, o - start, 0)
+            if stop - start == LANES:
+                in_tiles = examples - examples % LANES
+                for b in range(0, in_tiles, LANES):
+                    tile(sums, 0, b, out, b, start)
+            for b in range(in_tiles, examples):
+                for o in range(start, stop):
+                    out[b, o] = sums[o - start, b]
 
     return numba.njit(nogil=True)(by_rows)  # type: ignore[no-any-return]
