@@ -4,7 +4,8 @@
     python benchmarks/condensed_cost.py --device cuda    (see condensed_cost_cuda.py)
 
 One thread, CPU time, interleaved. The roofline is the slower of two, both measured in the same run: reading the values
-and indices once at the bandwidth of a plain sum, and the multiply-adds at the rate of a dense product in the cache.
+(of each layer's own type) and indices once at the bandwidth of a plain sum, and the multiply-adds at the rate of a dense
+fp32 product in the cache.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ import torch.nn.functional as F
 import condensed_cost_cuda
 from prunus.sparse.layers import CondensedLinear
 from record import interleaved, write
+
+
+BF16_VALUES, BF16_BOTH = "condensed, bf16 values", "condensed, bf16 values and inputs"
 
 
 def timed(job: Callable[[], object], inner: int) -> Callable[[], float]:
@@ -69,7 +73,8 @@ def ways(size: int, density: float, batch: int) -> tuple[dict[str, Callable[[], 
             narrow, across, per_sample_weights=values, mode="sum"
         ),
         "condensed": lambda: layer(x),
-        "condensed, bf16 values": lambda: half(x),
+        BF16_VALUES: lambda: half(x),
+        BF16_BOTH: lambda: half(x16),
     }
     wanted = x @ dense.t()
     assert torch.allclose(layer(x), wanted, atol=1e-3 * size**0.5)
@@ -97,22 +102,28 @@ def main() -> None:
             for density in args.densities:
                 for batch in args.batches or [1, 64]:
                     found, layer, k = ways(size, density, batch)
-                    moved = size * k * (4 + layer.index.element_size())
+                    places = layer.index.element_size()
                     jobs = {n: timed(j, 5 if batch == 1 else 1) for n, j in found.items()}
-                    jobs |= {"read": bandwidth(moved), "multiply": arithmetic()}
+                    jobs |= {
+                        "read": bandwidth(size * k * (4 + places)),
+                        "read, bf16 values": bandwidth(size * k * (2 + places)),
+                        "multiply": arithmetic(),
+                    }
                     times = interleaved(jobs, args.repeats)
                     middle = {n: statistics.median(t) for n, t in times.items()}
-                    roof = max(middle["read"], middle["multiply"] * size * k * batch / 1e6)
+                    products = middle["multiply"] * size * k * batch / 1e6
+                    roofs = {"condensed": max(middle["read"], products)}
+                    roofs |= dict.fromkeys((BF16_VALUES, BF16_BOTH), max(middle["read, bf16 values"], products))
                     best = min(middle["dense fp32"], middle["dense bf16"])
                     zeros = f"{100 * (1 - density):.0f} % zeros"
                     print(f"\n{size} x {size}, {zeros}, batch {batch}, best dense {1e3 * best:.2f} ms")
                     for name in found:
-                        share = f", {100 * roof / middle[name]:.0f} % of the roofline" if "condensed" in name else ""
+                        share = f", {100 * roofs[name] / middle[name]:.0f} % of the roofline" if name in roofs else ""
                         ratios = [d / t for d, t in zip(times["dense fp32"], times[name], strict=True)]
                         quartiles = statistics.quantiles(ratios, n=4)
                         print(f"  {name:40s} {statistics.median(ratios):6.2f} x dense fp32 "
                               f"({quartiles[0]:.2f} .. {quartiles[2]:.2f}){share}", flush=True)  # fmt: skip
-                    rows.append({"size": size, "density": density, "batch": batch, "roofline": roof, "seconds": times})
+                    rows.append({"size": size, "density": density, "batch": batch, "roofline": roofs, "seconds": times})
     print("written to", write("condensed_cost_cpu", {"rows": rows}))
 
 

@@ -89,22 +89,66 @@ def test_both_ways_of_the_kernel_agree_without_numba_too(batch: int, monkeypatch
     assert torch.allclose(small(x), first, atol=1e-5)
 
 
+@pytest.mark.parametrize("given_as", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("index_as", [torch.int16, torch.int32, torch.int64])
-def test_every_number_of_examples_weights_and_rows(kind: torch.dtype, index_as: torch.dtype) -> None:
+def test_every_number_of_examples_weights_and_rows(
+    given_as: torch.dtype, kind: torch.dtype, index_as: torch.dtype
+) -> None:
     """The loops' edges: vectors and tiles that are not full, weights that are no multiple of what is added at once."""
     pytest.importorskip("numba")
-    for kept, rows, inputs in ((1, 7, 40), (2, 16, 32), (5, 33, 40), (8, 1, 8), (21, 48, 47)):
+    for kept, rows, inputs in ((1, 7, 40), (2, 16, 32), (5, 33, 74), (8, 1, 8), (21, 48, 47)):
         index = torch.stack([torch.randperm(inputs)[:kept].sort().values for _ in range(rows)])
         values = torch.randn(rows, kept).to(kind)
         dense = torch.zeros(rows, inputs).scatter_(1, index, values.float())
         columns = index.to(index_as)
-        for examples in (0, 1, 3, 4, 15, 16, 17, 33, 48, 64, 65, 200):
-            x = torch.randn(inputs, examples).t()
+        for examples in (0, 1, 3, 4, 15, 16, 17, 32, 33, 48, 64, 65, 96, 200):
+            x = torch.randn(inputs, examples).t().to(given_as)
             found = kernels.product(x, values, columns)
             assert found.shape == (examples, rows)
+            assert found.dtype == given_as
             assert found.is_contiguous()
-            assert torch.allclose(found, x @ dense.t(), atol=1e-5)
+            # The sums are fp32, so that only the output's own rounding is left.
+            wanted = x.float() @ dense.t()
+            assert torch.allclose(found.float(), wanted, rtol=torch.finfo(given_as).eps, atol=1e-5)
+
+
+def test_examples_that_share_a_word_of_bf16_do_not_mix() -> None:
+    index = torch.stack([torch.randperm(40)[:8].sort().values for _ in range(20)])
+    values = torch.randn(20, 8)
+    x = torch.randn(64, 40).bfloat16()
+    before = kernels.product(x, values, index)
+    for broken, value in ((3, float("nan")), (18, float("inf")), (63, -0.0), (40, 1e-40)):
+        x[broken] = value
+    after = kernels.product(x, values, index)
+    others = [i for i in range(64) if i not in (3, 18, 63, 40)]
+    assert torch.equal(after[others], before[others])
+    assert after[3].isnan().all()
+    assert not after[18].isfinite().any()
+    assert not after[63].any()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("batch", [2, 40])
+def test_in_autocast_it_answers_as_the_dense_layers(grad: bool, batch: int) -> None:
+    net, layouts, masks = small_net()
+    small = condense_(copy.deepcopy(net), layouts, masks)  # type: ignore[arg-type]
+    x = torch.randn(batch, 3, 8, 8)
+    with torch.set_grad_enabled(grad):
+        exact = net(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            wanted, found = net(x), small(x)
+            assert net[0](x).dtype == small[0](x).dtype == torch.bfloat16  # type: ignore[index, operator]
+            assert found.dtype == wanted.dtype
+            if grad:
+                found.float().sum().backward()
+                gradients = [p.grad for p in small.parameters()]
+                assert all(g is not None and g.isfinite().all() for g in gradients)
+        # Its weights are not rounded to bf16, those of the dense layers are.
+        assert (found - exact).norm() <= 1.5 * (wanted - exact).norm()
+    with torch.autocast("cpu", torch.bfloat16):
+        double = copy.deepcopy(small).double()
+        assert double(x.double()).dtype == torch.float64
 
 
 def test_a_tile_is_transposed_and_nothing_else_is_written() -> None:
@@ -142,12 +186,13 @@ CONVOLUTIONS = st.fixed_dictionaries(
 @given(
     setting=CONVOLUTIONS, size=st.tuples(st.integers(10, 25), st.integers(10, 25)), channels=st.integers(1, 3),
     batch=st.integers(1, 3), share=st.floats(0, 1), kind=st.sampled_from([torch.float32, torch.bfloat16]),
+    given_as=st.sampled_from([torch.float32, torch.bfloat16]),
     flip=st.booleans(), seed=st.integers(0, 1000),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_convolutions_of_every_geometry(
     setting: dict[str, Any], size: tuple[int, int], channels: int, batch: int, share: float, kind: torch.dtype,
-    flip: bool, seed: int,
+    given_as: torch.dtype, flip: bool, seed: int,
 ) -> None:  # fmt: skip
     pytest.importorskip("numba")
     torch.manual_seed(seed)
@@ -160,15 +205,18 @@ def test_convolutions_of_every_geometry(
         conv.weight.mul_(torch.zeros(5, flat).scatter_(1, index, 1.0).view_as(conv.weight))
     small = CondensedConv2d(conv, index)
     small.values = nn.Parameter(small.values.detach().to(kind))
-    x = torch.randn(batch, channels, *size)
+    x = torch.randn(batch, channels, *size).to(given_as)
     x = x.transpose(2, 3).contiguous().transpose(2, 3) if flip else x
     with torch.no_grad():
-        wanted, found = conv(x), small(x)
+        wanted, found = conv(x.float()), small(x)
         assert found.shape == wanted.shape
-        assert torch.allclose(found, wanted, atol=1e-5)
+        assert found.dtype == given_as
+        # The bias is added after the first rounding, which a larger sum than the output may have had.
+        close = {"rtol": 0.0, "atol": 1e-5 + (0.02 if given_as == torch.bfloat16 else 0.0)}
+        assert torch.allclose(found.float(), wanted, **close)
         # Without the compiled loops the patches are copied out.
         with mock.patch.object(loops, "available", return_value=False):
-            assert torch.allclose(small(x), wanted, atol=1e-5)
+            assert torch.allclose(small(x).float(), wanted, **close)
 
 
 def test_images_of_another_shape_are_refused_and_single_ones_taken() -> None:

@@ -22,7 +22,7 @@ from prunus.sparse.convolutions import Geometry, convolved, geometry_of
 from prunus.sparse.loops import looped
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-"""Types that the Triton kernels take; others go through `embedding_bag`."""
+"""Types of inputs that the loops and kernels take; others go through `embedding_bag`."""
 
 
 def product(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ condensed.register_autograd(_backward, setup_context=_save)
 def convolution(x: Tensor, values: Tensor, index: Tensor, geometry: Geometry) -> Tensor:
     """The convolution [B, O, H', W'] of x [B, Cin, H, W] with condensed filters [O, k], without a gradient."""
     if _in_loops(x, values):
-        return convolved(x, values, index, geometry)
+        return convolved(x.float(), values, index, geometry).to(x.dtype)
     g = geometry
     patches = F.unfold(x, g.kernel, g.dilation, g.padding, g.stride).transpose(1, 2)
     out = product(patches.reshape(-1, patches.shape[2]), values, index)
@@ -136,13 +136,20 @@ def wide(index: Tensor) -> Tensor:
     return index.to(torch.int32) & 0xFFFF if index.dtype == torch.int16 else index
 
 
+def in_autocast(x: Tensor) -> Tensor:
+    """x in the type that autocast, where it is on, gives a dense layer's inputs."""
+    kind = x.device.type
+    eligible = x.is_floating_point() and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(kind)) if eligible and torch.is_autocast_enabled(kind) else x
+
+
 def reads_shorts(x: Tensor, values: Tensor) -> bool:
     """Whether `product` with this x reads int16 columns as they are, so that wide ones need not be kept for it."""
     return _in_loops(x, values) or _on_cuda(x, values) is not None
 
 
 def _in_loops(x: Tensor, values: Tensor) -> bool:
-    types = x.dtype == torch.float32 and values.dtype in (torch.float32, torch.bfloat16)
+    types = x.dtype in FLOATS and values.dtype in (torch.float32, torch.bfloat16)
     return types and x.device.type == "cpu" and loops.available()
 
 

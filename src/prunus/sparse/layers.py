@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from prunus.errors import ConfigError, DataError
 from prunus.masks.patterns import Layout
 from prunus.sparse.convolutions import geometry_of
-from prunus.sparse.kernels import condensed, condensed_conv2d, convolution, narrow, product, reads_shorts, wide
+from prunus.sparse.kernels import (
+    condensed,
+    condensed_conv2d,
+    convolution,
+    in_autocast,
+    narrow,
+    product,
+    reads_shorts,
+    wide,
+)
 from prunus.submodules import is_conv1d
 
 
@@ -31,11 +40,12 @@ class _Condensed(nn.Module):
 
     def _product(self, x: Tensor) -> Tensor:
         """[B, I] -> [B, O], the bias added."""
+        x = in_autocast(x)
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             out = condensed(x, self.values, self.index)
         else:
             out = product(x, self.values, self.index if reads_shorts(x, self.values) else self._widened())
-        return out if self.bias is None else out + self.bias
+        return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def _widened(self) -> Tensor:
         # Torch's own operations want 32 bits. Kept once made, outside the state: it is derived.
@@ -113,12 +123,13 @@ class CondensedConv2d(_Condensed):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             # The compiled loops would read beyond the image.
             raise DataError("CondensedConv2d", f"an input {tuple(x.shape)}", f"give [B, {self.in_channels}, H, W]")
+        x = in_autocast(x)
         settings = list(self.kernel_size), list(self.stride), list(self.padding), list(self.dilation)
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             out = condensed_conv2d(x, self.values, self.index, *settings)
         else:
             out = convolution(x, self.values, self.index, geometry_of(x, *settings))
-        return out if self.bias is None else out + self.bias[:, None, None]
+        return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 
     def dense_weight(self) -> Tensor:
         """The weight [O, Cin, kh, kw] with its zeros."""

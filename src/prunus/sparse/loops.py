@@ -34,23 +34,38 @@ def available() -> bool:
 
 
 def looped(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
-    """The product [B, O] of fp32 x [B, I] with values [O, k], fp32 or bf16, at index [O, k], without a gradient."""
+    """The product [B, O] of x [B, I] with values [O, k], fp32 or bf16, at index [O, k], without a gradient.
+
+    Sums are fp32 whatever x is. Many bf16 examples are read as they are, half of the memory of fp32 ones.
+    """
+    if x.dtype == torch.bfloat16 and len(x) > LANES and x.shape[1] % 2 == 0:
+        return _many(x.contiguous(), values.contiguous(), index.contiguous()).to(x.dtype)
+    if x.dtype != torch.float32:
+        return looped(x.float(), values, index).to(x.dtype)
     x, values, index = x.contiguous(), values.contiguous(), index.contiguous()
     (examples, inputs), (rows, k) = x.shape, values.shape
     out = x.new_empty(examples, rows)
-    weights = values.data_ptr(), index.data_ptr()
     if examples <= FEW:
         loop = _gather(values.dtype, index.dtype)
-        loop(*weights, x.data_ptr(), out.data_ptr(), k, inputs, rows, examples)
+        loop(values.data_ptr(), index.data_ptr(), x.data_ptr(), out.data_ptr(), k, inputs, rows, examples)
         return out
-    most = LANES * MOST_VECTORS
-    across = x.new_empty(inputs, min(most, -(-examples // LANES) * LANES))
+    return _many(x, values, index)
+
+
+def _many(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
+    """`looped` for more examples, fp32 or bf16; the product is fp32."""
+    (examples, inputs), (rows, k) = x.shape, values.shape
+    paired, most = x.dtype == torch.bfloat16, LANES * MOST_VECTORS
+    lay, at_once = (_lay_pairs_across(), 2 * LANES) if paired else (_lay_across(), LANES)
+    out = x.new_empty(examples, rows, dtype=torch.float32)
+    across = x.new_empty(inputs, min(most, -(-examples // at_once) * at_once))
     for start in range(0, examples, most):
         part = min(most, examples - start)
-        vectors = -(-part // LANES)
-        _lay_across()(x[start].data_ptr(), across.data_ptr(), part, inputs, vectors * LANES)
-        given = *weights, across.data_ptr(), out[start].data_ptr(), k, inputs, rows, part
-        over_rows(_by_rows(vectors, values.dtype, index.dtype), given, rows, rows * k * vectors * LANES)
+        vectors = -(-part // at_once) * at_once // LANES
+        lay(x[start].data_ptr(), across.data_ptr(), part, inputs, vectors * LANES)
+        given = (values.data_ptr(), index.data_ptr(), across.data_ptr(), out[start].data_ptr(), k, inputs, rows, part)
+        loop = _by_rows(vectors, values.dtype, index.dtype, paired)
+        over_rows(loop, given, rows, rows * k * vectors * LANES)
     return out
 
 
@@ -135,14 +150,51 @@ def _lay_across() -> Callable[..., None]:
 
 
 @cache
-def _by_rows(vectors: int, values_as: torch.dtype, index_as: torch.dtype) -> Callable[..., None]:
+def _lay_pairs_across() -> Callable[..., None]:
+    """Compiled: bf16 x [B, I] transposed to words [I, width / 2] as `row_of_sums` reads them in pairs; I is even.
+
+    A word of x holds two columns of one example, a word across two examples of one column, 16 apart.
+    """
+    import numba
+    import numpy as np
+
+    array, tile = array_at(), transposed_tile()
+    low, high, half = np.uint32(0xFFFF), np.uint32(0xFFFF0000), np.uint32(16)
+
+    def lay_pairs_across(x_at: int, across_at: int, examples: int, inputs: int, width: int) -> None:
+        x = array(x_at, np.uint32, (examples, inputs // 2))
+        across = array(across_at, np.uint32, (inputs, width // 2))
+        both = np.empty((LANES, 2 * LANES), np.uint32)
+        for i in range(0, inputs // 2, LANES):
+            here = min(LANES, inputs // 2 - i)
+            for b in range(0, width, 2 * LANES):
+                for part in range(0, 2 * LANES, LANES):
+                    first = b + part
+                    if here == LANES and first + LANES <= examples:
+                        tile(x, first, i, both, 0, part)
+                    else:
+                        for j in range(here):
+                            for e in range(LANES):
+                                both[j, part + e] = x[first + e, i + j] if first + e < examples else np.uint32(0)
+                for j in range(here):
+                    for e in range(LANES):
+                        one, other = both[j, e], both[j, e + LANES]
+                        across[2 * (i + j), b // 2 + e] = (one & low) | (other << half)
+                        across[2 * (i + j) + 1, b // 2 + e] = (one >> half) | (other & high)
+
+    return numba.njit(nogil=True)(lay_pairs_across)  # type: ignore[no-any-return]
+
+
+@cache
+def _by_rows(vectors: int, values_as: torch.dtype, index_as: torch.dtype, paired: bool = False) -> Callable[..., None]:
     """The loop for up to `vectors` x 16 examples that lie across, over the rows from `first` to before `last`."""
     import numba
     import numpy as np
 
     number, column = _kinds(values_as, index_as)
-    add_row = row_of_sums(vectors, from_bits=values_as == torch.bfloat16, through_table=False)
+    add_row = row_of_sums(vectors, from_bits=values_as == torch.bfloat16, through_table=False, paired=paired)
     array, tile, width = array_at(), transposed_tile(), vectors * LANES
+    word, words = (np.uint32, width // 2) if paired else (np.float32, width)
 
     def by_rows(
         values_at: int, index_at: int, across_at: int, out_at: int, k: int, inputs: int, rows: int, examples: int,
@@ -150,7 +202,7 @@ def _by_rows(vectors: int, values_as: torch.dtype, index_as: torch.dtype) -> Cal
     ) -> None:  # fmt: skip
         values = array(values_at, number, (rows, k))
         index = array(index_at, column, (rows, k))
-        across = array(across_at, np.float32, (inputs, width))
+        across = array(across_at, word, (inputs, words))
         out = array(out_at, np.float32, (examples, rows))
         sums = np.empty((LANES, width), np.float32)
         for start in range(first, last, LANES):

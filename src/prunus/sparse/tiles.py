@@ -33,8 +33,8 @@ def array_at() -> Any:
 def transposed_tile() -> Any:
     """out[p + j, q + i] = x[r + i, c + j] for i, j < 16: a function (x, r, c, out, p, q) for compiled code.
 
-    Both arrays are fp32, contiguous, and nothing is checked. Four rounds of exchanges between pairs of vectors take
-    64 instructions for 256 numbers, which one by one are a load and a store each, far apart.
+    Both arrays have 4 bytes a number and are contiguous; nothing is checked. Four rounds of exchanges between pairs
+    of vectors take 64 instructions for 256 numbers, which one by one are a load and a store each, far apart.
     """
     from llvmlite import ir
     from numba import types

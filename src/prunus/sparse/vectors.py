@@ -16,13 +16,15 @@ CHAINS = 4
 """Sums that don't wait for each other; one alone waits for its last addition at every weight."""
 
 
-def row_of_sums(vectors: int, *, from_bits: bool, through_table: bool) -> Any:
+def row_of_sums(vectors: int, *, from_bits: bool, through_table: bool, paired: bool = False) -> Any:
     """out[o, at + c] = sum_j values[o, j] across[start of index[o, j], at + c] for c < 16 `vectors`.
 
     Args:
         vectors: 1 to 4.
         from_bits: values are the bits of bf16 numbers, not fp32.
         through_table: `across` is flat, and a column starts at table[column]; else it is [I, n], one row per column.
+        paired: `across` is words [I, n / 2] of two bf16 numbers: of 32, number w lies low in word w, w + 16 high.
+            `vectors` is even, and there is no table.
 
     Returns:
         A function (values [O, k], index [O, k], table, across, out [O, n], o, at) for compiled code; arrays contiguous.
@@ -35,7 +37,8 @@ def row_of_sums(vectors: int, *, from_bits: bool, through_table: bool) -> Any:
 
     number, word, place = ir.FloatType(), ir.IntType(32), ir.IntType(64)
     vector = ir.VectorType(number, LANES)
-    same = ir.Constant(ir.VectorType(word, LANES), [0] * LANES)
+    words = ir.VectorType(word, LANES)
+    same = ir.Constant(words, [0] * LANES)
     nothing = ir.Constant(vector, ir.Undefined)
     fused = ("contract",)
     at_once = max(1, CHAINS // vectors)
@@ -47,13 +50,24 @@ def row_of_sums(vectors: int, *, from_bits: bool, through_table: bool) -> Any:
         row, shift = (builder.sext(a, place) if a.type.width < 64 else a for a in arguments[5:])
         count, width = builder.extract_value(views[0].shape, 1), builder.extract_value(views[4].shape, 1)
         begin = builder.mul(row, count)
+        stride = builder.udiv(width, place(2)) if paired else width
         totals = [cgutils.alloca_once(builder, vector) for _ in range(at_once * vectors)]
         for total in totals:
             builder.store(ir.Constant(vector, [0.0] * LANES), total)
 
-        def lanes(base: Any, start: Any, number_of_vector: int) -> Any:
+        def lanes(base: Any, start: Any, number_of_vector: int, kind: Any = vector) -> Any:
             first = builder.add(builder.add(start, shift), place(number_of_vector * LANES))
-            return builder.bitcast(builder.gep(base, [first]), vector.as_pointer())
+            return builder.bitcast(builder.gep(base, [first]), kind.as_pointer())
+
+        def inputs(start: Any) -> Any:
+            for i in range(vectors // 2 if paired else vectors):
+                many = builder.load(lanes(rows, start, i, words if paired else vector))
+                many.align = 4
+                if paired:
+                    low = builder.shl(many, ir.Constant(words, [16] * LANES))
+                    yield builder.bitcast(low, vector)
+                    many = builder.bitcast(builder.and_(many, ir.Constant(words, [0xFFFF0000] * LANES)), vector)
+                yield many
 
         def loaded(base: Any, offset: Any) -> Any:
             found = builder.load(builder.gep(base, [offset]))
@@ -64,11 +78,9 @@ def row_of_sums(vectors: int, *, from_bits: bool, through_table: bool) -> Any:
             if from_bits:
                 value = builder.bitcast(builder.shl(builder.zext(value, word), word(16)), number)
             column = loaded(columns, here)
-            start = loaded(starts, column) if through_table else builder.mul(column, width)
+            start = loaded(starts, column) if through_table else builder.mul(column, stride)
             spread = builder.shuffle_vector(builder.insert_element(nothing, value, word(0)), nothing, same)
-            for i in range(vectors):
-                many = builder.load(lanes(rows, start, i))
-                many.align = 4
+            for i, many in enumerate(inputs(start)):
                 total = totals[chain * vectors + i]
                 product = builder.fmul(spread, many, flags=fused)
                 builder.store(builder.fadd(builder.load(total), product, flags=fused), total)
