@@ -139,8 +139,9 @@ def wide(index: Tensor) -> Tensor:
 def in_autocast(x: Tensor) -> Tensor:
     """x in the type that autocast, where it is on, gives a dense layer's inputs."""
     kind = x.device.type
-    eligible = x.is_floating_point() and x.dtype != torch.float64
-    return x.to(torch.get_autocast_dtype(kind)) if eligible and torch.is_autocast_enabled(kind) else x
+    if not torch.is_autocast_enabled(kind) or not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 def reads_shorts(x: Tensor, values: Tensor) -> bool:
