@@ -152,7 +152,7 @@ def test_counting_finds_the_k_largest_of_any_row(rows: int, n: int, data: Any, s
     k, seed = data.draw(st.integers(1, n - 1)), data.draw(st.integers(0, 1000))
     generator = torch.Generator().manual_seed(seed)
     logits, weight = spread * torch.randn(rows, n, generator=generator), torch.randn(rows, n, generator=generator)
-    found = compiled.draw(logits, weight, (seed,), scale, k, True)
+    found = compiled.draw(logits, weight, (seed,), scale, k, by_draw=True)
     wanted = logits + scale * gumbel(rows, n, (seed,))
     if found is None:
         falling = wanted.sort(1, descending=True).values

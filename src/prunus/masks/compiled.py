@@ -1,8 +1,8 @@
 """Compiled loops (numba, extra `sparse`) for drawing masks on a CPU, in fp32.
 
 The backward pass of the relaxed mask: what `sampling._product_` does in twenty passes over blocks of rows, in three,
-with the same scans in fp64. Where the choices are the weight's own memory, a draw and its gradients are one pass over
-the rows each; a row stays in the cache meanwhile.
+with the same scans in fp64. Where the choices are the weight's own memory, a draw is two passes over the rows and its
+gradients are one; a row stays in the cache meanwhile.
 """
 
 from __future__ import annotations
@@ -16,15 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.masks.noise_loops import (
-    HALF,
-    ONE,
-    gumbel_loops,
-    gumbel_of_bits,
-    key_of,
-    row_of_bits,
-    wide_vectors,
-)
+from prunus.masks.draw_loops import list_rows, mask_rows, room, value_key
+from prunus.masks.noise_loops import HALF, gumbel_loops, key_of, wide_vectors
 
 LOG2E_64 = 1 / math.log(2)
 LOG2E = np.float32(LOG2E_64)
@@ -35,8 +28,6 @@ C0, C1, C2, C3, C4, C5, C6 = (
 LOWEST, LOWEST_64 = np.float32(-87), -700.0
 SAFE_SPREAD = 300.0
 """Largest spread of z for which sums of exp(z), and their squares, are taken in fp64 without logarithms."""
-MOST_PASSES = 64
-"""Counts of a row after which the search for a number that parts k from the others ends."""
 REASSOCIATED = {"reassoc", "contract", "nsz", "arcp"}
 """What the compiler may do to sums, so that it takes several elements at a time; infinities and NaN stay themselves."""
 
@@ -69,9 +60,10 @@ def gumbel(rows: int, n: int, seed: tuple[int, ...]) -> np.ndarray:
 
 
 def draw(
-    logits: Tensor, weight: Tensor, seed: tuple[int, ...], noise_scale: float, k: int, by_draw: bool | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """Perturb the logits, find the k largest of every row and mask the weight with them, all in one pass.
+    logits: Tensor, weight: Tensor, seed: tuple[int, ...], noise_scale: float, k: int, *, by_draw: bool | None,
+    with_mask: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor] | None:  # fmt: skip
+    """Perturb the logits, find the k largest of every row and mask the weight with them, in two passes.
 
     Args:
         logits: fp32 [R, n].
@@ -80,19 +72,27 @@ def draw(
         noise_scale: factor of the noise.
         k: 1 <= k < n.
         by_draw: list the drawn by falling value, or by column; None if nobody asks.
+        with_mask: whether the mask itself is wanted.
 
     Returns:
-        logits + noise_scale * noise, fp32 [R, n]; its k largest, bool [R, n]; the masked weight, fp32 [R, n]; columns
-        of the drawn, int32 [R, k] or [R, 0]. None if in some row no number parts k from the others (equal values, NaN).
+        logits + noise_scale * noise, fp32 [R, n]; its k largest, bool [R, n], or None; the masked weight, fp32 [R, n];
+        columns of the drawn, int32 [R, k] or [R, 0]. None if in some row nothing parts k from the others (equal values,
+        NaN).
     """
-    shape = tuple(logits.shape)
-    z, mask, masked = np.empty(shape, np.float32), np.empty(shape, np.bool_), np.empty(shape, np.float32)
-    drawn = np.empty((len(logits), 0 if by_draw is None else k), np.int64)
-    given = logits.detach().numpy(), weight.detach().numpy(), key_of(seed)
-    if not _draw_loop()(*given, np.float32(noise_scale), k, z, mask, masked, drawn, bool(by_draw)):
+    rows, n = shape = tuple(logits.shape)
+    z, masked = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    mask = np.empty(shape if with_mask else (0, 0), np.bool_)
+    listed = np.empty((rows, room(k, n)), np.int64)
+    if not list_rows()(logits.detach().numpy(), key_of(seed), np.float32(noise_scale), k, z, listed):
         return None
-    columns = torch.from_numpy(_in_turn(drawn, bool(by_draw)))
-    return torch.from_numpy(z), torch.from_numpy(mask), torch.from_numpy(masked), columns
+    listed.sort(axis=1)
+    if not mask_rows()(z, listed, k, weight.detach().numpy(), mask, masked):
+        return None
+    drawn = listed[:, : 0 if by_draw is None else k].astype(np.int32)  # cuts off what lies above the column
+    if by_draw is False:
+        drawn.sort(axis=1)
+    found = torch.from_numpy(mask) if with_mask else None
+    return torch.from_numpy(z), found, torch.from_numpy(masked), torch.from_numpy(drawn)
 
 
 def gradients(
@@ -124,30 +124,10 @@ def available() -> bool:
 
 
 def _in_turn(drawn: np.ndarray, by_draw: bool) -> np.ndarray:
-    """Columns of the drawn in the order in which they leave, int32 [R, k], from what `_row_search` made."""
+    """Columns of the drawn in the order in which they leave, int32 [R, k], from what `search` made."""
     if by_draw:
         drawn.sort(axis=1)
     return drawn.astype(np.int32)  # cuts off what lies above the column
-
-
-@cache
-def _row_search() -> Any:
-    import numba
-
-    def search(z: Any, mask: Any, columns: Any, drawn: Any, by_draw: bool) -> None:
-        """Columns of a row's drawn; by draw with the value before them, so that they sort by falling value."""
-        found = np.uint64(0)
-        for i in range(len(z)):  # without a branch: which are drawn can't be predicted
-            columns[found] = i
-            found += np.uint64(mask[i])
-        for t in range(len(drawn)):
-            key = np.int64(0)
-            if by_draw:
-                bits = np.float32(z[np.uint64(columns[t])]).view(np.int32)
-                key = ~np.int64(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))) << 32
-            drawn[t] = key | columns[t]
-
-    return numba.njit(search)
 
 
 @cache
@@ -224,12 +204,19 @@ def _row_product() -> Any:
 def _product_loops() -> Any:
     import numba
 
-    row_search, row_product = _row_search(), _row_product()
+    row_product, key_of_value = _row_product(), value_key()
 
     def search(z: Any, mask: Any, drawn: Any, by_draw: bool) -> None:
-        columns = np.empty(drawn.shape[1] + 1, np.int64)
+        """Columns of the drawn; by draw below the values' keys, so that they sort by falling value."""
+        columns = np.empty(drawn.shape[1] + 1, np.int32)
         for r in range(z.shape[0]):
-            row_search(z[r], mask[r], columns, drawn[r], by_draw)
+            found = np.uint32(0)
+            for i in range(z.shape[1]):  # without a branch: which are drawn can't be predicted
+                columns[found] = i
+                found += np.uint32(mask[r, i])
+            for t in range(drawn.shape[1]):
+                column = np.uint32(columns[t])
+                drawn[r, t] = key_of_value(z[r, column], np.int64(column)) if by_draw else np.int64(column)
 
     def product(z: Any, drawn: Any, g: Any, rate: Any) -> None:
         n, k = z.shape[1], drawn.shape[1]
@@ -264,74 +251,3 @@ def _gradient_loop() -> Any:
         return safe
 
     return numba.njit(gradient_rows)
-
-
-@cache
-def _draw_loop() -> Any:
-    import numba
-
-    noise, row_bits, row_search, wide = gumbel_of_bits(), row_of_bits(), _row_search(), wide_vectors()
-
-    @numba.njit(fastmath={"contract"})  # type: ignore[untyped-decorator]
-    def perturb(logits: Any, bits: Any, scale: Any, z: Any) -> None:
-        wide()
-        for i in range(z.shape[0]):
-            z[i] = logits[i] + scale * noise(bits[i])
-
-    @numba.njit(fastmath=REASSOCIATED)  # type: ignore[untyped-decorator]
-    def reaching(row: Any, limit: Any) -> Any:
-        wide()
-        found = np.float32(0)  # counts in fp32 are exact to 2^24, and added several at a time
-        for i in range(row.shape[0]):
-            found += ONE if row[i] >= limit else np.float32(0)
-        return found
-
-    @numba.njit  # type: ignore[untyped-decorator]
-    def parting(row: Any, k: Any, guess: Any, scale: Any) -> Any:
-        """A number that exactly k of the row reach, NaN if none was found; few passes where rows are alike."""
-        low, high, limit = np.float32(-np.inf), np.float32(np.inf), guess
-        at_low, at_high = np.float32(len(row)), np.float32(0)
-        for step in range(MOST_PASSES):
-            found = reaching(row, limit)
-            if found == k:
-                return limit
-            if found > k:
-                low, at_low = limit, found
-            else:
-                high, at_high = limit, found
-            if low == -np.inf or high == np.inf:
-                # The tail of Gumbel noise falls like exp(-x / scale); wider steps later, for logits that spread.
-                far = np.float32(math.log(max(found, HALF) / k) * 2.0 ** max(0, step - 4))
-                limit += scale * far
-            else:
-                share = (at_low - k) / (at_low - at_high) if step % 3 else HALF
-                limit = low + (high - low) * np.float32(share)
-                if not low < limit < high:
-                    break
-        return np.float32(np.nan)
-
-    def draw(
-        logits: Any, weight: Any, key: Any, scale: Any, k: Any,
-        z: Any, mask: Any, masked: Any, drawn: Any, by_draw: bool,
-    ) -> bool:  # fmt: skip
-        wide()
-        n, guess, step = z.shape[1], np.float32(0), max(scale, np.float32(1e-3))
-        columns, bits = np.empty(k + 1, np.int64), np.empty(2 * ((n + 1) // 2), np.int32)
-        for r in range(z.shape[0]):
-            row_bits(key, r, bits)
-            perturb(logits[r], bits, scale, z[r])
-            if reaching(z[r], np.float32(-np.inf)) != n:  # NaN reach nothing
-                return False
-            limit = parting(z[r], k, guess, step)
-            if np.isnan(limit):
-                return False
-            guess = limit
-            for i in range(n):
-                mask[r, i] = z[r, i] >= limit
-            for i in range(n):
-                masked[r, i] = weight[r, i] if z[r, i] >= limit else np.float32(0)
-            if drawn.shape[1]:
-                row_search(z[r], mask[r], columns, drawn[r], by_draw)
-        return True
-
-    return numba.njit(draw)

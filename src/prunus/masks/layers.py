@@ -76,9 +76,11 @@ class MaskedWeight(nn.Module):
             if again and self._mask is not None:
                 return _times(weight, self._mask, self.layout)
             seed = self.seed, draw
-        found = _Masked.apply(weight, self.logits, seed, self.layout, self.noise_scale, self.temperature, self.order)
+        wanted = sampling and self.resample_every > 1
+        settings = self.layout, self.noise_scale, self.temperature, self.order, wanted
+        found = _Masked.apply(weight, self.logits, seed, *settings)
         assert isinstance(found, tuple)
-        self._mask = found[1].to(weight.dtype) if sampling and self.resample_every > 1 else None
+        self._mask = found[1].to(weight.dtype) if wanted else None
         return found[0]
 
     def settle_(self, mask: Tensor | None = None) -> None:
@@ -88,35 +90,38 @@ class MaskedWeight(nn.Module):
 
 
 class _Masked(torch.autograd.Function):
-    """weight * mask, and the mask, as one operation: neither the mask as numbers nor its gradient outlives a pass."""
+    """weight * mask, and the mask if wanted, in one: neither the mask as numbers nor its gradient outlives a pass."""
 
     @staticmethod
     def forward(
         ctx: Any, weight: Tensor, logits: Tensor, seed: tuple[int, int] | None, layout: Layout,
-        noise_scale: float, temperature: float, order: Order,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        noise_scale: float, temperature: float, order: Order, wanted: bool,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         ctx.settings, ctx.listed = (layout, temperature, order), False
+        ctx.set_materialize_grads(False)  # else zeros are made for the mask
         if seed is not None and _in_one_pass(layout, weight, logits):
             by_draw = order == "draw" if all(ctx.needs_input_grad[:2]) else None
-            found = compiled.draw(logits, weight.view_as(logits), seed, noise_scale, layout.k, by_draw)
+            ctx.listed = by_draw is not None
+            rows = weight.view_as(logits)
+            found = compiled.draw(
+                logits, rows, seed, noise_scale, layout.k, by_draw=by_draw, with_mask=wanted or not ctx.listed
+            )
             if found is not None:
-                perturbed, mask, masked, drawn = found
-                ctx.listed = by_draw is not None
-                ctx.save_for_backward(weight, perturbed, drawn if ctx.listed else mask)
-                ctx.mark_non_differentiable(mask)
-                return masked.view_as(weight), mask
+                perturbed, chosen, masked, drawn = found
+                ctx.save_for_backward(weight, perturbed, drawn if ctx.listed else chosen)
+                return masked.view_as(weight), _aside(ctx, chosen, wanted)
+            ctx.listed = False
         noise = None if seed is None else gumbel(layout.rows, layout.n, seed, logits.device)
         perturbed = perturb(logits, noise, noise_scale)
         mask = largest(perturbed, layout.k)
         ctx.save_for_backward(weight, perturbed, mask)
-        ctx.mark_non_differentiable(mask)
-        return _times(weight, mask, layout), mask
+        return _times(weight, mask, layout), _aside(ctx, mask, wanted)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, perturbed, chosen = ctx.saved_tensors
         layout, temperature, order = ctx.settings
-        gradient, rest = gradients[0], (None,) * 5
+        gradient, rest = gradients[0], (None,) * 6
         if ctx.listed and _in_one_pass(layout, gradient):
             rows = perturbed.shape
             found = compiled.gradients(perturbed, chosen, weight.view(rows), gradient.view(rows), temperature)
@@ -130,6 +135,14 @@ class _Masked(torch.autograd.Function):
             return for_weight, None, *rest
         by_mask = layout.rows_of(layout.form.rows((gradient * weight).to(perturbed.dtype)))
         return for_weight, vector_jacobian(perturbed, mask, by_mask, layout.k, temperature, order), *rest
+
+
+def _aside(ctx: Any, mask: Tensor | None, wanted: bool) -> Tensor | None:
+    """The mask as an output without a gradient, if it is wanted."""
+    if mask is None or not wanted:
+        return None
+    ctx.mark_non_differentiable(mask)
+    return mask
 
 
 def _times(weight: Tensor, mask: Tensor, layout: Layout) -> Tensor:
