@@ -1,8 +1,8 @@
 """Compiled loops (numba, extra `sparse`) for drawing masks on a CPU, in fp32.
 
 The backward pass of the relaxed mask: what `sampling._product_` does in twenty passes over blocks of rows, in three,
-with the same scans in fp64. Where the choices are the weight's own memory, a draw is two passes over the rows and its
-gradients are one; a row stays in the cache meanwhile.
+with the same scans in fp64. Where the choices are the weight's own memory, a draw is one pass over the rows and its
+gradients another; a row stays in the cache meanwhile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunus.masks.draw_loops import list_rows, mask_rows, room, value_key
+from prunus.masks.draw_loops import list_rows, room, strike_rows, value_key
 from prunus.masks.noise_loops import HALF, gumbel_loops, key_of, wide_vectors
 
 LOG2E_64 = 1 / math.log(2)
@@ -63,7 +63,7 @@ def draw(
     logits: Tensor, weight: Tensor, seed: tuple[int, ...], noise_scale: float, k: int, *, by_draw: bool | None,
     with_mask: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor] | None:  # fmt: skip
-    """Perturb the logits, find the k largest of every row and mask the weight with them, in two passes.
+    """Perturb the logits, find the k largest of every row and mask the weight with them, in one pass.
 
     Args:
         logits: fp32 [R, n].
@@ -82,13 +82,13 @@ def draw(
     rows, n = shape = tuple(logits.shape)
     z, masked = np.empty(shape, np.float32), np.empty(shape, np.float32)
     mask = np.empty(shape if with_mask else (0, 0), np.bool_)
-    listed = np.empty((rows, room(k, n)), np.int64)
-    if not list_rows()(logits.detach().numpy(), key_of(seed), np.float32(noise_scale), k, z, listed):
+    listed, drawn = np.empty((rows, room(k, n)), np.int64), np.empty((rows, 0 if by_draw is None else k), np.int32)
+    given = logits.detach().numpy(), key_of(seed), np.float32(noise_scale), k, weight.detach().numpy()
+    if not list_rows()(*given, z, listed, mask, masked):
         return None
     listed.sort(axis=1)
-    if not mask_rows()(z, listed, k, weight.detach().numpy(), mask, masked):
+    if not strike_rows()(listed, k, drawn, mask, masked):
         return None
-    drawn = listed[:, : 0 if by_draw is None else k].astype(np.int32)  # cuts off what lies above the column
     if by_draw is False:
         drawn.sort(axis=1)
     found = torch.from_numpy(mask) if with_mask else None
@@ -132,7 +132,14 @@ def _in_turn(drawn: np.ndarray, by_draw: bool) -> np.ndarray:
 
 @cache
 def _row_product() -> Any:
-    """The product with the Jacobian in one row, of which both loops below consist."""
+    """The product with the Jacobian in one row, in pieces of which both loops below consist.
+
+    Returns:
+        `ends`, the values drawn; `others` and `others_and_gradients`, exp(z) of what was not drawn, relative to the
+        smallest drawn (relative to the largest fp32 would lose it), with its sum and that of its products with the
+        gradient; `product`, the rest. `others_and_gradients` masks and multiplies in the same pass, and nothing may
+        equal the smallest drawn there.
+    """
     import numba
 
     wide = wide_vectors()
@@ -157,25 +164,25 @@ def _row_product() -> Any:
         power = np.int64((whole + np.int64(1023)) << np.int64(52)).view(np.float64)
         return power * np.float64(interpolated(np.float32(x - np.float64(whole))))
 
+    @numba.njit(fastmath=REASSOCIATED)  # type: ignore[untyped-decorator]
+    def ends(row: Any, index: Any, at: Any) -> Any:
+        """The drawn values to `at`; the largest and the smallest."""
+        top = limit = row[index[0]]
+        for t in range(len(index)):
+            value = row[np.uint32(index[t])]  # unsigned: else numba asks every time whether it counts from the end
+            at[t] = value
+            top, limit = max(top, value), min(limit, value)
+        return top, limit
+
+    @numba.njit(fastmath=REASSOCIATED)  # type: ignore[untyped-decorator]
     def product(
-        row: Any, index: Any, into: Any, rate: Any, rest: Any, at: Any, own: Any, inverse: Any, a: Any
+        row: Any, index: Any, into: Any, rate: Any, rest: Any, at: Any, own: Any, inverse: Any, a: Any,
+        top: Any, limit: Any, left: Any, left_g: Any,
     ) -> bool:  # fmt: skip
         wide()
         n, k = len(row), len(index)
-        top = limit = row[index[0]]
         for t in range(k):
-            value = row[np.uint32(index[t])]  # unsigned: else numba asks every time whether it counts from the end
-            at[t], own[t] = value, into[np.uint32(index[t])]
-            top, limit = max(top, value), min(limit, value)
-        left = left_g = np.float32(0)
-        # What was not drawn is below what was: relative to the row's largest, fp32 would lose it.
-        for i in range(n):
-            rest[i] = exponential((row[i] - limit) * rate)
-        for t in range(k):
-            rest[np.uint32(index[t])] = 0
-        for i in range(n):
-            left += rest[i]
-            left_g += rest[i] * into[i]
+            own[t] = into[np.uint32(index[t])]
         unit = math.exp(np.float64(limit - top) * rate)
         for t in range(k):
             at[t] = far_exponential((at[t] - top) * rate)
@@ -183,8 +190,11 @@ def _row_product() -> Any:
         for t in range(k - 1, -1, -1):
             d += at[t]
             dg += at[t] * own[t]
-            inverse[t] = 1 / d
-            a[t] = dg * inverse[t] * inverse[t]
+            inverse[t] = d
+            a[t] = dg
+        for t in range(k):
+            inverse[t] = 1 / inverse[t]
+            a[t] *= inverse[t] * inverse[t]
         sum_a = sum_b = 0.0
         for t in range(k):
             sum_a += inverse[t]
@@ -197,14 +207,42 @@ def _row_product() -> Any:
             into[np.uint32(index[t])] = a[t]
         return not (top - limit) * rate > SAFE_SPREAD
 
-    return numba.njit(fastmath=REASSOCIATED)(product)
+    @numba.njit(fastmath=REASSOCIATED)  # type: ignore[untyped-decorator]
+    def others(row: Any, index: Any, limit: Any, rate: Any, into: Any, rest: Any) -> Any:
+        wide()
+        left = left_g = np.float32(0)
+        for i in range(len(row)):
+            rest[i] = exponential((row[i] - limit) * rate)
+        for t in range(len(index)):
+            rest[np.uint32(index[t])] = 0
+        for i in range(len(row)):
+            left += rest[i]
+            left_g += rest[i] * into[i]
+        return left, left_g
+
+    @numba.njit(fastmath=REASSOCIATED)  # type: ignore[untyped-decorator]
+    def others_and_gradients(
+        row: Any, limit: Any, rate: Any, g: Any, weight: Any, into: Any, by_weight: Any, rest: Any
+    ) -> Any:
+        wide()
+        left = left_g = np.float32(0)
+        for i in range(len(row)):
+            below = row[i] < limit
+            into[i] = g[i] * weight[i]
+            by_weight[i] = np.float32(0) if below else g[i]
+            rest[i] = exponential((row[i] - limit) * rate) if below else np.float32(0)
+            left += rest[i]
+            left_g += rest[i] * into[i]
+        return left, left_g
+
+    return ends, others, others_and_gradients, product
 
 
 @cache
 def _product_loops() -> Any:
     import numba
 
-    row_product, key_of_value = _row_product(), value_key()
+    (ends, others, _, row_product), key_of_value = _row_product(), value_key()
 
     def search(z: Any, mask: Any, drawn: Any, by_draw: bool) -> None:
         """Columns of the drawn; by draw below the values' keys, so that they sort by falling value."""
@@ -223,7 +261,10 @@ def _product_loops() -> Any:
         rest = np.empty(n, np.float32)
         at, own, inverse, a = np.empty(k), np.empty(k), np.empty(k), np.empty(k)
         for r in range(z.shape[0]):
-            row_product(z[r], drawn[r], g[r], rate, rest, at, own, inverse, a)
+            row, index, into = z[r], drawn[r], g[r]
+            top, limit = ends(row, index, at)
+            left, left_g = others(row, index, limit, rate, into, rest)
+            row_product(row, index, into, rate, rest, at, own, inverse, a, top, limit, left, left_g)
 
     return numba.njit(search), numba.njit(product)
 
@@ -232,7 +273,7 @@ def _product_loops() -> Any:
 def _gradient_loop() -> Any:
     import numba
 
-    row_product, wide = _row_product(), wide_vectors()
+    (ends, _, others_and_gradients, product), wide = _row_product(), wide_vectors()
 
     def gradient_rows(z: Any, drawn: Any, weight: Any, g: Any, rate: Any, by_logits: Any, by_weight: Any) -> bool:
         wide()
@@ -241,13 +282,10 @@ def _gradient_loop() -> Any:
         at, own, inverse, a = np.empty(k), np.empty(k), np.empty(k), np.empty(k)
         safe = True
         for r in range(z.shape[0]):
-            for i in range(n):
-                by_logits[r, i] = g[r, i] * weight[r, i]
-            by_weight[r] = 0
-            for t in range(k):
-                column = np.uint32(drawn[r, t])
-                by_weight[r, column] = g[r, column]
-            safe &= row_product(z[r], drawn[r], by_logits[r], rate, rest, at, own, inverse, a)
+            row, index, into = z[r], drawn[r], by_logits[r]
+            top, limit = ends(row, index, at)
+            left, left_g = others_and_gradients(row, limit, rate, g[r], weight[r], into, by_weight[r], rest)
+            safe &= product(row, index, into, rate, rest, at, own, inverse, a, top, limit, left, left_g)
         return safe
 
     return numba.njit(gradient_rows)

@@ -1,7 +1,7 @@
 """Compiled loops (numba, extra `sparse`) that draw masks on a CPU, in fp32.
 
-Two passes over the rows with a sort between them. The first perturbs a row and lists the k largest and a few more; the
-second masks the weight with what sorting shows to be the k largest.
+While a row is in the cache it is perturbed, and its k largest and a few more are listed and masked; then the lists are
+sorted, and what is too much is taken out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ABSENT = np.iinfo(np.int64).max
 AT_ONCE = 64
 """Numbers that are compared with a limit at once."""
 INFINITY_BITS, LESS_SIGN = np.int32(0x7F800000), np.int32(0x7FFFFFFF)
-BITS_32 = np.int64(32)
+BITS_32, LOW_32 = np.int64(32), np.int64(0xFFFFFFFF)
 
 
 def room(k: int, n: int) -> int:
@@ -96,12 +96,13 @@ def _columns_reaching() -> Any:
 
 @cache
 def list_rows() -> Any:
-    """Compiled: perturb the logits and list each row's largest.
+    """Compiled: perturb the logits, list each row's largest and mask the weight with them.
 
     Returns:
-        A function (logits fp32 [R, n], key of the noise, scale, k, z fp32 [R, n], listed int64 [R, room]) that fills z
-        with logits + scale * noise and each row of `listed` with the keys of its k largest or more, the rest ABSENT. It
-        returns False where no number parts so few from the others (equal values), or at NaN.
+        A function (logits fp32 [R, n], key of the noise, scale, k, weight fp32 [R, n], z fp32 [R, n], listed int64
+        [R, room], mask bool [R, n] or [0, 0], masked fp32 [R, n]) that fills z with logits + scale * noise, each row of
+        `listed` with the keys of its k largest or more, the rest ABSENT, and the last two with the mask of those listed
+        and the masked weight. It returns False where no number parts so few from the others (equal values), or at NaN.
     """
     import numba
 
@@ -152,7 +153,17 @@ def list_rows() -> Any:
                     break
         return np.float32(np.nan)
 
-    def listing(logits: Any, key: Any, scale: Any, k: Any, z: Any, listed: Any) -> bool:
+    @numba.njit  # type: ignore[untyped-decorator]
+    def apply(row: Any, limit: Any, weight: Any, r: Any, mask: Any, masked: Any) -> None:
+        wide()
+        for i in range(mask.shape[1]):
+            mask[r, i] = row[i] >= limit
+        for i in range(len(row)):
+            masked[r, i] = weight[r, i] if row[i] >= limit else np.float32(0)
+
+    def listing(
+        logits: Any, key: Any, scale: Any, k: Any, weight: Any, z: Any, listed: Any, mask: Any, masked: Any
+    ) -> bool:
         n, most, guess, step = z.shape[1], listed.shape[1], np.float32(0), max(scale, np.float32(1e-3))
         columns, bits = np.empty(most, np.int32), np.empty(2 * ((n + 1) // 2), np.int32)
         for r in range(z.shape[0]):
@@ -163,6 +174,7 @@ def list_rows() -> Any:
             guess = leaving(row, k, most, guess, step)
             if np.isnan(guess):
                 return False
+            apply(row, guess, weight, r, mask, masked)
             found = columns_reaching(row, guess, columns)
             for t in range(found):
                 column = np.uint32(columns[t])
@@ -175,28 +187,30 @@ def list_rows() -> Any:
 
 
 @cache
-def mask_rows() -> Any:
-    """Compiled: mask the weight with each row's k largest.
+def strike_rows() -> Any:
+    """Compiled: leave each row's k largest of what is listed.
 
     Returns:
-        A function (z fp32 [R, n], listed int64 [R, room], sorted, k, weight fp32 [R, n], mask bool [R, n] or [0, 0],
-        masked fp32 [R, n]) that fills the last two. It returns False where the k-th largest equals the one after it.
+        A function (listed int64 [R, room], sorted, k, drawn int32 [R, k] or [R, 0], mask bool [R, n] or [0, 0], masked
+        fp32 [R, n]) that takes the others out of mask and masked weight, and fills `drawn` with the columns of those
+        that stay, by falling value. It returns False where the k-th largest equals the one after it.
     """
     import numba
 
-    wide = wide_vectors()
-
-    def masking(z: Any, listed: Any, k: Any, weight: Any, mask: Any, masked: Any) -> bool:
-        wide()
-        for r in range(z.shape[0]):
-            last = listed[r, k - 1]
-            if k < listed.shape[1] and listed[r, k] >> BITS_32 == last >> BITS_32:
+    def striking(listed: Any, k: Any, drawn: Any, mask: Any, masked: Any) -> bool:
+        most = listed.shape[1]
+        for r in range(len(listed)):
+            if k < most and listed[r, k] >> BITS_32 == listed[r, k - 1] >> BITS_32:
                 return False
-            limit = z[r, np.uint32(last & np.int64(0xFFFFFFFF))]
-            for i in range(mask.shape[1]):
-                mask[r, i] = z[r, i] >= limit
-            for i in range(z.shape[1]):
-                masked[r, i] = weight[r, i] if z[r, i] >= limit else np.float32(0)
+            for t in range(drawn.shape[1]):
+                drawn[r, t] = np.int32(listed[r, t] & LOW_32)
+            for t in range(k, most):
+                if listed[r, t] == ABSENT:
+                    break
+                column = np.uint32(listed[r, t] & LOW_32)
+                masked[r, column] = 0
+                if len(mask):
+                    mask[r, column] = False
         return True
 
-    return numba.njit(masking)
+    return numba.njit(striking)

@@ -152,8 +152,10 @@ def _times(weight: Tensor, mask: Tensor, layout: Layout) -> Tensor:
 
 def _in_one_pass(layout: Layout, *tensors: Tensor) -> bool:
     """Whether the compiled loops over rows of the weight's own memory serve."""
-    fit = (t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
-    return layout.direct and layout.k < layout.n and compiled.available() and all(fit)
+    for t in tensors:
+        if t.device.type != "cpu" or t.dtype != torch.float32 or not t.is_contiguous():
+            return False
+    return layout.direct and layout.k < layout.n and compiled.available()
 
 
 class MaskSet:
