@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunus.masks.draw_loops import list_rows, room, strike_rows, value_key
-from prunus.masks.noise_loops import HALF, gumbel_loops, key_of, wide_vectors
+from prunus.masks.noise_loops import HALF, ONE, gumbel_loops, key_of, wide_vectors
 
 LOG2E_64 = 1 / math.log(2)
 LOG2E = np.float32(LOG2E_64)
@@ -76,8 +76,8 @@ def draw(
 
     Returns:
         logits + noise_scale * noise, fp32 [R, n]; its k largest, bool [R, n], or None; the masked weight, fp32 [R, n];
-        columns of the drawn, int32 [R, k] or [R, 0]. None if in some row nothing parts k from the others (equal values,
-        NaN).
+        columns of the drawn, int32 [R, k] or [R, 0]. None if in some row nothing parts k and a few from the others
+        (many equal values, NaN).
     """
     rows, n = shape = tuple(logits.shape)
     z, masked = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -87,8 +87,7 @@ def draw(
     if not list_rows()(*given, z, listed, mask, masked):
         return None
     listed.sort(axis=1)
-    if not strike_rows()(listed, k, drawn, mask, masked):
-        return None
+    strike_rows()(listed, k, drawn, mask, masked)
     if by_draw is False:
         drawn.sort(axis=1)
     found = torch.from_numpy(mask) if with_mask else None
@@ -104,13 +103,13 @@ def gradients(
         perturbed: logits + c noise, fp32 [R, n].
         drawn: columns of its k largest in the order in which they leave, int32 [R, k].
         weight: fp32 [R, n].
-        gradient: fp32 [R, n].
+        gradient: fp32 [R, n], contiguous, as the others are.
         temperature: T of the relaxation.
 
     Returns:
         Both fp32 [R, n]; None if the drawn of a row spread too far for sums of exponentials without logarithms.
     """
-    arrays = [np.ascontiguousarray(t.detach().numpy()) for t in (perturbed, drawn, weight, gradient)]
+    arrays = [t.detach().numpy() for t in (perturbed, drawn, weight, gradient)]
     by_logits, by_weight = np.empty(gradient.shape, np.float32), np.empty(gradient.shape, np.float32)
     if not _gradient_loop()(*arrays, np.float32(1 / temperature), by_logits, by_weight):
         return None
@@ -137,8 +136,8 @@ def _row_product() -> Any:
     Returns:
         `ends`, the values drawn; `others` and `others_and_gradients`, exp(z) of what was not drawn, relative to the
         smallest drawn (relative to the largest fp32 would lose it), with its sum and that of its products with the
-        gradient; `product`, the rest. `others_and_gradients` masks and multiplies in the same pass, and nothing may
-        equal the smallest drawn there.
+        gradient; `product`, the rest. `others_and_gradients` masks and multiplies in the same pass, and also tells
+        how many reach the smallest drawn: if more than were drawn, what it found is not right.
     """
     import numba
 
@@ -225,15 +224,16 @@ def _row_product() -> Any:
         row: Any, limit: Any, rate: Any, g: Any, weight: Any, into: Any, by_weight: Any, rest: Any
     ) -> Any:
         wide()
-        left = left_g = np.float32(0)
+        left = left_g = reach = np.float32(0)
         for i in range(len(row)):
             below = row[i] < limit
+            reach += np.float32(0) if below else ONE
             into[i] = g[i] * weight[i]
             by_weight[i] = np.float32(0) if below else g[i]
             rest[i] = exponential((row[i] - limit) * rate) if below else np.float32(0)
             left += rest[i]
             left_g += rest[i] * into[i]
-        return left, left_g
+        return left, left_g, reach
 
     return ends, others, others_and_gradients, product
 
@@ -273,7 +273,7 @@ def _product_loops() -> Any:
 def _gradient_loop() -> Any:
     import numba
 
-    (ends, _, others_and_gradients, product), wide = _row_product(), wide_vectors()
+    (ends, others, others_and_gradients, product), wide = _row_product(), wide_vectors()
 
     def gradient_rows(z: Any, drawn: Any, weight: Any, g: Any, rate: Any, by_logits: Any, by_weight: Any) -> bool:
         wide()
@@ -284,7 +284,13 @@ def _gradient_loop() -> Any:
         for r in range(z.shape[0]):
             row, index, into = z[r], drawn[r], by_logits[r]
             top, limit = ends(row, index, at)
-            left, left_g = others_and_gradients(row, limit, rate, g[r], weight[r], into, by_weight[r], rest)
+            left, left_g, reach = others_and_gradients(row, limit, rate, g[r], weight[r], into, by_weight[r], rest)
+            if reach > k:
+                left, left_g = others(row, index, limit, rate, into, rest)
+                by_weight[r] = 0
+                for t in range(k):
+                    column = np.uint32(index[t])
+                    by_weight[r, column] = g[r, column]
             safe &= product(row, index, into, rate, rest, at, own, inverse, a, top, limit, left, left_g)
         return safe
 

@@ -102,7 +102,7 @@ def list_rows() -> Any:
         A function (logits fp32 [R, n], key of the noise, scale, k, weight fp32 [R, n], z fp32 [R, n], listed int64
         [R, room], mask bool [R, n] or [0, 0], masked fp32 [R, n]) that fills z with logits + scale * noise, each row of
         `listed` with the keys of its k largest or more, the rest ABSENT, and the last two with the mask of those listed
-        and the masked weight. It returns False where no number parts so few from the others (equal values), or at NaN.
+        and the masked weight. It returns False where no number parts so few from the others (many equals), or at NaN.
     """
     import numba
 
@@ -193,15 +193,13 @@ def strike_rows() -> Any:
     Returns:
         A function (listed int64 [R, room], sorted, k, drawn int32 [R, k] or [R, 0], mask bool [R, n] or [0, 0], masked
         fp32 [R, n]) that takes the others out of mask and masked weight, and fills `drawn` with the columns of those
-        that stay, by falling value. It returns False where the k-th largest equals the one after it.
+        that stay, by falling value; of equals the first stay.
     """
     import numba
 
-    def striking(listed: Any, k: Any, drawn: Any, mask: Any, masked: Any) -> bool:
+    def striking(listed: Any, k: Any, drawn: Any, mask: Any, masked: Any) -> None:
         most = listed.shape[1]
         for r in range(len(listed)):
-            if k < most and listed[r, k] >> BITS_32 == listed[r, k - 1] >> BITS_32:
-                return False
             for t in range(drawn.shape[1]):
                 drawn[r, t] = np.int32(listed[r, t] & LOW_32)
             for t in range(k, most):
@@ -211,6 +209,5 @@ def strike_rows() -> Any:
                 masked[r, column] = 0
                 if len(mask):
                     mask[r, column] = False
-        return True
 
     return numba.njit(striking)

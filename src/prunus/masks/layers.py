@@ -153,7 +153,7 @@ def _times(weight: Tensor, mask: Tensor, layout: Layout) -> Tensor:
 def _in_one_pass(layout: Layout, *tensors: Tensor) -> bool:
     """Whether the compiled loops over rows of the weight's own memory serve."""
     for t in tensors:
-        if t.device.type != "cpu" or t.dtype != torch.float32 or not t.is_contiguous():
+        if not t.is_cpu or t.dtype != torch.float32 or not t.is_contiguous():
             return False
     return layout.direct and layout.k < layout.n and compiled.available()
 
