@@ -13,7 +13,18 @@ import prunus
 ROOT = Path(prunus.__file__).parent
 LAYERS = [
     ["errors", "submodules"],
-    ["atomic", "attention", "plain_attention", "recurrence", "inputs", "losses", "modes", "precision", "progress"],
+    [
+        "addresses",
+        "atomic",
+        "attention",
+        "plain_attention",
+        "recurrence",
+        "inputs",
+        "losses",
+        "modes",
+        "precision",
+        "progress",
+    ],
     ["graph"],
     ["cost", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
     ["gate", "frozen", "budget", "fold", "surgery", "optimizer", "rewrite"],

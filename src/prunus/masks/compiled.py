@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunus.addresses import array_at
 from prunus.masks.draw_loops import list_rows, room, strike_rows, value_key
 from prunus.masks.noise_loops import HALF, ONE, gumbel_loops, key_of, wide_vectors
 
@@ -66,8 +67,8 @@ def draw(
     """Perturb the logits, find the k largest of every row and mask the weight with them, in one pass.
 
     Args:
-        logits: fp32 [R, n].
-        weight: fp32 [R, n].
+        logits: fp32 [R, n], contiguous.
+        weight: fp32, contiguous, of any shape with R rows of n numbers.
         seed: of the noise, as `gumbel` takes it.
         noise_scale: factor of the noise.
         k: 1 <= k < n.
@@ -75,23 +76,22 @@ def draw(
         with_mask: whether the mask itself is wanted.
 
     Returns:
-        logits + noise_scale * noise, fp32 [R, n]; its k largest, bool [R, n], or None; the masked weight, fp32 [R, n];
-        columns of the drawn, int32 [R, k] or [R, 0]. None if in some row nothing parts k and a few from the others
-        (many equal values, NaN).
+        logits + noise_scale * noise, fp32 [R, n]; its k largest, bool [R, n], or None; the masked weight, of the
+        weight's shape; columns of the drawn, int32 [R, k] or [R, 0]. None if in some row nothing parts k and a few from
+        the others (many equal values, NaN).
     """
-    rows, n = shape = tuple(logits.shape)
-    z, masked = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    mask = np.empty(shape if with_mask else (0, 0), np.bool_)
-    listed, drawn = np.empty((rows, room(k, n)), np.int64), np.empty((rows, 0 if by_draw is None else k), np.int32)
-    given = logits.detach().numpy(), key_of(seed), np.float32(noise_scale), k, weight.detach().numpy()
-    if not list_rows()(*given, z, listed, mask, masked):
+    # By their addresses: numba unpacks every field of an array at each call, as long as a small layer's loop takes.
+    (rows, n), most, wanted = logits.shape, room(k, logits.shape[1]), 0 if by_draw is None else k
+    z, masked = torch.empty(rows, n), torch.empty_like(weight)
+    mask = torch.empty(rows if with_mask else 0, n, dtype=torch.bool)
+    listed, drawn = np.empty((rows, most), np.int64), torch.empty(rows, wanted, dtype=torch.int32)
+    list_at, mask_at = listed.__array_interface__["data"][0], mask.data_ptr()
+    at = logits.data_ptr(), weight.data_ptr(), z.data_ptr(), masked.data_ptr(), mask_at, list_at
+    if not list_rows()(*at, rows, n, len(mask), most, k, key_of(seed), np.float32(noise_scale)):
         return None
     listed.sort(axis=1)
-    strike_rows()(listed, k, drawn, mask, masked)
-    if by_draw is False:
-        drawn.sort(axis=1)
-    found = torch.from_numpy(mask) if with_mask else None
-    return torch.from_numpy(z), found, torch.from_numpy(masked), torch.from_numpy(drawn)
+    strike_rows()(list_at, drawn.data_ptr(), masked.data_ptr(), mask_at, rows, n, len(mask), most, k, wanted)
+    return z, mask if with_mask else None, masked, drawn if by_draw is not False else drawn.sort(1).values
 
 
 def gradients(
@@ -102,18 +102,18 @@ def gradients(
     Args:
         perturbed: logits + c noise, fp32 [R, n].
         drawn: columns of its k largest in the order in which they leave, int32 [R, k].
-        weight: fp32 [R, n].
-        gradient: fp32 [R, n], contiguous, as the others are.
+        weight: fp32, of any shape with R rows of n numbers.
+        gradient: fp32, of the weight's shape; all are contiguous.
         temperature: T of the relaxation.
 
     Returns:
-        Both fp32 [R, n]; None if the drawn of a row spread too far for sums of exponentials without logarithms.
+        fp32 [R, n], and fp32 of the weight's shape; None if the drawn of a row spread too far for sums of exponentials
+        without logarithms.
     """
-    arrays = [t.detach().numpy() for t in (perturbed, drawn, weight, gradient)]
-    by_logits, by_weight = np.empty(gradient.shape, np.float32), np.empty(gradient.shape, np.float32)
-    if not _gradient_loop()(*arrays, np.float32(1 / temperature), by_logits, by_weight):
-        return None
-    return torch.from_numpy(by_logits), torch.from_numpy(by_weight)
+    by_logits, by_weight = torch.empty_like(perturbed), torch.empty_like(weight)
+    at = [t.data_ptr() for t in (perturbed, drawn, weight, gradient, by_logits, by_weight)]
+    safe = _gradient_loop()(*at, *perturbed.shape, drawn.shape[1], np.float32(1 / temperature))
+    return (by_logits, by_weight) if safe else None
 
 
 @cache
@@ -273,15 +273,19 @@ def _product_loops() -> Any:
 def _gradient_loop() -> Any:
     import numba
 
-    (ends, others, others_and_gradients, product), wide = _row_product(), wide_vectors()
+    (ends, others, others_and_gradients, product), array = _row_product(), array_at()
 
-    def gradient_rows(z: Any, drawn: Any, weight: Any, g: Any, rate: Any, by_logits: Any, by_weight: Any) -> bool:
-        wide()
-        n, k = z.shape[1], drawn.shape[1]
+    def gradient_rows(
+        z_at: int, drawn_at: int, weight_at: int, g_at: int, by_logits_at: int, by_weight_at: int,
+        rows: int, n: int, k: int, rate: Any,
+    ) -> bool:  # fmt: skip
+        z, drawn = array(z_at, np.float32, (rows, n)), array(drawn_at, np.int32, (rows, k))
+        weight, g = array(weight_at, np.float32, (rows, n)), array(g_at, np.float32, (rows, n))
+        by_logits, by_weight = array(by_logits_at, np.float32, (rows, n)), array(by_weight_at, np.float32, (rows, n))
         rest = np.empty(n, np.float32)
         at, own, inverse, a = np.empty(k), np.empty(k), np.empty(k), np.empty(k)
         safe = True
-        for r in range(z.shape[0]):
+        for r in range(rows):
             row, index, into = z[r], drawn[r], by_logits[r]
             top, limit = ends(row, index, at)
             left, left_g, reach = others_and_gradients(row, limit, rate, g[r], weight[r], into, by_weight[r], rest)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from prunus.addresses import array_at
 from prunus.masks.noise_loops import HALF, ONE, gumbel_of_bits, row_of_bits, wide_vectors
 
 MOST_PASSES = 64
@@ -99,15 +100,16 @@ def list_rows() -> Any:
     """Compiled: perturb the logits, list each row's largest and mask the weight with them.
 
     Returns:
-        A function (logits fp32 [R, n], key of the noise, scale, k, weight fp32 [R, n], z fp32 [R, n], listed int64
-        [R, room], mask bool [R, n] or [0, 0], masked fp32 [R, n]) that fills z with logits + scale * noise, each row of
-        `listed` with the keys of its k largest or more, the rest ABSENT, and the last two with the mask of those listed
+        A function (addresses of logits, weight, z, masked, all fp32 [R, n], of mask, bool [R, n] or [0, n], and of
+        listed, int64 [R, room]; R, n, rows of the mask, room, k, key of the noise, scale) that fills z with logits +
+        scale * noise, `masked` and `mask` with the masked weight and the mask of those listed, and each row of
+        `listed` with the keys of its k largest or more, the rest ABSENT
         and the masked weight. It returns False where no number parts so few from the others (many equals), or at NaN.
     """
     import numba
 
     noise, row_bits, wide, key_of_value = gumbel_of_bits(), row_of_bits(), wide_vectors(), value_key()
-    columns_reaching = _columns_reaching()
+    columns_reaching, array = _columns_reaching(), array_at()
 
     @numba.njit(fastmath={"contract"})  # type: ignore[untyped-decorator]
     def perturb(logits: Any, bits: Any, scale: Any, z: Any) -> bool:
@@ -156,15 +158,20 @@ def list_rows() -> Any:
     @numba.njit  # type: ignore[untyped-decorator]
     def apply(row: Any, limit: Any, weight: Any, r: Any, mask: Any, masked: Any) -> None:
         wide()
-        for i in range(mask.shape[1]):
-            mask[r, i] = row[i] >= limit
+        if r < len(mask):
+            for i in range(len(row)):
+                mask[r, i] = row[i] >= limit
         for i in range(len(row)):
             masked[r, i] = weight[r, i] if row[i] >= limit else np.float32(0)
 
     def listing(
-        logits: Any, key: Any, scale: Any, k: Any, weight: Any, z: Any, listed: Any, mask: Any, masked: Any
-    ) -> bool:
-        n, most, guess, step = z.shape[1], listed.shape[1], np.float32(0), max(scale, np.float32(1e-3))
+        logits_at: int, weight_at: int, z_at: int, masked_at: int, mask_at: int, listed_at: int,
+        rows: int, n: int, mask_rows: int, most: int, k: int, key: Any, scale: Any,
+    ) -> bool:  # fmt: skip
+        logits, weight = array(logits_at, np.float32, (rows, n)), array(weight_at, np.float32, (rows, n))
+        z, masked = array(z_at, np.float32, (rows, n)), array(masked_at, np.float32, (rows, n))
+        mask, listed = array(mask_at, np.bool_, (mask_rows, n)), array(listed_at, np.int64, (rows, most))
+        guess, step = np.float32(0), max(scale, np.float32(1e-3))
         columns, bits = np.empty(most, np.int32), np.empty(2 * ((n + 1) // 2), np.int32)
         for r in range(z.shape[0]):
             row = z[r]
@@ -191,23 +198,30 @@ def strike_rows() -> Any:
     """Compiled: leave each row's k largest of what is listed.
 
     Returns:
-        A function (listed int64 [R, room], sorted, k, drawn int32 [R, k] or [R, 0], mask bool [R, n] or [0, 0], masked
-        fp32 [R, n]) that takes the others out of mask and masked weight, and fills `drawn` with the columns of those
-        that stay, by falling value; of equals the first stay.
+        A function (addresses of listed, int64 [R, room] in ascending rows, of drawn, int32 [R, k] or [R, 0], of
+        masked, fp32 [R, n], and of mask, bool [R, n] or [0, n]; R, n, rows of the mask, room, k, columns of `drawn`)
+        that takes the others out of mask and masked weight, and fills `drawn` with the columns of those that stay, by
+        falling value; of equals the first stay.
     """
     import numba
 
-    def striking(listed: Any, k: Any, drawn: Any, mask: Any, masked: Any) -> None:
-        most = listed.shape[1]
-        for r in range(len(listed)):
-            for t in range(drawn.shape[1]):
+    array = array_at()
+
+    def striking(
+        listed_at: int, drawn_at: int, masked_at: int, mask_at: int,
+        rows: int, n: int, mask_rows: int, most: int, k: int, wanted: int,
+    ) -> None:  # fmt: skip
+        listed, drawn = array(listed_at, np.int64, (rows, most)), array(drawn_at, np.int32, (rows, wanted))
+        masked, mask = array(masked_at, np.float32, (rows, n)), array(mask_at, np.bool_, (mask_rows, n))
+        for r in range(rows):
+            for t in range(wanted):
                 drawn[r, t] = np.int32(listed[r, t] & LOW_32)
             for t in range(k, most):
                 if listed[r, t] == ABSENT:
                     break
                 column = np.uint32(listed[r, t] & LOW_32)
                 masked[r, column] = 0
-                if len(mask):
+                if r < mask_rows:
                     mask[r, column] = False
 
     return numba.njit(striking)

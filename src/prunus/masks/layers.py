@@ -56,8 +56,15 @@ class MaskedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight, on its grid if `bits` are asked; its gradient reaches the logits unless they are fixed."""
-        masked = _times(weight, self.fixed, self.layout) if self.mode == "fixed" else self._drawn(weight)
-        return self.on_grid(masked)
+        if self.mode == "fixed":
+            return self.on_grid(_times(weight, self.fixed, self.layout))
+        # Outside of torch.compile the way around it would cost as much as a small layer's product.
+        drawn = self._drawn_eagerly if torch.compiler.is_compiling() else self._drawn
+        return self.on_grid(drawn(weight))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _drawn_eagerly(self, weight: Tensor) -> Tensor:
+        return self._drawn(weight)
 
     def on_grid(self, weight: Tensor) -> Tensor:
         """The weight on its grid if `bits` are asked, else as it is."""
@@ -66,7 +73,6 @@ class MaskedWeight(nn.Module):
         form = self.layout.form  # output channels first, in transposed convolutions too
         return form.weight(quantized(form.rows(weight), self.bits, per_channel=self.per_channel, scheme=self.scheme))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _drawn(self, weight: Tensor) -> Tensor:
         sampling, seed = self.mode == "sample" and self.training, None
         if sampling:
@@ -102,14 +108,13 @@ class _Masked(torch.autograd.Function):
         if seed is not None and _in_one_pass(layout, weight, logits):
             by_draw = order == "draw" if all(ctx.needs_input_grad[:2]) else None
             ctx.listed = by_draw is not None
-            rows = weight.view_as(logits)
             found = compiled.draw(
-                logits, rows, seed, noise_scale, layout.k, by_draw=by_draw, with_mask=wanted or not ctx.listed
+                logits, weight, seed, noise_scale, layout.k, by_draw=by_draw, with_mask=wanted or not ctx.listed
             )
             if found is not None:
                 perturbed, chosen, masked, drawn = found
                 ctx.save_for_backward(weight, perturbed, drawn if ctx.listed else chosen)
-                return masked.view_as(weight), _aside(ctx, chosen, wanted)
+                return masked, _aside(ctx, chosen, wanted)
             ctx.listed = False
         noise = None if seed is None else gumbel(layout.rows, layout.n, seed, logits.device)
         perturbed = perturb(logits, noise, noise_scale)
@@ -118,15 +123,16 @@ class _Masked(torch.autograd.Function):
         return _times(weight, mask, layout), _aside(ctx, mask, wanted)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         weight, perturbed, chosen = ctx.saved_tensors
         layout, temperature, order = ctx.settings
         gradient, rest = gradients[0], (None,) * 6
+        if gradient is None:  # the masked weight played no part
+            return None, None, *rest
         if ctx.listed and _in_one_pass(layout, gradient):
-            rows = perturbed.shape
-            found = compiled.gradients(perturbed, chosen, weight.view(rows), gradient.view(rows), temperature)
+            found = compiled.gradients(perturbed, chosen, weight, gradient, temperature)
             if found is not None:
-                return found[1].view_as(weight), found[0], *rest
+                return found[1], found[0], *rest
         mask = chosen
         if ctx.listed:
             mask = torch.zeros_like(perturbed, dtype=torch.bool).scatter_(1, chosen.long(), True)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-GAMMA, MIX_1, MIX_2 = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+PLAIN_GAMMA, PLAIN_MIX_1, PLAIN_MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+GAMMA, MIX_1, MIX_2 = (np.uint64(c) for c in (PLAIN_GAMMA, PLAIN_MIX_1, PLAIN_MIX_2))
 S27, S30, S31, S33 = (np.uint64(c) for c in (27, 30, 31, 33))
 LOW_31, LOW_64 = np.uint64(2**31 - 1), 2**64 - 1
 # (log(1 + f) - f + f^2 / 2) / f^3 for sqrt(1/2) <= 1 + f <= sqrt(2), interpolated at Chebyshev points.
@@ -35,10 +36,10 @@ def key_of(seed: tuple[int, ...]) -> np.uint64:
     """
     key = 0
     for number in seed:
-        key = (key + number + int(GAMMA)) & LOW_64
-        for shift, factor in ((S30, MIX_1), (S27, MIX_2)):
-            key = (key ^ (key >> int(shift))) * int(factor) & LOW_64
-        key ^= key >> int(S31)
+        key = (key + number + PLAIN_GAMMA) & LOW_64
+        key = (key ^ (key >> 30)) * PLAIN_MIX_1 & LOW_64
+        key = (key ^ (key >> 27)) * PLAIN_MIX_2 & LOW_64
+        key ^= key >> 31
     return np.uint64(key)
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.sparse.tiles import array_at, transposed_tile
+from prunus.addresses import array_at
+from prunus.sparse.tiles import transposed_tile
 from prunus.sparse.vectors import LANES, MOST_VECTORS, row_of_sums
 
 FEW = 3
