@@ -36,7 +36,7 @@ def key_of(seed: tuple[int, ...]) -> np.uint64:
     """
     key = 0
     for number in seed:
-        key = (key + number + PLAIN_GAMMA) & LOW_64
+        key = (key + int(number) + PLAIN_GAMMA) & LOW_64
         key = (key ^ (key >> 30)) * PLAIN_MIX_1 & LOW_64
         key = (key ^ (key >> 27)) * PLAIN_MIX_2 & LOW_64
         key ^= key >> 31
