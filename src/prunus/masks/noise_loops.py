@@ -32,7 +32,7 @@ HALF = np.float32(0.5)
 def key_of(seed: tuple[int, ...]) -> np.uint64:
     """A stream's key, by SplitMix64's own mixing of one number after the other (each modulo 2^64).
 
-    NumPy's `SeedSequence` would take a tenth of what it costs to draw a small layer's mask.
+    Not by NumPy's `SeedSequence`, which is slow where every draw of a small layer wants a key.
     """
     key = 0
     for number in seed:
