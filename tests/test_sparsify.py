@@ -170,6 +170,10 @@ def test_edges_stay_unless_named() -> None:
     assert maskable_layers(model) == ["3", "6"]
     assert maskable_layers(model, ["6"]) == ["3"]
     assert maskable_layers(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))) == ["0"]
+    assert maskable_layers(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))) == ["0", "1"]
+    assert maskable_layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))) == ["0"]
+    words = nn.Sequential(nn.Embedding(9, 4), nn.Conv1d(4, 4, 3), nn.Linear(4, 4), nn.Linear(4, 2))
+    assert maskable_layers(words) == ["1", "2"]
     with pytest.raises(ConfigError, match="no layer is left"):
         maskable_layers(model, ["*"])
 

@@ -60,9 +60,10 @@ class Sparsified:
 
 
 def maskable_layers(model: nn.Module, ignored: Sequence[str] = ()) -> list[str]:
-    """Names of all linear and convolution layers but the first and the last and those that a glob in `ignored` names.
+    """Names of the linear and convolution layers that get a pattern if nobody names them.
 
-    Where embeddings come first, they are what is left dense at that end.
+    All but the last, the first if it is a convolution (few weights that see the image itself), and those that a glob in
+    `ignored` names. A first linear layer gets one: in a perceptron it holds most of the weights.
 
     Raises:
         ConfigError: a glob matches nothing, or nothing is left.
@@ -72,8 +73,9 @@ def maskable_layers(model: nn.Module, ignored: Sequence[str] = ()) -> list[str]:
     for glob in ignored:
         if not any(fnmatchcase(n, glob) for n in names):
             raise ConfigError(f"ignored layer {glob!r}", "no linear or convolution layer has that name", "see analyze")
-    ends = [weighted[0][0], names[-1]] if names else []
-    edges = set(ends if len(names) > 2 else ends[-1:])
+    edges = {names[-1]} if names else set()
+    if len(names) > 2 and isinstance(weighted[0][1], nn.modules.conv._ConvNd):
+        edges.add(names[0])
     found = [n for n in names if n not in edges and not any(fnmatchcase(n, g) for g in ignored)]
     if not found:
         raise ConfigError("model", "no layer is left to put a pattern on", "ignore fewer layers")
@@ -123,7 +125,7 @@ def sparsify(
         model: the trained network; not touched.
         data: its data; masks are compared on the validation split, the test split is read once, at the end.
         method: pattern, schedule, bits.
-        layers: names of the layers; None takes all but the first and the last.
+        layers: names of the layers; None takes those of `maskable_layers`.
         ignored_layers: globs of layers to leave, without `layers`.
         batch_size: of the training.
         out: folder to write.
