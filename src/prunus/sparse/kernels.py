@@ -27,7 +27,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 def product(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
     """The product [B, O] of x [B, I] with values [O, k] at the columns index [O, k], without a gradient."""
-    if _in_loops(x, values):
+    if in_loops(x, values):
         return looped(x, values, index)
     on_cuda = _on_cuda(x, values)
     return bagged(x, values, index) if on_cuda is None else on_cuda(x, values, index)
@@ -79,7 +79,7 @@ condensed.register_autograd(_backward, setup_context=_save)
 
 def convolution(x: Tensor, values: Tensor, index: Tensor, geometry: Geometry) -> Tensor:
     """The convolution [B, O, H', W'] of x [B, Cin, H, W] with condensed filters [O, k], without a gradient."""
-    if _in_loops(x, values):
+    if in_loops(x, values):
         return convolved(x.float(), values, index, geometry).to(x.dtype)
     g = geometry
     patches = F.unfold(x, g.kernel, g.dilation, g.padding, g.stride).transpose(1, 2)
@@ -138,7 +138,7 @@ def wide(index: Tensor) -> Tensor:
 
 def in_autocast(x: Tensor) -> Tensor:
     """x in the type that autocast, where it is on, gives a dense layer's inputs."""
-    kind = x.device.type
+    kind = "cpu" if x.is_cpu else x.device.type
     if not torch.is_autocast_enabled(kind) or not x.is_floating_point() or x.dtype == torch.float64:
         return x
     return x.to(torch.get_autocast_dtype(kind))
@@ -146,12 +146,17 @@ def in_autocast(x: Tensor) -> Tensor:
 
 def reads_shorts(x: Tensor, values: Tensor) -> bool:
     """Whether `product` with this x reads int16 columns as they are, so that wide ones need not be kept for it."""
-    return _in_loops(x, values) or _on_cuda(x, values) is not None
+    return in_loops(x, values) or _on_cuda(x, values) is not None
 
 
-def _in_loops(x: Tensor, values: Tensor) -> bool:
-    types = x.dtype in FLOATS and values.dtype in (torch.float32, torch.bfloat16)
-    return types and x.device.type == "cpu" and loops.available()
+def in_loops(x: Tensor, values: Tensor) -> bool:
+    """Whether the compiled loops take the product of this x and these values."""
+    return (
+        x.is_cpu
+        and (x.dtype == torch.float32 or x.dtype in FLOATS)
+        and (values.dtype == torch.float32 or values.dtype == torch.bfloat16)
+        and loops.available()
+    )
 
 
 def _on_cuda(x: Tensor, values: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:

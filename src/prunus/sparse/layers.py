@@ -16,11 +16,13 @@ from prunus.sparse.kernels import (
     condensed_conv2d,
     convolution,
     in_autocast,
+    in_loops,
     narrow,
     product,
     reads_shorts,
     wide,
 )
+from prunus.sparse.loops import looped
 from prunus.submodules import is_conv1d
 
 
@@ -40,12 +42,16 @@ class _Condensed(nn.Module):
 
     def _product(self, x: Tensor) -> Tensor:
         """[B, I] -> [B, O], the bias added."""
-        x = in_autocast(x)
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            out = condensed(x, self.values, self.index)
+        # Each attribute is looked up once: a module finds parameters slowly, beside what a small product takes.
+        x, values, index, bias = in_autocast(x), self.values, self.index, self.bias
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            out = condensed(x, values, index)
+            return out if bias is None else out + bias.to(out.dtype)
+        if in_loops(x, values):
+            out = looped(x, values, index)
         else:
-            out = product(x, self.values, self.index if reads_shorts(x, self.values) else self._widened())
-        return out if self.bias is None else out + self.bias.to(out.dtype)
+            out = product(x, values, index if reads_shorts(x, values) else self._widened())
+        return out if bias is None else out.add_(bias)
 
     def _widened(self) -> Tensor:
         # Torch's own operations want 32 bits. Kept once made, outside the state: it is derived.
