@@ -43,6 +43,10 @@ def test_a_planted_support_is_found() -> None:
     assert mean_loss(result.model, batches, F.mse_loss) < 1e-3
     assert result.history[-1].confidence["0"] > result.history[0].confidence["0"]
     assert result.history[-1].flips["0"] < result.history[0].flips["0"]
+    assert result.history[-1].entropy["0"] < result.history[0].entropy["0"]
+    assert result.history[-1].inclusion["0"] > result.history[0].inclusion["0"]
+    assert torch.allclose(result.inclusion["0"].sum(1), torch.full((len(support),), 3.0))
+    assert float(result.inclusion["0"][support].mean()) > 0.95
 
 
 def test_the_mask_of_a_frozen_network_is_found() -> None:

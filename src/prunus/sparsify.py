@@ -228,6 +228,8 @@ def _summary(
                 "confidence": None if last is None else last.confidence[n],
                 "diversity": None if last is None else last.diversity[n],
                 "flips": None if last is None else last.flips[n],
+                "entropy": None if last is None else last.entropy[n],
+                "inclusion": None if last is None else last.inclusion[n],
             }
             for n in inside
         },

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunus.errors import ConfigError
-from prunus.masks.metrics import confidence, diversity, entropy, flip_rate, probabilities
+from prunus.masks.metrics import confidence, diversity, entropy, flip_rate, mean_inclusion, probabilities
 
 
 def test_entropy_and_confidence_at_the_limits() -> None:
@@ -45,3 +45,14 @@ def test_flip_rate_of_certain_and_of_uniform_masks() -> None:
     assert flip_rate(1000.0 * torch.eye(4, 12), 1) == 0
     uniform = flip_rate(torch.zeros(200, 12), 3, draws=40)
     assert uniform == pytest.approx(1 - 3 / 12, abs=0.01)
+
+
+def test_mean_inclusion_is_the_chance_of_the_most_probable() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0], [3.0, 0.0, 0.0, 0.0]])
+    wanted = float(logits.softmax(1).amax(1).mean())
+    found = mean_inclusion(logits.repeat(500, 1), 1, draws=40)
+    assert abs(found - wanted) < 4 * (0.25 / 40_000) ** 0.5
+    assert mean_inclusion(logits, 4, draws=2) == 1
+    assert mean_inclusion(logits, 2, noise_scale=0.0, draws=2) == 1
+    even = mean_inclusion(torch.zeros(2_000, 8), 2, draws=10)
+    assert abs(even - 0.25) < 4 * (0.25 * 0.75 / 40_000) ** 0.5

@@ -54,6 +54,16 @@ def flip_rate(logits: Tensor, k: int, *, noise_scale: float = 1.0, draws: int = 
     return 1 - sum(shared) / (len(shared) * k * logits.shape[0])
 
 
+def mean_inclusion(logits: Tensor, k: int, *, noise_scale: float = 1.0, draws: int = 8, seed: int = 0) -> float:
+    """Mean probability of the k most probable elements of a row to be drawn, from `draws` masks: k / n to 1.
+
+    It is the share of a draw that the mask which will be fixed has too.
+    """
+    mode = largest(logits.detach(), k)
+    shared = [float((mode & _draw(logits, k, noise_scale, (seed, i))).sum()) for i in range(draws)]
+    return sum(shared) / (draws * k * logits.shape[0])
+
+
 def inclusion_probabilities(
     logits: Tensor, k: int, *, noise_scale: float = 1.0, draws: int = 1000, seed: int = 0
 ) -> Tensor:

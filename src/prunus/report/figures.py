@@ -10,6 +10,9 @@ from prunus.errors import MissingDependencyError
 from prunus.fit_masks import Masked
 from prunus.recursive import Stage
 
+MOST_NAMED = 20
+"""Layers that a legend names at most; of more, every second, third, ... one."""
+
 
 def draw_stages(stages: Sequence[Stage], folder: Path) -> list[Path]:
     """Write `stages.png`: per group a histogram of its units' noise, and the kept counts along the chain.
@@ -52,7 +55,7 @@ def draw_stages(stages: Sequence[Stage], folder: Path) -> list[Path]:
 
 
 def draw_masks(masked: Masked, folder: Path) -> list[Path]:
-    """Write `masks.png` (what each layer keeps) and `learning.png` (confidence, diversity, flips by epoch).
+    """Write `masks.png` (what each layer keeps) and `learning.png` (metrics and loss by epoch).
 
     Args:
         masked: what `fit_masks` returned.
@@ -73,7 +76,7 @@ def draw_masks(masked: Masked, folder: Path) -> list[Path]:
         picture = inside.expand(masked.layouts[name].form.filters, *inside.shape[1:]).flatten(1).float()
         axis.imshow(picture.numpy(), aspect="auto", interpolation="nearest", cmap="Blues", vmin=0, vmax=1)
         axis.set_title(f"{name}: {masked.layouts[name].pattern}, {int(mask.sum()):,} kept", fontsize=9)
-        axis.set_xlabel("input x tap", fontsize=8)
+        axis.set_xlabel("input" if inside[0, 0].numel() == 1 else "input x tap", fontsize=8)
         axis.set_ylabel("output", fontsize=8)
         axis.tick_params(labelsize=7)
     for axis in axes[len(masked.masks) :]:
@@ -85,24 +88,42 @@ def draw_masks(masked: Masked, folder: Path) -> list[Path]:
 
 
 def _learning(masked: Masked) -> Any:
-    figure = _figure(11.0, 2.8)
-    axes = figure.subplots(1, 3)
-    titles = (
-        "confidence (1: k elements share the mass)",
-        "diversity of the rows, nats",
-        "kept that the next draw replaces",
-    )
-    series = [[getattr(e, field) for e in masked.history] for field in ("confidence", "diversity", "flips")]
-    for axis, title, epochs in zip(axes, titles, series, strict=True):
-        for name in masked.masks:
-            axis.plot(range(len(epochs)), [e[name] for e in epochs], marker=".", label=name)
+    figure = _figure(11.0, 5.2)
+    axes = figure.subplots(2, 3).reshape(-1)
+    titles = {
+        "entropy": "entropy of a row, nats",
+        "confidence": "confidence (1: k elements share the mass)",
+        "diversity": "diversity of the rows, nats",
+        "inclusion": "chance of what is likeliest kept",
+        "flips": "kept that the next draw replaces",
+        "loss": "training loss of drawn masks",
+    }
+    history, names = masked.history, list(masked.masks)
+    colors = _colors(len(names))
+    for axis, (field, title) in zip(axes, titles.items(), strict=True):
+        if field == "loss":
+            axis.plot(range(len(history)), [e.loss for e in history], marker=".", color="black")
+        else:
+            for name, color in zip(names, colors, strict=True):
+                values = [getattr(e, field)[name] for e in history]
+                axis.plot(range(len(history)), values, marker=".", label=name, color=color)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("epochs of drawing done", fontsize=8)
         axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.tick_params(labelsize=7)
-    axes[0].legend(fontsize=7)
+    lines, every = axes[0].get_lines(), -(-len(names) // MOST_NAMED)
+    figure.legend(lines[::every], names[::every], fontsize=7, loc="outside right center")
     return figure
+
+
+def _colors(count: int) -> list[Any]:
+    """Colours that differ; of many layers, from dark for the first to light for the last."""
+    import matplotlib
+
+    if count <= 10:
+        return list(matplotlib.colormaps["tab10"].colors[:count])  # type: ignore[attr-defined]
+    return [matplotlib.colormaps["viridis"](i / (count - 1)) for i in range(count)]
 
 
 def _figure(width: float, height: float) -> Any:
