@@ -131,17 +131,18 @@ def _by_tiles(dtype: torch.dtype) -> Callable[..., None]:
     def by_tiles(
         values: Any, index: Any, starts: Any, image: Any, out: Any, tiles: int, rest: int, first: int, last: int
     ) -> None:
+        k = values.shape[1]
         for t in range(tiles):
             for o in range(first, last):
-                four(values, index, starts, image, out, o, t * TILE)
+                four(values, index, starts, image, out, o, t * TILE, o * k, k)
         for o in range(first, last):
             if rest == 1:
-                one(values, index, starts, image, out, o, tiles * TILE)
+                one(values, index, starts, image, out, o, tiles * TILE, o * k, k)
             elif rest == 2:
-                two(values, index, starts, image, out, o, tiles * TILE)
+                two(values, index, starts, image, out, o, tiles * TILE, o * k, k)
             elif rest == 3:
-                three(values, index, starts, image, out, o, tiles * TILE)
+                three(values, index, starts, image, out, o, tiles * TILE, o * k, k)
             elif rest == 4:
-                four(values, index, starts, image, out, o, tiles * TILE)
+                four(values, index, starts, image, out, o, tiles * TILE, o * k, k)
 
     return numba.njit(nogil=True)(by_tiles)  # type: ignore[no-any-return]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from prunus.addresses import array_at
+from prunus.sparse.gathers import row_of_loads, slow_gathers
 from prunus.sparse.tiles import transposed_tile
 from prunus.sparse.vectors import LANES, MOST_VECTORS, row_of_sums
 
@@ -57,7 +58,7 @@ def _many(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
     """`looped` for more examples, fp32 or bf16; the product is fp32."""
     (examples, inputs), (rows, k) = x.shape, values.shape
     paired, most = x.dtype == torch.bfloat16, LANES * MOST_VECTORS
-    lay, at_once = (_lay_pairs_across(), 2 * LANES) if paired else (_lay_across(), LANES)
+    lay, at_once = (_lay_pairs_across(), 2 * LANES) if paired else (lay_across(), LANES)
     out = x.new_empty(examples, rows, dtype=torch.float32)
     across = x.new_empty(inputs, min(most, -(-examples // at_once) * at_once))
     for start in range(0, examples, most):
@@ -90,7 +91,7 @@ def plain(tensor: Tensor) -> Any:
 
 
 @cache
-def _kinds(values: torch.dtype, index: torch.dtype) -> tuple[Any, Any]:
+def kinds(values: torch.dtype, index: torch.dtype) -> tuple[Any, Any]:
     """What the arrays hold for numpy; see `plain`."""
     return plain(torch.empty(0, dtype=values)).dtype.type, plain(torch.empty(0, dtype=index)).dtype.type
 
@@ -101,12 +102,16 @@ def _gather(values_as: torch.dtype, index_as: torch.dtype) -> Callable[..., None
     import numba
     import numpy as np
 
-    number, column = _kinds(values_as, index_as)
+    number, column = kinds(values_as, index_as)
     compiled, array = numba.njit(fastmath=True, nogil=True), array_at()
     if values_as == torch.bfloat16:
         widened = compiled(lambda value: np.int32(np.uint32(value) << np.uint32(16)).view(np.float32))
     else:
         widened = compiled(lambda value: value)
+    if index_as == torch.int16 and slow_gathers():
+        most_of = row_of_loads(from_bits=values_as == torch.bfloat16)
+    else:
+        most_of = compiled(lambda values, index, row, o: (np.float32(0), 0))
 
     def gather(
         values_at: int, index_at: int, x_at: int, out_at: int, k: int, inputs: int, rows: int, examples: int
@@ -118,8 +123,8 @@ def _gather(values_as: torch.dtype, index_as: torch.dtype) -> Callable[..., None
         for b in range(examples):
             row = x[b]
             for o in range(rows):
-                total = np.float32(0)
-                for j in range(k):
+                total, done = most_of(values, index, row, o)
+                for j in range(done, k):
                     total += widened(values[o, j]) * row[index[o, j]]
                 out[b, o] = total
 
@@ -127,7 +132,7 @@ def _gather(values_as: torch.dtype, index_as: torch.dtype) -> Callable[..., None
 
 
 @cache
-def _lay_across() -> Callable[..., None]:
+def lay_across() -> Callable[..., None]:
     """Compiled: x [B, I] transposed to [I, width], with zeros for the examples that x lacks."""
     import numba
     import numpy as np
@@ -192,7 +197,7 @@ def _by_rows(vectors: int, values_as: torch.dtype, index_as: torch.dtype, paired
     import numba
     import numpy as np
 
-    number, column = _kinds(values_as, index_as)
+    number, column = kinds(values_as, index_as)
     add_row = row_of_sums(vectors, from_bits=values_as == torch.bfloat16, through_table=False, paired=paired)
     array, tile, width = array_at(), transposed_tile(), vectors * LANES
     word, words = (np.uint32, width // 2) if paired else (np.float32, width)
@@ -209,7 +214,7 @@ def _by_rows(vectors: int, values_as: torch.dtype, index_as: torch.dtype, paired
         for start in range(first, last, LANES):
             stop, in_tiles = min(start + LANES, last), 0
             for o in range(start, stop):
-                add_row(values[start:stop], index[start:stop], index, across, sums, o - start, 0)
+                add_row(values, index, index, across, sums, o - start, 0, o * k, k)
             if stop - start == LANES:
                 in_tiles = examples - examples % LANES
                 for b in range(0, in_tiles, LANES):

@@ -16,8 +16,21 @@ CHAINS = 4
 """Sums that don't wait for each other; one alone waits for its last addition at every weight."""
 
 
-def row_of_sums(vectors: int, *, from_bits: bool, through_table: bool, paired: bool = False) -> Any:
-    """out[o, at + c] = sum_j values[o, j] across[start of index[o, j], at + c] for c < 16 `vectors`.
+def not_unrolled(builder: Any, last: Any) -> None:
+    """Tell LLVM not to unroll the loop whose last block this is.
+
+    Where the number of rounds differs from call to call, what is left over after whole unrolled rounds is a second loop
+    whose end the processor can't foresee.
+    """
+    module = builder.module
+    off = module.add_metadata(["llvm.loop.unroll.disable"])
+    loop = module.add_metadata([off, last.name])  # a node of its own: equal ones are shared
+    loop.operands = (loop, off)
+    last.terminator.set_metadata("llvm.loop", loop)
+
+
+def row_of_sums(vectors: int, *, from_bits: bool, through_table: bool, paired: bool = False, onto: bool = False) -> Any:
+    """out[o, at + c] = sum_j values[j] across[start of index[j], at + c] for c < 16 `vectors`, `count` j from `begin`.
 
     Args:
         vectors: 1 to 4.
@@ -25,10 +38,11 @@ def row_of_sums(vectors: int, *, from_bits: bool, through_table: bool, paired: b
         through_table: `across` is flat, and a column starts at table[column]; else it is [I, n], one row per column.
         paired: `across` is words [I, n / 2] of two bf16 numbers: of 32, number w lies low in word w, w + 16 high.
             `vectors` is even, and there is no table.
+        onto: add to what `out` holds.
 
     Returns:
-        A function (values [O, k], index [O, k], table, across, out [O, n], o, at) for compiled code; arrays contiguous.
-        Nothing is checked: `across` must reach 16 `vectors` beyond every start.
+        A function (values, index, table, across, out [O, n], o, at, begin, count) for compiled code; arrays contiguous,
+        values and index of any shape. Nothing is checked: `across` must reach 16 `vectors` beyond every start.
     """
     from llvmlite import ir
     from numba import types
@@ -47,13 +61,10 @@ def row_of_sums(vectors: int, *, from_bits: bool, through_table: bool, paired: b
         views = [context.make_array(t)(context, builder, a)
                  for t, a in zip(signature.args[:5], arguments[:5], strict=True)]  # fmt: skip
         weights, columns, starts, rows, sums = (view.data for view in views)
-        row, shift = (builder.sext(a, place) if a.type.width < 64 else a for a in arguments[5:])
-        count, width = builder.extract_value(views[0].shape, 1), builder.extract_value(views[4].shape, 1)
-        begin = builder.mul(row, count)
+        row, shift, begin, count = arguments[5:]
+        width = builder.extract_value(views[4].shape, 1)
         stride = builder.udiv(width, place(2)) if paired else width
         totals = [cgutils.alloca_once(builder, vector) for _ in range(at_once * vectors)]
-        for total in totals:
-            builder.store(ir.Constant(vector, [0.0] * LANES), total)
 
         def lanes(base: Any, start: Any, number_of_vector: int, kind: Any = vector) -> Any:
             first = builder.add(builder.add(start, shift), place(number_of_vector * LANES))
@@ -85,18 +96,30 @@ def row_of_sums(vectors: int, *, from_bits: bool, through_table: bool, paired: b
                 product = builder.fmul(spread, many, flags=fused)
                 builder.store(builder.fadd(builder.load(total), product, flags=fused), total)
 
+        for i, total in enumerate(totals):
+            before = ir.Constant(vector, [0.0] * LANES)
+            if onto and i < vectors:
+                before = builder.load(lanes(sums, builder.mul(row, width), i))
+                before.align = 4
+            builder.store(before, total)
         whole = builder.udiv(count, place(at_once))
         with cgutils.for_range(builder, whole, intp=place) as loop:
             for chain in range(at_once):
                 add(builder.add(begin, builder.add(builder.mul(loop.index, place(at_once)), place(chain))), chain)
-        with cgutils.for_range(builder, count, start=builder.mul(whole, place(at_once)), intp=place) as loop:
-            add(builder.add(begin, loop.index), 0)
+            last = builder.basic_block
+        if onto:
+            not_unrolled(builder, last)
+        if at_once > 1:
+            with cgutils.for_range(builder, count, start=builder.mul(whole, place(at_once)), intp=place) as loop:
+                add(builder.add(begin, loop.index), 0)
         for i in range(vectors):
             parts = [builder.load(total) for total in totals[i::vectors]]
             builder.store(reduce(builder.fadd, parts), lanes(sums, builder.mul(row, width), i)).align = 4
         return context.get_dummy_value()
 
-    def add_row(typing: Any, values: Any, index: Any, table: Any, across: Any, out: Any, o: Any, at: Any) -> Any:
-        return types.void(values, index, table, across, out, o, at), code
+    def add_row(
+        typing: Any, values: Any, index: Any, table: Any, across: Any, out: Any, o: Any, at: Any, begin: Any, count: Any
+    ) -> Any:
+        return types.void(values, index, table, across, out, *(types.int64,) * 4), code
 
     return intrinsic(add_row)
