@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunus.sparse import gathers, loops
+from prunus.sparse import loops
 from prunus.sparse.layers import CondensedLinear
 from prunus.sparse.packed import ROWS, block_for, pack, packed_product
 
@@ -154,29 +154,3 @@ def test_threads_share_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
         monkeypatch.setattr(loops, "PRODUCTS_FOR_A_THREAD", 1)
         assert torch.equal(small(x), alone)
-
-
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_single_examples_are_the_same_with_gathers_and_loads(
-    kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x = torch.randn(2, 300)
-    for kept in (1, 15, 16, 17, 100):
-        values, index = weight(9, kept, 300)
-        dense = torch.zeros(9, 300).scatter_(1, index, values.to(kind).float())
-        for slow in (True, False):
-            monkeypatch.setattr(loops, "slow_gathers", lambda slow=slow: slow)
-            loops._gather.cache_clear()
-            found = loops.looped(x, values.to(kind), index.to(torch.int16))
-            assert torch.allclose(found, x @ dense.t(), rtol=1e-5, atol=1e-5)
-    loops._gather.cache_clear()
-
-
-def test_what_gathers_slowly_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llvmlite import binding
-
-    for name, slow in (("znver4", True), ("sapphirerapids", False)):
-        monkeypatch.setattr(binding, "get_host_cpu_name", lambda name=name: name)
-        gathers.slow_gathers.cache_clear()
-        assert gathers.slow_gathers() is slow
-    gathers.slow_gathers.cache_clear()

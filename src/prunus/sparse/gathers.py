@@ -6,21 +6,13 @@ loaded into its lane of a vector.
 
 from __future__ import annotations
 
-from functools import cache, reduce
+from functools import reduce
 from typing import Any
 
 LANES = 4
 """Columns in a word, and numbers in a vector."""
 CHAINS = 4
 """Vectors of sums that don't wait for each other."""
-
-
-@cache
-def slow_gathers() -> bool:
-    """Whether this processor's gathers are slower than single loads: AMD's are made of many small steps."""
-    from llvmlite import binding
-
-    return str(binding.get_host_cpu_name()).startswith("znver")
 
 
 def row_of_loads(*, from_bits: bool) -> Any:

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from prunus.addresses import array_at
-from prunus.sparse.gathers import row_of_loads, slow_gathers
+from prunus.sparse.dots import row_of_dots
+from prunus.sparse.gathers import row_of_loads
+from prunus.sparse.processor import fast_dots, slow_gathers
 from prunus.sparse.tiles import transposed_tile
 from prunus.sparse.vectors import LANES, MOST_VECTORS, row_of_sums
 
@@ -201,6 +203,22 @@ def _by_rows(vectors: int, values_as: torch.dtype, index_as: torch.dtype, paired
     add_row = row_of_sums(vectors, from_bits=values_as == torch.bfloat16, through_table=False, paired=paired)
     array, tile, width = array_at(), transposed_tile(), vectors * LANES
     word, words = (np.uint32, width // 2) if paired else (np.float32, width)
+    by_twos = paired and values_as == torch.bfloat16 and fast_dots()
+    if by_twos:
+        add_two, add_to = (
+            row_of_dots(vectors),
+            row_of_sums(vectors, from_bits=True, through_table=False, paired=True, onto=True),
+        )
+
+        def add(values: Any, index: Any, across: Any, sums: Any, o: int, at: int, k: int) -> None:
+            add_two(values, index, across, sums, o, at, k // 2)
+            add_to(values, index, index, across, sums, o, 0, at + k - k % 2, k % 2)
+    else:
+
+        def add(values: Any, index: Any, across: Any, sums: Any, o: int, at: int, k: int) -> None:
+            add_row(values, index, index, across, sums, o, 0, at, k)
+
+    row = numba.njit(nogil=True, inline="always")(add)
 
     def by_rows(
         values_at: int, index_at: int, across_at: int, out_at: int, k: int, inputs: int, rows: int, examples: int,
@@ -214,7 +232,7 @@ def _by_rows(vectors: int, values_as: torch.dtype, index_as: torch.dtype, paired
         for start in range(first, last, LANES):
             stop, in_tiles = min(start + LANES, last), 0
             for o in range(start, stop):
-                add_row(values, index, index, across, sums, o - start, 0, o * k, k)
+                row(values, index, across, sums, o - start, o * k, k)
             if stop - start == LANES:
                 in_tiles = examples - examples % LANES
                 for b in range(0, in_tiles, LANES):
