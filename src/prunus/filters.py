@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,9 @@ def check_filters(graph: Graph, layers: Sequence[str]) -> dict[str, str]:
 
 
 @contextmanager
-def gated_filters(model: nn.Module, graph: Graph, masks: Mapping[str, MaskedUnits]) -> Iterator[None]:
+def gated_filters(
+    model: nn.Module, graph: Graph, masks: Mapping[str, MaskedUnits], draws: gate.Draws = "batch"
+) -> Iterator[None]:
     """Within the context every pass multiplies what reads a layer's filters by the layer's mask, drawn for that pass.
 
     So a mask of zero is exactly what removal leaves, whatever norm and activation lie between.
@@ -47,6 +50,7 @@ def gated_filters(model: nn.Module, graph: Graph, masks: Mapping[str, MaskedUnit
         model: the network; gets hooks, loses them on leaving.
         graph: the analysed model.
         masks: by layer.
+        draws: one mask for each example of a pass, or one for all.
 
     Raises:
         ConfigError: a layer whose filters other layers write too, or whose group is locked.
@@ -54,13 +58,14 @@ def gated_filters(model: nn.Module, graph: Graph, masks: Mapping[str, MaskedUnit
     alone = check_filters(graph, list(masks))
     groups = {name: graph.group(alone[name]) for name in masks}
     filters = {n: torch.from_numpy(np.argsort(g.writers[0].units_along_dim)) for n, g in groups.items()}
-    with gate.attach(model, list(groups.values()), draws="batch") as gates:
+    with gate.attach(model, list(groups.values()), draws=draws) as gates:
 
-        def draw(*_: object) -> None:
-            drawn = {n: m.multipliers() for n, m in masks.items()}
-            gates.fix({g.name: drawn[n][filters[n].to(drawn[n].device)] for n, g in groups.items()})
+        def draw(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            examples = gate.batch_size(args, kwargs) if draws == "example" else 1
+            drawn = {n: m.multipliers(examples) for n, m in masks.items()}
+            gates.fix({g.name: drawn[n][:, filters[n].to(drawn[n].device)] for n, g in groups.items()})
 
-        handle = model.register_forward_pre_hook(draw)
+        handle = model.register_forward_pre_hook(draw, with_kwargs=True)
         try:
             yield
         finally:

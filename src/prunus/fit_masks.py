@@ -19,6 +19,7 @@ from prunus.batchnorm import reestimate_batch_norm
 from prunus.errors import ConfigError
 from prunus.filters import gated_filters, plan_of_filters
 from prunus.fit import BatchSource, LossFunction, Precision, check_loss, only_trainable, set_epoch
+from prunus.gate import Draws
 from prunus.graph.grouping import Graph
 from prunus.masks.layers import MaskedWeight, MaskSet, attach, bake_, layer_of
 from prunus.masks.metrics import (
@@ -134,7 +135,7 @@ def fit_masks(
     masks = method.masks(work, list(layers), seed)
     device = model_device(work)
     seen = judge if judge is not None else batches
-    gates = _gates(work, masks, graph)
+    gates = _gates(work, masks, graph, method.draws)
     _, left = _without_filters(copy.deepcopy(work), masks, graph, seen)  # refused before training, if at all
     if len(left) < len(masks) and (method.bits or method.activation_bits):
         found = "the model's code holds sizes, so its graph is rewritten, where no layer is left to put on a grid"
@@ -176,7 +177,9 @@ def fit_masks(
     )
 
 
-def _gates(model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | None) -> AbstractContextManager[None]:
+def _gates(
+    model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | None, draws: Draws
+) -> AbstractContextManager[None]:
     """Where masks of filters act; nothing for masks inside weights."""
     units = {n: m for n, m in masks.items() if isinstance(m, MaskedUnits)}
     if not units:
@@ -184,7 +187,7 @@ def _gates(model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | N
     if graph is None:
         found = "they are masked where they are read, and taken out: that needs the analysed model"
         raise ConfigError("filter patterns", found, "give graph=prunus.trace(model, example_inputs)")
-    return gated_filters(model, graph, units)
+    return gated_filters(model, graph, units, draws)
 
 
 def _without_filters(

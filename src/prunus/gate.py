@@ -63,7 +63,7 @@ class GateSet:
         self._enter("mean", names)
 
     def fix(self, values: Mapping[str, Tensor]) -> None:
-        """Use the given multipliers [K] per group; other groups are left alone."""
+        """Use the given multipliers per group, [K] or [B, K], one row per example; other groups are left alone."""
         self._enter("fixed", list(values))
         self.values = dict(values)
 
@@ -115,7 +115,7 @@ class GateSet:
             self.probes[name] = ones
             return ones
         if self.mode == "fixed":
-            return self.values[name].to(self._device, torch.float32).reshape(1, -1)
+            return self.values[name].to(self._device, torch.float32).reshape(-1, units)
         if self.mode == "mean":
             return self.posterior(name).mean().reshape(1, -1)
         return self.posterior(name).rsample(self._batch if self.draws == "example" else 1)
@@ -229,10 +229,20 @@ def _is_frozen_convolution(module: nn.Module) -> bool:
     return type(module) in kinds and not module.weight.requires_grad and not module._forward_hooks  # type: ignore[union-attr]
 
 
+def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The first dimension of a call's first tensor that has one; 1 without any."""
+    first = _first_tensor(args, kwargs)
+    return 1 if first is None else first.shape[0]
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    return next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), None)
+
+
 def _begin_hook(gates: GateSet, device: torch.device) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), None)
-        gates.begin(1 if first is None else first.shape[0], device if first is None else first.device)
+        first = _first_tensor(args, kwargs)
+        gates.begin(batch_size(args, kwargs), device if first is None else first.device)
 
     return hook
 

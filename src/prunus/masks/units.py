@@ -22,20 +22,29 @@ class MaskedUnits(MaskedWeight):
         return self.on_grid(weight)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def multipliers(self) -> Tensor:
-        """This pass's zeros and ones, fp32 [n]; their gradient reaches the logits unless the mask is fixed."""
+    def multipliers(self, examples: int = 1) -> Tensor:
+        """This pass's zeros and ones, fp32; their gradient reaches the logits unless the mask is fixed.
+
+        Args:
+            examples: how many masks to draw, if any are drawn.
+
+        Returns:
+            [examples, n], or [1, n] where nothing is drawn.
+        """
         if self.mode == "fixed":
-            return self.fixed[0].float()
-        noise = None
+            return self.fixed.float()
+        noise: Tensor | None = None
+        logits: Tensor = self.logits
         if self.mode == "sample" and self.training:
             draw, again = divmod(self.uses, self.resample_every)
             self.uses += 1
-            if again and self._mask is not None:
+            if again and self._mask is not None and len(self._mask) == examples:
                 return self._mask
-            noise = gumbel(1, self.layout.n, (self.seed, draw), self.logits.device)
+            noise = gumbel(examples, self.layout.n, (self.seed, draw), self.logits.device)
+            logits = logits.expand(examples, -1)
         found = sample(
-            self.logits, self.layout.k, noise,
+            logits, self.layout.k, noise,
             temperature=self.temperature, noise_scale=self.noise_scale, order=self.order,
-        )[0]  # fmt: skip
+        )  # fmt: skip
         self._mask = found.detach() if noise is not None else None
         return found

@@ -64,6 +64,7 @@ class DynamicProbabilisticPruning:
         rescale: multiply the weights by sqrt(n / k) first; for training from scratch.
         order: of the relaxation, see `masks.sampling.sample`.
         resample_every: steps that share one drawn mask; the logits learn from the first of them. 1 is the method.
+        draws: filters alone: a mask for every example of a batch, which tells the logits more, or one for all.
         best_of: masks to draw and compare at the end; 1 takes the most probable.
         bits: of the weights while training and after; None leaves them.
         per_channel: one grid per output channel.
@@ -86,6 +87,7 @@ class DynamicProbabilisticPruning:
     rescale: bool = False
     order: Order = "draw"
     resample_every: int = 1
+    draws: Literal["example", "batch"] = "example"
     best_of: int = 1
     bits: Bits | None = None
     per_channel: bool = True

@@ -14,9 +14,14 @@ def slow_gathers() -> bool:
 @cache
 def fast_dots() -> bool:
     """Whether products of bf16 pairs come at twice the rate of fp32 ones: on AMD's, not on Intel's without AMX."""
+    return _name().startswith("znver") and has_dots()
+
+
+def has_dots() -> bool:
+    """Whether there are products of bf16 pairs in 512-bit vectors."""
     from llvmlite import binding
 
-    return _name().startswith("znver") and bool(binding.get_host_cpu_features().get("avx512bf16"))
+    return bool(binding.get_host_cpu_features().get("avx512bf16"))
 
 
 def _name() -> str:
