@@ -84,6 +84,47 @@ def test_the_gradient_is_that_of_the_masked_output_of_the_norm() -> None:
     assert float(wanted.abs().max()) > 1e-4
 
 
+def test_every_example_gets_a_mask_of_its_own() -> None:
+    model = network(nn.Conv2d(4, 8, 3)).train()
+    graph = prunus.trace(model, X)
+    masks = replace(FILTERS, curvature=False).masks(model, ["0"], seed=2)
+    mask = masks["0"]
+    mask.temperature, mask.noise_scale = 0.7, 2.0
+    with attach(model, masks), gated_filters(model, graph, units(masks), "example"):
+        found = torch.autograd.grad(F.cross_entropy(model(X), Y), mask.logits)[0]
+    drawn = sample(mask.logits.expand(8, -1), 4, gumbel(8, 8, (mask.seed, 0)), temperature=0.7, noise_scale=2.0)
+    assert len(drawn.unique(dim=0)) > 1
+    assert torch.equal(drawn.sum(1), torch.full((8,), 4.0))
+    hidden = nn.Sequential(*list(model)[:3])(X) * drawn[:, :, None, None]  # type: ignore[call-overload]
+    loss = F.cross_entropy(nn.Sequential(*list(model)[3:])(hidden), Y)  # type: ignore[call-overload]
+    wanted = torch.autograd.grad(loss, mask.logits)[0]
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-7)
+    with attach(model, masks) as attached, gated_filters(model, graph, units(masks), "example"):
+        attached.mode_("mode")
+        assert units(masks)["0"].multipliers(8).shape == (1, 8), "nothing is drawn"
+
+
+def test_with_curvature_the_gradient_is_the_whole_step_from_out_to_in() -> None:
+    """Regression with unit noise: the loss of a unit out less that of the unit in is w^2 E[x^2] / 2, at both ends."""
+    examples, small = 400_000, 0.05
+    mask = FILTERS.masks(nn.Sequential(nn.Linear(1, 2)), ["0"])["0"]
+    assert isinstance(mask, MaskedUnits)
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(examples, 2, generator=generator), torch.randn(examples, generator=generator)
+    mask.temperature, mask.noise_scale = 1.0, 1.0
+    seen = {}
+    for curvature in (True, False):
+        mask.curvature, mask.uses = curvature, 0
+        drawn = mask.train().multipliers(examples)
+        drawn.retain_grad()
+        (0.5 * (small * (x * (1 - drawn)).sum(1) + noise).square()).mean().backward()
+        assert drawn.grad is not None
+        seen[curvature] = [float(drawn.grad[drawn == at].mean()) * examples for at in (0.0, 1.0)]
+    step = -0.5 * small**2
+    assert seen[True] == pytest.approx([step, step], rel=0.15)
+    assert seen[False] == pytest.approx([2 * step, 0.0], rel=0.15, abs=-0.15 * step)
+
+
 def test_statistics_of_filters_that_are_not_drawn_go_on() -> None:
     model = network(nn.Conv2d(4, 8, 3)).train()
     plain = copy.deepcopy(model)
@@ -121,6 +162,30 @@ def useful() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
         for number, (source, value) in enumerate(sources):
             weight[number, source] = value
     return model, list(zip(images.split(64), answers.split(64), strict=True))
+
+
+def test_with_curvature_masks_part_and_without_they_come_to_a_tie() -> None:
+    """Eight inputs of rising use, four to keep: by the derivative alone whatever is out seems worth a swap."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2048, 8, generator=generator)
+    y = (torch.rand(2048, generator=generator) < torch.sigmoid(x @ torch.linspace(0.3, 1.5, 8))).long()
+    batches = list(zip(x.split(64), y.split(64), strict=True))
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Tanh(), nn.Linear(8, 2))
+    with torch.no_grad():
+        layer_of(model, "0").weight.copy_(torch.eye(8))
+    graph = prunus.trace(model, x[:2])
+    whole = DPP(pattern="filter 100%", epochs=0, tune_epochs=10, lr=5e-3)
+    trained = fit_masks(model, ["0"], whole, batches, F.cross_entropy, graph=graph, progress=False).model
+    margins = {}
+    for curvature in (True, False):
+        method = DPP(pattern="filter 50%", epochs=15, tune_epochs=0, lr=5e-3, curvature=curvature)
+        found = fit_masks(trained, ["0"], method, batches, F.cross_entropy, graph=graph, progress=False)
+        ranked = found.logits["0"][0].sort(descending=True).values
+        margins[curvature] = float(ranked[3] - ranked[4])
+        assert found.masks["0"].tolist() == [[False, False, False, True, True, True, False, True]]
+    assert margins[True] > 2
+    assert margins[False] < 0.5
 
 
 def test_useful_filters_are_found_however_small_their_weights() -> None:

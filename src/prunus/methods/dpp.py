@@ -64,7 +64,8 @@ class DynamicProbabilisticPruning:
         rescale: multiply the weights by sqrt(n / k) first; for training from scratch.
         order: of the relaxation, see `masks.sampling.sample`.
         resample_every: steps that share one drawn mask; the logits learn from the first of them. 1 is the method.
-        draws: filters alone: a mask for every example of a batch, which tells the logits more, or one for all.
+        draws: filters alone: a mask for every example of a batch, or one for all, which is the paper's.
+        curvature: filters with a mask for every example: see `masks.units`; False is the paper's straight-through.
         best_of: masks to draw and compare at the end; 1 takes the most probable.
         bits: of the weights while training and after; None leaves them.
         per_channel: one grid per output channel.
@@ -88,6 +89,7 @@ class DynamicProbabilisticPruning:
     order: Order = "draw"
     resample_every: int = 1
     draws: Literal["example", "batch"] = "example"
+    curvature: bool = True
     best_of: int = 1
     bits: Bits | None = None
     per_channel: bool = True
@@ -133,8 +135,10 @@ class DynamicProbabilisticPruning:
             size = layout.rows_of(layout.form.rows(weight).square()).sqrt()
             spread = size.std(1, keepdim=True).clamp_min(1e-12) if layout.n > 1 else torch.ones_like(size)
             logits = self.init_std * noise + self.prior * (size - size.mean(1, keepdim=True)) / spread
-            found[name] = kind(
+            mask = found[name] = kind(
                 layout, logits, seed=own, order=self.order, resample_every=self.resample_every,
                 bits=self.bits, per_channel=self.per_channel, scheme=self.scheme,
             )  # fmt: skip
+            if isinstance(mask, MaskedUnits):
+                mask.curvature = self.curvature
         return found
