@@ -140,6 +140,16 @@ def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.C
     assert "6 512 25.0 % 2.5 kB" in shown  # 512 values of 32 bits with indices of 7
     assert "8.2 kB dense" in shown
     assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == {"masks.png", "learning.png"}
+    assert "dense, with their zeros" in shown
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(tmp_path / "run" / "model.onnx"))
+    (images,) = session.get_inputs()
+    x = torch.randn(3, *images.shape[1:])
+    (found,) = session.run(None, {images.name: x.numpy()})
+    assert torch.allclose(torch.from_numpy(found), prunus.load(tmp_path / "run" / "artifact")(x), atol=1e-5)
+    for skipped in (["--no-onnx"], ["--bits", "8", "--activation-bits", "8"]):
+        with pytest.raises(SystemExit):
+            main([*common, "--pattern", "filter 50%", "--out", str(tmp_path / "without"), *skipped])
+        assert not (tmp_path / "without" / "model.onnx").exists()
     refusals = {
         ("--budget", "macs<=50%", "--pattern", "2:4"): "no budget",
         (): "give --pattern",
@@ -147,7 +157,6 @@ def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.C
         ("--pattern", "2:4", "--ignore", "nothing*"): "no linear or convolution",
         ("--pattern", "weight 25%", "--bits", "3"): "bits=3",
         ("--pattern", "2:4", "--lr", "0.1", "--scope", "uniform"): "--lr, --scope",
-        ("--pattern", "2:4", "--no-onnx"): "ConfigError: --onnx",
         ("--pattern", "2:4", "--set", "epochs=1"): "use --epochs",
     }
     for wrong, message in refusals.items():

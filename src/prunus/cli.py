@@ -60,7 +60,7 @@ Shape = Annotated[str | None, typer.Option("--shape", help="shape of one example
 Seed = Annotated[int, typer.Option("--seed", help="seeds everything random")]
 
 WHERE_UNITS_GO = ("lr", "optimizer", "distillation", "scope", "round_to", "head_dims", "inexact", "follow_branches",
-                  "compiled", "onnx", "resume")  # fmt: skip
+                  "compiled", "resume")  # fmt: skip
 """Options that say how units are removed and the network recovers; masks inside weights have none of it."""
 
 
@@ -148,14 +148,14 @@ def compress_command(
             bits=bits,
             activation_bits=activation_bits,
         )
+        onnx = _onnx_wanted(onnx)
         network, _ = _model(model, weights)
         source = load_data(data, seed=seed, model=model)
-        _finish_masks(
-            sparsify(
-                network, source, method=masks, ignored_layers=ignore or (), batch_size=batch_size, out=out, seed=seed,
-                say=_say,
-            )
+        found = sparsify(
+            network, source, method=masks, ignored_layers=ignore or (), batch_size=batch_size, out=out, seed=seed,
+            say=_say,
         )  # fmt: skip
+        _finish_masks(found, source, onnx)
         return
     if any(given is not None for given in (pattern, bits, activation_bits)):
         raise ConfigError("--pattern, --bits, --activation-bits", f"method {method!r} has none", "use --method dpp")
@@ -318,7 +318,13 @@ def _finish_pretrained(done: Compression, source: DataSource, directory: Path, o
     console.print(f"from_pretrained reads {folder}")
 
 
-def _finish_masks(done: Sparsified) -> None:
+def _finish_masks(done: Sparsified, source: DataSource, onnx: bool) -> None:
+    # With inputs on grids `model_int8.onnx` is the network; without the grids it would be another one.
+    if onnx and done.directory is not None and not done.masked.inputs:
+        error = export_onnx(done.model, source.example_inputs, done.directory / "model.onnx")
+        console.print(f"ONNX agrees with PyTorch: largest relative difference {error:.1e}")
+        if any(layout.pattern.granularity != "filter" for layout in done.masked.layouts.values()):
+            console.print("its masked weights are dense, with their zeros: ONNX has no condensed layers")
     console.print(masks_table(done.summary))
     accuracy, loss = done.summary["accuracy"], done.summary["loss"]
     told = {when: f"{accuracy[when]:.2f} % (loss {loss[when]:.4f})" for when in ("dense_test", "test")}
