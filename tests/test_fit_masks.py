@@ -300,3 +300,9 @@ def test_one_epoch_of_drawing_ends_with_the_end_values(monkeypatch: pytest.Monke
     assert seen[0] == (5.0, 0.3)
     assert seen[-1] == pytest.approx((0.5, 0.03))
     assert seen == sorted(seen, reverse=True)
+
+
+@pytest.mark.parametrize("setting", ["order", "scheme", "draws"])
+def test_words_that_a_setting_does_not_know_are_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s){setting}='anyhow'.*use one of"):
+        DPP(**{setting: "anyhow"})  # type: ignore[arg-type]

@@ -273,7 +273,7 @@ class _Site:
             raise DataError(
                 f"gate at {self.module!r}",
                 f"its input has batch size {x.shape[0]}, the model's first input {gate.shape[0]}",
-                "attach with draws='batch', or put the layer into ignored_layers",
+                "set draws='batch' (--set draws=batch on the command line), or put the layer into ignored_layers",
             )
         dim = self.dim % x.dim()
         self._count(x.shape[1:].numel() // x.shape[dim] if dim else 1)

@@ -36,11 +36,20 @@ import torch
 from torch import nn
 
 from prunus.errors import ConfigError
+from prunus.gate import Draws
 from prunus.masks.layers import MaskedWeight, layer_of
 from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import Order
 from prunus.masks.units import MaskedUnits
 from prunus.quantize import Bits, Scheme
+
+CHOICES: Mapping[str, tuple[object, ...]] = {
+    "bits": (None, *get_args(Bits)),
+    "activation_bits": (None, 8),
+    "order": get_args(Order),
+    "scheme": get_args(Scheme),
+    "draws": get_args(Draws),
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class DynamicProbabilisticPruning:
     rescale: bool = False
     order: Order = "draw"
     resample_every: int = 1
-    draws: Literal["example", "batch"] = "example"
+    draws: Draws = "example"
     curvature: bool = True
     best_of: int = 1
     bits: Bits | None = None
@@ -98,10 +107,10 @@ class DynamicProbabilisticPruning:
 
     def __post_init__(self) -> None:
         Pattern.parse(self.pattern)
-        for name, value in (("bits", self.bits), ("activation_bits", self.activation_bits)):
-            known = get_args(Bits) if name == "bits" else (8,)
-            if value is not None and value not in known:
-                advice = f"use None or one of {', '.join(map(str, known))}"
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                advice = f"use one of {', '.join(map(str, known))}"
                 raise ConfigError("DynamicProbabilisticPruning", f"{name}={value!r} is not known", advice)
         positive = (self.lr, self.logit_lr_mult, *self.temperature, self.resample_every, self.best_of)
         natural = (*self.noise_scale, self.entropy_weight, self.init_std, self.epochs, self.tune_epochs)
