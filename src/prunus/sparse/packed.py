@@ -163,5 +163,6 @@ def _by_blocks(vectors: int, values_as: torch.dtype, index_as: torch.dtype) -> C
             for b in range(examples):
                 for o in range(covered if b < in_tiles else 0, here):
                     out[b, start + o] = sums[o, b]
+        memory[0] = 0  # numba frees an array after its last use, and knows nothing of this one's by its address
 
     return numba.njit(nogil=True)(by_blocks)  # type: ignore[no-any-return]
