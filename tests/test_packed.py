@@ -116,6 +116,12 @@ def test_the_copy_follows_the_weight() -> None:
     small(x).square().mean().backward()
     optimizer.step()
     assert right()
+    small.train().values.data.mul_(3)  # this write is counted nowhere
+    small.eval()
+    assert right()
+    kept = small._packed
+    small.eval()
+    assert small._packed is kept, "nothing has changed"
     small.bfloat16().float()
     assert small._packed is None, "no memory is kept for what was"
     assert right()

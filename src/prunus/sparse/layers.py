@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,16 @@ from prunus.sparse.loops import looped
 from prunus.sparse.packed import Packed, block_for, pack, packed_product
 from prunus.submodules import is_conv1d
 
+Own = TypeVar("Own", bound="_Condensed")
+
 
 class _Condensed(nn.Module):
     """Values and indices, and the product with them.
 
     Attributes:
         packs: on CPUs keep a second copy of a large layer's weight, in an order that is faster from 33 examples on. It
-            is made at the first use, and again when the weight has changed; writing through `values.data` isn't seen.
+            is made at the first use, and again when the weight has changed, or the mode; between these, writing through
+            `values.data` isn't seen.
     """
 
     index: Tensor
@@ -77,6 +80,12 @@ class _Condensed(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}  # copies have weights of their own
+
+    def train(self: Own, mode: bool = True) -> Own:
+        """As every module's; the packed copy is made anew after training, whatever wrote to the values."""
+        if mode != self.training:
+            self._packed = None
+        return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._packed = None  # other types and devices: its memory is not kept
