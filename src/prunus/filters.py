@@ -58,7 +58,7 @@ def gated_filters(
     alone = check_filters(graph, list(masks))
     groups = {name: graph.group(alone[name]) for name in masks}
     filters = {n: torch.from_numpy(np.argsort(g.writers[0].units_along_dim)) for n, g in groups.items()}
-    with gate.attach(model, list(groups.values()), draws=draws) as gates:
+    with gate.attach(model, list(groups.values()), draws=draws) as gates, gate.recompute_products():
 
         def draw(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             examples = gate.batch_size(args, kwargs) if draws == "example" else 1
