@@ -81,8 +81,8 @@ def main() -> None:
     rows = {}
     for name, (plain, special) in found.items():
         times = interleaved({"plain": timed(plain, 3), "special": timed(special, 3)}, args.repeats)
-        rows[name] = {"ratio": ratio(times, "plain", "special"), "seconds": times}
         middle, low, high = ratio(times, "plain", "special")
+        rows[name] = {"ratio": (middle, low, high), "seconds": times}
         print(f"{name}: {middle:.2f} ({low:.2f} .. {high:.2f})", flush=True)
     print("written to", write(f"condensed_parts_{size}_{args.density:g}", {"rows": rows}))
 

@@ -6,14 +6,9 @@ import pytest
 import torch
 
 from prunus.sparse import loops, processor
+from test_packed import weight
 
 pytest.importorskip("numba")
-
-
-def weight(rows: int, kept: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values [rows, kept] and ascending columns."""
-    index = torch.stack([torch.randperm(inputs)[:kept].sort().values for _ in range(rows)])
-    return torch.randn(rows, kept), index
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

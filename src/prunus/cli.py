@@ -319,8 +319,9 @@ def _finish_pretrained(done: Compression, source: DataSource, directory: Path, o
 
 
 def _finish_masks(done: Sparsified, source: DataSource, onnx: bool) -> None:
-    # With inputs on grids `model_int8.onnx` is the network; without the grids it would be another one.
-    if onnx and done.directory is not None and not done.masked.inputs:
+    if onnx and done.masked.inputs:
+        console.print("no model.onnx: without the grids of its inputs it would be another network")
+    elif onnx and done.directory is not None:
         error = export_onnx(done.model, source.example_inputs, done.directory / "model.onnx")
         console.print(f"ONNX agrees with PyTorch: largest relative difference {error:.1e}")
         if any(layout.pattern.granularity != "filter" for layout in done.masked.layouts.values()):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prunus.masks.layers import MaskedWeight
+from prunus.masks.patterns import Layout
 from prunus.masks.sampling import gumbel, sample
 
 
@@ -22,7 +24,9 @@ class MaskedUnits(MaskedWeight):
         curvature: with a mask for each example, make a filter's gradient that of the whole step from out to in.
     """
 
-    curvature = True
+    def __init__(self, layout: Layout, logits: Tensor, *, curvature: bool = True, **settings: Any) -> None:
+        super().__init__(layout, logits, **settings)
+        self.curvature = curvature
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight on its grid."""

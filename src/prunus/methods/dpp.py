@@ -23,6 +23,8 @@ Settings that matter
 Departures from the authors' released code
     Per-filter constraint in convolutions (a reshape there scrambles it), the schedule, gradient in draw order
     (`order="index"` gives theirs), masks without noise at inference, int8 with 255 levels (`scheme="released"`).
+    Filters are drawn for every example and learn from the loss's change from out to in, to second order, where
+    straight-through takes the derivative at one end (`draws="batch"`, `curvature=False`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -135,7 +138,8 @@ class DynamicProbabilisticPruning:
         """
         pattern = Pattern.parse(self.pattern)
         layouts = {name: pattern.layout(layer_of(model, name), name) for name in names}
-        kind = MaskedUnits if pattern.granularity == "filter" else MaskedWeight
+        by_filter = pattern.granularity == "filter"
+        kind = partial(MaskedUnits, curvature=self.curvature) if by_filter else MaskedWeight
         found = {}
         for name, layout in layouts.items():
             own = (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63
@@ -144,10 +148,8 @@ class DynamicProbabilisticPruning:
             size = layout.rows_of(layout.form.rows(weight).square()).sqrt()
             spread = size.std(1, keepdim=True).clamp_min(1e-12) if layout.n > 1 else torch.ones_like(size)
             logits = self.init_std * noise + self.prior * (size - size.mean(1, keepdim=True)) / spread
-            mask = found[name] = kind(
+            found[name] = kind(
                 layout, logits, seed=own, order=self.order, resample_every=self.resample_every,
                 bits=self.bits, per_channel=self.per_channel, scheme=self.scheme,
             )  # fmt: skip
-            if isinstance(mask, MaskedUnits):
-                mask.curvature = self.curvature
         return found

@@ -194,31 +194,56 @@ def _lay_pairs_across() -> Callable[..., None]:
 
 
 @cache
+def turned_back() -> Callable[..., None]:
+    """Compiled: out [B, O] gets the sums [rows, width] of `here` rows from `start` on, transposed."""
+    import numba
+
+    tile = transposed_tile()
+
+    def turn_back(sums: Any, out: Any, start: int, here: int) -> None:
+        examples = len(out)
+        in_tiles, covered = examples - examples % LANES, here - here % LANES
+        for b in range(0, in_tiles, LANES):
+            for o in range(0, covered, LANES):
+                tile(sums, o, b, out, b, start + o)
+        for b in range(examples):
+            for o in range(covered if b < in_tiles else 0, here):
+                out[b, start + o] = sums[o, b]
+
+    return numba.njit(nogil=True)(turn_back)  # type: ignore[no-any-return]
+
+
+def _row(vectors: int, values_as: torch.dtype, paired: bool) -> Callable[..., None]:
+    """Compiled: sums[o] from `count` weights of one row that begin at `begin`."""
+    import numba
+
+    bits = values_as == torch.bfloat16
+    if paired and bits and fast_dots():
+        two = row_of_dots(vectors)
+        last = row_of_sums(vectors, from_bits=True, through_table=False, paired=True, onto=True)
+
+        def set_row(values: Any, index: Any, across: Any, sums: Any, o: int, begin: int, count: int) -> None:
+            two(values, index, across, sums, o, begin, count // 2)
+            last(values, index, index, across, sums, o, 0, begin + count - count % 2, count % 2)
+    else:
+        every = row_of_sums(vectors, from_bits=bits, through_table=False, paired=paired)
+
+        def set_row(values: Any, index: Any, across: Any, sums: Any, o: int, begin: int, count: int) -> None:
+            every(values, index, index, across, sums, o, 0, begin, count)
+
+    return numba.njit(nogil=True, inline="always")(set_row)  # type: ignore[no-any-return]
+
+
+@cache
 def _by_rows(vectors: int, values_as: torch.dtype, index_as: torch.dtype, paired: bool = False) -> Callable[..., None]:
     """The loop for up to `vectors` x 16 examples that lie across, over the rows from `first` to before `last`."""
     import numba
     import numpy as np
 
     number, column = kinds(values_as, index_as)
-    add_row = row_of_sums(vectors, from_bits=values_as == torch.bfloat16, through_table=False, paired=paired)
-    array, tile, width = array_at(), transposed_tile(), vectors * LANES
+    array, turn_back, width = array_at(), turned_back(), vectors * LANES
     word, words = (np.uint32, width // 2) if paired else (np.float32, width)
-    by_twos = paired and values_as == torch.bfloat16 and fast_dots()
-    if by_twos:
-        add_two, add_to = (
-            row_of_dots(vectors),
-            row_of_sums(vectors, from_bits=True, through_table=False, paired=True, onto=True),
-        )
-
-        def add(values: Any, index: Any, across: Any, sums: Any, o: int, at: int, k: int) -> None:
-            add_two(values, index, across, sums, o, at, k // 2)
-            add_to(values, index, index, across, sums, o, 0, at + k - k % 2, k % 2)
-    else:
-
-        def add(values: Any, index: Any, across: Any, sums: Any, o: int, at: int, k: int) -> None:
-            add_row(values, index, index, across, sums, o, 0, at, k)
-
-    row = numba.njit(nogil=True, inline="always")(add)
+    set_row = _row(vectors, values_as, paired)
 
     def by_rows(
         values_at: int, index_at: int, across_at: int, out_at: int, k: int, inputs: int, rows: int, examples: int,
@@ -230,15 +255,9 @@ def _by_rows(vectors: int, values_as: torch.dtype, index_as: torch.dtype, paired
         out = array(out_at, np.float32, (examples, rows))
         sums = np.empty((LANES, width), np.float32)
         for start in range(first, last, LANES):
-            stop, in_tiles = min(start + LANES, last), 0
-            for o in range(start, stop):
-                row(values, index, across, sums, o - start, o * k, k)
-            if stop - start == LANES:
-                in_tiles = examples - examples % LANES
-                for b in range(0, in_tiles, LANES):
-                    tile(sums, 0, b, out, b, start)
-            for b in range(in_tiles, examples):
-                for o in range(start, stop):
-                    out[b, o] = sums[o - start, b]
+            here = min(LANES, last - start)
+            for o in range(here):
+                set_row(values, index, across, sums, o, (start + o) * k, k)
+            turn_back(sums, out, start, here)
 
     return numba.njit(nogil=True)(by_rows)  # type: ignore[no-any-return]

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from prunus.addresses import array_at
-from prunus.sparse.loops import kinds, lay_across, looped, over_rows
-from prunus.sparse.tiles import transposed_tile
+from prunus.sparse.loops import kinds, lay_across, looped, over_rows, turned_back
 from prunus.sparse.vectors import LANES, MOST_VECTORS, row_of_sums
 
 ROWS = 128
@@ -137,7 +136,7 @@ def _by_blocks(vectors: int, values_as: torch.dtype, index_as: torch.dtype) -> C
 
     number, column = kinds(values_as, index_as)
     add = row_of_sums(vectors, from_bits=values_as == torch.bfloat16, through_table=False, onto=True)
-    array, tile, width = array_at(), transposed_tile(), vectors * LANES
+    array, turn_back, width = array_at(), turned_back(), vectors * LANES
 
     def by_blocks(
         values_at: int, index_at: int, counts_at: int, across_at: int, out_at: int, k: int, inputs: int, rows: int,
@@ -156,13 +155,7 @@ def _by_blocks(vectors: int, values_as: torch.dtype, index_as: torch.dtype) -> C
                 for o in range(here):
                     add(values, index, index, across, sums, o, 0, at, counts[t, block, o])
                     at += counts[t, block, o]
-            in_tiles, covered = examples - examples % LANES, here - here % LANES
-            for b in range(0, in_tiles, LANES):
-                for o in range(0, covered, LANES):
-                    tile(sums, o, b, out, b, start + o)
-            for b in range(examples):
-                for o in range(covered if b < in_tiles else 0, here):
-                    out[b, start + o] = sums[o, b]
+            turn_back(sums, out, start, here)
         memory[0] = 0  # numba frees an array after its last use, and knows nothing of this one's by its address
 
     return numba.njit(nogil=True)(by_blocks)  # type: ignore[no-any-return]
