@@ -183,7 +183,8 @@ def test_with_curvature_masks_part_and_without_they_come_to_a_tie() -> None:
         found = fit_masks(trained, ["0"], method, batches, F.cross_entropy, graph=graph, progress=False)
         ranked = found.logits["0"][0].sort(descending=True).values
         margins[curvature] = float(ranked[3] - ranked[4])
-        assert found.masks["0"].tolist() == [[False, False, False, True, True, True, False, True]]
+        if curvature:  # a tie may end either way on another processor
+            assert found.masks["0"].tolist() == [[False, False, False, True, True, True, False, True]]
     assert margins[True] > 2
     assert margins[False] < 0.5
 
