@@ -26,8 +26,8 @@ LAYERS = [
         "progress",
     ],
     ["graph"],
-    ["cost", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
-    ["gate", "frozen", "budget", "fold", "surgery", "optimizer", "rewrite"],
+    ["rounding", "cost", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
+    ["configuration", "gate", "frozen", "budget", "fold", "surgery", "optimizer", "rewrite"],
     ["methods", "sparse"],
     [
         "fit",

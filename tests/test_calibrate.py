@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunus
-from prunus.budget import Allocation, allocate, select
+from prunus.budget import Allocation, select
 from prunus.calibrate import first_batches, masked_loss, measured_scores
 from prunus.errors import ConfigError, DataError
 from prunus.fit import Scores
@@ -85,9 +85,10 @@ def test_it_corrects_scores_that_mislead_between_groups() -> None:
         model.from_right.weight *= 1e-4  # nobody hears them
         model.right.weight *= 10  # but norms say that they matter
     x = batches()[0][0]
-    misled = prunus.prune(model, x, method="l1", budget="params<=60%")
+    exact = Allocation(round_to=1)
+    misled = prunus.prune(model, x, method="l1", budget="params<=60%", allocation=exact)
     assert {g.name: len(g.kept) for g in misled.plan.groups}["left"] < 6
-    for allocation in (Allocation(scope="measured"), Allocation(scope="auto"), None):
+    for allocation in (Allocation(scope="measured", round_to=1), Allocation(scope="auto", round_to=1), exact):
         told = prunus.prune(
             model, x, method="l1", budget="params<=60%", data=batches(), loss_fn=reward, allocation=allocation
         )
@@ -106,7 +107,7 @@ def test_of_two_plans_the_one_with_less_loss_is_taken(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys.modules["prunus.pipeline"], "measured_scores", spoiled)
     settings: dict[str, Any] = {"method": "taylor", "budget": "params<=60%", "data": batches(), "loss_fn": reward}
     chosen = prunus.prune(model, x, **settings)
-    assert chosen.plan.kept == prunus.prune(model, x, **settings, allocation=Allocation()).plan.kept
+    assert chosen.plan.kept == prunus.prune(model, x, **settings, allocation=Allocation(scope="global")).plan.kept
     assert chosen.plan.asked == "params<=60%"
 
 
@@ -176,9 +177,5 @@ def test_refusals() -> None:
             prunus.trace(model, batches()[0][0]), groups, Scores(true), pruning_ratio=0.5,
             allocation=Allocation(scope="measured"),
         )  # fmt: skip
-    with pytest.raises(ConfigError, match="scope 'auto'"):
-        allocate(
-            prunus.trace(model, batches()[0][0]), groups, true, pruning_ratio=0.5, allocation=Allocation(scope="auto")
-        )
     with pytest.raises(ConfigError, match="'cheapest' is not known"):
         Allocation(scope="cheapest")  # type: ignore[arg-type]

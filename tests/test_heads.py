@@ -53,7 +53,7 @@ def test_heads_that_nobody_hears_go_first(kind: type[Block], method: Any) -> Non
     model, batches = trained(kind)
     result = prunus.prune(
         model, batches[0][0], method=method, budget="macs<=75%", data=batches, loss_fn=F.cross_entropy,
-        allocation=Allocation(), progress=False,
+        allocation=Allocation(scope="global"), progress=False,
     )  # fmt: skip
     heads = next(g for g in result.plan.groups if g.heads_of is not None)
     assert set(heads.kept) == {0, 2}

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import prunus
 from prunus.budget import Allocation
 from prunus.checkpoint import load_masks
 from prunus.cli import main
+from prunus.configuration import expressed
 from prunus.errors import ArtifactError, ConfigError, DataError, ExportError
 from prunus.pretrained import save_pretrained
 from prunus.sources import load_data, load_model
@@ -98,6 +102,36 @@ def test_the_cache_changes_nothing_in_what_is_generated(name: str) -> None:
     with_cache = smaller.generate(**inputs, **options)
     assert torch.equal(with_cache, smaller.generate(**inputs, **options, use_cache=False))
     assert with_cache.shape == (2, 13)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_folder_that_the_class_itself_writes_loads_with_the_true_widths_or_not_at_all(
+    name: str, tmp_path: Path
+) -> None:
+    for scope in ("uniform", "global"):
+        smaller, _, inputs = pruned(name, scope)
+        smaller.save_pretrained(tmp_path / scope)
+        load = partial(type(smaller).from_pretrained, tmp_path / scope, ignore_mismatched_sizes=True)
+        if scope == "uniform" and name not in ("bert", "gpt2"):
+            assert torch.equal(outputs(load().eval(), inputs)[0], outputs(smaller, inputs)[0])
+        else:
+            with pytest.raises(AttributeError, match=r"use prunus\.save and prunus\.load"):
+                load()
+            stored, state = load_file(tmp_path / scope / "model.safetensors"), smaller.state_dict().values()
+            assert all(any(torch.equal(a, b) for b in state) for a in stored.values())  # a trainer resumes from these
+        copy.deepcopy(smaller).save_pretrained(tmp_path / f"{scope} copy")
+        configurations = [(tmp_path / folder / "config.json").read_text() for folder in (scope, f"{scope} copy")]
+        assert configurations[0] == configurations[1]
+
+
+def test_a_configuration_that_refuses_its_heads_is_a_typed_refusal() -> None:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**{**SMALL, "hidden_size": 48, "num_attention_heads": 12})
+    model, x = transformers.BertForSequenceClassification(config).eval(), {"input_ids": torch.ones(2, 5).long()}
+    heads = [g.name for g in prunus.trace(model, x).groups() if g.heads_of is not None]
+    result = prunus.prune(model, x, method="l1", kept_counts=dict.fromkeys(heads, 7))
+    with pytest.raises(ConfigError, match="can't say what was kept"):
+        expressed(result.model, result.plan)
 
 
 def test_what_a_configuration_cannot_say_is_refused_and_nothing_written(tmp_path: Path) -> None:

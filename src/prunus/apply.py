@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.configuration import keep_configuration_true_
 from prunus.errors import SurgeryError, TraceError
 from prunus.plan import Plan
 from prunus.rewrite import RewrittenModel, fixed_batch, rewrite
@@ -49,7 +50,9 @@ def apply_(model: nn.Module, plan: Plan, example_inputs: Any = None, *, rewrite_
         PlanError: the plan was made for another model.
         SurgeryError: the result cannot be proven; the model is as it was.
     """
-    return apply_and_verify_(model, plan, example_inputs, rewrite_graph=rewrite_graph)[0]
+    smaller, _ = apply_and_verify_(model, plan, example_inputs, rewrite_graph=rewrite_graph)
+    keep_configuration_true_(smaller, plan)
+    return smaller
 
 
 def apply_and_verify_(

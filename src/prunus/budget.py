@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,11 +19,14 @@ from prunus.cost import Cost, CostModel
 from prunus.errors import BudgetError, ConfigError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
+from prunus.rounding import DEFAULT, step_of
 
 Scope = Literal["auto", "global", "measured", "uniform"]
 Counts = npt.NDArray[np.int64]
 RESOURCES = ("macs", "params", "weights")
 SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+CLOSE = 0.02
+"""A ratio is met if what goes differs from it by no more than this share of all units."""
 MIXTURES = tuple(i / 10 for i in range(11))
 
 
@@ -88,24 +91,27 @@ class Allocation:
     Attributes:
         scope: `global` ranks all units together; `measured` ranks them by the loss that cutting each group to a few
             sizes was measured to cost, which needs data; `uniform` keeps the same fraction of every group, and the
-            same number in groups of one size; `auto` leaves `prune` the choice between the first two.
+            same number in groups of one size; `auto` leaves `prune` the choice between the first two where there are
+            data, and is `global` elsewhere.
         cost_exponent: global only; scores are divided by (the cost a unit saves) to this power. 0 ranks by score
             alone, 1 by score per cost saved (as measured losses always are); None takes what the method's scores are
             made for (`Method.cost_exponent`), or 0 where no method is known.
-        round_to: kept counts are multiples of this where the group is large enough (8 or 16 for speed).
+        round_to: widths are multiples of this where the group has twice as many channels, of half of it below;
+            1 for any width. None takes 8, or the largest of 4, 2 and 1 that can meet what is asked where 8 can't: a
+            budget at all, a ratio to within two hundredths.
         floor: smallest fraction of a group that stays (at least one unit, one per row).
     """
 
-    scope: Scope = "global"
+    scope: Scope = "auto"
     cost_exponent: float | None = None
-    round_to: int = 1
+    round_to: int | None = None
     floor: float = 0.05
 
     def __post_init__(self) -> None:
         if self.scope not in get_args(Scope):
             raise ConfigError("scope", f"{self.scope!r} is not known", f"use one of {', '.join(get_args(Scope))}")
-        if self.round_to < 1:
-            raise ConfigError("round_to", f"{self.round_to} is below 1", "use 1 (any count), 8 or 16")
+        if self.round_to is not None and self.round_to < 1:
+            raise ConfigError("round_to", f"{self.round_to} is below 1", "use 1 (any width), 8 or 16")
         if not 0 <= self.floor <= 1:
             raise ConfigError("floor", f"{self.floor} is not a fraction", "give a number between 0 and 1")
 
@@ -135,24 +141,37 @@ def allocate(
         ConfigError: non-finite scores.
     """
     settings = allocation or Allocation()
-    if settings.scope == "auto":
-        raise ConfigError("scope 'auto'", "two plans have to be compared on data", "call prune, or choose a scope")
     if not groups:
         raise BudgetError("groups", "no group of this model may be pruned", "see graph.explain() for the reasons")
     if (budget is None) == (pruning_ratio is None):
         raise BudgetError("budget", "give either a budget or a pruning_ratio", "for example budget='macs<=50%'")
     if pruning_ratio is not None and not 0 < pruning_ratio < 1:
         raise BudgetError("pruning_ratio", f"{pruning_ratio} is not a fraction", "give a number between 0 and 1")
+    *preferred, last = (DEFAULT, 4, 2, 1) if settings.round_to is None else (settings.round_to,)
+    for step in preferred:
+        try:
+            counts = _rounded(graph, groups, scores, budget, pruning_ratio, replace(settings, round_to=step))
+        except BudgetError:
+            continue
+        gone = 1 - sum(counts.values()) / sum(g.units for g in groups)
+        if pruning_ratio is None or abs(gone - pruning_ratio) <= CLOSE:
+            return counts
+    return _rounded(graph, groups, scores, budget, pruning_ratio, replace(settings, round_to=last))
+
+
+def _rounded(
+    graph: Graph,
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, Tensor],
+    budget: Budget | None,
+    ratio: float | None,
+    settings: Allocation,
+) -> dict[str, int]:
     problem = _Problem(graph, groups, scores, settings)
-    if pruning_ratio is not None:
-        return problem.by_ratio(pruning_ratio)
-    assert budget is not None
-    problem.check_reachable(budget)
-    if settings.scope == "uniform":
-        return problem.uniform(budget)
-    exponent = 1.0 if settings.scope == "measured" else settings.cost_exponent or 0.0
-    found = [problem.bisect(budget, problem.priorities(w, exponent)) for w in _mixtures(budget, exponent)]
-    return max(found, key=lambda counts: problem.used(budget, counts))
+    if budget is not None:
+        return problem.within(budget)
+    assert ratio is not None
+    return problem.by_ratio(ratio)
 
 
 def _mixtures(budget: Budget, exponent: float) -> list[dict[str, float]]:
@@ -175,10 +194,17 @@ class _Problem:
         self.sorted = [_sorted_scores(g, scores) for g in groups]
         self.minimum = [self._round(g, max(1, math.ceil(settings.floor * g.units)), up=True) for g in groups]
 
+    def within(self, budget: Budget) -> dict[str, int]:
+        """Counts that meet the budget. Raises BudgetError if none do."""
+        self.check_reachable(budget)
+        if self.settings.scope == "uniform":
+            return self.uniform(budget)
+        exponent = 1.0 if self.settings.scope == "measured" else self.settings.cost_exponent or 0.0
+        found = [self.bisect(budget, self.priorities(w, exponent)) for w in _mixtures(budget, exponent)]
+        return max(found, key=lambda counts: self.used(budget, counts))
+
     def _round(self, group: ChannelGroup, count: int, up: bool = False) -> int:
-        step = group.multiple
-        if self.settings.round_to > 1 and group.units >= 2 * self.settings.round_to:
-            step = math.lcm(step, self.settings.round_to)
+        step = step_of(group, self.settings.round_to or DEFAULT)
         rounded = math.ceil(count / step) * step if up else max(step, round(count / step) * step)
         return min(rounded, group.units)
 

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from prunus.atomic import swap
+from prunus.configuration import keep_configuration_true_
 from prunus.errors import ArtifactError, PruneError
 from prunus.export import export_program, load_program
 from prunus.maskfile import LayerMask, read_masks, write_masks
@@ -132,6 +133,7 @@ def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | N
             "pass the factory of the dense model that was compressed",
         ) from error
     _load_weights(model, folder)
+    keep_configuration_true_(model, plan)
     return model.eval()
 
 

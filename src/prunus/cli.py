@@ -110,7 +110,10 @@ def compress_command(
     follow_branches: Annotated[
         bool, typer.Option("--follow-branches", help="where code branches on data, go the way of the examples")
     ] = False,
-    round_to: Annotated[int, typer.Option("--round-to", help="kept counts are multiples of this (8: faster)")] = 1,
+    round_to: Annotated[
+        int | None,
+        typer.Option("--round-to", help="widths are multiples of this (default 8, or finer where 8 can't meet it)"),
+    ] = None,
     scope: Annotated[
         str,
         typer.Option(
@@ -309,7 +312,7 @@ def _finish_pretrained(done: Compression, source: DataSource, directory: Path, o
     target = directory / "pretrained"
     try:
         folder = save_pretrained(done.model, done.result.plan, target, source.example_inputs, overwrite=True)
-    except ConfigError as error:
+    except PruneError as error:
         _say(f"no folder for from_pretrained: {error.what}; prunus.load reads the artifact")
         return
     for file in origin.iterdir() if origin.is_dir() else ():

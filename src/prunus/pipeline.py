@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunus.apply import apply_and_verify_
 from prunus.budget import Allocation, Budget, Scope, allocate, select
 from prunus.calibrate import first_batches, masked_loss, measured_scores
+from prunus.configuration import keep_configuration_true_
 from prunus.errors import ConfigError
 from prunus.fit import Scores, fit
 from prunus.graph.capture import as_arguments
@@ -25,6 +26,7 @@ from prunus.methods.base import Method, StagedMethod, WeightCriterion
 from prunus.methods.registry import resolve
 from prunus.plan import Plan
 from prunus.recursive import Stage, prune_in_stages
+from prunus.rounding import uneven
 from prunus.verify import Verification
 
 Ignored = nn.Module | type[nn.Module] | str
@@ -111,7 +113,7 @@ def prune(
     graph = trace(model, example_inputs, follow_branches=follow_branches)
     groups = prunable_groups(graph, model, ignored_layers, head_dims=head_dims, inexact=inexact)
     _check_request(parsed, pruning_ratio, kept_counts, groups, optional=isinstance(chosen, StagedMethod))
-    asked = allocation or Allocation(scope="auto")
+    asked = allocation or Allocation()
     if isinstance(chosen, StagedMethod):
         asked = replace(asked, scope="global") if asked.scope == "auto" else asked
         request = _Request(parsed, pruning_ratio, kept_counts, asked)
@@ -123,6 +125,7 @@ def prune(
     request = _Request(parsed, pruning_ratio, kept_counts, asked)
     plan, scores = _planned(model, graph, groups, chosen, data, loss_fn, request, seed, progress)
     smaller, verification = apply_and_verify_(copy.deepcopy(model), plan, example_inputs)
+    keep_configuration_true_(smaller, plan)
     return Result(smaller, plan, scores, verification, graph)
 
 
@@ -213,10 +216,12 @@ def _in_stages(
         for name, natural, kept in zip(stage.groups, stage.natural, stage.kept, strict=True)
         if natural == 0 and counts is None
     ]
+    notes += filter(None, [uneven(groups, done.kept)])
     probability = {
         n: torch.tensor(p) for stage in done.stages for n, p in stage.probability.items() if len(done.kept[n]) < len(p)
     }
     final = Plan.from_kept(graph, done.kept, keep_probability=probability, method=method.name, asked=asked, notes=notes)
+    keep_configuration_true_(done.model, final)
     return Result(done.model, final, done.scores, done.verification, graph, done.stages)
 
 
@@ -283,14 +288,16 @@ def make_plan(
         values = scores.measured if settings.scope == "measured" else scores.values
         counts = allocate(graph, groups, values, budget=budget, pruning_ratio=pruning_ratio, allocation=settings)
         asked = budget.text if budget is not None else f"pruning_ratio={pruning_ratio}"
-        asked += "" if settings.scope == "global" else f", {settings.scope}"
+        asked += "" if settings.scope in ("auto", "global") else f", {settings.scope}"
     kept = select([g for g in groups if g.name in counts], scores.values, counts)
     probability = {
         name: posterior.keep_probability(counts[name])
         for name, posterior in scores.posteriors.items()
         if name in counts and counts[name] < posterior.units
     }
-    return Plan.from_kept(graph, kept, keep_probability=probability, method=scores.method, asked=asked)
+    note = uneven(groups, kept)
+    notes = [note] if note else []
+    return Plan.from_kept(graph, kept, keep_probability=probability, method=scores.method, asked=asked, notes=notes)
 
 
 def prunable_groups(

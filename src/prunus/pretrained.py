@@ -7,12 +7,9 @@ say goes into an artifact (`checkpoint.save`).
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from prunus.atomic import swap
+from prunus.configuration import expressed
 from prunus.errors import ArtifactError, ConfigError, ExportError, MissingDependencyError, first_line
 from prunus.plan import Plan
 from prunus.verify import difference, outputs
-
-HEAD_KEYS = (
-    "num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
-    "decoder_attention_heads",
-)  # fmt: skip
-WIDTH_KEYS = (
-    "intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim",
-    "ffn_hidden_size",
-)  # fmt: skip
-"""Names under which configurations hold their number of heads, and the width of their feed-forward layers."""
 
 
 def import_transformers(where: str) -> Any:
@@ -141,46 +129,3 @@ def save_pretrained(
         model.config = kept
         shutil.rmtree(temporary, ignore_errors=True)
     return target
-
-
-def expressed(model: nn.Module, plan: Plan) -> Any:
-    """The configuration of the smaller model.
-
-    Raises:
-        ConfigError: layers differ in what they keep, or no number of the configuration says what was removed.
-    """
-    config = copy.deepcopy(model.config)
-    for key, value in _changes(config, plan).items():
-        setattr(config, key, value)
-    with torch.device("meta"):
-        made = type(model)(config)
-    wanted, found = ({n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (model, made))
-    odd = sorted(n for n in {*wanted, *found} if wanted.get(n) != found.get(n))
-    if odd:
-        name = odd[0]
-        what = f"{type(config).__name__} makes {name!r} {found.get(name)}, the pruned model has {wanted.get(name)}"
-        fix = "prune with scope='uniform' and ignore the layers it has no number for, or save an artifact"
-        raise ConfigError("save_pretrained", f"{what}: no number of the configuration says it", fix)
-    return config
-
-
-def _changes(config: Any, plan: Plan) -> Mapping[str, int]:
-    """Numbers of the configuration that the plan changes, by what its groups kept."""
-    changes: dict[str, int] = {}
-    heads = {Fraction(len(g.kept), g.units) for g in plan.groups if g.heads_of is not None}
-    if heads - {Fraction(1)}:
-        share = min(heads)
-        # The width of one head is derived from the number of heads unless the configuration holds it.
-        counts = {k: getattr(config, k) for k in HEAD_KEYS if isinstance(getattr(config, k, None), int)}
-        width = getattr(config, "hidden_size", None)
-        if getattr(config, "head_dim", None) is None and "num_attention_heads" in counts and isinstance(width, int):
-            changes["head_dim"] = width // counts["num_attention_heads"]
-        # A single head of keys for all queries stays: its share is no whole number.
-        changes |= {k: int(v * share) for k, v in counts.items() if (v * share).denominator == 1}
-    others = {(g.units, len(g.kept)) for g in plan.groups if g.heads_of is None}
-    for key in WIDTH_KEYS:
-        old = getattr(config, key, None)
-        for units, kept in others:
-            if old == units or (old is None and key == "n_inner" and units == 4 * getattr(config, "n_embd", 0)):
-                changes[key] = kept
-    return changes
