@@ -15,6 +15,8 @@ LAYERS = [
     ["errors", "submodules"],
     [
         "addresses",
+        "exchange",
+        "jsontext",
         "atomic",
         "attention",
         "plain_attention",
@@ -48,7 +50,7 @@ LAYERS = [
         "filters",
     ],
     ["checkpoint", "export", "export_int8", "pretrained", "report", "measure"],
-    ["texts", "packing"],
+    ["texts", "packing", "runfolder"],
     ["sources", "pipeline", "demo"],
     ["compress", "sparsify"],
     ["cli"],

@@ -4,7 +4,7 @@ artifact/
   manifest.json        format, versions, checksums, costs, metrics
   weights.safetensors  the smaller model's tensors under its own names
   plan.json            what was kept, and how each tensor was cut
-  program.pt2          the captured program: runs without any of the user's code
+  program.pt2          the captured program: runs without any of the user's code (if the model can be captured)
   masks.safetensors    what is kept inside weights, as packed bits (only with patterns)
   README.md            the model card
 """
@@ -14,22 +14,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as stored_tensors
 from torch import Tensor, nn
 
-from prunus.atomic import swap
+from prunus.atomic import StrPath, check_replaceable, real_path, refusing, write_folder
 from prunus.configuration import keep_configuration_true_
-from prunus.errors import ArtifactError, PruneError
-from prunus.export import export_program, load_program
-from prunus.maskfile import LayerMask, read_masks, write_masks
+from prunus.errors import ArtifactError, PruneError, TraceError, first_line
+from prunus.export import load_program, program_bytes
+from prunus.graph.capture import capture
+from prunus.jsontext import strict_json
+from prunus.maskfile import LayerMask, packed_masks, read_masks
 from prunus.plan import Plan
 from prunus.rewrite import RewrittenModel, rewrite
 from prunus.surgery import cut_
@@ -41,7 +43,7 @@ MASKS = "masks.safetensors"
 
 
 def save(
-    directory: str | os.PathLike[str],
+    directory: StrPath,
     model: nn.Module,
     plan: Plan,
     *,
@@ -49,59 +51,90 @@ def save(
     example_inputs: Any = None,
     masks: Mapping[str, LayerMask] | None = None,
 ) -> Path:
-    """Write an artifact. An existing one is replaced only once the new one is whole.
+    """Write an artifact. An existing one is replaced in one step, once the new one is whole on the disk.
 
     Args:
-        directory: folder to write.
+        directory: folder to write. What it links to is replaced, not the link.
         model: the smaller model, as returned by `prune` or `apply_`, fine-tuned or not.
         plan: the plan that was applied.
-        metrics: accuracies and the like for the model card; JSON-serialisable.
+        metrics: accuracies and the like for the model card; numbers and texts (NaN becomes null).
         example_inputs: inputs for capturing; random ones of the recorded shapes if absent.
         masks: what is kept inside weights, by layer; see `load_masks`.
+
+    A model that can't be captured is saved without a program, with a warning: it loads with its factory alone.
 
     Returns:
         The folder.
 
     Raises:
-        ArtifactError: the folder exists and is no artifact, or the disk refuses.
+        ArtifactError: the folder exists and is no artifact, or the disk refuses; nothing has changed then.
+        ConfigError: metrics that are no numbers or texts.
     """
-    target = Path(directory)
-    if target.exists() and not (target / MANIFEST).exists() and any(target.iterdir()):
-        raise ArtifactError(str(target), "the folder exists and holds something else", "choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=target.name + ".part-", dir=target.parent))
-    temporary.chmod(0o755)
+    check_place(directory)
+    files = artifact_files(model, plan, metrics=metrics, example_inputs=example_inputs, masks=masks)
+    return write_folder(directory, files)
+
+
+def check_place(directory: StrPath) -> None:
+    """Raise ArtifactError if something else stands where an artifact is to be written."""
+    target = real_path(directory)
+    with refusing(target):
+        if not os.path.lexists(target):
+            return
+        if not target.is_dir():
+            raise ArtifactError(str(target), "there is a file of that name", "choose another folder")
+        if any(target.iterdir()) and not is_artifact(target):
+            raise ArtifactError(str(target), "the folder exists and holds something else", "choose another folder")
+        check_replaceable(target)
+
+
+def missing_program(model: nn.Module, example_inputs: Any, *, follow_branches: bool = False) -> str | None:
+    """Why an artifact of this model would have no program; None if it can be captured with a free batch size."""
     try:
-        save_file(_unique_tensors(model), temporary / WEIGHTS, metadata={"format": "pt"})
-        plan.save(temporary / PLAN)
+        capture(model, example_inputs, dynamic_batch=True, follow_branches=follow_branches)
+    except TraceError as error:
+        return error.what
+    return None
+
+
+def artifact_files(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    example_inputs: Any = None,
+    masks: Mapping[str, LayerMask] | None = None,
+) -> dict[str, bytes]:
+    """The files of an artifact by name, made in memory; see `save`."""
+    files = {WEIGHTS: _weights(model), PLAN: plan.to_json().encode()}
+    missing = None
+    try:
         inputs = proof_inputs(plan, example_inputs, model)[0]
-        export_program(model, inputs, temporary / PROGRAM, follow_branches=plan.followed)
-        if masks:
-            write_masks(temporary / MASKS, masks)
-        (temporary / CARD).write_text(_card(model, plan, metrics or {}, masks or {}))
-        manifest = {
-            "format": FORMAT,
-            "model": plan.model,
-            "rewritten": isinstance(model, RewrittenModel),
-            "torch": torch.__version__,
-            "before": vars(plan.before),
-            "after": vars(plan.after),
-            "metrics": dict(metrics or {}),
-            "sha256": {
-                name: _digest(temporary / name)
-                for name in (WEIGHTS, PLAN, PROGRAM, MASKS)
-                if (temporary / name).exists()
-            },
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        swap(temporary, target)
-    except OSError as error:
-        raise ArtifactError(
-            str(target), f"cannot be written: {error}", "free the disk or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+        files[PROGRAM] = program_bytes(model, inputs, follow_branches=plan.followed)
+    except PruneError as error:
+        missing = error.what
+        warnings.warn(f"the artifact has no program and loads with its factory alone: {missing}", stacklevel=3)
+    if masks:
+        files[MASKS] = packed_masks(masks)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "model": plan.model,
+        "rewritten": isinstance(model, RewrittenModel),
+        "torch": torch.__version__,
+        "before": vars(plan.before),
+        "after": vars(plan.after),
+        "no_program": missing,
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    return files | description(manifest, plan, metrics or {}, masks or {})
+
+
+def description(
+    manifest: Mapping[str, Any], plan: Plan, metrics: Mapping[str, Any], masks: Mapping[str, LayerMask]
+) -> dict[str, bytes]:
+    """The model card and the manifest with these metrics."""
+    card = _card(plan, metrics, masks, manifest["no_program"])
+    return {CARD: card.encode(), MANIFEST: strict_json({**manifest, "metrics": metrics}, "artifact").encode()}
 
 
 def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -118,6 +151,9 @@ def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | N
     folder = Path(directory)
     manifest = read_manifest(folder)
     if factory is None:
+        if PROGRAM not in manifest["sha256"]:
+            what = f"it was saved without a program: {manifest.get('no_program')}"
+            raise ArtifactError(str(folder), what, "pass the factory of the dense model: prunus.load(folder, factory)")
         return load_program(folder / PROGRAM)
     plan = Plan.load(folder / PLAN)
     model = factory()
@@ -173,16 +209,18 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
-def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors under their first name; tied ones are stored once."""
-    seen: set[int] = set()
-    tensors = {}
-    persistent = model.state_dict(keep_vars=True)
-    for name, tensor in persistent.items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor.detach().cpu().contiguous()
-    return tensors
+def _weights(model: nn.Module) -> bytes:
+    """Tensors under their first name; tied ones are stored once, views of one memory each for itself."""
+    stored, memory = {}, set()
+    for name, tensor in _first_names(model).items():
+        value = tensor.detach().cpu().contiguous()
+        stored[name] = value.clone() if value.untyped_storage().data_ptr() in memory else value
+        memory.add(value.untyped_storage().data_ptr())
+    try:
+        return stored_tensors(stored, metadata={"format": "pt"})
+    except Exception as error:  # of a dtype or layout that the format doesn't know
+        what = f"its tensors can't be stored: {first_line(error)}"
+        raise ArtifactError(f"model {type(model).__name__}", what, "use dense tensors of common dtypes") from error
 
 
 def _load_weights(model: nn.Module, folder: Path) -> None:
@@ -228,11 +266,14 @@ def _sha256(file: Any) -> str:
     return digest.hexdigest()
 
 
-def _card(model: nn.Module, plan: Plan, metrics: Mapping[str, Any], masks: Mapping[str, LayerMask]) -> str:
+def _card(plan: Plan, metrics: Mapping[str, Any], masks: Mapping[str, LayerMask], missing: str | None) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in metrics.items())
     table = f"\n| metric | value |\n|---|---|\n{rows}\n" if rows else ""
     lines = [f"| {name} | {m.pattern} | {m.kept:,} of {m.mask.numel():,} |" for name, m in masks.items()]
     inside = "\n".join(["\n| weight | pattern | kept |", "|---|---|---|", *lines, ""]) if masks else ""
+    alone = (
+        "or without any of its code, `prunus.load(folder)`" if missing is None else f"there is no program: {missing}"
+    )
     return f"""# {plan.model}, compressed by Prunus
 
 Made from a dense {plan.model} by removing units for good ({plan.method}; asked: {plan.asked or "counts by hand"}).
@@ -242,7 +283,7 @@ Made from a dense {plan.model} by removing units for good ({plan.method}; asked:
 | MACs per example | {plan.before.macs:,} | {plan.after.macs:,} |
 | parameters | {plan.before.params:,} | {plan.after.params:,} |
 {table}
-Load with the dense model's factory, `prunus.load(folder, factory)`, or without any of its code, `prunus.load(folder)`.
+Load with the dense model's factory, `prunus.load(folder, factory)`; {alone}.
 
 ```
 {plan.explain()}

@@ -18,18 +18,20 @@ from torch import nn
 from prunus.budget import Allocation
 from prunus.checkpoint import is_artifact, load
 from prunus.compress import Compression, compress
+from prunus.configuration import expressed
 from prunus.datasets import DataSource
 from prunus.demo import LeNet5, train_dense
 from prunus.errors import ConfigError, MissingDependencyError, PruneError
 from prunus.evaluate import evaluate
-from prunus.export import export_onnx, export_program, onnx_runtime
+from prunus.export import export_onnx, export_program, onnx_bytes, onnx_runtime
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.graph.trace import trace
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.registry import METHODS, resolve
 from prunus.methods.settings import configure
-from prunus.pretrained import save_pretrained
+from prunus.pretrained import write_pretrained
 from prunus.report.tables import before_and_after, masks_table, prunability
+from prunus.runfolder import RunFolder, check_run_folder
 from prunus.sources import load_data, load_model
 from prunus.sparsify import Sparsified, sparsify
 
@@ -194,8 +196,8 @@ def compress_command(
         say=_say,
     )
     _finish(done, source, onnx)
-    if model.startswith("hf:") and done.directory is not None:
-        _finish_pretrained(done, source, done.directory, Path(model.removeprefix("hf:")))
+    if model.startswith("hf:") and done.saved is not None:
+        _finish_pretrained(done, source, done.saved, Path(model.removeprefix("hf:")))
 
 
 @app.command(name="evaluate")
@@ -238,6 +240,7 @@ def demo(
     seed: Seed = 0,
 ) -> None:
     """Train LeNet-5 on real digits, compress it with Dirichlet pruning, show and save the result."""
+    check_run_folder(out)
     source = load_data(data, seed=seed)
     console.print(f"training LeNet-5 on {len(source.train)} digits ...")
     torch.manual_seed(seed)
@@ -288,9 +291,8 @@ def _onnx_wanted(asked: bool | None) -> bool:
 
 
 def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
-    if onnx and done.directory is not None:
-        error = export_onnx(done.model, source.example_inputs, done.directory / "model.onnx")
-        console.print(f"ONNX agrees with PyTorch: largest relative difference {error:.1e}")
+    if onnx and done.saved is not None:
+        _add_onnx(done.saved, done.model, source)
     proof = done.result.verification
     how = "by its captured graph, rewritten" if proof.rewritten else "in its own class"
     if proof.exact:
@@ -307,26 +309,34 @@ def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
     console.print(f"written to {done.directory}")
 
 
-def _finish_pretrained(done: Compression, source: DataSource, directory: Path, origin: Path) -> None:
+def _add_onnx(saved: RunFolder, model: nn.Module, source: DataSource) -> None:
+    with saved.standing():
+        data, error = onnx_bytes(model, source.example_inputs)
+        saved.add("model.onnx", data)
+    console.print(f"ONNX agrees with PyTorch: largest relative difference {error:.1e}")
+
+
+def _finish_pretrained(done: Compression, source: DataSource, saved: RunFolder, origin: Path) -> None:
     """A folder for stock `from_pretrained` where the configuration can say the widths, with the tokenizer's files."""
-    target = directory / "pretrained"
     try:
-        folder = save_pretrained(done.model, done.result.plan, target, source.example_inputs, overwrite=True)
+        config = expressed(done.model, done.result.plan)
+        with saved.adding("pretrained") as folder:
+            folder.mkdir()
+            write_pretrained(done.model, config, folder, source.example_inputs)
+            for file in origin.iterdir() if origin.is_dir() else ():
+                if not (folder / file.name).exists() and file.suffix in (".json", ".txt", ".model", ".jinja"):
+                    shutil.copy2(file, folder)
     except PruneError as error:
         _say(f"no folder for from_pretrained: {error.what}; prunus.load reads the artifact")
         return
-    for file in origin.iterdir() if origin.is_dir() else ():
-        if not (folder / file.name).exists() and file.suffix in (".json", ".txt", ".model", ".jinja"):
-            shutil.copy2(file, folder)
-    console.print(f"from_pretrained reads {folder}")
+    console.print(f"from_pretrained reads {saved.path / 'pretrained'}")
 
 
 def _finish_masks(done: Sparsified, source: DataSource, onnx: bool) -> None:
     if onnx and done.masked.inputs:
         console.print("no model.onnx: without the grids of its inputs it would be another network")
-    elif onnx and done.directory is not None:
-        error = export_onnx(done.model, source.example_inputs, done.directory / "model.onnx")
-        console.print(f"ONNX agrees with PyTorch: largest relative difference {error:.1e}")
+    elif onnx and done.saved is not None:
+        _add_onnx(done.saved, done.model, source)
         if any(layout.pattern.granularity != "filter" for layout in done.masked.layouts.values()):
             console.print("its masked weights are dense, with their zeros: ONNX has no condensed layers")
     console.print(masks_table(done.summary))

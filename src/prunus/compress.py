@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.atomic import write_text
 from prunus.batchnorm import reestimate_if_better
 from prunus.budget import Allocation
-from prunus.checkpoint import save
+from prunus.checkpoint import artifact_files, missing_program
 from prunus.datasets import Batches, DataSource
 from prunus.errors import MissingDependencyError
 from prunus.evaluate import Evaluation, evaluate
@@ -28,9 +27,10 @@ from prunus.losses import on_main_output
 from prunus.measure import Comparison, compare
 from prunus.methods.base import Method
 from prunus.methods.registry import resolve
-from prunus.parallel import accelerator
+from prunus.parallel import accelerator, checked_by_first
 from prunus.pipeline import Ignored, Result, prune
 from prunus.report.figures import draw_stages
+from prunus.runfolder import RunFolder, check_run_folder, commit_or_rescue
 
 Say = Callable[[str], None]
 
@@ -49,6 +49,7 @@ class Compression:
         summary: everything above as plain numbers, as written to `summary.json`.
         directory: the folder, with `summary.json`, `plan.json` and `artifact/`; None if there is no `out`, or on
             other ranks than 0.
+        saved: the same, to add more to the result.
     """
 
     model: nn.Module
@@ -58,6 +59,7 @@ class Compression:
     comparison: Comparison
     summary: Mapping[str, Any]
     directory: Path | None
+    saved: RunFolder | None = None
 
 
 def compress(
@@ -81,7 +83,9 @@ def compress(
     progress: bool = True,
     say: Say = lambda _: None,
 ) -> Compression:
-    """Prune, re-estimate batch norm, fine-tune with distillation from the dense model, measure, save.
+    """Prune, re-estimate batch norm, fine-tune with distillation from the dense model, save, measure.
+
+    Whether `out` can be written is found out first. The result is on the disk before it is tested, timed and drawn.
 
     Args:
         model: the trained network; not touched.
@@ -105,10 +109,12 @@ def compress(
 
     Raises:
         PruneError: one of its kinds; the given model is as it was, and `out` holds what was there before
-            (and the stages done so far, if the method works in stages).
+            (and the stages done so far, if the method works in stages), or the whole new result, if `say` was told so.
     """
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
+    if out is not None:
+        _prepare(out, model, data, follow_branches, say)
     chosen = resolve(method)
     judged: dict[str, Evaluation] = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn)}
     say(f"dense: {judged['dense']} on {len(data.validation)} validation examples")
@@ -150,27 +156,48 @@ def compress(
         finetune(smaller, data, recovery, teacher=teacher, progress=progress)
         judged["recovered"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
         say(f"recovered: {judged['recovered']}")
-    comparison = compare(
-        model,
-        smaller,
-        data.example_inputs,
-        modes=modes,
-        macs=(result.plan.before.macs, result.plan.after.macs),
-    )
-    judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
-    judged["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn)
-    summary = _summary(data, chosen, result, judged, comparison, seed)
-    directory = _write(out, smaller, result, data, judged, summary) if rank == 0 else None
-    if directory is not None and result.stages:
-        _draw(result, directory, say)
-    return Compression(smaller, result, summary["accuracy"], summary["loss"], comparison, summary, directory)
+    saved = None
+    if out is not None and rank == 0:
+        files = artifact_files(smaller, result.plan, metrics=_metrics(judged), example_inputs=data.example_inputs)
+        saved = commit_or_rescue(out, files, _summary(data, chosen, result, judged, seed), say)
+        say(f"saved in {saved.path}")
+    with nullcontext() if saved is None else saved.standing():
+        judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
+        judged["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn)
+        summary = _summary(data, chosen, result, judged, seed)
+        if saved is not None:
+            saved.add_metrics(result.plan, _metrics(judged), {})
+            saved.add_summary(summary)
+        macs = (result.plan.before.macs, result.plan.after.macs)
+        comparison = compare(model, smaller, data.example_inputs, modes=modes, macs=macs)
+        summary["speed"] = comparison.to_dict()
+        if saved is not None:
+            saved.add_summary(summary)
+            _draw(result, saved, say)
+    directory = None if saved is None or out is None else Path(out)
+    return Compression(smaller, result, summary["accuracy"], summary["loss"], comparison, summary, directory, saved)
 
 
-def _draw(result: Result, folder: Path, say: Say) -> None:
+def _prepare(out: str | os.PathLike[str], model: nn.Module, data: DataSource, follow_branches: bool, say: Say) -> None:
+    """Refuse a folder that can't be written, and say what the artifact will lack, before the work."""
+    checked_by_first(lambda: check_run_folder(out))
+    missing = missing_program(model, data.example_inputs, follow_branches=follow_branches)
+    if missing is not None:
+        say(f"the artifact will have weights and plan, and no program, so that it loads with its factory: {missing}")
+
+
+def _draw(result: Result, saved: RunFolder, say: Say) -> None:
+    if not result.stages:
+        return
     try:
-        draw_stages(result.stages, folder / "figures")
+        saved.add("figures", draw_stages(result.stages))
     except MissingDependencyError as error:
         say(f"no figures: {error.what}; {error.fix}")
+
+
+def _metrics(judged: Mapping[str, Evaluation]) -> dict[str, float]:
+    metrics = {f"accuracy {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
+    return metrics | {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
 
 
 def _summary(
@@ -178,7 +205,6 @@ def _summary(
     method: Method,
     result: Result,
     judged: Mapping[str, Evaluation],
-    comparison: Comparison,
     seed: int,
 ) -> dict[str, Any]:
     verification = result.verification
@@ -202,26 +228,5 @@ def _summary(
             "exact": verification.exact,
             "rewritten": verification.rewritten,
         },
-        "speed": comparison.to_dict(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-
-
-def _write(
-    out: str | os.PathLike[str] | None,
-    model: nn.Module,
-    result: Result,
-    data: DataSource,
-    judged: Mapping[str, Evaluation],
-    summary: Mapping[str, Any],
-) -> Path | None:
-    if out is None:
-        return None
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics = {f"accuracy {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
-    metrics |= {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
-    save(folder / "artifact", model, result.plan, metrics=metrics, example_inputs=data.example_inputs)
-    result.plan.save(folder / "plan.json")
-    write_text(folder / "summary.json", json.dumps(summary, indent=2))
-    return folder

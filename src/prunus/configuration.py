@@ -65,8 +65,11 @@ def expressed(model: nn.Module, plan: Plan) -> Any:
     """The configuration of the smaller model.
 
     Raises:
-        ConfigError: layers differ in what they keep, or no number of the configuration says what was removed.
+        ConfigError: it has none, layers differ in what they keep, or no number says what was removed.
     """
+    if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
+        what = f"a {type(model).__name__} has no configuration (a rewritten graph has lost its class)"
+        raise ConfigError("save_pretrained", what, "save an artifact with prunus.save")
     said = copy.deepcopy(model.config)
     if not _disagreement(model, said):
         return said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from prunus.errors import ArtifactError, ExportError, MissingDependencyError
+from prunus.atomic import StrPath, write_bytes
+from prunus.errors import ArtifactError, ExportError, MissingDependencyError, first_line
 from prunus.graph.capture import as_arguments, at_least_two, capture
 from prunus.modes import eval_mode
 from prunus.plain_attention import plain_attention
@@ -26,31 +26,31 @@ from prunus.verify import flat_outputs, outputs
 TOLERANCE = 1e-3
 
 
-def export_program(
-    model: nn.Module, example_inputs: Any, path: str | os.PathLike[str], *, follow_branches: bool = False
-) -> Path:
+def export_program(model: nn.Module, example_inputs: Any, path: StrPath, *, follow_branches: bool = False) -> Path:
     """Write the model as a `.pt2` program with a free batch size; branches as for `trace`.
 
     Raises:
         TraceError: the model cannot be captured.
         ExportError: the file cannot be written.
     """
+    return write_bytes(path, program_bytes(model, example_inputs, follow_branches=follow_branches), ExportError)
+
+
+def program_bytes(model: nn.Module, example_inputs: Any, *, follow_branches: bool = False) -> bytes:
+    """What `export_program` writes, made in memory: torch's own writer of files ends the process on a full disk."""
+    file = io.BytesIO()
     program = capture(model, example_inputs, dynamic_batch=True, follow_branches=follow_branches)
-    target = Path(path)
-    temporary = target.with_name(target.stem + ".part.pt2")
     try:
-        torch.export.save(program, temporary)
-        os.replace(temporary, target)
-    except OSError as error:
+        torch.export.save(program, file)
+    except Exception as error:
+        what = f"torch can't write its program: {first_line(error)}"
         raise ExportError(
-            str(target), f"cannot be written: {error}", "free the disk or choose another folder"
+            f"model {type(model).__name__}", what, "load the artifact with the model's factory"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    return file.getvalue()
 
 
-def load_program(path: str | os.PathLike[str]) -> nn.Module:
+def load_program(path: StrPath) -> nn.Module:
     """The module of a `.pt2` program, in eval mode; trainable, with the model's parameter names.
 
     Raises:
@@ -63,7 +63,7 @@ def load_program(path: str | os.PathLike[str]) -> nn.Module:
     return as_module(program).eval()
 
 
-def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str]) -> float:
+def export_onnx(model: nn.Module, example_inputs: Any, path: StrPath) -> float:
     """Write ONNX with a free batch size, run it in ONNX Runtime and compare with the model.
 
     Args:
@@ -77,64 +77,58 @@ def export_onnx(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
 
     Raises:
         MissingDependencyError: onnx, onnxscript or onnxruntime is not installed.
-        ExportError: the export fails or disagrees with the model.
+        ExportError: the export fails or disagrees with the model, or the file can't be written.
     """
+    data, error = onnx_bytes(model, example_inputs)
+    write_bytes(path, data, ExportError)
+    return error
+
+
+def onnx_bytes(model: nn.Module, example_inputs: Any) -> tuple[bytes, float]:
+    """What `export_onnx` writes, made and compared in memory, and the difference that it returns."""
     runtime = onnx_runtime()
     args, kwargs = as_arguments(example_inputs)
     tensors = [*args, *kwargs.values()]
     free: Any = tuple({0: Dim("batch")} if isinstance(a, Tensor) else None for a in args)
     shapes = {k: {0: Dim("batch")} for k in kwargs} if kwargs else free
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".part")
-    example = at_least_two(example_inputs)
+    where, example = f"ONNX of {type(model).__name__}", at_least_two(example_inputs)
     try:
-        _write_onnx(model, example, shapes, temporary)
-        session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        data = _exported(model, example, shapes)
+        session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
         error = max(_disagreement(session, model, i) for i in (example, _three_times(example)))
         if not error <= TOLERANCE:
-            raise ExportError(
-                str(target), f"ONNX Runtime differs from the model by {error:.1e} (relative)", "report the model"
-            )
-        os.replace(temporary, target)
+            raise ExportError(where, f"ONNX Runtime differs from the model by {error:.1e} (relative)", "report it")
     except (ExportError, MissingDependencyError):
         raise
     except Exception as failure:
         lines = re.sub(r"\x1b\[[0-9;]*m", "", str(failure)).strip().splitlines() or [""]  # the exporter's colours
         raise ExportError(
-            str(target),
+            where,
             f"ONNX export failed for inputs {[tuple(t.shape) for t in tensors if isinstance(t, Tensor)]}: "
             f"{type(failure).__name__}: {lines[0][:300]}",
             "export a .pt2 program instead, or report the model",
         ) from failure
-    finally:
-        temporary.unlink(missing_ok=True)
-    return error
+    return data, error
 
 
-def _write_onnx(model: nn.Module, example_inputs: Any, shapes: Any, path: Path) -> None:
-    """Write the file, with attention in elementary operations if the exporter can't take the fused one."""
+def _exported(model: nn.Module, example_inputs: Any, shapes: Any) -> bytes:
+    """The file's bytes, with attention in elementary operations if the exporter can't take the fused one."""
     args, kwargs = as_arguments(example_inputs)
 
-    def write() -> None:
+    def exported() -> bytes:
         with eval_mode(model), _quiet():
-            torch.onnx.export(
-                model,
-                args,
-                path,
-                kwargs=kwargs or None,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                external_data=False,
-                verbose=False,
+            program = torch.onnx.export(
+                model, args, kwargs=kwargs or None, dynamo=True, dynamic_shapes=shapes, verbose=False
             )
+            assert program is not None
+            return program.model_proto.SerializeToString()
 
     try:
-        write()
+        return exported()
     except torch.onnx.OnnxExporterError as failure:
         try:
             with plain_attention(model):
-                write()
+                return exported()
         except torch.onnx.OnnxExporterError:
             raise failure from None
 

@@ -8,8 +8,6 @@ such (INT4, since opset 21), on their own steps: an 8-bit grid with the same lar
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.activations import QuantizedInput, quantized_inputs
-from prunus.errors import ArtifactError, ConfigError, ExportError
+from prunus.atomic import StrPath, real_path, refusing, staging, write_bytes
+from prunus.errors import ConfigError, ExportError
 from prunus.export import export_onnx, onnx_runtime
 from prunus.maskfile import LayerMask
 from prunus.verify import outputs
@@ -29,9 +28,7 @@ TOLERANCE = 0.02
 INT4_OPSET = 21
 
 
-def export_onnx_int8(
-    model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor, path: str | os.PathLike[str]
-) -> float:
+def export_onnx_int8(model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor, path: StrPath) -> float:
     """Write ONNX whose masked layers compute with 8-bit inputs and weights of 8 bits, or stored in 4.
 
     Args:
@@ -48,8 +45,19 @@ def export_onnx_int8(
         ConfigError: a layer without bits or input scale.
         MissingDependencyError: onnx or onnxruntime is not installed.
         ExportError: a layer is not in the graph as a convolution or matrix product of its own weight, or the file
-            does not agree.
+            does not agree, or can't be written.
     """
+    target = real_path(path)
+    with refusing(target, ExportError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with staging(target.parent) as folder:
+            data, difference = int8_bytes(model, masks, images, folder)
+    write_bytes(path, data, ExportError)
+    return difference
+
+
+def int8_bytes(model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor, folder: Path) -> tuple[bytes, float]:
+    """What `export_onnx_int8` writes, and the difference that it returns; the tool needs a folder of its own for it."""
     for name, mask in masks.items():
         if mask.bits is None or mask.input_scale is None:
             found = f"weights of {mask.bits or 32} bits, inputs {'on a grid' if mask.input_scale else 'on none'}"
@@ -58,32 +66,15 @@ def export_onnx_int8(
     if not masks:
         raise ConfigError("masks", "no layer was quantised", "train with bits=8 and activation_bits=8")
     runtime = onnx_runtime()
-    target = Path(path)
-    with _folder_beside(target) as folder:
-        plain, small = folder / "plain.onnx", folder / "int8.onnx"
-        export_onnx(model, images[:2], plain)
-        _quantize(plain, small, masks, images)
-        difference = _disagreement(runtime, small, model, masks, images)
-        if not difference <= TOLERANCE:
-            found = f"ONNX Runtime differs from the model by {difference:.1e} (mean)"
-            raise ExportError(str(target), found, "report it")
-        try:
-            os.replace(small, target)
-        except OSError as error:
-            raise ArtifactError(str(target), f"cannot be written: {error}", "choose another folder") from error
-    return difference
-
-
-@contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
-    """A temporary folder from which a file is renamed to its place."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=target.parent)
-    except OSError as error:
-        raise ArtifactError(str(target), f"cannot be written: {error}", "choose another folder") from error
-    with folder as name:
-        yield Path(name)
+    folder.mkdir()
+    plain, small = folder / "plain.onnx", folder / "int8.onnx"
+    export_onnx(model, images[:2], plain)
+    _quantize(plain, small, masks, images)
+    difference = _disagreement(runtime, small, model, masks, images)
+    if not difference <= TOLERANCE:
+        found = f"ONNX Runtime differs from the model by {difference:.1e} (mean)"
+        raise ExportError("8-bit ONNX", found, "report it")
+    return small.read_bytes(), difference
 
 
 def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: Tensor) -> None:

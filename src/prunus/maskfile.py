@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
+from prunus.atomic import StrPath, write_bytes
 from prunus.errors import ArtifactError, PruneError
 from prunus.masks.layers import layer_of
 from prunus.masks.patterns import Layout, Pattern
@@ -52,11 +53,16 @@ class LayerMask:
         return -(-(rows * k * weights_per_element * bits + indices) // 8)
 
 
-def write_masks(path: Path, masks: Mapping[str, LayerMask]) -> None:
-    """Write masks as packed bits."""
+def write_masks(path: StrPath, masks: Mapping[str, LayerMask]) -> None:
+    """Write masks as packed bits. Raises ArtifactError if the file can't be written."""
+    write_bytes(path, packed_masks(masks))
+
+
+def packed_masks(masks: Mapping[str, LayerMask]) -> bytes:
+    """Masks as packed bits, in the safetensors format."""
     packed = {name: np.packbits(m.mask.cpu().numpy(), axis=1) for name, m in masks.items()}
     about = {name: f"{m.pattern}|{m.mask.shape[1]}|{m.bits or ''}|{m.input_scale or ''}" for name, m in masks.items()}
-    save_file(packed, path, metadata=about)
+    return save(packed, metadata=about)
 
 
 def read_masks(path: Path) -> dict[str, LayerMask]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
-from prunus.errors import ConfigError
+from prunus.errors import ConfigError, PruneError
 
 SPLITTING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP")
 
@@ -65,6 +65,20 @@ def distributed() -> bool:
 def rank() -> int:
     """This process's number; 0 where there is only one."""
     return torch.distributed.get_rank() if distributed() else 0
+
+
+def checked_by_first(check: Callable[[], None]) -> None:
+    """Run a check on rank 0; what it refuses, all ranks refuse, so that none waits for another."""
+    found: list[PruneError | None] = [None]
+    if rank() == 0:
+        try:
+            check()
+        except PruneError as error:
+            found = [error]
+    if distributed():
+        torch.distributed.broadcast_object_list(found)
+    if found[0] is not None:
+        raise found[0]
 
 
 def average_over_ranks_(tensors: list[Tensor]) -> None:

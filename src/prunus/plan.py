@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prunus.atomic import write_text
+from prunus.atomic import StrPath, write_text
 from prunus.cost import Cost, CostModel
 from prunus.errors import PlanError
 from prunus.graph.grouping import Graph
@@ -286,12 +285,16 @@ class Plan:
                 "plan", f"not a readable plan: {error}", "write it with Plan.to_json or Plan.save"
             ) from error
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan; an existing file is replaced only once the new one is whole."""
-        write_text(Path(path), self.to_json())
+    def save(self, path: StrPath) -> None:
+        """Write the plan; an existing file is replaced only once the new one is whole.
+
+        Raises:
+            ArtifactError: it can't be written there; an existing file is as it was.
+        """
+        write_text(path, self.to_json())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Plan:
+    def load(cls, path: StrPath) -> Plan:
         """Read a plan from a file. Raises PlanError if it is missing or damaged."""
         try:
             text = Path(path).read_text()

@@ -7,16 +7,14 @@ say goes into an artifact (`checkpoint.save`).
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from prunus.atomic import swap
+from prunus.atomic import StrPath, check_replaceable, real_path, refusing, replacing
 from prunus.configuration import expressed
 from prunus.errors import ArtifactError, ConfigError, ExportError, MissingDependencyError, first_line
 from prunus.plan import Plan
@@ -85,7 +83,7 @@ def _inputs_for(model: Any) -> dict[str, Tensor]:
 
 
 def save_pretrained(
-    model: nn.Module, plan: Plan, directory: str | os.PathLike[str], example_inputs: Any, *, overwrite: bool = False
+    model: nn.Module, plan: Plan, directory: StrPath, example_inputs: Any, *, overwrite: bool = False
 ) -> Path:
     """Write a pruned transformers model so that `from_pretrained` of its own class loads it, and prove it.
 
@@ -104,28 +102,34 @@ def save_pretrained(
         ArtifactError: the folder exists, or can't be written.
         ExportError: the loaded model computes something else.
     """
-    if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
-        what = f"a {type(model).__name__} has no configuration (a rewritten graph has lost its class)"
-        raise ConfigError("save_pretrained", what, "save an artifact with prunus.save")
     config = expressed(model, plan)
-    target = Path(directory)
-    if target.exists() and any(target.iterdir()) and not overwrite:
-        raise ArtifactError(str(target), "the folder exists and is not empty", "choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=target.name + ".part-", dir=target.parent))
+    target = real_path(directory)
+    with refusing(target):
+        if target.exists() and any(target.iterdir()) and not overwrite:
+            raise ArtifactError(str(target), "the folder exists and is not empty", "choose another folder")
+        check_replaceable(target)
+    with replacing(target) as temporary:
+        write_pretrained(model, config, temporary, example_inputs)
+    return Path(directory)
+
+
+def write_pretrained(model: nn.Module, config: Any, folder: Path, example_inputs: Any) -> None:
+    """Fill a folder for `from_pretrained` and compare what it loads; the model has its own configuration afterwards.
+
+    Raises:
+        ArtifactError: it can't be written.
+        ExportError: the loaded model computes something else.
+    """
     kept = model.config
     try:
         model.config = config
-        model.save_pretrained(temporary)  # type: ignore[operator]
-        again = type(model).from_pretrained(temporary).eval()  # type: ignore[attr-defined]
+        model.save_pretrained(folder)  # type: ignore[operator]
+        again = type(model).from_pretrained(folder).eval()  # type: ignore[attr-defined]
         error, tolerance = difference([outputs(model, example_inputs)], [outputs(again, example_inputs)])
-        if not error <= tolerance:
-            raise ExportError(str(target), f"the loaded model differs by {error:.1e} (relative)", "report the model")
-        temporary.chmod(0o755)
-        swap(temporary, target)
-    except OSError as error:
-        raise ArtifactError(str(target), f"cannot be written: {error}", "choose another folder") from error
+    except SafetensorError as failure:
+        what = f"cannot be written: {first_line(failure)}"
+        raise ArtifactError(str(folder), what, "free space on the disk") from failure
     finally:
         model.config = kept
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    if not error <= tolerance:
+        raise ExportError(str(folder), f"the loaded model differs by {error:.1e} (relative)", "report the model")

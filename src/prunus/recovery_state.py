@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.atomic import write_bytes
 from prunus.errors import ArtifactError, ConfigError
 from prunus.finetuneconfig import FinetuneConfig
 
@@ -71,18 +72,9 @@ def save_state(
         "optimizer": optimizer.state_dict(),
         "state": {**vars(state), "history": [asdict(e) for e in state.history]},
     }
-    temporary = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        what = f"the checkpoint cannot be written: {error}"
-        raise ArtifactError(str(path), what, "free the disk or choose another folder") from error
-    finally:
-        # A folder that isn't one makes unlink fail, and exists() say no.
-        if temporary.exists():
-            temporary.unlink()
+    file = io.BytesIO()
+    torch.save(content, file)
+    write_bytes(path, file.getvalue())
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: FinetuneConfig) -> RecoveryState:

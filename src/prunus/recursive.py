@@ -6,6 +6,7 @@ With `simultaneous` there is one stage for all groups. A checkpoint is written a
 from __future__ import annotations
 
 import copy
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 
 from prunus.apply import apply_and_verify_
+from prunus.atomic import write_bytes
 from prunus.budget import select
 from prunus.errors import ArtifactError, ConfigError, DataError
 from prunus.fit import BatchSource, LossFunction, Precision, Scores, fit_with_weights
@@ -272,8 +274,6 @@ class _State:
 
 
 def _save(path: Path, identity: str, state: _State) -> None:
-    temporary = path.with_suffix(path.suffix + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = {
         "identity": identity,
         "kept": {n: list(k) for n, k in state.kept.items()},
@@ -281,8 +281,9 @@ def _save(path: Path, identity: str, state: _State) -> None:
         "weights": state.weights,
         "error": state.error,
     }
-    torch.save(data, temporary)
-    os.replace(temporary, path)
+    file = io.BytesIO()
+    torch.save(data, file)
+    write_bytes(path, file.getvalue())
 
 
 def _load(path: Path, identity: str) -> _State:

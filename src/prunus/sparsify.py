@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from prunus.activations import quantized_inputs
-from prunus.atomic import write_text
-from prunus.checkpoint import save
+from prunus.atomic import staging
+from prunus.checkpoint import artifact_files
 from prunus.datasets import Batches, DataSource, each
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.evaluate import Evaluation, evaluate
-from prunus.export_int8 import export_onnx_int8
+from prunus.export_int8 import int8_bytes
 from prunus.filters import check_filters, plan_of_filters, sole_writers
 from prunus.fit_masks import Masked, fit_masks
 from prunus.graph.grouping import Graph
@@ -33,10 +33,11 @@ from prunus.masks.patterns import Pattern, takes_pattern
 from prunus.measure import NOTICEABLE, compare
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.packing import condense_where_faster_
-from prunus.parallel import accelerator
+from prunus.parallel import accelerator, checked_by_first
 from prunus.plan import Plan, WeightPattern
 from prunus.precision import to_device
 from prunus.report.figures import draw_masks
+from prunus.runfolder import RunFolder, check_run_folder, commit_or_rescue
 
 Say = Callable[[str], None]
 
@@ -51,12 +52,14 @@ class Sparsified:
         summary: accuracies, losses, sizes and settings as plain numbers, as written to `summary.json`.
         directory: the folder with `summary.json`, `plan.json`, `artifact/`, `figures/` and, with a pattern inside
             weights and inputs on grids, `model_int8.onnx`; None if there is no `out`, or on other ranks than 0.
+        saved: the same, to add more to the result.
     """
 
     model: nn.Module
     masked: Masked
     summary: Mapping[str, Any]
     directory: Path | None
+    saved: RunFolder | None = None
 
 
 def maskable_layers(model: nn.Module, ignored: Sequence[str] = ()) -> list[str]:
@@ -119,7 +122,9 @@ def sparsify(
     progress: bool = True,
     say: Say = lambda _: None,
 ) -> Sparsified:
-    """Learn which k of n stay, train the survivors, count exactly, save.
+    """Learn which k of n stay, train the survivors, count exactly, save, measure.
+
+    Whether `out` can be written is found out first. The result is on the disk before it is tested, timed and drawn.
 
     Args:
         model: the trained network; not touched.
@@ -134,8 +139,12 @@ def sparsify(
         say: receives a line of text at every step.
 
     Raises:
-        PruneError: one of its kinds; the model is as it was, and `out` holds what was there before.
+        PruneError: one of its kinds; the model is as it was, and `out` holds what was there before, or the whole new
+            result, if `say` was told so.
     """
+    if out is not None:
+        with accelerator():  # starts the process group, if there are several
+            checked_by_first(lambda: check_run_folder(out))
     graph = trace(model, data.example_inputs)
     by_filter = Pattern.parse(method.pattern).granularity == "filter"
     names = list(layers) if layers is not None else maskable_layers(model, ignored_layers)
@@ -161,20 +170,30 @@ def sparsify(
         plan = plan_of_filters(graph, masked.masks, method.pattern)
         say(plan.explain())
     small = masked.model
-    judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
-    with quantized_inputs(small, masked.inputs):
-        judged["test"] = evaluate(small, data.test, loss_fn=data.loss_fn)
     scales = {n: q.scale for n, q in masked.inputs.items()}
     inside = {n: LayerMask(method.pattern, m, method.bits, scales.get(n)) for n, m in masked.masks.items()}
     packed = {} if by_filter else inside
-    directory = None if rank or out is None else _save(Path(out), small, plan, packed, data, judged)
     summary = _summary(model, data, method, masked, inside, plan, judged, seed)
-    if directory is not None:
-        _describe(directory, small, masked, packed, data, summary, say)
-    summary |= _speed(model, small, packed, data, say)  # once all is safe on disk
-    if directory is not None:
-        _write_summary(directory, summary)
-    return Sparsified(small, masked, summary, directory)
+    saved = None
+    if out is not None and rank == 0:
+        inputs = data.example_inputs
+        files = artifact_files(small, plan, metrics=_metrics(judged), example_inputs=inputs, masks=packed)
+        saved = commit_or_rescue(out, files, summary, say)
+        say(f"saved in {saved.path}")
+    with nullcontext() if saved is None else saved.standing():
+        judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
+        with quantized_inputs(small, masked.inputs):
+            judged["test"] = evaluate(small, data.test, loss_fn=data.loss_fn)
+        summary = _summary(model, data, method, masked, inside, plan, judged, seed)
+        if saved is not None:
+            saved.add_metrics(plan, _metrics(judged), packed)
+            saved.add_summary(summary)
+            _describe(saved, small, masked, packed, data, say)
+        summary |= _speed(model, small, packed, data, say)
+        if saved is not None:
+            saved.add_summary(summary)
+    directory = None if saved is None or out is None else Path(out)
+    return Sparsified(small, masked, summary, directory, saved)
 
 
 def _speed(
@@ -239,49 +258,28 @@ def _summary(
     }
 
 
-def _save(
-    folder: Path,
-    model: nn.Module,
-    plan: Plan,
-    inside: Mapping[str, LayerMask],
-    data: DataSource,
-    judged: Mapping[str, Evaluation],
-) -> Path:
-    """Write the artifact and the plan."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _metrics(judged: Mapping[str, Evaluation]) -> dict[str, float]:
     metrics = {f"accuracy {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
-    metrics |= {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
-    save(folder / "artifact", model, plan, metrics=metrics, example_inputs=data.example_inputs, masks=inside)
-    plan.save(folder / "plan.json")
-    return folder
+    return metrics | {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
 
 
 def _describe(
-    folder: Path,
-    model: nn.Module,
-    masked: Masked,
-    inside: Mapping[str, LayerMask],
-    data: DataSource,
-    summary: Mapping[str, Any],
-    say: Say,
+    saved: RunFolder, model: nn.Module, masked: Masked, inside: Mapping[str, LayerMask], data: DataSource, say: Say
 ) -> None:
-    """Write the summary, the 8-bit ONNX file and the pictures."""
-    _write_summary(folder, summary)
+    """Add the 8-bit ONNX file and the pictures."""
     if inside and all(m.bits is not None and m.input_scale is not None for m in inside.values()):
         try:
             device = next(model.parameters()).device
             images = to_device(data.validation.normalise(each(data.validation.inputs, lambda t: t[:64])), device)
-            error = export_onnx_int8(model, inside, images, folder / "model_int8.onnx")
+            with staging(saved.path) as scratch:
+                file, error = int8_bytes(model, inside, images, scratch)
+            saved.add("model_int8.onnx", file)
             say(f"8-bit ONNX agrees with the model on its grids: mean relative difference {error:.1e}")
         except MissingDependencyError as missing:
             say(f"no 8-bit ONNX: {missing.what}; {missing.fix}")
     elif masked.inputs:
         say("no 8-bit ONNX: it is written for patterns inside weights that lie on grids")
     try:
-        draw_masks(masked, folder / "figures")
+        saved.add("figures", draw_masks(masked))
     except MissingDependencyError as error:
         say(f"no figures: {error.what}; {error.fix}")
-
-
-def _write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    write_text(folder / "summary.json", json.dumps(summary, indent=2))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from prunus.errors import MissingDependencyError
@@ -14,15 +14,14 @@ MOST_NAMED = 20
 """Layers that a legend names at most; of more, every second, third, ... one."""
 
 
-def draw_stages(stages: Sequence[Stage], folder: Path) -> list[Path]:
-    """Write `stages.png`: per group a histogram of its units' noise, and the kept counts along the chain.
+def draw_stages(stages: Sequence[Stage]) -> dict[str, bytes]:
+    """Draw `stages.png`: per group a histogram of its units' noise, and the kept counts along the chain.
 
     Args:
         stages: what each stage found, in order.
-        folder: where to; made if it is not there.
 
     Returns:
-        The files written.
+        The picture in PNG format, by name.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -51,18 +50,17 @@ def draw_stages(stages: Sequence[Stage], folder: Path) -> list[Path]:
     chain.set_xticks(range(len(groups)), [name for name, _, _ in groups], rotation=45, ha="right", fontsize=7)
     chain.set_ylabel("units kept, %", fontsize=8)
     chain.set_ylim(0, 100)
-    return [_saved(figure, folder, "stages")]
+    return {"stages.png": _png(figure)}
 
 
-def draw_masks(masked: Masked, folder: Path) -> list[Path]:
-    """Write `masks.png` (what each layer keeps) and `learning.png` (metrics and loss by epoch).
+def draw_masks(masked: Masked) -> dict[str, bytes]:
+    """Draw `masks.png` (what each layer keeps) and `learning.png` (metrics and loss by epoch).
 
     Args:
         masked: what `fit_masks` returned.
-        folder: where to; made if it is not there.
 
     Returns:
-        The files written.
+        The pictures in PNG format, by name.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -81,10 +79,10 @@ def draw_masks(masked: Masked, folder: Path) -> list[Path]:
         axis.tick_params(labelsize=7)
     for axis in axes[len(masked.masks) :]:
         axis.axis("off")
-    files = [_saved(figure, folder, "masks")]
+    pictures = {"masks.png": _png(figure)}
     if masked.history:
-        files.append(_saved(_learning(masked), folder, "learning"))
-    return files
+        pictures["learning.png"] = _png(_learning(masked))
+    return pictures
 
 
 def _learning(masked: Masked) -> Any:
@@ -136,9 +134,7 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _saved(figure: Any, folder: Path, name: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / f"{name}.png", folder / f"{name}.part.png"
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
-    return path
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
