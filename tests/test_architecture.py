@@ -18,6 +18,7 @@ LAYERS = [
         "exchange",
         "jsontext",
         "atomic",
+        "decoding",
         "attention",
         "plain_attention",
         "recurrence",
@@ -28,7 +29,7 @@ LAYERS = [
         "progress",
     ],
     ["graph"],
-    ["rounding", "cost", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
+    ["rounding", "cost", "planfile", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
     ["configuration", "gate", "frozen", "budget", "fold", "surgery", "optimizer", "rewrite"],
     ["methods", "sparse"],
     [

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from prunus import planfile
 from prunus.atomic import StrPath, write_text
 from prunus.cost import Cost, CostModel
+from prunus.decoding import Malformed
 from prunus.errors import PlanError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup, Slot
 
-FORMAT = 1
 UNDECIDED = (0.05, 0.95)
 FOLLOWED = "branches on data go the way of the example inputs; other ways were not analysed and may not run"
 
@@ -252,38 +252,23 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text (`from_json` reads it back)."""
-        data = asdict(self)
-        data["tensors"] = {
-            n: {**asdict(e), "keep": {str(d): k for d, k in e.keep.items()}} for n, e in self.tensors.items()
-        }
-        return json.dumps({"format": FORMAT, **data})
+        return planfile.to_json(self)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read a plan back.
 
         Raises:
-            PlanError: the text is not a plan, or of a newer format.
+            PlanError: the text is not a plan, of another format, or says what can't be (positions outside their tensor,
+                groups that keep nothing, unknown dtypes).
         """
         try:
-            data = json.loads(text)
-            if data.pop("format") != FORMAT:
-                raise ValueError("unknown format number")
-            return cls(
-                groups=tuple(GroupPlan(**_tuples(g)) for g in data.pop("groups")),
-                tensors={n: _edit_from(e) for n, e in data.pop("tensors").items()},
-                masked=tuple(MaskedInput(**_tuples(m)) for m in data.pop("masked")),
-                before=Cost(**data.pop("before")),
-                after=Cost(**data.pop("after")),
-                inputs=tuple((tuple(s), d) for s, d in data.pop("inputs")),
-                notes=tuple(data.pop("notes")),
-                patterns=tuple(WeightPattern(**p) for p in data.pop("patterns", ())),
-                **data,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            plan: Plan = planfile.from_json(cls, text)
+        except Malformed as error:
             raise PlanError(
                 "plan", f"not a readable plan: {error}", "write it with Plan.to_json or Plan.save"
             ) from error
+        return plan
 
     def save(self, path: StrPath) -> None:
         """Write the plan; an existing file is replaced only once the new one is whole.
@@ -297,8 +282,8 @@ class Plan:
     def load(cls, path: StrPath) -> Plan:
         """Read a plan from a file. Raises PlanError if it is missing or damaged."""
         try:
-            text = Path(path).read_text()
-        except OSError as error:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
             raise PlanError(
                 str(path), f"cannot be read: {error}", "give the path of a plan written by Plan.save"
             ) from error
@@ -307,19 +292,6 @@ class Plan:
     def with_notes(self, *notes: str) -> Plan:
         """The same plan with further remarks."""
         return replace(self, notes=(*self.notes, *notes))
-
-
-def _tuples(data: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-
-
-def _edit_from(data: dict[str, Any]) -> TensorEdit:
-    columns = data["columns"]
-    return TensorEdit(
-        tuple(data["shape"]),
-        {int(d): tuple(k) for d, k in data["keep"].items()},
-        None if columns is None else tuple(tuple(c) for c in columns),
-    )
 
 
 def _checked(graph: Graph, name: str, indices: Sequence[int] | Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -76,11 +76,13 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
                 "use the model the plan was made for, before any removal",
             )
     modules = dict(model.named_modules(remove_duplicate=False))
+    elements = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
     for entry in plan.masked:
-        if entry.module not in modules:
-            raise PlanError(
-                f"module {entry.module!r}", "the model has none of that name", "use the model the plan was made for"
-            )
+        what = "" if entry.module in modules else "the model has none of that name"
+        if entry.size > elements:
+            what = f"the plan masks {entry.size:,} inputs, and the whole model has {elements:,} weights"
+        if what:
+            raise PlanError(f"module {entry.module!r}", what, "use the model the plan was made for")
 
 
 def _held(place: tuple[nn.Module, str]) -> Tensor:
