@@ -30,7 +30,8 @@ LAYERS = [
     ],
     ["graph"],
     ["rounding", "cost", "planfile", "plan", "posteriors", "quantize", "masks", "parallel", "datafiles", "datasets"],
-    ["configuration", "gate", "frozen", "budget", "fold", "surgery", "optimizer", "rewrite"],
+    ["configuration", "gate", "frozen", "budget", "fold", "surgery", "optimizer"],
+    ["kept", "nodesizes", "graphlayers", "rewritten", "rewrite"],
     ["methods", "sparse"],
     [
         "fit",

@@ -22,7 +22,7 @@ from prunus.demo import lenet5, train_dense
 from prunus.errors import ArtifactError, ConfigError, DataError
 from prunus.evaluate import evaluate
 from prunus.finetune import FinetuneConfig, distillation_loss, finetune, learning_rate_factor, make_optimizer
-from prunus.rewrite import as_module
+from prunus.rewritten import as_module
 from prunus.sources import ArrayDataset, DataSource
 
 # The package may give the name of the module to its function.

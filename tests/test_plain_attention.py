@@ -14,7 +14,7 @@ from prunus.errors import ExportError
 from prunus.export import export_onnx
 from prunus.graph.capture import capture
 from prunus.plain_attention import attend, plain_attention
-from prunus.rewrite import as_module
+from prunus.rewritten import as_module
 
 MASKS = ("none", "bool", "added", "causal")
 

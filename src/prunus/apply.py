@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from prunus.configuration import keep_configuration_true_
 from prunus.errors import SurgeryError, TraceError
 from prunus.plan import Plan
-from prunus.rewrite import RewrittenModel, fixed_batch, rewrite
+from prunus.rewrite import fixed_batch, rewrite
+from prunus.rewritten import RewrittenModel
 from prunus.surgery import Undo, check_fits, cut_, rescale_queries_
 from prunus.verify import (
     TOLERANCE,

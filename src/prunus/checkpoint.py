@@ -33,7 +33,8 @@ from prunus.graph.capture import capture
 from prunus.jsontext import strict_json
 from prunus.maskfile import LayerMask, packed_masks, read_masks
 from prunus.plan import Plan
-from prunus.rewrite import RewrittenModel, rewrite
+from prunus.rewrite import rewrite
+from prunus.rewritten import RewrittenModel
 from prunus.surgery import cut_
 from prunus.verify import proof_inputs
 

@@ -20,7 +20,7 @@ from prunus.errors import ArtifactError, ExportError, MissingDependencyError, fi
 from prunus.graph.capture import as_arguments, at_least_two, capture
 from prunus.modes import eval_mode
 from prunus.plain_attention import plain_attention
-from prunus.rewrite import as_module
+from prunus.rewritten import as_module
 from prunus.verify import flat_outputs, outputs
 
 TOLERANCE = 1e-3

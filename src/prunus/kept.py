@@ -1,0 +1,83 @@
+"""Which labels, positions and elements of a captured graph's values stay after a plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunus.graph.grouping import Graph
+from prunus.graph.labels import Value
+from prunus.plan import Plan
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Kept:
+    """Which labels stay after a plan.
+
+    A position in a row that goes goes with it. But where a value still has its rows apart, the label of a row's first
+    position stands for its column in all rows, and stays as long as the column does.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        kept = np.ones(len(graph.roots), bool)
+        names = [g.name for g in graph.channel_groups]
+        stays = {name: set(units) for name, units in plan.kept.items()}
+        for root, (number, unit) in graph.labels.items():
+            if names[number] in stays and unit not in stays[names[number]]:
+                kept[root] = False
+        self.graph, self.columns = graph, kept[graph.roots]
+        self.positions = self._adopted(np.zeros(0, np.int64))
+
+    def of(self, value: Value) -> BoolArray:
+        """Label -> whether it stays, as the value's planes mean their labels: bool [labels]."""
+        if not value.rows:
+            return self.positions
+        return self._adopted(np.unique(np.concatenate([r.numpy().ravel() for r in value.rows])))
+
+    def _adopted(self, apart: Any) -> BoolArray:
+        kept, roots = self.columns.copy(), self.graph.roots
+        for positions, rows in self.graph.adopted:
+            inside = ~np.isin(roots[rows], roots[apart])
+            kept[positions[inside]] &= self.columns[rows[inside]]
+        return kept
+
+
+def presence(value: Value, kept: Kept) -> BoolArray | None:
+    """Which elements stay, broadcastable to the value's shape; None if all do."""
+    result: Any = None
+    stays = kept.of(value)
+    for plane in (*value.planes, *value.rows):
+        mask = stays[plane.numpy()]
+        result = mask if result is None else result & mask
+    return None if result is None or bool(result.all()) else result
+
+
+def alive(value: Value, dim: int, kept: Kept) -> BoolArray | None:
+    """Which elements stay, laid over all dimensions of the planes and rows that bear on `dim`; None if none does."""
+    bearing = [p for p in (*value.planes, *value.rows) if p.shape[dim] > 1]
+    result: Any = None
+    stays = kept.of(value)
+    for plane in bearing:
+        mask = stays[plane.numpy()]
+        result = mask if result is None else result & mask
+    return result
+
+
+def line(value: Value, dim: int, kept: Kept) -> BoolArray | None:
+    """Which positions along `dim` stay, or None if nothing varies there."""
+    dim %= max(value.ndim, 1)
+    mask = alive(value, dim, kept)
+    return None if mask is None else np.asarray(mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim)))
+
+
+def count(value: Value, dim: int, kept: Kept) -> int | None:
+    """Size along `dim` after removal; for dimensions that share planes the kept elements fill a grid."""
+    dim %= max(value.ndim, 1)
+    mask = alive(value, dim, kept)
+    if mask is None:
+        return None
+    mask = np.asarray(mask.any(axis=tuple(range(dim + 1, mask.ndim))))
+    return int(mask.sum()) // max(int(mask.any(axis=dim).sum()), 1)
