@@ -12,7 +12,7 @@ import prunus
 
 ROOT = Path(prunus.__file__).parent
 LAYERS = [
-    ["errors", "submodules"],
+    ["errors", "fields", "ranking", "submodules"],
     [
         "addresses",
         "exchange",
@@ -53,6 +53,7 @@ LAYERS = [
     ],
     ["checkpoint", "export", "export_int8", "pretrained", "report", "measure"],
     ["texts", "packing", "runfolder"],
+    ["request"],
     ["sources", "pipeline", "demo"],
     ["compress", "sparsify"],
     ["cli"],

@@ -5,11 +5,12 @@ The real cost is evaluated at every step (`CostModel`), so a budget is met exact
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +18,21 @@ from torch import Tensor
 
 from prunus.cost import Cost, CostModel
 from prunus.errors import BudgetError, ConfigError
+from prunus.fields import allows, check_fields
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
+from prunus.ranking import Line, merged_ranks
 from prunus.rounding import DEFAULT, step_of
 
 Scope = Literal["auto", "global", "measured", "uniform"]
 Counts = npt.NDArray[np.int64]
 RESOURCES = ("macs", "params", "weights")
 SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+AMOUNT = re.compile(r"(\w+)\s*<?=\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([%kmgb]?)", re.ASCII | re.IGNORECASE)
 CLOSE = 0.02
 """A ratio is met if what goes differs from it by no more than this share of all units."""
-MIXTURES = tuple(i / 10 for i in range(11))
+STEPS = {2: 10, 3: 5}
+"""Of several bounded resources every mixture in steps of a tenth (of two) or a fifth (of three) is tried."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,14 @@ class Limit:
     resource: str
     value: float
     relative: bool
+
+    def __post_init__(self) -> None:
+        if self.resource not in RESOURCES:
+            known = ", ".join(RESOURCES)
+            raise BudgetError(f"budget of {self.resource!r}", "there is no such resource", f"use one of {known}")
+        if not allows(float, self.value) or self.value <= 0 or (self.relative and self.value > 1):
+            what = f"the amount {self.value!r} is out of range"
+            raise BudgetError(f"budget of {self.resource}", what, "give more than 0, and at most 100 %")
 
     def bound(self, dense: Cost) -> float:
         """The bound in absolute units."""
@@ -58,23 +71,24 @@ class Budget:
         Raises:
             BudgetError: the text is not of that form.
         """
+        if not isinstance(text, str):
+            share = f"{100 * text:g}" if allows(float, text) and 0 < text <= 1 else "50"
+            raise BudgetError(
+                f"budget {text!r}", "it does not say of what", f"write budget='macs<={share}%', or params or weights"
+            )
         limits = []
         for part in filter(None, (p.strip() for p in text.split(","))):
-            match = re.fullmatch(r"(\w+)\s*(?:<=|=)\s*([\d.]+(?:e\d+)?)\s*([%kKmMgGbB]?)", part)
-            if match is None or match[2].count(".") > 1:
+            match = AMOUNT.fullmatch(part)
+            if match is None:
                 raise BudgetError(
                     f"budget {part!r}", "it is not of the form RESOURCE<=AMOUNT", "write for example macs<=50%"
                 )
             resource, number, suffix = match[1].lower(), float(match[2]), match[3].lower()
-            if resource not in RESOURCES:
-                raise BudgetError(
-                    f"budget {part!r}", f"unknown resource {resource!r}", f"use one of {', '.join(RESOURCES)}"
-                )
-            if number <= 0 or (suffix == "%" and number > 100):
-                raise BudgetError(
-                    f"budget {part!r}", "the amount is out of range", "give more than 0, and at most 100 %"
-                )
-            limits.append(Limit(resource, number / 100 if suffix == "%" else number * SUFFIX[suffix], suffix == "%"))
+            relative = suffix == "%"
+            try:
+                limits.append(Limit(resource, number / 100 if relative else number * SUFFIX[suffix], relative))
+            except BudgetError as error:
+                raise BudgetError(f"budget {part!r}", error.what, error.fix) from None
         if not limits:
             raise BudgetError(f"budget {text!r}", "it names no bound", "write for example macs<=50%, params<=20%")
         return cls(tuple(limits), text)
@@ -108,12 +122,18 @@ class Allocation:
     floor: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.scope not in get_args(Scope):
-            raise ConfigError("scope", f"{self.scope!r} is not known", f"use one of {', '.join(get_args(Scope))}")
+        check_fields(self)
         if self.round_to is not None and self.round_to < 1:
             raise ConfigError("round_to", f"{self.round_to} is below 1", "use 1 (any width), 8 or 16")
         if not 0 <= self.floor <= 1:
             raise ConfigError("floor", f"{self.floor} is not a fraction", "give a number between 0 and 1")
+        if self.cost_exponent is None:
+            return
+        if self.cost_exponent < 0:
+            raise ConfigError("cost_exponent", f"{self.cost_exponent} is negative", "use 0, 1 or a number between")
+        if self.scope in ("measured", "uniform"):
+            found = f"scope {self.scope!r} does not use it"
+            raise ConfigError(f"cost_exponent={self.cost_exponent}", found, "leave it out, or use scope='global'")
 
 
 def allocate(
@@ -124,6 +144,7 @@ def allocate(
     budget: Budget | None = None,
     pruning_ratio: float | None = None,
     allocation: Allocation | None = None,
+    seed: int = 0,
 ) -> dict[str, int]:
     """Kept count of every group.
 
@@ -131,77 +152,109 @@ def allocate(
         graph: the analysed model.
         groups: the groups that may lose units.
         scores: group name -> score of each unit [K], higher = keep, comparable between groups; losses for the scope
-            `measured`.
+            `measured`. Of equal scores every group gives up the same share.
         budget: bounds to meet, or
-        pruning_ratio: fraction of the units of all groups together that goes.
+        pruning_ratio: fraction of the units of all groups together that goes: at least so many, and no more than whole
+            units, rows and multiples ask for.
         allocation: scope, rounding, floor.
+        seed: decides where scores are equal.
 
     Raises:
-        BudgetError: nothing to prune, no budget and no ratio, or a budget below what the floors allow.
+        BudgetError: nothing to prune, no budget and no ratio, or one that the floors do not allow.
         ConfigError: non-finite scores.
     """
     settings = allocation or Allocation()
-    if not groups:
-        raise BudgetError("groups", "no group of this model may be pruned", "see graph.explain() for the reasons")
-    if (budget is None) == (pruning_ratio is None):
-        raise BudgetError("budget", "give either a budget or a pruning_ratio", "for example budget='macs<=50%'")
-    if pruning_ratio is not None and not 0 < pruning_ratio < 1:
-        raise BudgetError("pruning_ratio", f"{pruning_ratio} is not a fraction", "give a number between 0 and 1")
-    *preferred, last = (DEFAULT, 4, 2, 1) if settings.round_to is None else (settings.round_to,)
+    lines = [_sorted_scores(g, scores) for g in groups]
+    *preferred, last = _steps(settings)
     for step in preferred:
         try:
-            counts = _rounded(graph, groups, scores, budget, pruning_ratio, replace(settings, round_to=step))
+            counts = _Problem(graph, groups, replace(settings, round_to=step), seed).solve(budget, pruning_ratio, lines)
         except BudgetError:
             continue
         gone = 1 - sum(counts.values()) / sum(g.units for g in groups)
         if pruning_ratio is None or abs(gone - pruning_ratio) <= CLOSE:
             return counts
-    return _rounded(graph, groups, scores, budget, pruning_ratio, replace(settings, round_to=last))
+    return _Problem(graph, groups, replace(settings, round_to=last), seed).solve(budget, pruning_ratio, lines)
 
 
-def _rounded(
+def _steps(settings: Allocation) -> tuple[int, ...]:
+    """What widths are rounded to: the first that can meet the request, at worst the last."""
+    return (DEFAULT, 4, 2, 1) if settings.round_to is None else (settings.round_to,)
+
+
+def check_reachable(
     graph: Graph,
     groups: Sequence[ChannelGroup],
-    scores: Mapping[str, Tensor],
-    budget: Budget | None,
-    ratio: float | None,
-    settings: Allocation,
-) -> dict[str, int]:
-    problem = _Problem(graph, groups, scores, settings)
-    if budget is not None:
-        return problem.within(budget)
-    assert ratio is not None
-    return problem.by_ratio(ratio)
+    *,
+    budget: Budget | None = None,
+    pruning_ratio: float | None = None,
+    allocation: Allocation | None = None,
+) -> None:
+    """Refuse what no scores could meet, before any are made.
+
+    Raises:
+        BudgetError: as `allocate`.
+    """
+    settings = allocation or Allocation()
+    finest = replace(settings, round_to=_steps(settings)[-1])
+    _Problem(graph, groups, finest).fitting(budget, pruning_ratio)
 
 
 def _mixtures(budget: Budget, exponent: float) -> list[dict[str, float]]:
-    """Weights of the resources when several bounds hold at once: every mixture of the first and the last is tried."""
+    """Weights of the resources when several bounds hold at once, adding up to 1: every mixture is tried."""
     names = list(dict.fromkeys(limit.resource for limit in budget.limits))
     if len(names) == 1 or exponent == 0:
         return [dict.fromkeys(names, 1.0)]
-    return [{names[0]: w, names[-1]: 1 - w} for w in MIXTURES]
+    steps = STEPS[len(names)]
+    parts = (p for p in itertools.product(range(steps + 1), repeat=len(names)) if sum(p) == steps)
+    return [{n: p / steps for n, p in zip(names, part, strict=True)} for part in parts]
+
+
+Fits = Callable[[Sequence[int]], bool]
 
 
 class _Problem:
-    """The groups with their sorted scores, and what each count costs."""
+    """The groups, what each count costs, and the least that may stay."""
 
-    def __init__(
-        self, graph: Graph, groups: Sequence[ChannelGroup], scores: Mapping[str, Tensor], settings: Allocation
-    ) -> None:
-        self.groups, self.settings = list(groups), settings
+    def __init__(self, graph: Graph, groups: Sequence[ChannelGroup], settings: Allocation, seed: int = 0) -> None:
+        if not groups:
+            raise BudgetError("groups", "no group of this model may be pruned", "see graph.explain() for the reasons")
+        self.groups, self.settings, self.seed = list(groups), settings, seed
         self.costs = CostModel(graph)
         self.dense = self.costs.dense()
-        self.sorted = [_sorted_scores(g, scores) for g in groups]
         self.minimum = [self._round(g, max(1, math.ceil(settings.floor * g.units)), up=True) for g in groups]
 
-    def within(self, budget: Budget) -> dict[str, int]:
-        """Counts that meet the budget. Raises BudgetError if none do."""
-        self.check_reachable(budget)
+    def solve(self, budget: Budget | None, ratio: float | None, lines: Sequence[Line]) -> dict[str, int]:
+        """Counts that meet the request, by scores in falling order. Raises BudgetError if none do."""
+        fits = self.fitting(budget, ratio)
         if self.settings.scope == "uniform":
-            return self.uniform(budget)
+            return self.uniform(fits)
+        if budget is None:
+            return self.bisect(fits, lines)
         exponent = 1.0 if self.settings.scope == "measured" else self.settings.cost_exponent or 0.0
-        found = [self.bisect(budget, self.priorities(w, exponent)) for w in _mixtures(budget, exponent)]
+        mixtures = _mixtures(budget, exponent)
+        found = [self.bisect(fits, self.priorities(lines, weights, exponent)) for weights in mixtures]
         return max(found, key=lambda counts: self.used(budget, counts))
+
+    def fitting(self, budget: Budget | None, ratio: float | None) -> Fits:
+        """Whether counts meet the request, which the smallest possible counts do."""
+        if (budget is None) == (ratio is None):
+            raise BudgetError("budget", "give either a budget or a pruning_ratio", "for example budget='macs<=50%'")
+        if budget is not None:
+            self._check_budget(budget)
+            return lambda counts: budget.excess(self.cost(counts), self.dense) <= 1
+        if not allows(float, ratio) or not 0 < (share := float(ratio)) < 1:  # type: ignore[arg-type]
+            raise BudgetError("pruning_ratio", f"{ratio!r} is not a fraction", "give a number between 0 and 1")
+        total = sum(g.units for g in self.groups)
+        stays = total - round(share * total)
+        if sum(self.minimum) > stays:
+            raise BudgetError(
+                f"pruning_ratio={share} cannot be met",
+                f"of {total} units at least {sum(self.minimum)} stay, with a floor of {self.settings.floor:.0%} per "
+                f"group and round_to={self.settings.round_to}",
+                f"ask for at most {math.floor(1000 * (1 - sum(self.minimum) / total)) / 1000}, or lower the floor",
+            )
+        return lambda counts: sum(counts) <= stays
 
     def _round(self, group: ChannelGroup, count: int, up: bool = False) -> int:
         step = step_of(group, self.settings.round_to or DEFAULT)
@@ -214,7 +267,7 @@ class _Problem:
     def named(self, counts: Sequence[int]) -> dict[str, int]:
         return {g.name: int(c) for g, c in zip(self.groups, counts, strict=True)}
 
-    def check_reachable(self, budget: Budget) -> None:
+    def _check_budget(self, budget: Budget) -> None:
         least = self.cost(self.minimum)
         for limit in budget.limits:
             reachable = getattr(least, limit.resource)
@@ -228,12 +281,13 @@ class _Problem:
                     "raise the budget, lower the floor, or see graph.explain() for what is locked and why",
                 )
 
-    def priorities(self, weights: Mapping[str, float], exponent: float) -> list[npt.NDArray[np.float64]]:
+    def priorities(self, lines: Sequence[Line], weights: Mapping[str, float], exponent: float) -> list[Line]:
         """Sorted scores divided by (the share of the budgeted resources that a unit saves) ** exponent."""
-        if exponent == 0:
-            return self.sorted
+        # Scores that are all the same say nothing, and no cost makes them: every group gives up the same share.
+        if exponent == 0 or len({float(v) for line in lines for v in (line[0], line[-1])}) == 1:
+            return list(lines)
         result = []
-        for number, (group, line) in enumerate(zip(self.groups, self.sorted, strict=True)):
+        for number, (group, line) in enumerate(zip(self.groups, lines, strict=True)):
             counts = [g.units for g in self.groups]
             counts[number] -= group.multiple
             less = self.cost(counts)
@@ -243,50 +297,48 @@ class _Problem:
             result.append(line / max(saved / group.multiple, 1e-12) ** exponent)
         return result
 
-    def bisect(self, budget: Budget, priorities: Sequence[npt.NDArray[np.float64]]) -> dict[str, int]:
-        """The lowest threshold that meets the budget, then whatever still fits, best first."""
-        thresholds = np.unique(np.concatenate(priorities))
-        low, high = 0, len(thresholds)
+    def bisect(self, fits: Fits, priorities: Sequence[Line]) -> dict[str, int]:
+        """The lowest place in the order of all units from which on what stays fits, then whatever else does."""
+        ranks = merged_ranks(priorities, self.seed)
+        low, high = 0, sum(map(len, ranks))
         while low < high:
             middle = (low + high) // 2
-            met = budget.excess(self.cost(self._counts(priorities, thresholds[middle])), self.dense) <= 1
-            low, high = (low, middle) if met else (middle + 1, high)
-        threshold = thresholds[low] if low < len(thresholds) else np.inf
-        return self.named(self._fill(self._counts(priorities, threshold), priorities, budget))
+            low, high = (low, middle) if fits(self._from(ranks, middle)) else (middle + 1, high)
+        return self.named(self._fill(self._from(ranks, low), ranks, fits))
 
-    def _counts(self, priorities: Sequence[npt.NDArray[np.float64]], threshold: float) -> list[int]:
+    def _from(self, ranks: Sequence[Counts], place: int) -> list[int]:
         return [
-            max(low, self._round(group, int((line >= threshold).sum())))
-            for group, line, low in zip(self.groups, priorities, self.minimum, strict=True)
+            max(low, self._round(group, int((line >= place).sum())))
+            for group, line, low in zip(self.groups, ranks, self.minimum, strict=True)
         ]
 
-    def _fill(self, counts: list[int], priorities: Sequence[npt.NDArray[np.float64]], budget: Budget) -> list[int]:
+    def _fill(self, counts: list[int], ranks: Sequence[Counts], fits: Fits) -> list[int]:
         counts = list(counts)
         blocked: set[int] = set()
         while len(blocked) < len(counts):
             open_groups = [i for i in range(len(counts)) if i not in blocked and counts[i] < self.groups[i].units]
             if not open_groups:
                 break
-            best = max(open_groups, key=lambda i: priorities[i][counts[i]])
+            best = max(open_groups, key=lambda i: ranks[i][counts[i]])
             trial = self._one_step_more(counts, best)
-            if budget.excess(self.cost(trial), self.dense) <= 1:
+            if fits(trial):
                 counts = trial
             else:
                 blocked.add(best)
         return counts
 
-    def uniform(self, budget: Budget) -> dict[str, int]:
+    def uniform(self, fits: Fits) -> dict[str, int]:
+        """The largest fraction of every group that fits, then one step more of groups alike where that fits."""
         low, high = 0.0, 1.0
         for _ in range(40):
             middle = (low + high) / 2
-            met = budget.excess(self.cost(self._fraction(middle)), self.dense) <= 1
-            low, high = (middle, high) if met else (low, middle)
+            low, high = (middle, high) if fits(self._fraction(middle)) else (low, middle)
         counts = self._fraction(low)
         for alike in sorted(self._alike(), key=lambda a: counts[a[0]] / self.groups[a[0]].units):
             trial = counts
             for index in alike:
                 trial = self._one_step_more(trial, index)
-            if budget.excess(self.cost(trial), self.dense) <= 1:
+            if fits(trial):
                 counts = trial
         return self.named(counts)
 
@@ -308,20 +360,13 @@ class _Problem:
             max(low, self._round(g, round(kept * g.units))) for g, low in zip(self.groups, self.minimum, strict=True)
         ]
 
-    def by_ratio(self, ratio: float) -> dict[str, int]:
-        if self.settings.scope == "uniform":
-            return self.named(self._fraction(1 - ratio))
-        everything = np.sort(np.concatenate(self.sorted))
-        threshold = everything[min(round(ratio * len(everything)), len(everything) - 1)]
-        return self.named(self._counts(self.sorted, threshold))
-
     def used(self, budget: Budget, counts: Mapping[str, int]) -> float:
         """How much of all bounds together a plan uses: of several that meet them, the one that wastes least is best."""
         cost = self.cost([counts[g.name] for g in self.groups])
         return sum(getattr(cost, limit.resource) / limit.bound(self.dense) for limit in budget.limits)
 
 
-def _sorted_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
+def _sorted_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> Line:
     values = scores[group.name].detach().double().cpu().numpy()
     if values.shape != (group.units,) or not np.isfinite(values).all():
         raise ConfigError(

@@ -127,7 +127,10 @@ def compress_command(
     epochs: Annotated[int, typer.Option("--epochs", help="of recovery (0: none); of drawing with method dpp")] = 10,
     lr: Annotated[float, typer.Option("--lr", help="of recovery")] = 0.02,
     optimizer: Annotated[str, typer.Option("--optimizer", help="of recovery: sgd, or adamw for transformers")] = "sgd",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="of recovery; of the training with method dpp")] = 128,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="of learning and recovery (default: 64, 128; dpp: 128)"),
+    ] = None,
     distillation: Annotated[
         float, typer.Option("--distillation", help="of recovery: weight of the dense model's answers, 0 to 1")
     ] = 0.5,
@@ -157,7 +160,8 @@ def compress_command(
         network, _ = _model(model, weights)
         source = load_data(data, seed=seed, model=model)
         found = sparsify(
-            network, source, method=masks, ignored_layers=ignore or (), batch_size=batch_size, out=out, seed=seed,
+            network, source, method=masks, ignored_layers=ignore or (), batch_size=batch_size or 128, out=out,
+            seed=seed,
             say=_say,
         )  # fmt: skip
         _finish_masks(found, source, onnx)
@@ -178,17 +182,18 @@ def compress_command(
         head_dims=head_dims,
         inexact=inexact,
         follow_branches=follow_branches,
-        allocation=Allocation(scope=scope, round_to=round_to),  # type: ignore[arg-type]
+        allocation=_allocation(context, scope, round_to),
         recovery=FinetuneConfig(
             epochs=epochs,
             lr=lr,
             optimizer=optimizer,  # type: ignore[arg-type]
-            batch_size=batch_size,
+            batch_size=batch_size or 128,
             distillation=distillation,
             seed=seed,
         )
         if epochs
         else None,
+        batch_size=batch_size or 64,
         modes=("eager", *(("compiled",) if compiled else ()), *(("onnx",) if onnx else ())),
         out=out,
         seed=seed,
@@ -274,6 +279,14 @@ def _refuse_given(context: typer.Context, names: Sequence[str]) -> None:
             "leave it out; the step of the weights is --set lr=..., the epochs after drawing are --set tune_epochs=..."
         )
         raise ConfigError(", ".join(given), "method dpp, which keeps k of n inside weights, has no use for it", fix)
+
+
+def _allocation(context: typer.Context, scope: str, round_to: int | None) -> Allocation | None:
+    """The allocation if one of its options was typed, which a request without a budget would refuse."""
+    sources = [context.get_parameter_source(name) for name in ("scope", "round_to")]
+    if not any(source and source.name == "COMMANDLINE" for source in sources):
+        return None
+    return Allocation(scope=scope, round_to=round_to)  # type: ignore[arg-type]
 
 
 def _onnx_wanted(asked: bool | None) -> bool:

@@ -25,12 +25,13 @@ from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.losses import on_main_output
 from prunus.measure import Comparison, compare
-from prunus.methods.base import Method
+from prunus.methods.base import Method, StagedMethod
 from prunus.methods.registry import resolve
 from prunus.parallel import accelerator, checked_by_first
-from prunus.pipeline import Ignored, Result, prune
+from prunus.pipeline import Result, prune
 from prunus.report.figures import draw_stages
 from prunus.runfolder import RunFolder, check_run_folder, commit_or_rescue
+from prunus.submodules import Ignored
 
 Say = Callable[[str], None]
 
@@ -134,7 +135,7 @@ def compress(
         allocation=allocation,
         seed=seed,
         progress=progress,
-        checkpoint=None if out is None else Path(out) / "stages.pt",
+        checkpoint=Path(out) / "stages.pt" if out is not None and isinstance(chosen, StagedMethod) else None,
         resume=resume,
     )
     say(result.plan.explain())

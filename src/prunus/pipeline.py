@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from prunus.budget import Allocation, Budget, Scope, allocate, select
 from prunus.calibrate import first_batches, masked_loss, measured_scores
 from prunus.configuration import keep_configuration_true_
 from prunus.errors import ConfigError
+from prunus.fields import as_seed
 from prunus.fit import Scores, fit
 from prunus.graph.capture import as_arguments
 from prunus.graph.grouping import Graph
@@ -26,10 +26,10 @@ from prunus.methods.base import Method, StagedMethod, WeightCriterion
 from prunus.methods.registry import resolve
 from prunus.plan import Plan
 from prunus.recursive import Stage, prune_in_stages
+from prunus.request import Request, check, remarks, requested
 from prunus.rounding import uneven
+from prunus.submodules import Ignored, matching
 from prunus.verify import Verification
-
-Ignored = nn.Module | type[nn.Module] | str
 
 
 @dataclass(frozen=True)
@@ -108,33 +108,24 @@ def prune(
     Raises:
         PruneError: one of its kinds, naming the thing and what to do; the model is as it was.
     """
-    chosen = resolve(method)
-    parsed = Budget.parse(budget) if isinstance(budget, str) else budget
+    chosen, staged = resolve(method), isinstance(resolve(method), StagedMethod)
+    request, seed = requested(budget, pruning_ratio, kept_counts, allocation, optional=staged), as_seed(seed)
+    if not staged and (resume or checkpoint is not None):
+        where = "resume=True" if resume else "checkpoint"
+        raise ConfigError(where, f"method {chosen.name!r} has no stages", "leave it out, or use method='rbp'")
     graph = trace(model, example_inputs, follow_branches=follow_branches)
     groups = prunable_groups(graph, model, ignored_layers, head_dims=head_dims, inexact=inexact)
-    _check_request(parsed, pruning_ratio, kept_counts, groups, optional=isinstance(chosen, StagedMethod))
-    asked = allocation or Allocation()
+    if staged and request.allocation.scope == "auto":
+        request = replace(request, allocation=replace(request.allocation, scope="global"))
+    check(request, graph, groups)
     if isinstance(chosen, StagedMethod):
-        asked = replace(asked, scope="global") if asked.scope == "auto" else asked
-        request = _Request(parsed, pruning_ratio, kept_counts, asked)
         return _in_stages(
             model, example_inputs, graph, groups, chosen, data, loss_fn, request, seed, progress, checkpoint, resume
         )
-    if resume:
-        raise ConfigError("resume=True", f"method {chosen.name!r} has no stages", "leave it out, or use method='rbp'")
-    request = _Request(parsed, pruning_ratio, kept_counts, asked)
     plan, scores = _planned(model, graph, groups, chosen, data, loss_fn, request, seed, progress)
     smaller, verification = apply_and_verify_(copy.deepcopy(model), plan, example_inputs)
     keep_configuration_true_(smaller, plan)
     return Result(smaller, plan, scores, verification, graph)
-
-
-@dataclass(frozen=True)
-class _Request:
-    budget: Budget | None
-    ratio: float | None
-    counts: Mapping[str, int] | None
-    allocation: Allocation
 
 
 def _planned(
@@ -144,7 +135,7 @@ def _planned(
     method: Method,
     data: Iterable[tuple[Any, Tensor]] | None,
     loss_fn: Callable[..., Tensor] | None,
-    request: _Request,
+    request: Request,
     seed: int,
     progress: bool,
 ) -> tuple[Plan, Scores]:
@@ -156,9 +147,10 @@ def _planned(
     scores = score(model, groups, method, data, loss_fn, seed=seed, progress=progress, measured=measured)
 
     def planned(scope: Scope) -> Plan:
+        exponent = asked.cost_exponent if scope == "global" else None
         return make_plan(
             graph, groups, scores, budget=request.budget, pruning_ratio=request.ratio, kept_counts=request.counts,
-            allocation=replace(asked, scope=scope),
+            allocation=replace(asked, scope=scope, cost_exponent=exponent), seed=seed,
         )  # fmt: skip
 
     if asked.scope != "auto":
@@ -177,7 +169,7 @@ def _in_stages(
     method: StagedMethod,
     data: Iterable[tuple[Any, Tensor]] | None,
     loss_fn: Callable[..., Tensor] | None,
-    request: _Request,
+    request: Request,
     seed: int,
     progress: bool,
     checkpoint: str | os.PathLike[str] | None,
@@ -187,14 +179,16 @@ def _in_stages(
     _need_data(method, data, loss_fn)
     batches: Any = data
     counts, asked = request.counts, "what the noise keeps" if request.counts is None else "counts by hand"
+    notes: list[str] = []
     if request.budget is not None or request.ratio is not None:
         measured = request.allocation.scope == "measured"
         look = replace(method, epochs=1)
         first = score(model, groups, look, data, loss_fn, seed=seed, progress=progress, measured=measured)
         plan = make_plan(
-            graph, groups, first, budget=request.budget, pruning_ratio=request.ratio, allocation=request.allocation
-        )
-        counts, asked = {g.name: len(g.kept) for g in plan.groups}, plan.asked
+            graph, groups, first, budget=request.budget, pruning_ratio=request.ratio, allocation=request.allocation,
+            seed=seed,
+        )  # fmt: skip
+        counts, asked, notes = {g.name: len(g.kept) for g in plan.groups}, plan.asked, list(plan.notes)
     done = prune_in_stages(
         model,
         example_inputs,
@@ -210,7 +204,7 @@ def _in_stages(
         checkpoint=checkpoint,
         resume=resume,
     )
-    notes = [
+    notes += [
         f"every unit of {name} was judged useless; its floor of {kept} stays"
         for stage in done.stages
         for name, natural, kept in zip(stage.groups, stage.natural, stage.kept, strict=True)
@@ -220,7 +214,14 @@ def _in_stages(
     probability = {
         n: torch.tensor(p) for stage in done.stages for n, p in stage.probability.items() if len(done.kept[n]) < len(p)
     }
-    final = Plan.from_kept(graph, done.kept, keep_probability=probability, method=method.name, asked=asked, notes=notes)
+    final = Plan.from_kept(
+        graph,
+        done.kept,
+        keep_probability=probability,
+        method=method.name,
+        asked=asked,
+        notes=tuple(dict.fromkeys(notes)),
+    )
     keep_configuration_true_(done.model, final)
     return Result(done.model, final, done.scores, done.verification, graph, done.stages)
 
@@ -274,6 +275,7 @@ def make_plan(
     pruning_ratio: float | None = None,
     kept_counts: Mapping[str, int] | None = None,
     allocation: Allocation | None = None,
+    seed: int = 0,
 ) -> Plan:
     """Decide what stays, from scores and a budget, a ratio or counts by hand."""
     if kept_counts is not None:
@@ -281,12 +283,14 @@ def make_plan(
         asked = "counts by hand"
     else:
         settings = allocation or Allocation()
-        if settings.cost_exponent is None:
+        if settings.cost_exponent is None and settings.scope in ("auto", "global"):
             settings = replace(settings, cost_exponent=scores.cost_exponent)
         if settings.scope == "measured" and not scores.measured:
             raise ConfigError("scope 'measured'", "these scores hold no measured losses", "score with measured=True")
         values = scores.measured if settings.scope == "measured" else scores.values
-        counts = allocate(graph, groups, values, budget=budget, pruning_ratio=pruning_ratio, allocation=settings)
+        counts = allocate(
+            graph, groups, values, budget=budget, pruning_ratio=pruning_ratio, allocation=settings, seed=seed
+        )  # fmt: skip
         asked = budget.text if budget is not None else f"pruning_ratio={pruning_ratio}"
         asked += "" if settings.scope in ("auto", "global") else f", {settings.scope}"
     kept = select([g for g in groups if g.name in counts], scores.values, counts)
@@ -295,9 +299,8 @@ def make_plan(
         for name, posterior in scores.posteriors.items()
         if name in counts and counts[name] < posterior.units
     }
-    note = uneven(groups, kept)
-    notes = [note] if note else []
-    return Plan.from_kept(graph, kept, keep_probability=probability, method=scores.method, asked=asked, notes=notes)
+    plan = Plan.from_kept(graph, kept, keep_probability=probability, method=scores.method, asked=asked)
+    return plan.with_notes(*remarks(plan, groups, scores.values, budget=budget, pruning_ratio=pruning_ratio))
 
 
 def prunable_groups(
@@ -313,50 +316,9 @@ def prunable_groups(
     Raises:
         ConfigError: an entry that matches no layer of the model.
     """
-    names = {name for entry in ignored_layers for name in _matches(entry, model)}
+    names = matching(ignored_layers, model)
     groups = [g for g in graph.groups(inexact=inexact) if head_dims or not g.inside_heads]
     return [g for g in groups if not names & {s.tensor.rpartition(".")[0] for s in g.writers}]
-
-
-def _matches(entry: Ignored, model: nn.Module) -> set[str]:
-    """Names of the layers below everything that an entry matches."""
-    modules = dict(model.named_modules())
-    if isinstance(entry, str):
-        found = {n for n in modules if n and fnmatch.fnmatchcase(n, entry)}
-    elif isinstance(entry, type):
-        found = {n for n, m in modules.items() if isinstance(m, entry)}
-    else:
-        found = {n for n, m in modules.items() if m is entry}
-    if not found:
-        near = ", ".join([n for n in modules if n][:8])
-        raise ConfigError(
-            f"ignored_layers entry {entry!r}",
-            "it matches no layer of the model",
-            f"use names, globs, types or modules of this model, such as: {near}",
-        )
-    return {n for n in modules for f in found if n == f or n.startswith(f"{f}." if f else "")}
-
-
-def _check_request(
-    budget: Budget | None,
-    ratio: float | None,
-    counts: Mapping[str, int] | None,
-    groups: Sequence[ChannelGroup],
-    optional: bool,
-) -> None:
-    given = [
-        name for name, v in (("budget", budget), ("pruning_ratio", ratio), ("kept_counts", counts)) if v is not None
-    ]
-    if len(given) != 1 and not (optional and not given):
-        raise ConfigError(
-            "budget",
-            f"give exactly one of budget, pruning_ratio, kept_counts (got {given or 'none'})",
-            "budget='macs<=50%'",
-        )
-    unknown = sorted(set(counts or {}) - {g.name for g in groups})
-    if unknown:
-        known = ", ".join(g.name for g in groups)
-        raise ConfigError(f"kept_counts {unknown}", "no prunable group of that name", f"choose from: {known}")
 
 
 def count_examples(batches: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -300,7 +301,11 @@ def _checked(graph: Graph, name: str, indices: Sequence[int] | Tensor) -> np.nda
     except KeyError:
         known = ", ".join(g.name for g in graph.channel_groups)
         raise PlanError(f"group {name!r}", "there is no such group", f"choose one of: {known}") from None
-    values = np.asarray(indices.tolist() if isinstance(indices, Tensor) else list(indices), np.int64)
+    listed = indices.tolist() if isinstance(indices, Tensor | np.ndarray) else list(indices)
+    if any(isinstance(i, bool | np.bool_) or not isinstance(i, numbers.Integral) for i in listed):
+        fix = "give the whole numbers of the units that stay; of a mask, mask.nonzero().flatten()"
+        raise PlanError(f"group {name!r}", f"kept indices must be whole numbers, got {listed[:4]}", fix)
+    values = np.asarray(listed, np.int64)
     if group.locked is not None and len(values) < group.units:
         raise PlanError(f"group {name!r}", f"it is locked: {group.locked}", "leave it out of the plan")
     unique = np.unique(values)

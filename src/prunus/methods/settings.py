@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from prunus.errors import ConfigError
+from prunus.fields import named
 
 Configuration = TypeVar("Configuration")
 
@@ -42,7 +43,7 @@ def configure(kind: type[Configuration], settings: Sequence[str], **given: Any) 
         try:
             found[name] = _value(text, hints[name])
         except ValueError:
-            raise ConfigError(where, f"{text!r} can't be its value", f"give {_named(hints[name])}") from None
+            raise ConfigError(where, f"{text!r} can't be its value", f"give {named(hints[name])}") from None
     return kind(**{**given, **found})
 
 
@@ -75,14 +76,3 @@ def _value(text: str, hint: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(text)
     return value
-
-
-def _named(hint: Any) -> str:
-    """A type as people write it."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_named(kind) for kind in get_args(hint))
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) is tuple:
-        return f"{len(get_args(hint))} values with commas between them, each {_named(get_args(hint)[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}.get(hint, "a text")
