@@ -23,7 +23,8 @@ def check_fields(config: Any) -> None:
     for field in fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
         if not allows(hint, value):
-            raise ConfigError(f"{kind.__name__}.{field.name}", f"{value!r} is not allowed", f"give {named(hint)}")
+            what = f"{value!r} is not {'known' if get_origin(hint) is Literal else 'allowed'}"
+            raise ConfigError(f"{kind.__name__}.{field.name}", what, f"give {named(hint)}")
 
 
 def allows(hint: Any, value: Any) -> bool:
