@@ -19,6 +19,7 @@ LAYERS = [
         "jsontext",
         "atomic",
         "decoding",
+        "weightfile",
         "attention",
         "plain_attention",
         "recurrence",

@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as stored_tensors
-from torch import Tensor, nn
+from torch import nn
 
 from prunus.atomic import StrPath, check_replaceable, real_path, refusing, write_folder
 from prunus.configuration import keep_configuration_true_
@@ -37,6 +35,7 @@ from prunus.rewrite import rewrite
 from prunus.rewritten import RewrittenModel
 from prunus.surgery import cut_
 from prunus.verify import proof_inputs
+from prunus.weightfile import load_weights_, unique_tensors
 
 FORMAT = 1
 WEIGHTS, PLAN, PROGRAM, CARD, MANIFEST = "weights.safetensors", "plan.json", "program.pt2", "README.md", "manifest.json"
@@ -169,7 +168,7 @@ def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | N
             f"made for another architecture ({plan.model}) than the factory's {type(model).__name__}: {error.what}",
             "pass the factory of the dense model that was compressed",
         ) from error
-    _load_weights(model, folder)
+    load_weights_(model, folder / WEIGHTS)
     keep_configuration_true_(model, plan)
     return model.eval()
 
@@ -213,7 +212,7 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
 def _weights(model: nn.Module) -> bytes:
     """Tensors under their first name; tied ones are stored once, views of one memory each for itself."""
     stored, memory = {}, set()
-    for name, tensor in _first_names(model).items():
+    for name, tensor in unique_tensors(model).items():
         value = tensor.detach().cpu().contiguous()
         stored[name] = value.clone() if value.untyped_storage().data_ptr() in memory else value
         memory.add(value.untyped_storage().data_ptr())
@@ -222,37 +221,6 @@ def _weights(model: nn.Module) -> bytes:
     except Exception as error:  # of a dtype or layout that the format doesn't know
         what = f"its tensors can't be stored: {first_line(error)}"
         raise ArtifactError(f"model {type(model).__name__}", what, "use dense tensors of common dtypes") from error
-
-
-def _load_weights(model: nn.Module, folder: Path) -> None:
-    try:
-        stored = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(str(folder / WEIGHTS), f"cannot be read: {error}", "copy the artifact again") from error
-    wanted = _first_names(model)
-    shapes = {n: tuple(t.shape) for n, t in stored.items()}
-    expected = {n: tuple(t.shape) for n, t in wanted.items()}
-    if shapes != expected:
-        odd = sorted(n for n in {*shapes, *expected} if shapes.get(n) != expected.get(n))
-        raise ArtifactError(
-            str(folder),
-            f"its tensors don't fit the factory's model, first {odd[0]!r}: stored {shapes.get(odd[0])}, "
-            f"expected {expected.get(odd[0])}",
-            "pass the factory of the dense model that was compressed",
-        )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(stored[name])
-
-
-def _first_names(model: nn.Module) -> dict[str, Tensor]:
-    seen: set[int] = set()
-    names = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            names[name] = tensor
-    return names
 
 
 def _digest(path: Path) -> str:

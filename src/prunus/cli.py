@@ -21,7 +21,7 @@ from prunus.compress import Compression, compress
 from prunus.configuration import expressed
 from prunus.datasets import DataSource
 from prunus.demo import LeNet5, train_dense
-from prunus.errors import ConfigError, MissingDependencyError, PruneError
+from prunus.errors import ConfigError, MissingDependencyError, PruneError, first_line
 from prunus.evaluate import evaluate
 from prunus.export import export_onnx, export_program, onnx_bytes, onnx_runtime
 from prunus.finetuneconfig import FinetuneConfig
@@ -34,6 +34,7 @@ from prunus.report.tables import before_and_after, masks_table, prunability
 from prunus.runfolder import RunFolder, check_run_folder
 from prunus.sources import load_data, load_model
 from prunus.sparsify import Sparsified, sparsify
+from prunus.weightfile import read_state_dict
 
 app = typer.Typer(
     name="prunus",
@@ -369,22 +370,12 @@ def _model(spec: str, weights: Path | None) -> tuple[nn.Module, Any]:
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
+    state = read_state_dict(path)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        prefix = "module."
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
         model.load_state_dict(state)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConfigError(
-            f"--weights {path}", f"cannot be loaded: {lines[0][:200]}", "give a state_dict of this model"
-        ) from error
+    except RuntimeError as error:
+        fix = "give a state_dict of this model"
+        raise ConfigError(f"--weights {path}", f"they don't fit: {first_line(error)}", fix) from error
 
 
 def _example_inputs(inputs: Any, data: str | None, shape: str | None, artifact: Path | None = None) -> Any:

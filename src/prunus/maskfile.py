@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from prunus.atomic import StrPath, write_bytes
 from prunus.errors import ArtifactError, PruneError
 from prunus.masks.layers import layer_of
 from prunus.masks.patterns import Layout, Pattern
-from prunus.quantize import stored_bits
+from prunus.quantize import Bits, stored_bits
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,22 @@ def read_masks(path: Path) -> dict[str, LayerMask]:
     Raises:
         ArtifactError: the file is damaged, or a row does not keep as many as the others.
     """
-    found = {}
     try:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                pattern, n, bits, scale = about[name].split("|")
-                Pattern.parse(pattern)
-                rows = np.unpackbits(file.get_tensor(name), axis=1, count=int(n)).astype(bool)
-                if len(set(rows.sum(1).tolist())) != 1:
-                    raise ValueError(f"rows of {name!r} keep different numbers")
-                mask = torch.from_numpy(rows)
-                found[name] = LayerMask(pattern, mask, int(bits) if bits else None, float(scale) if scale else None)
+            return {name: _unpacked(name, file.get_tensor(name), about[name]) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, PruneError) as error:
         raise ArtifactError(str(path), f"damaged: {error}", "copy the artifact again") from error
-    return found
+
+
+def _unpacked(name: str, packed: Any, about: str) -> LayerMask:
+    pattern, n, bits, scale = about.split("|")
+    Pattern.parse(pattern)
+    if packed.dtype != np.uint8 or packed.ndim != 2 or -(-int(n) // 8) != packed.shape[1] or not packed.size:
+        raise ValueError(f"{name!r} holds {packed.dtype} {list(packed.shape)}, no bits of rows of {n}")
+    if (bits and int(bits) not in get_args(Bits)) or (scale and not 0 < float(scale) < math.inf):
+        raise ValueError(f"{name!r} tells of {bits!r} bits and of a scale of {scale!r}")
+    rows = np.unpackbits(packed, axis=1, count=int(n)).astype(bool)
+    if len(set(rows.sum(1).tolist())) != 1:
+        raise ValueError(f"rows of {name!r} keep different numbers")
+    return LayerMask(pattern, torch.from_numpy(rows), int(bits) if bits else None, float(scale) if scale else None)

@@ -47,17 +47,18 @@ def load_pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     where = f"model 'hf:{name}'"
     transformers = import_transformers(where)
     try:
-        config: Any = transformers.AutoConfig.from_pretrained(name)
+        config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         what = f"its configuration cannot be read: {first_line(error)}"
         raise ConfigError(where, what, "give a folder with config.json, or a name on the hub") from error
-    kind = (config.architectures or [""])[0]
-    family = getattr(transformers, kind, None) if kind else transformers.AutoModel
-    if family is None:
+    named = config.architectures
+    kind = str(named[0]) if isinstance(named, list) and named else ""
+    family: Any = getattr(transformers, kind, None) if kind else transformers.AutoModel
+    if kind and not (isinstance(family, type) and issubclass(family, transformers.PreTrainedModel)):
         what = f"transformers has no class {kind!r}, and no code from outside is run"
         raise ConfigError(where, what, "write FILE.py:callable that makes the model")
     try:
-        model: nn.Module = family.from_pretrained(name).eval()
+        model: nn.Module = family.from_pretrained(name, trust_remote_code=False, weights_only=True).eval()
     except Exception as error:
         raise ConfigError(where, f"its weights cannot be loaded: {first_line(error)}", "check the folder") from error
     return model, _inputs_for(model)

@@ -31,7 +31,7 @@ def tokenizer_of(name: str) -> Tokenize:
     where = f"tokenizer of 'hf:{name}'"
     transformers = import_transformers(where)
     try:
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         fix = "put its files beside the model, or give FILE.py:callable that returns a DataSource of tokens"
         raise ConfigError(where, f"it cannot be loaded: {first_line(error)}", fix) from error
