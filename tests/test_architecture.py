@@ -12,7 +12,7 @@ import prunus
 
 ROOT = Path(prunus.__file__).parent
 LAYERS = [
-    ["errors", "fields", "ranking", "submodules"],
+    ["errors", "fields", "ranking", "submodules", "snapshot", "arguments"],
     [
         "addresses",
         "exchange",
@@ -25,6 +25,7 @@ LAYERS = [
         "recurrence",
         "inputs",
         "losses",
+        "entry",
         "modes",
         "precision",
         "progress",

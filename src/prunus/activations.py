@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.arguments import change_input
 from prunus.errors import ConfigError
 from prunus.quantize import on_grid
 
@@ -29,7 +30,7 @@ class QuantizedInput(nn.Module):
     def __init__(self, bits: int = 8, largest: float = 0.0) -> None:
         super().__init__()
         self.bits = bits
-        self.register_buffer("largest", torch.tensor(float(largest)))
+        self.register_buffer("largest", torch.tensor(float(largest), dtype=torch.float32))
 
     @property
     def scale(self) -> float:
@@ -72,16 +73,19 @@ def quantized_inputs(model: nn.Module, inputs: Mapping[str, QuantizedInput]) -> 
         for name, quantizer in inputs.items():
             if name not in modules:
                 raise ConfigError(f"layer {name!r}", "the model has no layer of that name", "see `prunus analyze`")
-            handles.append(modules[name].register_forward_pre_hook(_hook(quantizer)))
+            handles.append(modules[name].register_forward_pre_hook(_hook(quantizer, name), with_kwargs=True))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hook(quantizer: QuantizedInput) -> Any:
-    def before(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        quantizer.to(args[0].device).train(layer.training)
-        return (quantizer(args[0]), *args[1:])
+def _hook(quantizer: QuantizedInput, name: str) -> Any:
+    def quantized(x: Tensor, training: bool) -> Tensor:
+        quantizer.to(x.device).train(training)
+        return quantizer(x)  # type: ignore[no-any-return]
+
+    def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return change_input(layer, name, args, kwargs, None, lambda x: quantized(x, layer.training))
 
     return before

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.configuration import keep_configuration_true_
+from prunus.entry import entry
 from prunus.errors import SurgeryError, TraceError
 from prunus.plan import Plan
 from prunus.rewrite import fixed_batch, rewrite
@@ -32,6 +33,7 @@ NOISE, CLEARLY = 0.01, 4.0
 """Queries are rescaled if the gap is above so much of the tolerance, and so many times smaller with it."""
 
 
+@entry()
 def apply_(model: nn.Module, plan: Plan, example_inputs: Any = None, *, rewrite_graph: bool = True) -> nn.Module:
     """Remove what the plan removes, and prove it.
 
@@ -56,6 +58,7 @@ def apply_(model: nn.Module, plan: Plan, example_inputs: Any = None, *, rewrite_
     return smaller
 
 
+@entry()
 def apply_and_verify_(
     model: nn.Module, plan: Plan, example_inputs: Any = None, *, rewrite_graph: bool = True
 ) -> tuple[nn.Module, Verification]:

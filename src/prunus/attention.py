@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunus.entry import entry
 from prunus.errors import ConfigError
 from prunus.submodules import replace_submodules_
 
@@ -119,6 +120,7 @@ def _linear(weight: Tensor, weight_learned: bool, bias: Tensor | None, bias_lear
     return layer
 
 
+@entry()
 def separate_attention_(model: nn.Module) -> nn.Module:
     """Replace every `nn.MultiheadAttention` inside a model by a `SeparateAttention` of the same outputs.
 

@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from prunus.arguments import as_arguments
+from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
-from prunus.graph.capture import as_arguments
 from prunus.graph.engine import operation
 from prunus.modes import eval_mode
 from prunus.parallel import distributed, model_device
@@ -27,8 +28,8 @@ class _Moments:
 
     def __init__(self, channels: int) -> None:
         self.count = 0.0
-        self.mean = torch.zeros(channels, dtype=torch.float64)
-        self.squares = torch.zeros(channels, dtype=torch.float64)
+        self.mean = torch.zeros(channels, dtype=torch.float64, device="cpu")
+        self.squares = torch.zeros(channels, dtype=torch.float64, device="cpu")
 
     def add(self, values: Tensor) -> None:
         """Take activations [B, C, ...] in."""
@@ -50,7 +51,9 @@ class _Moments:
         """The moments of all processes' data together."""
         if not distributed():
             return self
-        packed = torch.cat([torch.tensor([self.count], dtype=torch.float64), self.mean, self.squares]).to(device)
+        packed = torch.cat([torch.tensor([self.count], dtype=torch.float64, device="cpu"), self.mean, self.squares]).to(
+            device
+        )
         parts = [torch.empty_like(packed) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(parts, packed)
         merged = _Moments(len(self.mean))
@@ -97,6 +100,7 @@ class _Watch(TorchFunctionMode):
         self.found[id(mean)][2].add(values)
 
 
+@entry()
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batches: int | None = None) -> nn.Module:
     """Replace the running statistics of every batch norm by the mean and unbiased variance of all data, in place.
 
@@ -127,7 +131,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
         count = 0
         for inputs, _ in itertools.islice(batches, num_batches):
             count += 1
-            args, kwargs = as_arguments(to_device(inputs, device))
+            args, kwargs = as_arguments(to_device(inputs, device), model)
             model(*args, **kwargs)
     if not count:
         raise DataError("batches", "there are none", "give at least one batch")
@@ -140,6 +144,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
     return model
 
 
+@entry()
 def reestimate_if_better(
     model: nn.Module, batches: Iterable[Any], loss: Callable[[nn.Module], float], *, num_batches: int | None = None
 ) -> bool:

@@ -140,17 +140,17 @@ def _loss(
     values = {}
     for group in gates.groups:
         if group.name in kept:
-            values[group.name] = torch.zeros(group.units)
+            values[group.name] = torch.zeros(group.units, dtype=torch.float32, device="cpu")
             values[group.name][list(kept[group.name])] = 1
     gates.fix(values)
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), device=device, dtype=torch.float32)
     for step, (x, y) in enumerate(batches):
         inputs = to_device(x, device)
         with autocast(device, precision):
             loss = loss_fn(call(model, inputs), y.to(device))
         check_loss(loss, inputs, f"batch {step}")
         total += loss.detach()
-    return float(summed(total) / summed(torch.tensor(float(len(batches)), device=device)))
+    return float(summed(total) / summed(torch.tensor(float(len(batches)), device=device, dtype=torch.float32)))
 
 
 def _gains(group: ChannelGroup, counts: Sequence[int], losses: Sequence[float]) -> npt.NDArray[np.float64]:
@@ -171,6 +171,6 @@ def _by_unit(group: ChannelGroup, scores: Tensor, gains: npt.NDArray[np.float64]
         rank = {unit: r for row in range(group.multiple) for r, unit in enumerate(order[group.rows[order] == row])}
         order = np.asarray(sorted(order, key=lambda unit: rank[unit]))
     tie_break = 1e-9 * (gains.max() + 1e-12) * np.arange(group.units)[::-1] / group.units
-    result = torch.empty(group.units, dtype=torch.float64)
+    result = torch.empty(group.units, dtype=torch.float64, device="cpu")
     result[torch.from_numpy(order)] = torch.from_numpy(gains + tie_break)
     return result

@@ -25,6 +25,7 @@ from torch import nn
 
 from prunus.atomic import StrPath, check_replaceable, real_path, refusing, write_folder
 from prunus.configuration import keep_configuration_true_
+from prunus.entry import entry
 from prunus.errors import ArtifactError, PruneError, TraceError, first_line
 from prunus.export import load_program, program_bytes
 from prunus.graph.capture import capture
@@ -42,6 +43,7 @@ WEIGHTS, PLAN, PROGRAM, CARD, MANIFEST = "weights.safetensors", "plan.json", "pr
 MASKS = "masks.safetensors"
 
 
+@entry()
 def save(
     directory: StrPath,
     model: nn.Module,
@@ -137,6 +139,7 @@ def description(
     return {CARD: card.encode(), MANIFEST: strict_json({**manifest, "metrics": metrics}, "artifact").encode()}
 
 
+@entry()
 def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | None = None) -> nn.Module:
     """Load an artifact, in eval mode.
 
@@ -173,6 +176,7 @@ def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | N
     return model.eval()
 
 
+@entry()
 def load_masks(directory: str | os.PathLike[str]) -> dict[str, LayerMask]:
     """What an artifact keeps inside its weights, by layer; empty if it has no masks.
 

@@ -19,6 +19,7 @@ from prunus.batchnorm import reestimate_if_better
 from prunus.budget import Allocation
 from prunus.checkpoint import artifact_files, missing_program
 from prunus.datasets import Batches, DataSource
+from prunus.entry import entry
 from prunus.errors import MissingDependencyError
 from prunus.evaluate import Evaluation, evaluate
 from prunus.finetune import finetune
@@ -63,6 +64,7 @@ class Compression:
     saved: RunFolder | None = None
 
 
+@entry(unchanged=True)
 def compress(
     model: nn.Module,
     data: DataSource,

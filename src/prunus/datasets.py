@@ -88,8 +88,8 @@ class ArrayDataset:
         if self._plain:
             return scaled
         shape = (1, -1, *[1] * (inputs.dim() - 2))
-        mean = torch.tensor(self.mean, device=inputs.device).view(shape)
-        std = torch.tensor(self.std, device=inputs.device).view(shape)
+        mean = torch.tensor(self.mean, device=inputs.device, dtype=torch.float32).view(shape)
+        std = torch.tensor(self.std, device=inputs.device, dtype=torch.float32).view(shape)
         return (scaled - mean) / std
 
     def subset(self, indices: Tensor) -> ArrayDataset:
@@ -254,7 +254,7 @@ def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     count, _, height, width = images.shape
     top = torch.randint(0, 9, (count, 1), generator=generator)
     left = torch.randint(0, 9, (count, 1), generator=generator)
-    mirrored = torch.rand((count, 1), generator=generator) < 0.5
+    mirrored = torch.rand((count, 1), generator=generator, dtype=torch.float32) < 0.5
     columns = torch.arange(width).expand(count, width)
     columns = torch.where(mirrored, width - 1 - columns, columns) + left
     rows = torch.arange(height) + top

@@ -51,6 +51,8 @@ class MissingDependencyError(PruneError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line of at most 300 characters."""
+    """What an error says, in one line of at most 300 characters."""
+    if isinstance(error, PruneError):
+        return f"{error.where}: {error.what}"[:300]
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

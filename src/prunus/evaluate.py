@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.datasets import ArrayDataset, Batches
+from prunus.entry import entry
 from prunus.errors import DataError
 from prunus.losses import IGNORED, classes_last, cross_entropy, main_output
 from prunus.modes import eval_mode
@@ -36,6 +37,7 @@ class Evaluation:
         return f"{self.accuracy:.2f} %, loss {self.loss:.4f}"
 
 
+@entry()
 def evaluate(
     model: nn.Module,
     dataset: ArrayDataset,
@@ -79,7 +81,7 @@ def _totals(
 ) -> Tensor:
     """Float64 [4]: right answers, summed loss, examples, examples with broken outputs."""
     # Not every device has float64; the CPU sums exactly either way.
-    totals = torch.zeros(4, dtype=torch.float64)
+    totals = torch.zeros(4, dtype=torch.float64, device="cpu")
     with eval_mode(model), torch.no_grad():
         for inputs, labels in batches:
             x, y = to_device(inputs, device), labels.to(device)

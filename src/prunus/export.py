@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from prunus.arguments import as_arguments
 from prunus.atomic import StrPath, write_bytes
+from prunus.entry import entry
 from prunus.errors import ArtifactError, ExportError, MissingDependencyError, first_line
-from prunus.graph.capture import as_arguments, at_least_two, capture
+from prunus.graph.capture import at_least_two, capture
 from prunus.modes import eval_mode
 from prunus.plain_attention import plain_attention
 from prunus.rewritten import as_module
@@ -26,6 +28,7 @@ from prunus.verify import flat_outputs, outputs
 TOLERANCE = 1e-3
 
 
+@entry()
 def export_program(model: nn.Module, example_inputs: Any, path: StrPath, *, follow_branches: bool = False) -> Path:
     """Write the model as a `.pt2` program with a free batch size; branches as for `trace`.
 
@@ -63,6 +66,7 @@ def load_program(path: StrPath) -> nn.Module:
     return as_module(program).eval()
 
 
+@entry()
 def export_onnx(model: nn.Module, example_inputs: Any, path: StrPath) -> float:
     """Write ONNX with a free batch size, run it in ONNX Runtime and compare with the model.
 

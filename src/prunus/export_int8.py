@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from prunus.activations import QuantizedInput, quantized_inputs
 from prunus.atomic import StrPath, real_path, refusing, staging, write_bytes
+from prunus.entry import entry
 from prunus.errors import ConfigError, ExportError
 from prunus.export import export_onnx, onnx_runtime
 from prunus.maskfile import LayerMask
@@ -28,6 +29,7 @@ TOLERANCE = 0.02
 INT4_OPSET = 21
 
 
+@entry()
 def export_onnx_int8(model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor, path: StrPath) -> float:
     """Write ONNX whose masked layers compute with 8-bit inputs and weights of 8 bits, or stored in 4.
 

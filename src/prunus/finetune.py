@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, fx, nn
 
 from prunus.datasets import ArrayDataset, Batches, DataSource
+from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
 from prunus.evaluate import Evaluation, evaluate
 from prunus.finetuneconfig import FinetuneConfig
@@ -90,6 +91,7 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
 
 
+@entry()
 def finetune(
     model: nn.Module,
     data: DataSource,
@@ -287,7 +289,7 @@ class _Recovery:
         self.model.train()
         if self.config.batch_norm == "eval":
             hold_statistics_(self.model)
-        total, steps = torch.zeros((), device=self.device), len(self.batches)
+        total, steps = torch.zeros((), device=self.device, dtype=torch.float32), len(self.batches)
         for step, (inputs, labels) in enumerate(self.batches):
             factor = learning_rate_factor(state.epoch * steps + step, self.config.epochs * steps, self.config.warmup)
             for group in self.optimizer.param_groups:

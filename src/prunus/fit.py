@@ -10,10 +10,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from prunus.arguments import tensors_in
+from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
 from prunus.frozen import frozen
 from prunus.gate import GateSet, attach, recompute_products
-from prunus.graph.capture import as_arguments
 from prunus.graph.groups import ChannelGroup
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.modes import modes_kept
@@ -67,6 +68,7 @@ class Scores:
     measured: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@entry()
 def fit(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
@@ -117,6 +119,7 @@ def fit(
     raise TypeError(f"{type(method).__name__} is none of the three kinds of methods")
 
 
+@entry()
 def fit_with_weights(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
@@ -189,7 +192,7 @@ def _accumulate(
     precision: Precision,
     progress: bool,
 ) -> Scores:
-    totals = {g.name: torch.zeros(g.units) for g in groups}
+    totals = {g.name: torch.zeros(g.units, dtype=torch.float32, device="cpu") for g in groups}
     examples, device = 0, model_device(model)
     with attach(model, groups) as gates, progress_bar(method.name, len(batches), progress) as bar:
         gates.probe()
@@ -206,7 +209,7 @@ def _accumulate(
             examples += len(targets)
             bar.advance()
     totals = {name: summed(total.to(device)).cpu() for name, total in totals.items()}
-    examples = int(summed(torch.tensor(float(examples), device=device)))
+    examples = int(summed(torch.tensor(float(examples), device=device, dtype=torch.float32)))
     return Scores({n: method.finish(t, examples) for n, t in totals.items()}, method=method.name)
 
 
@@ -258,7 +261,7 @@ def _learn_round(
     steps = passes * len(batches)
     history = []
     for epoch in range(passes):
-        running = torch.zeros((), device=device)
+        running = torch.zeros((), device=device, dtype=torch.float32)
         set_epoch(batches, epoch)
         for step, (x, y) in enumerate(batches):
             inputs, targets = to_device(x, device), y.to(device)
@@ -294,8 +297,7 @@ def check_loss(loss: Tensor, inputs: Any, where: str) -> None:
     finite = torch.isfinite(loss.detach()).all().float()
     if bool(summed(1 - finite) == 0):
         return
-    args, kwargs = as_arguments(inputs)
-    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point()]
+    tensors = [t for t in tensors_in(inputs) if t.is_floating_point()]
     if bool(finite):
         raise DataError(where, "NaN or infinity on another rank", "see that rank's message")
     what = "the loss" if all(bool(torch.isfinite(t).all()) for t in tensors) else "the inputs"

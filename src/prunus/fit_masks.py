@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from prunus.activations import QuantizedInput, quantized_inputs
 from prunus.apply import apply_
 from prunus.batchnorm import reestimate_batch_norm
+from prunus.entry import entry
 from prunus.errors import ConfigError
 from prunus.filters import gated_filters, plan_of_filters
 from prunus.fit import BatchSource, LossFunction, Precision, check_loss, only_trainable, set_epoch
@@ -96,6 +97,7 @@ class Masked:
     fixed_loss: float
 
 
+@entry()
 def fit_masks(
     model: nn.Module,
     layers: Sequence[str],
@@ -210,7 +212,11 @@ def _without_filters(
         if takes_pattern(layer):
             layout = Pattern.parse("filter 100%").layout(layer, name)
             left[name] = MaskedWeight(
-                layout, torch.zeros(1, layout.n), bits=mask.bits, per_channel=mask.per_channel, scheme=mask.scheme
+                layout,
+                torch.zeros(1, layout.n, dtype=torch.float32),
+                bits=mask.bits,
+                per_channel=mask.per_channel,
+                scheme=mask.scheme,
             )
             left[name].settle_()
     return small, left
@@ -219,7 +225,7 @@ def _without_filters(
 def mean_loss(model: nn.Module, batches: BatchSource, loss_fn: LossFunction, precision: Precision = "auto") -> float:
     """Mean of the batches' losses in eval mode, over all ranks' batches."""
     device = model_device(model)
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), device=device, dtype=torch.float32)
     with eval_mode(model), torch.no_grad():
         for x, y in batches:
             with autocast(device, precision):
@@ -259,7 +265,7 @@ def _train(
         model.train()
         for epoch in epochs:
             set_epoch(batches, epoch)
-            running = torch.zeros((), device=device)
+            running = torch.zeros((), device=device, dtype=torch.float32)
             for step, (x, y) in enumerate(batches):
                 if drawing:
                     masks.schedule_(*method.schedule(epoch + step / len(batches)))

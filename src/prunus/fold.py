@@ -8,11 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prunus.entry import entry
 from prunus.errors import ConfigError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup, IntArray, Reader
 
 
+@entry()
 def fold_(model: nn.Module, graph: Graph, group: ChannelGroup, multipliers: Tensor) -> None:
     """Multiply what is gated by its unit's multiplier; the outputs are those of the gated model.
 
@@ -38,7 +40,8 @@ def fold_(model: nn.Module, graph: Graph, group: ChannelGroup, multipliers: Tens
     with torch.no_grad():
         for name, plane in found:
             weight = model.get_parameter(name)
-            padded = torch.cat([multipliers.to(weight.device, torch.float32), torch.ones(1, device=weight.device)])
+            one = torch.ones(1, device=weight.device, dtype=torch.float32)
+            padded = torch.cat([multipliers.to(one), one])
             weight.mul_(padded[torch.from_numpy(plane).to(weight.device)].to(weight.dtype))
 
 

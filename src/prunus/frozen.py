@@ -18,12 +18,11 @@ def frozen(model: nn.Module, *, train_bn: bool = False) -> Iterator[None]:
     """Within the context no parameter needs a gradient and the model is in eval mode; everything is put back.
 
     Args:
-        model: the network.
-        train_bn: leave batch norm in train mode (its buffers are restored afterwards).
+        model: the network; what its code changes in it meanwhile (buffers that count, features it keeps) is undone.
+        train_bn: leave batch norm in train mode.
     """
     needs = {p: p.requires_grad for p in model.parameters()}
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if train_bn else []
-    saved = {b: b.clone() for m in norms for b in m.buffers(recurse=False)}
     try:
         for parameter in needs:
             parameter.requires_grad_(False)
@@ -34,8 +33,6 @@ def frozen(model: nn.Module, *, train_bn: bool = False) -> Iterator[None]:
     finally:
         for parameter, need in needs.items():
             parameter.requires_grad_(need)
-        for buffer, value in saved.items():
-            buffer.copy_(value)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,14 @@ removes them without a trace.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from prunus.arguments import change_input, tensors_in
+from prunus.entry import one_at_a_time
 from prunus.errors import ConfigError, DataError
 from prunus.graph.groups import ChannelGroup
 from prunus.posteriors.base import Posterior
@@ -46,9 +48,14 @@ class GateSet:
         self._device = torch.device("cpu")
 
     def posterior(self, name: str) -> Posterior:
-        """The posterior of a group."""
-        index = next(i for i, g in enumerate(self.groups) if g.name == name)
-        return self.posteriors[str(index)]  # type: ignore[return-value]
+        """The posterior of a group. Raises ConfigError if there is none."""
+        index = next((str(i) for i, g in enumerate(self.groups) if g.name == name), None)
+        if index is None or index not in self.posteriors:
+            known = ", ".join(g.name for i, g in enumerate(self.groups) if str(i) in self.posteriors) or "none"
+            raise ConfigError(
+                f"group {name!r}", f"it has no posterior here; those that have: {known}", "attach with its own"
+            )
+        return self.posteriors[index]  # type: ignore[return-value]
 
     def parameters(self) -> list[nn.Parameter]:
         """Everything that is learned: the posteriors' parameters, nothing of the model."""
@@ -111,7 +118,8 @@ class GateSet:
 
     def _make(self, name: str, units: int) -> Tensor:
         if self.mode == "probe":
-            ones = torch.ones(self._batch, units, device=self._device, requires_grad=torch.is_grad_enabled())
+            learns = torch.is_grad_enabled()
+            ones = torch.ones(self._batch, units, device=self._device, dtype=torch.float32, requires_grad=learns)
             self.probes[name] = ones
             return ones
         if self.mode == "fixed":
@@ -130,7 +138,7 @@ def attach(
     draws: Draws = "example",
     placement: Placement = "reader",
 ) -> Iterator[GateSet]:
-    """Bind posteriors to the readers of their groups within the context.
+    """Bind posteriors to the readers of their groups within the context; other threads wait meanwhile.
 
     Args:
         model: the network; its modules get forward hooks, nothing else, and lose them on leaving.
@@ -157,8 +165,8 @@ def attach(
     gates = GateSet(groups, posteriors or {}, draws)
     gates.posteriors.to(device)
     gates.begin(1, device)
-    handles = [model.register_forward_pre_hook(_begin_hook(gates, device), with_kwargs=True)]
-    try:
+    with one_at_a_time(), ExitStack() as hooks:
+        hooks.callback(model.register_forward_pre_hook(_begin_hook(gates, device), with_kwargs=True).remove)
         sites = _reader_sites(groups) if placement == "reader" else _writer_sites(groups)
         for (module, dim, output), members in sites.items():
             try:
@@ -167,13 +175,10 @@ def attach(
                 raise ConfigError(f"module {module!r}", "the model has none of that name", "trace this model") from None
             site = _Site(gates, module, dim, members)
             if output:
-                handles.append(target.register_forward_hook(site.after))
+                hooks.callback(target.register_forward_hook(site.after).remove)
             else:
-                handles.append(target.register_forward_pre_hook(site.before))
+                hooks.callback(target.register_forward_pre_hook(site.before, with_kwargs=True).remove)
         yield gates
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -236,7 +241,7 @@ def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    return next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), None)
+    return next((t for t in tensors_in((args, kwargs)) if t.dim()), None)
 
 
 def _begin_hook(gates: GateSet, device: torch.device) -> Callable[..., None]:
@@ -253,12 +258,15 @@ class _Site:
     def __init__(self, gates: GateSet, module: str, dim: int, members: Members) -> None:
         self.gates, self.module, self.dim, self.members = gates, module, dim, members
         group, units = members[0]
+        self.places = len(units)
         self.gated = [int((places >= 0).sum()) for _, places in members]
-        self.direct = len(members) == 1 and torch.equal(units, torch.arange(group.units))
+        self.direct = len(members) == 1 and torch.equal(units, torch.arange(group.units, device="cpu"))
 
-    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Gate a module's first input."""
-        return (self.scale(args[0], values_needed=not _is_frozen_convolution(module)), *args[1:])
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Gate a module's input, however it is given."""
+        values_needed = not _is_frozen_convolution(module)
+        size = (self.dim, self.places)
+        return change_input(module, self.module, args, kwargs, size, lambda x: self.scale(x, values_needed))
 
     def after(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Gate a module's output."""
@@ -304,7 +312,7 @@ class _Site:
         line: Tensor | None = None
         while present:
             # One pass for all groups whose places are apart; whole rows over columns multiply what is there.
-            columns, index, later, offset = [torch.ones(batch, 1, device=x.device)], None, [], 1
+            columns, index, later, offset = [torch.ones(batch, 1, device=x.device, dtype=torch.float32)], None, [], 1
             for multiplier, units in present:
                 if index is not None and bool(((index > 0) & (units >= 0)).any()):
                     later.append((multiplier, units))

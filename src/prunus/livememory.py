@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunus.graph.capture import as_arguments
+from prunus.arguments import as_arguments
 from prunus.parallel import model_device
 
 
@@ -64,7 +64,7 @@ def peak_memory(model: nn.Module, inputs: Any) -> int:
         model: run as it is (set eval mode and no_grad around it).
         inputs: on the model's device.
     """
-    args, kwargs = as_arguments(inputs)
+    args, kwargs = as_arguments(inputs, model)
     device = model_device(model)
     held = [t.nbytes for t in (*model.parameters(), *model.buffers(), *tree_leaves((args, kwargs))) if _counts(t)]
     if device.type == "cuda":

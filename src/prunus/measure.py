@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from prunus.arguments import as_arguments, tensors_in
+from prunus.entry import entry
 from prunus.errors import ConfigError, PruneError
 from prunus.export import export_onnx
-from prunus.graph.capture import as_arguments
 from prunus.livememory import peak_memory
 from prunus.modes import eval_mode
 from prunus.parallel import model_device
@@ -104,6 +105,7 @@ class Comparison:
         return plain
 
 
+@entry()
 def compare(
     dense: nn.Module,
     pruned: nn.Module,
@@ -141,8 +143,7 @@ def compare(
     with eval_mode(dense), eval_mode(pruned), torch.no_grad():
         results = tuple(_compare_mode(m, dense, pruned, inputs, repeats, warmup) for m in modes)
         peaks = peak_memory(dense, inputs), peak_memory(pruned, inputs)
-    args, kwargs = as_arguments(inputs)
-    shapes = [t.shape for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()]
+    shapes = [t.shape for t in tensors_in(inputs) if t.dim()]
     return Comparison(
         modes=results,
         parameters=(_parameters(dense), _parameters(pruned)),
@@ -269,7 +270,7 @@ def waiter(device: torch.device) -> Run:
 
 
 def _eager(model: nn.Module, inputs: Any, _: Path, __: bool) -> Run:
-    args, kwargs = as_arguments(inputs)
+    args, kwargs = as_arguments(inputs, model)
     return lambda: model(*args, **kwargs)
 
 
@@ -277,7 +278,7 @@ def _compiled(model: nn.Module, inputs: Any, _: Path, first: bool) -> Run:
     if first:
         # Many models of one class in a process would reach the recompilation limit and silently run uncompiled.
         torch.compiler.reset()
-    args, kwargs = as_arguments(inputs)
+    args, kwargs = as_arguments(inputs, model)
     compiled = torch.compile(model, dynamic=False)
     compiled(*args, **kwargs)
     return lambda: compiled(*args, **kwargs)
@@ -290,8 +291,7 @@ def _onnx(model: nn.Module, inputs: Any, path: Path, _: bool) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    args, kwargs = as_arguments(inputs)
-    values = [t.detach().cpu().numpy() for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    values = [t.detach().cpu().numpy() for t in tensors_in(as_arguments(inputs, model))]
     feed = {spec.name: value for spec, value in zip(session.get_inputs(), values, strict=True)}
     return lambda: session.run(None, feed)
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from prunus.snapshot import state_kept
+
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
@@ -27,10 +29,11 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the context, without a cache of keys and values; every module's own mode is put back."""
+    """Eval mode within the context, without a cache of keys and values; all that changes meanwhile is put back."""
     with modes_kept(model), without_cache(model):
         model.eval()
-        yield
+        with state_kept(model):
+            yield
 
 
 def hold_statistics_(model: nn.Module) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.arguments import as_arguments, first_tensor
+from prunus.entry import entry
 from prunus.errors import ConfigError
-from prunus.graph.capture import as_arguments
 from prunus.maskfile import LayerMask
 from prunus.masks.layers import layer_of
 from prunus.masks.patterns import takes_pattern
@@ -24,6 +25,7 @@ from prunus.sparse.layers import condense, has_condensed_form
 from prunus.submodules import replace_submodules_
 
 
+@entry()
 def condense_where_faster_(
     model: nn.Module, masks: Mapping[str, LayerMask], example_inputs: Any, *, repeats: int = 9
 ) -> dict[str, float | None]:
@@ -68,7 +70,7 @@ def condense_where_faster_(
 def _first_inputs(model: nn.Module, names: Iterable[str], example_inputs: Any) -> dict[str, Tensor]:
     """What each layer gets when it is first called."""
     seen: dict[str, Tensor] = {}
-    args, kwargs = as_arguments(example_inputs)
+    args, kwargs = as_arguments(example_inputs, model)
     with ExitStack() as hooks:
         for name in names:
             hooked = layer_of(model, name).register_forward_pre_hook(partial(_keep, seen, name), with_kwargs=True)
@@ -77,7 +79,7 @@ def _first_inputs(model: nn.Module, names: Iterable[str], example_inputs: Any) -
     return seen
 
 
-def _keep(
-    seen: dict[str, Tensor], name: str, _: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]
-) -> None:
-    seen.setdefault(name, (*inputs, *named.values())[0])
+def _keep(seen: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    found = first_tensor(layer, args, kwargs)
+    if found is not None:
+        seen.setdefault(name, found)

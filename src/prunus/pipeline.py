@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from prunus.apply import apply_and_verify_
+from prunus.arguments import tensors_in
 from prunus.budget import Allocation, Budget, Scope, allocate, select
 from prunus.calibrate import first_batches, masked_loss, measured_scores
 from prunus.configuration import keep_configuration_true_
+from prunus.entry import entry
 from prunus.errors import ConfigError
 from prunus.fields import as_seed
 from prunus.fit import Scores, fit
-from prunus.graph.capture import as_arguments
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.graph.trace import trace
@@ -53,6 +54,7 @@ class Result:
     stages: tuple[Stage, ...] = ()
 
 
+@entry(unchanged=True)
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -212,7 +214,10 @@ def _in_stages(
     ]
     notes += filter(None, [uneven(groups, done.kept)])
     probability = {
-        n: torch.tensor(p) for stage in done.stages for n, p in stage.probability.items() if len(done.kept[n]) < len(p)
+        n: torch.tensor(p, dtype=torch.float32, device="cpu")
+        for stage in done.stages
+        for n, p in stage.probability.items()
+        if len(done.kept[n]) < len(p)
     }
     final = Plan.from_kept(
         graph,
@@ -238,6 +243,7 @@ def _need_data(
         )
 
 
+@entry()
 def score(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
@@ -330,6 +336,5 @@ def count_examples(batches: Any) -> int:
 
 
 def _batch_size(inputs: Any) -> int:
-    args, kwargs = as_arguments(inputs)
-    first = next((t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor) and t.dim()), None)
+    first = next((t for t in tensors_in(inputs) if t.dim()), None)
     return 1 if first is None else first.shape[0]

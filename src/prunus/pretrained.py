@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from prunus.atomic import StrPath, check_replaceable, real_path, refusing, replacing
 from prunus.configuration import expressed
+from prunus.entry import entry
 from prunus.errors import ArtifactError, ConfigError, ExportError, MissingDependencyError, first_line
 from prunus.plan import Plan
 from prunus.verify import difference, outputs
@@ -83,6 +84,7 @@ def _inputs_for(model: Any) -> dict[str, Tensor]:
     raise ConfigError("example inputs", what, "write FILE.py:callable that returns (model, example inputs)")
 
 
+@entry()
 def save_pretrained(
     model: nn.Module, plan: Plan, directory: StrPath, example_inputs: Any, *, overwrite: bool = False
 ) -> Path:

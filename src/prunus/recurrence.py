@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.entry import entry
 from prunus.errors import ConfigError
 from prunus.submodules import replace_submodules_
 
@@ -214,6 +215,7 @@ def _packed(cells: Sequence[Cell], kind: str, directions: int = 1, **options: An
     return module
 
 
+@entry()
 def separate_recurrence_(model: nn.Module) -> nn.Module:
     """Replace every `nn.LSTM` and `nn.GRU` inside a model by a `SeparateRecurrence` of the same outputs.
 
@@ -232,6 +234,7 @@ def separate_recurrence_(model: nn.Module) -> nn.Module:
     return replace_submodules_(model, {n: SeparateRecurrence(m, n) for n, m in found.items()})
 
 
+@entry()
 def join_recurrence_(model: nn.Module) -> nn.Module:
     """Pack every `SeparateRecurrence` into torch's fast modules: one if all layers have equally many units, or a stack.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
+from prunus.entry import entry
 from prunus.errors import TraceError
 from prunus.graph.grouping import Graph
 from prunus.graph.trace import trace
@@ -23,6 +24,7 @@ from prunus.rewritten import RewrittenModel
 from prunus.surgery import cut_
 
 
+@entry()
 def rewrite(model: nn.Module, plan: Plan, example_inputs: Any, graph: Graph | None = None) -> RewrittenModel:
     """A new module that computes the pruned function from the captured graph; `model` stays as it is.
 

@@ -19,6 +19,7 @@ from prunus.activations import quantized_inputs
 from prunus.atomic import staging
 from prunus.checkpoint import artifact_files
 from prunus.datasets import Batches, DataSource, each
+from prunus.entry import entry
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.evaluate import Evaluation, evaluate
 from prunus.export_int8 import int8_bytes
@@ -109,6 +110,7 @@ def plan_patterns(graph: Graph, model: nn.Module, layers: Sequence[str], method:
     return replace(plan, patterns=tuple(found))
 
 
+@entry()
 def sparsify(
     model: nn.Module,
     data: DataSource,

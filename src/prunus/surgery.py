@@ -222,7 +222,7 @@ def rescale_queries_(model: nn.Module, plan: Plan) -> Undo | None:
         stays = plan.tensors[weight].keep[entry.axis]
         factor = (1 - len(entry.removed) / len(entry.of)) ** 0.5
         inside = set(entry.of)
-        line = torch.tensor([factor if p in inside else 1.0 for p in stays])
+        line = torch.tensor([factor if p in inside else 1.0 for p in stays], dtype=torch.float32, device="cpu")
         for name, dim in ((weight, entry.axis), (f"{entry.module}.bias", 0)):
             if name not in places:
                 continue

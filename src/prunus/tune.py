@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from prunus.entry import entry
 from prunus.fit import BatchSource, LossFunction, Precision, check_loss, only_trainable, set_epoch
 from prunus.modes import modes_kept
 from prunus.parallel import average_gradients_, average_over_ranks_, model_device, running_statistics
@@ -15,6 +16,7 @@ from prunus.progress import progress_bar
 from prunus.verify import call
 
 
+@entry()
 def tune_(
     model: nn.Module,
     weights: Sequence[nn.Parameter],

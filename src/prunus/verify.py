@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from prunus.arguments import as_arguments, change_input, plain, tensors_in
+from prunus.entry import one_at_a_time
 from prunus.errors import DataError
-from prunus.graph.capture import as_arguments
 from prunus.modes import eval_mode
 from prunus.plan import Plan
 from prunus.submodules import is_conv1d
@@ -46,25 +48,29 @@ class Verification:
 
 @contextmanager
 def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
-    """Within the context the model computes with the plan's removed units set to zero wherever they are read."""
-    handles = []
-    try:
+    """Within the context the model computes with the plan's removed units set to zero wherever they are read.
+
+    Other threads wait meanwhile.
+    """
+    with one_at_a_time(), ExitStack() as hooks:
         for entry in plan.masked:
-            keep = torch.ones(entry.size)
+            keep = torch.ones(entry.size, device="cpu")
             keep[list(entry.removed)] = 0
             module = model.get_submodule(entry.module)
             if entry.output:
-                handles.append(module.register_forward_hook(_output_mask_hook(keep, entry.dim)))
+                handle = module.register_forward_hook(_output_mask_hook(keep, entry.dim))
             else:
-                handles.append(module.register_forward_pre_hook(_mask_hook(keep, entry.dim)))
+                mask = _mask_hook(keep, entry.dim, entry.module)
+                handle = module.register_forward_pre_hook(mask, with_kwargs=True)
+            hooks.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _mask_hook(keep: Tensor, dim: int) -> Callable[..., Any]:
-    return lambda _, args: (_masked(args[0], keep, dim), *args[1:])
+def _mask_hook(keep: Tensor, dim: int, name: str) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return change_input(module, name, args, kwargs, (dim, len(keep)), lambda x: _masked(x, keep, dim))
+
+    return hook
 
 
 def _output_mask_hook(keep: Tensor, dim: int) -> Callable[..., Any]:
@@ -85,28 +91,31 @@ def proof_inputs(plan: Plan, example_inputs: Any, model: nn.Module, seed: int = 
         what = "the model branches on data, and random inputs may take another branch than the analysed one"
         raise DataError("example_inputs", what, "pass the example inputs")
     if example_inputs is None:
-        return [tuple(_random(torch.empty(s, dtype=getattr(torch, d)), generator, device) for s, d in plan.inputs)]
+        return [
+            tuple(
+                _random(torch.empty(s, dtype=getattr(torch, d), device="cpu"), generator, device)
+                for s, d in plan.inputs
+            )
+        ]
     _refuse_nan(example_inputs)
-    args, kwargs = as_arguments(example_inputs)
+    if isinstance(example_inputs, Tensor):
+        example_inputs = (example_inputs,)
     if plan.followed:
-        return [kwargs or args]
-    if kwargs:
-        return [kwargs, {k: _random(v, generator, device) for k, v in kwargs.items()}]
-    return [args, tuple(_random(a, generator, device) for a in args)]
+        return [example_inputs]
+    return [example_inputs, tree_map_only(Tensor, lambda t: _random(t, generator, device), example_inputs)]
 
 
 def _random(value: Any, generator: torch.Generator, device: torch.device) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.is_floating_point():
-        return torch.randn(value.shape, generator=generator).to(device, value.dtype)
+        return torch.randn(value.shape, generator=generator, dtype=torch.float32, device="cpu").to(device, value.dtype)
     return torch.zeros_like(value, device=device) if value.device.type == "meta" else value.to(device)
 
 
 def _refuse_nan(example_inputs: Any) -> None:
-    args, kwargs = as_arguments(example_inputs)
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    for value in tensors_in(example_inputs):
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise DataError(
                 "example_inputs", "they contain NaN or infinity", "pass finite inputs: nothing can be proven on these"
             )
@@ -120,14 +129,13 @@ def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
 
 def call(model: nn.Module, inputs: Any) -> Any:
     """Call with positional or keyword inputs."""
-    args, kwargs = as_arguments(inputs)
+    args, kwargs = as_arguments(inputs, model)
     return model(*args, **kwargs)
 
 
 def flat_outputs(result: Any) -> list[Tensor]:
     """Every floating-point tensor in a nested output."""
-    leaves = torch.utils._pytree.tree_leaves(result)
-    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+    return [t for t in tensors_in(plain(result)) if t.is_floating_point()]
 
 
 def difference(reference: Sequence[Sequence[Tensor]], pruned: Sequence[Sequence[Tensor]]) -> tuple[float, float]:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from prunus.errors import TraceError
-from prunus.modes import eval_mode
 
 READS = frozenset(
     (
@@ -30,7 +28,9 @@ READS = frozenset(
 """Ways in which code asks a tensor for numbers."""
 
 
-class _Recording(TorchFunctionMode):
+class Recording(TorchFunctionMode):
+    """Within this mode the numbers that code asks tensors for are written down, in order."""
+
     def __init__(self) -> None:
         super().__init__()
         self.answers: list[Any] = []
@@ -73,10 +73,3 @@ class Replay(TorchFunctionMode):
 def _another_way(asked: str) -> TraceError:
     what = f"the code asks tensors for {asked} numbers than in its first run on the same inputs"
     return TraceError("follow_branches", what, "remove randomness and state from the branches")
-
-
-def recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The numbers that the model's code asks tensors for on these inputs, in eval mode, in order."""
-    with eval_mode(model), torch.no_grad(), _Recording() as mode:
-        model(*args, **kwargs)
-    return mode.answers

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import io
 import re
 import warnings
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_map, tree_map_only
 
-from prunus.errors import TraceError, first_line
-from prunus.graph.branches import Replay, recorded
+from prunus.arguments import as_arguments as as_arguments
+from prunus.arguments import is_plain, plain, signature_of
+from prunus.entry import one_at_a_time
+from prunus.errors import PruneError, TraceError, first_line
+from prunus.graph.branches import Recording, Replay
+from prunus.graph.deadcode import remove_dead_code_
 from prunus.modes import eval_mode
-
-
-def as_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs as positional and keyword arguments: a tensor, a tuple or list of them, or a dict of keywords."""
-    if isinstance(example_inputs, dict):
-        return (), example_inputs
-    if isinstance(example_inputs, tuple | list):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
 
 
 def capture(
     model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = False, follow_branches: bool = False
 ) -> ExportedProgram:
-    """Export the model in eval mode, without gradients; training flags are put back afterwards.
+    """Export the model in eval mode, without gradients and dead code; the model holds afterwards what it held before.
 
     Args:
         model: any module that `torch.export` can capture.
@@ -39,27 +38,25 @@ def capture(
     Raises:
         TraceError: the inputs don't fit the model, or its code cannot be captured.
     """
-    args, kwargs = as_arguments(at_least_two(example_inputs) if dynamic_batch else example_inputs)
-    try:
-        shapes = _batch_shapes(args, kwargs) if dynamic_batch else None
-        way = Replay(recorded(model, args, kwargs)) if follow_branches else None
-        with eval_mode(model), torch.no_grad(), warnings.catch_warnings(), way or nullcontext():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
-        if way is not None:
-            way.finish()
-        return program
-    except TraceError:
-        raise
-    except Exception as error:
-        with eval_mode(model):
-            _check_inputs(model, args, kwargs)
-        raise TraceError(
-            f"model {type(model).__name__}",
-            f"torch.export cannot capture it: {first_line(error)}{_user_line(error)}",
-            "if a branch or loop depends on data, pass follow_branches=True to go the way of the example inputs, or "
-            "rewrite it (torch.where, torch.cond); or trace the submodule that can be captured",
-        ) from error
+    given = at_least_two(example_inputs) if dynamic_batch else example_inputs
+    args, kwargs = as_arguments(given, model)
+    with one_at_a_time(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result, answers = _run(model, args, kwargs)
+        way = Replay(answers) if follow_branches else None
+        try:
+            with eval_mode(model), way or contextlib.nullcontext(), _plain_outputs(model, result):
+                program = _export(model, args, kwargs, dynamic_batch)
+            if way is not None:
+                way.finish()
+        except PruneError:
+            raise
+        except Exception as error:
+            what = f"torch.export cannot capture it: {first_line(error)}{_user_line(error)}"
+            raise TraceError(f"model {type(model).__name__}", what, _advice(error, follow_branches)) from error
+    remove_dead_code_(program.graph)
+    program.graph_module.recompile()
+    return program
 
 
 def at_least_two(example_inputs: Any) -> Any:
@@ -68,30 +65,113 @@ def at_least_two(example_inputs: Any) -> Any:
     def double(tensor: Tensor) -> Tensor:
         return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
 
-    return torch.utils._pytree.tree_map_only(Tensor, double, example_inputs)
+    return tree_map_only(Tensor, double, example_inputs)
 
 
-def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """Run the model once for what it is: its outputs, and the numbers that its code asks tensors for.
+
+    So inputs that don't fit are told from code that can't be captured, and what the code keeps outside of the model
+    (a cached table of positions) is made of numbers before it would be made of what stands for them while capturing.
+    """
+    names = _parameter_names(model)
+    with eval_mode(model), Recording() as mode:
+        try:
+            result = model(*args, **kwargs)
+        except PruneError:
+            raise
+        except Exception as error:
+            shapes = [tuple(a.shape) if isinstance(a, Tensor) else type(a).__name__ for a in (*args, *kwargs.values())]
+            raise TraceError(
+                "example_inputs",
+                f"the model {type(model).__name__} does not run on inputs of shape {shapes}: {first_line(error)}",
+                "pass a tensor, a tuple of arguments or a dict of keywords as the model's forward expects them",
+            ) from error
+        made = _parameter_names(model) - names
+    if made:
+        what = f"its parameters {sorted(made)[:3]} are made by the first call"
+        raise TraceError(f"model {type(model).__name__}", what, "run the model once on the example inputs, then trace")
+    return result, mode.answers
+
+
+def _parameter_names(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool) -> ExportedProgram:
+    signature = signature_of(model)
+    shapes: Any = None
+    with contextlib.ExitStack() as stack:
+        # Torch prints the whole graph to stderr where it fails.
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        if dynamic_batch and signature is not None:
+            named = stack.enter_context(_named_keywords(model, signature, kwargs))
+            shapes = {n: tree_map(_free, value) for n, value in named.bind(*args, **kwargs).arguments.items()}
+        elif dynamic_batch:
+            shapes = {k: _free(v) for k, v in kwargs.items()} if kwargs else tuple(_free(a) for a in args)
+        return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
+
+
+def _free(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.dim():
+        return None
+    texts = value.dim() == 2 and not value.is_floating_point()
+    return {0: Dim.AUTO, 1: Dim.AUTO} if texts else {0: Dim.AUTO}
+
+
+@contextlib.contextmanager
+def _named_keywords(model: Any, signature: inspect.Signature, kwargs: dict[str, Any]) -> Iterator[inspect.Signature]:
+    """Within the context `**kwargs` in a model's signature are those given: `torch.export` asks for shapes by name."""
+    parameters = list(signature.parameters.values())
+    if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        yield signature
+        return
+    names = [k for k in kwargs if k not in signature.parameters]
+    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    own: Callable[..., Any] = model.forward
+
+    def forward(*args: Any, **keywords: Any) -> Any:
+        return own(*args, **keywords)
+
+    forward.__signature__ = signature.replace(parameters=[*parameters[:-1], *extra])  # type: ignore[attr-defined]
+    before = vars(model).get("forward")
+    model.forward = forward
     try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except Exception as error:
-        shapes = [tuple(a.shape) if isinstance(a, Tensor) else type(a).__name__ for a in (*args, *kwargs.values())]
-        raise TraceError(
-            "example_inputs",
-            f"the model {type(model).__name__} does not run on inputs of shape {shapes}: {first_line(error)}",
-            "pass a tensor, a tuple of arguments or a dict of keywords as the model's forward expects them",
-        ) from error
+        yield forward.__signature__  # type: ignore[attr-defined]
+    finally:
+        del model.forward
+        if before is not None:
+            model.forward = before
 
 
-def _batch_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | dict[str, Any]:
-    def free(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.dim():
-            return None
-        texts = value.dim() == 2 and not value.is_floating_point()
-        return {0: Dim.AUTO, 1: Dim.AUTO} if texts else {0: Dim.AUTO}
+@contextlib.contextmanager
+def _plain_outputs(model: nn.Module, result: Any) -> Iterator[None]:
+    """Within the context a model returns tuples, lists and dicts where it returned objects of other types."""
+    if is_plain(result):
+        yield
+        return
+    handle = model.register_forward_hook(lambda _, inputs, outputs: plain(outputs))
+    try:
+        yield
+    finally:
+        handle.remove()
 
-    return {k: free(v) for k, v in kwargs.items()} if kwargs else tuple(free(a) for a in args)
+
+def _advice(error: Exception, followed: bool) -> str:
+    said = f"{type(error).__name__} {error}".lower()
+    part = "trace the submodule that can be captured"
+    if "data-dependent" in said or "datadependent" in said or "dynamicvalueerror" in said:
+        if followed:
+            return f"a size depends on the values of the inputs, which can't be followed: rewrite it, or {part}"
+        return (
+            "if a branch or loop depends on data, pass follow_branches=True to go the way of the example inputs, or "
+            f"rewrite it (torch.where, torch.cond); or {part}"
+        )
+    if "unsupported input type" in said:
+        return "pass tensors in tuples, lists and dicts, or name the type to torch.export.register_dataclass"
+    if "fx.node" in said or "unsupported output" in said or "output type" in said:
+        return "return tensors in tuples, lists, dicts or dataclasses"
+    return f"write that line without what it names, or {part}"
 
 
 def _user_line(error: BaseException) -> str:

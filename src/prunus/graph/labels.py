@@ -117,7 +117,7 @@ class Labels:
 
     def fresh(self, count: int) -> Tensor:
         """`count` new labels as int64 [count]."""
-        labels = torch.arange(self.size, self.size + count)
+        labels = torch.arange(self.size, self.size + count, device="cpu")
         self.size += count
         return labels
 

@@ -181,7 +181,7 @@ def _side_by_side(node: fx.Node, come_from: Callable[[Any], Places]) -> Places:
     for operand in operands:
         size = 1 if new else meta_shape(operand.meta["val"])[dim]
         for layer, ids in come_from(operand):
-            whole = torch.full(shape, -1)
+            whole = torch.full(shape, -1, device="cpu")
             whole.narrow(dim, start, size).copy_(ids.unsqueeze(dim) if new else ids)
             found.append((layer, whole))
         start += size
@@ -203,7 +203,9 @@ def _positions(node: fx.Node, model: nn.Module) -> Tensor:
         raise _Stop(f"the product in {path or 'the model'} is no layer of its own")
     shape = meta_shape(node.meta["val"])
     dim = _channel(node)
-    return torch.arange(shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
+    return (
+        torch.arange(shape[dim], device="cpu").reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
+    )
 
 
 def _channel(node: fx.Node) -> int:

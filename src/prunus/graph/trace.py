@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from prunus.entry import entry
 from prunus.errors import TraceError
 from prunus.graph import rules
 from prunus.graph.capture import capture
@@ -22,6 +23,7 @@ from prunus.graph.rules.movement import unknown
 FAMILIES = rules.__all__
 
 
+@entry(meta=True)
 def trace(
     model: nn.Module,
     example_inputs: Any,

@@ -71,7 +71,7 @@ def inclusion_probabilities(
 
     The standard error of an entry p is sqrt(p (1 - p) / draws).
     """
-    total = torch.zeros(logits.shape, dtype=torch.float64)
+    total = torch.zeros(logits.shape, dtype=torch.float64, device="cpu")
     for i in range(draws):
         total += _draw(logits, k, noise_scale, (seed, i)).cpu()
     return total / draws

@@ -37,7 +37,7 @@ def gumbel(rows: int, n: int, seed: tuple[int, ...], device: torch.device | str 
         return u.neg_().log1p_().neg_().log_().neg_()
     stream = torch.Generator(device).manual_seed(int(key_of(seed)) >> 1)
     smallest = 2.0**-25  # half the generator's resolution: what an exponential of exactly zero is taken for
-    noise = torch.empty(rows, n, device=device).exponential_(generator=stream)
+    noise = torch.empty(rows, n, device=device, dtype=torch.float32).exponential_(generator=stream)
     return noise.clamp_(min=smallest).log_().neg_()
 
 

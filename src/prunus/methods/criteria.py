@@ -84,14 +84,14 @@ def per_unit(values: Tensor, slot: Slot, units: int) -> Tensor:
     """
     owner = torch.from_numpy(slot.plane).expand(values.shape).reshape(-1)
     mine = owner >= 0
-    return torch.zeros(units, dtype=torch.float64).index_add_(
+    return torch.zeros(units, dtype=torch.float64, device="cpu").index_add_(
         0, owner[mine], values.detach().double().cpu().reshape(-1)[mine]
     )
 
 
 def summed(values: Sequence[Tensor], slots: Sequence[Slot], units: int) -> Tensor:
     """Sum of `per_unit` over several tensors: fp64 [K]."""
-    total = torch.zeros(units, dtype=torch.float64)
+    total = torch.zeros(units, dtype=torch.float64, device="cpu")
     for value, slot in zip(values, slots, strict=True):
         total += per_unit(value, slot, units)
     return total
@@ -117,7 +117,7 @@ class _Comparable:
     normalize: Normalize = "none"
 
     def __post_init__(self) -> None:
-        normalized(torch.ones(1), self.normalize)
+        normalized(torch.ones(1, dtype=torch.float32, device="cpu"), self.normalize)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,9 @@ class Random(_Comparable, WeightCriterion):
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
         """U(0, 1) per unit, fp32 [K], from the seed and the group's name (so that groups differ)."""
         generator = torch.Generator().manual_seed((seed * 1_000_003 + zlib.crc32(group.name.encode())) % 2**63)
-        return normalized(torch.rand(group.units, generator=generator), self.normalize)
+        return normalized(
+            torch.rand(group.units, generator=generator, dtype=torch.float32, device="cpu"), self.normalize
+        )
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ class FPGM(_Comparable, WeightCriterion):
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
         """Sum of Euclidean distances per unit over all writers, fp32 [K]. Raises DataError as `L1`."""
-        total = torch.zeros(group.units, dtype=torch.float64)
+        total = torch.zeros(group.units, dtype=torch.float64, device="cpu")
         for filters in writer_filters(model, group):
             # Through the matrix product, the distance of duplicates is rounding noise instead of zero.
             total += torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)

@@ -143,7 +143,9 @@ class DynamicProbabilisticPruning:
         found = {}
         for name, layout in layouts.items():
             own = (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63
-            noise = torch.randn(layout.rows, layout.n, generator=torch.Generator().manual_seed(own))
+            noise = torch.randn(
+                layout.rows, layout.n, generator=torch.Generator().manual_seed(own), dtype=torch.float32, device="cpu"
+            )
             weight = layer_of(model, name).weight.detach().float().cpu()
             size = layout.rows_of(layout.form.rows(weight).square()).sqrt()
             spread = size.std(1, keepdim=True).clamp_min(1e-12) if layout.n > 1 else torch.ones_like(size)

@@ -63,14 +63,14 @@ class HardConcretePosterior(DecidingPosterior):
                 "use for example -0.1 and 1.1",
             )
         self.units, self.beta, self.gamma, self.zeta = units, beta, gamma, zeta
-        self.log_alpha = nn.Parameter(torch.full((units,), float(init_log_alpha)))
+        self.log_alpha = nn.Parameter(torch.full((units,), float(init_log_alpha), dtype=torch.float32))
 
     def _stretched(self, s: Tensor) -> Tensor:
         return (s * (self.zeta - self.gamma) + self.gamma).clamp(0.0, 1.0)
 
     def _logits(self, n: int) -> Tensor:
         """logit(u) + log_alpha, fp32 [n, K]: the draw before it is squashed, stretched and cut."""
-        u = torch.rand(n, self.units, device=self.log_alpha.device).clamp(min=2**-25)
+        u = torch.rand(n, self.units, device=self.log_alpha.device, dtype=torch.float32).clamp(min=2**-25)
         return u.log() - torch.log1p(-u) + self.log_alpha.float()
 
     def rsample(self, n: int) -> Tensor:

@@ -54,7 +54,7 @@ def capacity_factor(means: Tensor, capacity: float) -> Tensor:
     units = len(ordered)
     if capacity >= 1:
         return 1.0 / ordered[-1]
-    full = torch.arange(units, device=means.device)
+    full = torch.arange(units, device=means.device, dtype=means.dtype)
     rest = ordered.flip(0).cumsum(0).flip(0)
     factors = (capacity * units - full) / rest
     filled = (factors * ordered >= 1).sum().clamp(max=units - 1)
@@ -131,7 +131,7 @@ class DirichletPosterior(Posterior):
         self.scale: Scale = scale
         self.kept_fraction = kept_fraction
         self.capacity = 1.0
-        self.rho = nn.Parameter(torch.full((units,), math.log(init_concentration)))
+        self.rho = nn.Parameter(torch.full((units,), math.log(init_concentration), dtype=torch.float32))
 
     def concentration(self) -> Tensor:
         """phi, fp32 [K]."""

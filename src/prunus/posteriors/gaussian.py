@@ -71,8 +71,10 @@ class GaussianPosterior(DecidingPosterior):
             raise ConfigError("GaussianPosterior", found, "keep is 'tiny' or 'snr', the threshold above 1")
         self.units, self.noise, self.keep, self.threshold = units, noise, keep, threshold
         self.learned_noise = learned_noise
-        self.mu = nn.Parameter(torch.ones(units))
-        self.log_sigma = nn.Parameter(torch.full((units,), math.log(noise)), requires_grad=learned_noise)
+        self.mu = nn.Parameter(torch.ones(units, dtype=torch.float32))
+        self.log_sigma = nn.Parameter(
+            torch.full((units,), math.log(noise), dtype=torch.float32), requires_grad=learned_noise
+        )
 
     def std(self) -> Tensor:
         """sigma, fp32 [K]."""
@@ -81,7 +83,7 @@ class GaussianPosterior(DecidingPosterior):
     def rsample(self, n: int) -> Tensor:
         """mu + sigma * standard normal, fp32 [n, K]."""
         mu = self.mu.float()
-        return mu + self.std() * torch.randn(n, self.units, device=mu.device)
+        return mu + self.std() * torch.randn(n, self.units, device=mu.device, dtype=mu.dtype)
 
     def mean(self) -> Tensor:
         """mu, fp32 [K]."""
@@ -123,7 +125,7 @@ class GaussianPosterior(DecidingPosterior):
         """
         if not 0 < level < 1:
             raise ConfigError("interval", f"level {level} is not between 0 and 1", "use for example 0.95")
-        reach = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64)))
+        reach = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64, device="cpu")))
         with torch.no_grad():
             return self.mu - reach * self.std(), self.mu + reach * self.std()
 

@@ -169,8 +169,8 @@ class TruncatedLogNormalPosterior(DecidingPosterior):
         if not LOG_SIGMA[0] <= init_log_sigma <= LOG_SIGMA[1]:
             raise ConfigError(where, f"init_log_sigma {init_log_sigma} is not in [-20, 5]", "use for example -5")
         self.units = units
-        self.mu = nn.Parameter(torch.full((units,), float(init_mu)))
-        self.log_sigma = nn.Parameter(torch.full((units,), float(init_log_sigma)))
+        self.mu = nn.Parameter(torch.full((units,), float(init_mu), dtype=torch.float32))
+        self.log_sigma = nn.Parameter(torch.full((units,), float(init_log_sigma), dtype=torch.float32))
 
     def _location_and_scale(self) -> tuple[Tensor, Tensor]:
         """Mu and sigma within their ranges, float64 [K] each; a parameter outside can come back."""

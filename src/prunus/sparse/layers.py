@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
 from prunus.masks.patterns import Layout
 from prunus.sparse.convolutions import geometry_of
@@ -228,6 +229,7 @@ def condense(layer: nn.Module, layout: Layout, mask: Tensor, name: str = "layer"
     return CondensedLinear(weight.gather(1, index), index, weight.shape[1], bias)
 
 
+@entry()
 def condense_(model: nn.Module, layouts: Mapping[str, Layout], masks: Mapping[str, Tensor]) -> nn.Module:
     """Replace the named masked layers of a model by condensed ones; returns the model.
 
@@ -244,6 +246,7 @@ def condense_(model: nn.Module, layouts: Mapping[str, Layout], masks: Mapping[st
     return model
 
 
+@entry()
 def densify_(model: nn.Module) -> nn.Module:
     """Replace condensed layers by ordinary ones with zeros, for formats that know no condensed layer (ONNX)."""
     for name, layer in list(model.named_modules()):

@@ -81,7 +81,7 @@ def permute(engine: Engine, node: fx.Node) -> Result:
 
 
 def _order(node: fx.Node, ndim: int) -> list[int]:
-    index = torch.arange(ndim)
+    index = torch.arange(ndim, device="cpu")
     probe = torch.empty([2 + int(i) for i in index], device="meta")
     moved = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
     return [int(size) - 2 for size in moved.shape]
