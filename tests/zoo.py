@@ -354,13 +354,13 @@ ZOO: dict[str, Animal] = {
     "temporal_shift": Animal(moved(shifted), image(), ("stem.0", "mid.0"), (), 14, rewritten=True),
     "space_to_depth": Animal(moved(corners, 32), image(), ("stem.0", "mid.0"), (), 14),
     "maxout": Animal(
-        moved(lambda x: x.view(-1, 2, 4, 8, 8).amax(1), 4), image(), ("mid.0",), (("stem.0", "over the units"),), 6
+        moved(lambda x: x.view(-1, 2, 4, 8, 8).amax(1), 4), image(), ("stem.0", "mid.0"), (), 10, True
     ),
     "chosen_channels": Animal(
         moved(lambda x: x[:, [0, 2, 4, 6]], 4), image(), ("mid.0",), (("stem.0", "index"),), 6
     ),
     "rolled_channels": Animal(
-        moved(lambda x: x.roll(3, 1)), image(), ("mid.0",),
+        moved(lambda x: x.roll(3, 1)), image(), ("stem.0", "mid.0"), (), 14, True
     ),
     "every_second_channel": Animal(
         moved(lambda x: x[:, ::2], 4), image(), ("mid.0",),
@@ -371,7 +371,7 @@ ZOO: dict[str, Animal] = {
     "linear_over_positions": Animal(
         lambda: Net(lambda m, x: m.out(m.width(m.stem(x)).mean((2, 3))),
                     stem=cbr(3, 8), width=nn.Linear(8, 8), out=nn.Linear(8, 3)),
-        image(), ("stem.0",), (("width", "over the units"),), 8,
+        image(), ("stem.0",), (("width", "no layer reads"),), 8,
     ),
     "decoder_unflatten": Animal(lambda: Decoder(False), noise(6), ("start", "wide", "grow"), (), 30),
     "decoder_hard_coded_view": Animal(lambda: Decoder(True), noise(6), ("start", "wide", "grow"), (), 30, True),

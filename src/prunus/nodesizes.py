@@ -59,6 +59,12 @@ def resize_(target: fx.Node, source: fx.Node, result: Any, graph: Graph, kept: K
         if stays is not None and isinstance(arguments[2], int):
             start, length = arguments[2] % len(stays), arguments[3]
             arguments[2:4] = [int(stays[:start].sum()), int(stays[start : start + length].sum())]
+    elif name == "slice_scatter" and before is not None:
+        stays = line(before, int(argument(source, 2, "dim", 0)), kept)
+        if stays is not None:
+            arguments[3:5] = [_moved(position, stays) for position in (*arguments[3:5], None, None)[:2]]
+    elif name == "roll" and before is not None and len(arguments) > 2:
+        arguments[1] = [_wrapped(n, line(before, dim, kept)) for n, dim in zip(*arguments[1:3], strict=True)]
     elif name in PIECES and before is not None and isinstance(result, list):
         dim = int(argument(source, 2, "dim", 0))
         if alive(before, dim % before.ndim, kept) is not None:
@@ -148,6 +154,13 @@ def _moved(position: Any, stays: BoolArray) -> Any:
     if position >= size:
         return position
     return int(stays[: position % size if position < 0 else position].sum())
+
+
+def _wrapped(shift: int, stays: BoolArray | None) -> int:
+    """How many of the kept positions a roll carries round the end."""
+    if stays is None:
+        return shift
+    return int(stays[len(stays) - shift % len(stays) :].sum()) if shift % len(stays) else 0
 
 
 def _padding(amounts: Sequence[Any], before: Value, after: Value, kept: Kept) -> list[Any]:

@@ -72,7 +72,8 @@ class MaskedInput:
     """A reader's input positions that the plan removes: masking them must equal removal (the proof).
 
     With `output` they are positions of the module's output, among those `of` one side of a product of activations
-    that sums over them (queries or keys); `axis` is the dimension of the module's weight that writes them.
+    that sums over them (queries or keys; none if a norm takes their length); `axis` is the dimension of the module's
+    weight that writes them.
     """
 
     module: str
@@ -355,20 +356,20 @@ def _edit(shape: tuple[int, ...], hits: Sequence[tuple[Slot, Any]]) -> TensorEdi
 
 
 def _masked(graph: Graph, kept: Mapping[str, Any]) -> tuple[MaskedInput, ...]:
-    removed: dict[tuple[str, int, int, bool, int], Any] = {}
-    within: dict[tuple[str, int, int, bool, int], Any] = {}
+    removed: dict[tuple[str, int, int, bool, int, bool], Any] = {}
+    within: dict[tuple[str, int, int, bool, int, bool], Any] = {}
     for name, units in kept.items():
         group: ChannelGroup = graph.group(name)
         gone = np.ones(group.units, bool)
         gone[units] = False
         for reader in group.readers:
             axis = reader.axis if reader.output else 0
-            key = (reader.module, reader.input_dim, len(reader.units), reader.output, axis)
+            key = (reader.module, reader.input_dim, len(reader.units), reader.output, axis, reader.length)
             hit = np.where(reader.units >= 0, gone[reader.units], False)
             removed[key] = removed.get(key, False) | hit
             within[key] = within.get(key, False) | (reader.units >= 0)
     return tuple(
-        MaskedInput(*key[:3], _places(hit), key[3], _places(within[key]) if key[3] else (), key[4])
+        MaskedInput(*key[:3], _places(hit), key[3], _places(within[key]) if key[3] and not key[5] else (), key[4])
         for key, hit in removed.items()
     )
 

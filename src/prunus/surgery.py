@@ -214,7 +214,7 @@ def rescale_queries_(model: nn.Module, plan: Plan) -> Undo | None:
     steps: list[Callable[[], None]] = []
     places = _places(model)
     for entry in plan.masked:
-        if not entry.output or not entry.removed:
+        if not entry.of or not entry.removed:
             continue
         weight = f"{entry.module}.weight"
         if weight not in plan.tensors:

@@ -20,6 +20,7 @@ from prunus.graph.groups import ChannelGroup
 from prunus.modes import eval_mode
 from prunus.verify import call
 from zoo import ZOO
+from zoo_operations import CHANNELWISE
 
 SUBJECTS = [
     "plain_cnn", "mlp", "flatten_to_linear", "residual_option_a", "residual_option_b", "preact_wide_resnet",
@@ -29,6 +30,10 @@ SUBJECTS = [
     "shared_norm", "norm_after_flatten", "layer_scale", "siamese", "temporal_shift",
     "space_to_depth", "flipped_channels", "concat_with_its_negative", "linear_on_channels_last",
 ]  # fmt: skip
+
+
+ANIMALS = {**ZOO, **CHANNELWISE}
+SUBJECTS += [name for name in CHANNELWISE if name not in ("fourier_over_tokens",)]
 
 
 def contracting(model: nn.Module, graph: Graph) -> list[str]:
@@ -93,7 +98,7 @@ class Frozen:
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_moves_what_is_coupled_and_nothing_else(name: str) -> None:
     torch.manual_seed(0)
-    model, inputs = ZOO[name].make(), ZOO[name].inputs(2)
+    model, inputs = ANIMALS[name].make(), ANIMALS[name].inputs(2)
     for module in model.modules():  # else an unlucky channel is below zero wherever it is moved
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_parameters()

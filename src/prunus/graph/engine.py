@@ -17,6 +17,9 @@ from prunus.graph.labels import Labels, Value, align, owned, varying_dims
 Result = Value | list[Value]
 Rule = Callable[["Engine", fx.Node], Result]
 
+UNKNOWN = 101
+"""Stands for sizes that depend on data: a prime, so that no view takes it apart."""
+
 RULES: dict[str, Rule] = {}
 ROW_RULES: set[Rule] = set()
 
@@ -71,11 +74,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Summed:
-    """Labels that a product of activations sums over, and the sides of the product that carry them."""
+    """Labels that a product of activations sums over, and the sides of the product that carry them.
+
+    Or that a sum or a norm over the units does (`length`): zeros change neither, so that removal is masking where the
+    mask can stand before; elsewhere it is removal across which statistics are taken.
+    """
 
     labels: Tensor
     node: fx.Node
     operands: tuple[fx.Node, ...]
+    length: bool = False
 
 
 @dataclass
@@ -96,6 +104,8 @@ class Engine:
     batched_rows: list[Tensor] = field(default_factory=list)
     nobody: int = -1
     adopted: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    free: set[int] = field(default_factory=set)
+    met: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def value(self, argument: Any) -> Value:
         """The value of a node argument (the first one if the node returned several)."""
@@ -131,6 +141,11 @@ class Engine:
         for plane in (align(p, ndim) for operand in operands for p in operand.planes):
             for other in [m for m in merged if set(varying_dims(m)) & set(varying_dims(plane))]:
                 if owned(plane) != owned(other) and self._rowed(operands, plane, other, ndim):
+                    continue
+                if self.is_free(plane) != self.is_free(other):
+                    apart, plane = (plane, other) if self.is_free(plane) else (other, plane)
+                    self.met.append((apart, plane))
+                    merged = [m for m in merged if m is not other]
                     continue
                 self.labels.unite(plane, other)
                 plane = plane.expand(torch.broadcast_shapes(other.shape, plane.shape))
@@ -193,6 +208,17 @@ class Engine:
         """True if the plane that decides along the earlier dimension meets rows there, not the other's columns."""
         own = min(owned(a), owned(b))
         return any(_has_rows(o, own, ndim) for o in operands)
+
+    def new_free(self, count: int) -> Tensor:
+        """Labels along a dimension where a tensor is the same everywhere: they become those of what it meets."""
+        labels = self.labels.fresh(count)
+        self.free.update(labels.tolist())
+        return labels
+
+    def is_free(self, plane: Tensor) -> bool:
+        """True if a plane consists of labels made by `new_free`."""
+        flat = plane.reshape(-1)
+        return int(flat[0]) in self.free and self.free.issuperset(flat.tolist())
 
     def new_rows(self, shape: Sequence[int]) -> Tensor:
         """Fresh labels for whole rows, as a plane of this shape."""
@@ -312,13 +338,22 @@ def module_path(node: fx.Node) -> str:
 
 def meta_shape(value: Any) -> tuple[int, ...]:
     """Shape of a node's example value; symbolic sizes become their value in the example."""
-    return tuple(int(s) if isinstance(s, int) else int(s.node.hint) for s in value.shape)
+    return tuple(_in_example(s) for s in value.shape)
 
 
 def example_size(node: fx.Node) -> int:
     """What a node that computes a size is in the example."""
-    value = node.meta["val"]
-    return int(value) if isinstance(value, int) else int(value.node.hint)
+    return _in_example(node.meta["val"])
+
+
+def _in_example(size: Any) -> int:
+    """A size in the example; one that depends on data (how many positions a mask has) is known only while running."""
+    if isinstance(size, int):
+        return size
+    if size.node.hint is not None:
+        return int(size.node.hint)
+    expression = size.node.expr
+    return int(expression.xreplace(dict.fromkeys(expression.free_symbols, UNKNOWN)))
 
 
 def meta_value(meta: Any) -> Result:

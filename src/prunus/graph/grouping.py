@@ -10,11 +10,11 @@ import numpy.typing as npt
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from prunus.graph.engine import Call, Engine, Result, meta_shape, source_line
+from prunus.graph.engine import Call, Engine, Result, meta_shape, operation, source_line
 from prunus.graph.groups import ChannelGroup, Contraction, IntArray, Reader, Slot
 from prunus.graph.labels import varying_dims
 from prunus.graph.rows import equal_rows, filled_rows, tie_unlike_slices, unshared_rows
-from prunus.graph.summed import Site, sites_of
+from prunus.graph.summed import Site, gated_before, sites_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Graph:
         for group in self.channel_groups:
             rows = f", equal counts in {group.multiple} rows" if group.rows is not None else ""
             if group.prunable:
-                readers = ", ".join(r.module or r.weight for r in group.readers)
+                readers = ", ".join(_said(r) for r in group.readers)
                 kind = "if asked " if group.inside_heads else "prunable "
                 lines.append(f"{kind} {group.name}: {group.units} units{rows}, read by {readers}  [{group.source}]")
             elif group.locked is None:
@@ -83,6 +83,10 @@ class Graph:
         return "\n".join(lines)
 
 
+def _said(reader: Reader) -> str:
+    return f"a norm behind {reader.module}" if reader.length else reader.module or reader.weight
+
+
 def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, aliases: dict[str, str]) -> Graph:
     """Turn the finished label run into groups."""
     if engine.summed:
@@ -91,11 +95,12 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     roots = engine.labels.roots()
     tensors = _tensor_planes(engine, roots)
     writer, outputs = _writers(engine, roots)
-    sites, unsited = sites_of(engine, model, roots)
-    reasons, inexact, rows = _constraints(engine, roots, model, unsited)
+    sites = sites_of(engine, model, roots)
+    reasons, inexact, rows = _constraints(engine, roots, model, sites.reasons)
+    inexact |= sites.unmasked
     members = _families(tensors, writer, reasons, inexact, rows, len(roots))
     rows = filled_rows(members, rows, engine, roots, reasons)
-    readers = [*_calls_by_root(engine, roots), *(_Reading.behind(site) for site in sites)]
+    readers = [*_calls_by_root(engine, roots, model, sites.found), *map(_Reading.behind, sites.found)]
     whole = frozenset(_roots_of(engine.batched_rows, roots).tolist())
     groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, whole)
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -240,14 +245,15 @@ class _Reading:
     axis: int
     roots: IntArray
     output: bool = False
+    length: bool = False
 
     @classmethod
     def behind(cls, site: Site) -> _Reading:
-        return cls(site.module, site.dim, site.weight, site.axis, site.roots, output=True)
+        return cls(site.module, site.dim, site.weight, site.axis, site.roots, True, site.length)
 
 
-def _calls_by_root(engine: Engine, roots: IntArray) -> list[_Reading]:
-    """What every call contracts: its columns, and the whole rows over them.
+def _calls_by_root(engine: Engine, roots: IntArray, model: nn.Module, sites: list[Site]) -> list[_Reading]:
+    """What every call contracts: its columns, and the whole rows over them; not what is gated before anyway.
 
     Rows are looked up in the weight: a call may read positions that a later reshape made rows of.
     """
@@ -256,11 +262,14 @@ def _calls_by_root(engine: Engine, roots: IntArray) -> list[_Reading]:
         columns = [] if call.inputs is None else [call.inputs]
         over = [r for r in engine.parameters[call.weight].rows if varying_dims(r) == (call.axis,)]
         rows = [r.reshape(-1) for r in over if not columns or r.numel() == len(columns[0])]
-        found += [
-            _Reading(call.module, call.input_dim, call.weight, call.axis, roots[line.numpy()])
-            for line in (*columns, *rows)
-            if not call.depthwise
-        ]
+        if call.depthwise or not (columns or rows):
+            continue
+        position = 1 if operation(call.node) == "addmm" else 0
+        before = gated_before(engine, model, roots, sites, call.node.args[position])
+        for line in (*columns, *rows):
+            read = roots[line.numpy()]
+            read = np.where(np.isin(read, list(before)), -1, read) if before else read
+            found.append(_Reading(call.module, call.input_dim, call.weight, call.axis, read))
     return found
 
 
@@ -286,16 +295,16 @@ def _make_groups(
         for number in np.unique(owners[owners >= 0]).tolist():
             slots[number].append(Slot(name, np.where(owners == number, index_of[plane], -1)))
     readers: list[list[Reader]] = [[] for _ in families]
-    seen: set[tuple[int, str, bool]] = set()
+    seen: set[tuple[int, str, bool, bool]] = set()
     for reading in inputs:
         owners = np.where(reading.roots >= 0, family_of[reading.roots], -1)
         for number in np.unique(owners[owners >= 0]).tolist():
-            key = (number, reading.module, reading.output)
+            key = (number, reading.module, reading.output, reading.length)
             if key not in seen:
                 seen.add(key)
                 units = np.where(owners == number, index_of[reading.roots], -1)
-                reader = Reader(reading.module, reading.dim, units, reading.weight, reading.axis, reading.output)
-                readers[number].append(reader)
+                place = (reading.module, reading.dim, units, reading.weight, reading.axis)
+                readers[number].append(Reader(*place, reading.output, reading.length))
     written = {c.weight for c in calls if not c.depthwise}
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}

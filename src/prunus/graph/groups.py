@@ -51,6 +51,7 @@ class Reader:
         weight: name of the contracted weight.
         axis: dimension of the weight that is contracted.
         output: the units are in the module's *output*; `input_dim` and `axis` are those of what it writes.
+        length: with `output`: a norm or a sum over the units is behind it, which zeros don't change.
     """
 
     module: str
@@ -59,6 +60,7 @@ class Reader:
     weight: str
     axis: int = 1
     output: bool = False
+    length: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +124,7 @@ class ChannelGroup:
     @property
     def inside_heads(self) -> bool:
         """True for dimensions inside attention heads: of values, or of queries and keys."""
-        return self.within is not None or any(r.output for r in self.readers)
+        return self.within is not None or any(r.output and not r.length for r in self.readers)
 
     @property
     def prunable(self) -> bool:

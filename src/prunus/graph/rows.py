@@ -133,16 +133,14 @@ def tie_unlike_slices(engine: Engine, kinds: npt.NDArray[np.uint64], roots: IntA
 
 def _rows_and_columns(plane: IntArray) -> IntArray | None:
     """A plane as [rows, columns]; None if a unit turned out to be a whole block of it (a channel of [8, 4, 4])."""
+    for dim in range(plane.ndim):
+        first = plane.take([0], axis=dim)
+        if (plane == first).all():
+            plane = first
     sizes = [size for size in plane.shape if size > 1]
-    if len(sizes) > 2:
-        for dim in range(plane.ndim):
-            first = plane.take([0], axis=dim)
-            if (plane == first).all():
-                plane = first
-        sizes = [size for size in plane.shape if size > 1]
-        if len(sizes) < 2:
-            return None
-    return plane.reshape(-1, sizes[-1] if len(sizes) > 1 else plane.shape[-1])
+    if len(sizes) < 2:
+        return None
+    return plane.reshape(-1, sizes[-1])
 
 
 def filled_rows(

@@ -1,13 +1,14 @@
-"""Units that a product of activations sums over (dimensions of queries and keys): where a gate can stand for them.
+"""Units that a product of activations sums over (dimensions of queries and keys), or whose length a norm takes: where a
+gate can stand for them.
 
-No layer reads them, so the gate stands behind a layer that writes one side of the product. Between that layer and the
-product, a unit that is zero must stay zero and must not be mixed with others: that is walked back node by node.
+No layer reads them there, so the gate stands behind a layer that writes one side of the product. Between that layer and
+the product, a unit that is zero must stay zero and must not be mixed with others: that is walked back node by node.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from prunus.graph.engine import Engine, argument, example_size, meta_shape, modu
 from prunus.graph.groups import IntArray
 from prunus.graph.labels import varying_dims
 
-LAYERS = ("linear", "addmm", "conv1d", "conv2d", "conv3d", "batch_norm")
+LAYERS = (
+    "linear", "addmm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "batch_norm",
+)  # fmt: skip
 VIEWS = (
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "view_as",
     "reshape_as",
@@ -29,8 +33,12 @@ MOVES = (
 )  # fmt: skip
 ZERO_STAYS_ZERO = (
     "contiguous", "clone", "alias", "detach", "to", "_to_copy", "type_as", "dropout", "neg", "negative", "relu", "gelu",
-    "silu", "tanh",
+    "silu", "tanh", "abs", "absolute", "square", "sqrt", "sign", "relu6", "leaky_relu", "elu", "selu", "celu", "mish",
+    "hardswish", "prelu", "softshrink", "hardshrink", "tanhshrink", "erf", "sin", "sinh", "asinh", "atan", "expm1",
+    "log1p", "feature_dropout", "alpha_dropout", "ceil", "floor", "round",
 )  # fmt: skip
+POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest", "upsample_bilinear")
+REDUCTIONS = ("mean", "sum", "amax", "amin", "linalg_vector_norm", "norm")
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Site:
         weight: name of its weight.
         axis: dimension of the weight that the positions are, too.
         roots: root label of each position, -1 where it does not reach the product.
+        length: what takes the units is a norm or a sum over them, not a product with another tensor.
     """
 
     module: str
@@ -50,6 +59,7 @@ class Site:
     weight: str
     axis: int
     roots: IntArray
+    length: bool = False
 
 
 Places = list[tuple[fx.Node, Tensor]]
@@ -60,33 +70,79 @@ class _Stop(Exception):
     """The walk met something behind which a zero need not be one."""
 
 
-def sites_of(engine: Engine, model: nn.Module, roots: IntArray) -> tuple[list[Site], dict[int, str]]:
-    """Where gates can stand for all that products sum over, and reasons for the roots for which they can't."""
-    found: dict[tuple[str, int], Site] = {}
+@dataclass(frozen=True)
+class Sites:
+    """Where gates can stand for what is summed over, and for what they can't.
+
+    Attributes:
+        found: layers' outputs to gate.
+        reasons: per root in products behind no such layer, why it stays.
+        unmasked: roots in norms and sums behind no such layer.
+    """
+
+    found: list[Site]
+    reasons: dict[int, str]
+    unmasked: set[int]
+
+
+def sites_of(engine: Engine, model: nn.Module, roots: IntArray) -> Sites:
+    """Where gates can stand for all that is summed over."""
+    found: dict[tuple[str, int, bool], Site] = {}
     reasons: dict[int, str] = {}
+    unmasked: set[int] = set()
     for summed in engine.summed:
         places, problems = None, []
+        wanted = np.unique(roots[summed.labels.numpy()])
         for operand in summed.operands:
             try:
-                places = _sites(engine, model, roots, operand)
+                places = _sites(engine, model, roots, operand, wanted)
                 break
             except _Stop as stop:
                 problems.append(str(stop))
-        if places is None:
+        if summed.length:
+            unmasked.update(
+                np.setdiff1d(wanted, np.concatenate([wanted[:0], *(s.roots for s in places or ())])).tolist()
+            )
+        elif places is None:
             why = f"summed over by {operation(summed.node)}, and no gate can stand before it: {problems[0]}"
-            for root in np.unique(roots[summed.labels.numpy()]).tolist():
+            for root in wanted.tolist():
                 reasons.setdefault(root, f"{why} ({source_line(summed.node)})")
         for site in places or ():
-            other = found.get((site.module, site.dim))
-            if other is not None:
-                both = np.where(site.roots >= 0, site.roots, other.roots)
-                site = Site(site.module, site.dim, site.weight, site.axis, both)
-            found[site.module, site.dim] = site
-    return list(found.values()), reasons
+            key = (site.module, site.dim, summed.length)
+            line = np.where(site.roots >= 0, site.roots, found[key].roots) if key in found else site.roots
+            found[key] = replace(site, roots=line, length=summed.length)
+    for module, dim, length in [k for k in found if k[2]]:
+        product = found.get((module, dim, False))
+        if product is not None:  # one gate is enough
+            site = found[module, dim, length]
+            found[module, dim, length] = replace(site, roots=np.where(product.roots >= 0, -1, site.roots))
+    return Sites([s for s in found.values() if (s.roots >= 0).any()], reasons, unmasked)
 
 
-def _sites(engine: Engine, model: nn.Module, roots: IntArray, operand: fx.Node) -> list[Site]:
-    """The layers behind one side of a product. Raises _Stop where there is none to gate."""
+def gated_before(engine: Engine, model: nn.Module, roots: IntArray, sites: list[Site], source: Any) -> set[int]:
+    """Roots whose gates before a norm or a sum reach this node too: all that it holds of them comes from there."""
+    gated = {(site.module): site.roots for site in sites if site.length}
+    if not gated:
+        return set()
+    try:
+        places = _come_from(source, model, {})
+    except _Stop:
+        return set()
+    reached: set[int] = set()
+    others: set[int] = set()
+    for layer, ids in places:
+        planes = engine.value(layer).varying(_channel(layer))
+        line = roots[planes[0].reshape(-1).numpy()] if len(planes) == 1 else np.zeros(0, np.int64)
+        here = gated.get(module_path(layer), np.full(0, -1))
+        present = np.unique(ids.numpy())
+        for position in present[(present >= 0) & (present < len(line))].tolist():
+            stands = position < len(here) and here[position] == line[position]
+            (reached if stands else others).add(int(line[position]))
+    return reached - others
+
+
+def _sites(engine: Engine, model: nn.Module, roots: IntArray, operand: fx.Node, wanted: IntArray) -> list[Site]:
+    """The layers behind one side of a product that hold what it sums over. Raises _Stop where there is none to gate."""
     positions: dict[fx.Node, list[Tensor]] = {}
     for layer, ids in _come_from(operand, model, {}):
         few = ids[tuple(slice(1) if stride == 0 else slice(None) for stride in ids.stride())]
@@ -101,9 +157,12 @@ def _sites(engine: Engine, model: nn.Module, roots: IntArray, operand: fx.Node) 
         line = roots[planes[0].reshape(-1).numpy()]
         inside = np.zeros(len(line), bool)
         inside[[p for p in torch.cat(reached).tolist() if p >= 0]] = True
+        inside &= np.isin(line, wanted)
         module = module_path(layer)
         axis = next((1 - c.axis for c in engine.calls if c.node is layer), 0)
         found.append(Site(module, dim - value.ndim, f"{module}.weight", axis, np.where(inside, line, -1)))
+    if not any((site.roots >= 0).any() for site in found):
+        raise _Stop("no layer writes the units")
     return found
 
 
@@ -144,6 +203,10 @@ def _places(node: fx.Node, model: nn.Module, come_from: Callable[[Any], Places])
     if name in ZERO_STAYS_ZERO:
         return come_from(node.args[0])
     shape = meta_shape(node.meta["val"])
+    if name == "pow" and isinstance(node.args[1], int | float) and node.args[1] > 0:
+        return come_from(node.args[0])
+    if name.startswith(POOLS) or name in REDUCTIONS:
+        return [(layer, _reduced(node, ids, shape)) for layer, ids in come_from(node.args[0])]
     if name in ("mul", "multiply"):
         return _spread(_first_of(node.args[:2], shape, come_from), shape)
     if name in ("div", "divide", "true_divide"):
@@ -153,6 +216,18 @@ def _places(node: fx.Node, model: nn.Module, come_from: Callable[[Any], Places])
     if name in ("cat", "concat", "concatenate", "stack"):
         return _side_by_side(node, come_from)
     raise _Stop(f"{name} comes between")
+
+
+def _reduced(node: fx.Node, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Positions behind a reduction over dimensions along which they don't vary."""
+    if len(shape) == ids.dim():
+        over = [d for d, size in enumerate(shape) if size != ids.shape[d]]
+    else:
+        over = [int(d) % ids.dim() for d in argument(node, 1 if "norm" not in operation(node) else 2, "dim")]
+    few = ids[tuple(slice(1) if d in over else slice(None) for d in range(ids.dim()))]
+    if bool((ids != few).any()):
+        raise _Stop(f"{operation(node)} comes between")
+    return (few if len(shape) == ids.dim() else few.flatten().reshape(shape)).broadcast_to(shape)
 
 
 def _first_of(sources: Any, shape: tuple[int, ...], come_from: Callable[[Any], Places]) -> Places:

@@ -15,10 +15,11 @@ from prunus.errors import TraceError
 from prunus.graph import rules
 from prunus.graph.capture import capture
 from prunus.graph.engine import ROW_RULES, RULES, Engine, meta_value, operation
+from prunus.graph.free import settle
 from prunus.graph.grouping import Graph, build_graph
 from prunus.graph.labels import Value, along
 from prunus.graph.rules.elementwise import pointwise
-from prunus.graph.rules.movement import unknown
+from prunus.graph.rules.movement import create, unknown
 
 FAMILIES = rules.__all__
 
@@ -70,12 +71,15 @@ def analyse(program: ExportedProgram, model: nn.Module, *, strict: bool = False)
             engine.values[node] = meta_value(node.meta.get("val"))
     if strict:
         _refuse_unknown(engine)
+    settle(engine)
     return build_graph(engine, program, model, aliases)
 
 
 def _run(engine: Engine, node: fx.Node) -> Any:
     name = operation(node)
     found = RULES.get(name)
+    if not isinstance(node.meta.get("val"), Tensor | list | tuple | None):
+        return found(engine, node) if found is create else unknown(engine, node)  # a number, not a tensor
     if found not in ROW_RULES and not (found is None and _is_pointwise(node)):
         operands = [engine.values[n] for n in node.all_input_nodes]
         engine.lock_rows([v for o in operands for v in (o if isinstance(o, list) else [o])], node)

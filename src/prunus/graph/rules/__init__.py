@@ -1,5 +1,25 @@
 """One small file per family of operations. Importing this package registers every rule."""
 
-from prunus.graph.rules import contraction, elementwise, movement, normalisation, products, reduction
+from prunus.graph.rules import (
+    contraction,
+    elementwise,
+    indexing,
+    movement,
+    normalisation,
+    products,
+    reduction,
+    repeating,
+    windows,
+)
 
-__all__ = ["contraction", "elementwise", "movement", "normalisation", "products", "reduction"]
+__all__ = [
+    "contraction",
+    "elementwise",
+    "indexing",
+    "movement",
+    "normalisation",
+    "products",
+    "reduction",
+    "repeating",
+    "windows",
+]

@@ -42,7 +42,7 @@ def product_with_weight(engine: Engine, node: fx.Node, source: Value, weight: Va
     rows = [r for r in source.rows if r.shape[-1] == 1]
     read = _read_rows(engine, [r for r in source.rows if r.shape[-1] > 1], weight, axis, node)
     position = 1 if operation(node) == "addmm" else 0
-    _record(
+    record(
         engine, node, weight, inputs, outputs, -1, math.prod(shape[:-1]), planes, rows=read, source=position, axis=axis
     )
     if outputs is not None:
@@ -100,7 +100,9 @@ def _convolve(
     shape = meta_shape(node.meta["val"])
     channel = source.ndim - (weight.ndim - 1)
     spatial = [p for p in source.planes if p.shape[channel] == 1 and any(s > 1 for s in p.shape[channel + 1 :])]
-    engine.lock(spatial, "a convolution mixes positions that units lie along", node)
+    positions_pass = math.prod(weight.shape[2:]) == 1 and source.shape[channel + 1 :] == shape[channel + 1 :]
+    if not positions_pass:
+        engine.lock(spatial, "a convolution mixes positions that units lie along", node)
     depthwise = groups > 1 and groups == source.shape[channel]
     engine.lock([r for r in source.rows if any(s > 1 for s in r.shape[channel + 1 :])], "convolved over rows", node)
     over = [r for r in source.rows if r.shape[channel] > 1]
@@ -118,7 +120,8 @@ def _convolve(
             engine.lock(over, "whole rows meet a grouped convolution", node)
     engine.unite_vector(argument(node, 2, "bias", None), outputs, node)
     planes = [p for p in source.planes if all(s == 1 for s in p.shape[channel:])]
-    _record(
+    planes += spatial if positions_pass else []
+    record(
         engine, node, weight, inputs, outputs, channel - source.ndim, shape[0] * positions, planes, depthwise, read,
         axis=input_axis,
     )  # fmt: skip
@@ -179,7 +182,7 @@ def _contract(engine: Engine, source: Value, dim: int, weight: Value, axis: int,
     return None
 
 
-def _record(
+def record(
     engine: Engine,
     node: fx.Node,
     weight: Value,
@@ -193,6 +196,7 @@ def _record(
     source: int = 0,
     axis: int = 1,
 ) -> None:
+    """Note a call of a layer, for readers, writers and costs; see `Call`."""
     if weight.parameter is None:
         lines = [line for line in (inputs, outputs, *rows) if line is not None]
         engine.lock(lines, "the layer's weight is computed, not stored", node)
@@ -237,7 +241,7 @@ def index_select(engine: Engine, node: fx.Node) -> Result:
     if index.parameter is None or outputs is None or source.varying(dim):
         engine.lock([*source.varying(dim), *index.planes], "units are selected by index", node)
         return Value(shape, planes)
-    _record(engine, node, index, None, outputs, dim - source.ndim, 0, planes)
+    record(engine, node, index, None, outputs, dim - source.ndim, 0, planes)
     return Value(shape, [*planes, along(outputs, dim, len(shape))])
 
 

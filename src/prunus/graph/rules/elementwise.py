@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from prunus.graph.engine import Engine, Result, argument, meta_shape, meta_value, operation, rule
@@ -53,6 +55,25 @@ def along_dimension(engine: Engine, node: fx.Node) -> Result:
     if isinstance(result, list):
         return [Value(v.shape, planes, rows=list(source.rows)) for v in result]
     return Value(result.shape, planes, rows=list(source.rows))
+
+
+@rule("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2", "fft_fftn",
+      "fft_ifftn", "fft_rfftn", "fft_irfftn", "_fft_r2c", "_fft_c2c", "_fft_c2r", "fft_fftshift", "fft_ifftshift",
+      rows=True)  # fmt: skip
+def transform(engine: Engine, node: fx.Node) -> Result:
+    """A Fourier transform mixes positions along its dimensions; units along others pass."""
+    source = engine.value(node.args[0])
+    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    name = "dims" if "dims" in names else "dim"
+    default: Any = -1 if operation(node)[-1] in "tf" else None
+    given = argument(node, names.index(name), name, [-2, -1] if operation(node).endswith("2") else default)
+    dims = range(source.ndim) if given is None else given if isinstance(given, list | tuple) else [given]
+    over = {int(d) % source.ndim for d in dims}
+    kinds = ([p for p in kind if not any(p.shape[d] > 1 for d in over)] for kind in (source.planes, source.rows))
+    planes, rows = kinds
+    mixed = [p for p in (*source.planes, *source.rows) if any(p.shape[d] > 1 for d in over)]
+    engine.lock(mixed, f"{operation(node)} mixes the units", node)
+    return Value(meta_shape(node.meta["val"]), planes, rows=rows)
 
 
 @rule("prelu", "_prelu_kernel")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx
 
@@ -19,7 +17,7 @@ from prunus.graph.engine import (
     rule,
     source_line,
 )
-from prunus.graph.labels import Value, align, along, owned, squeeze_constant, varying_dims, view_plane
+from prunus.graph.labels import Value, along, owned, squeeze_constant, varying_dims, view_plane
 
 
 @rule(
@@ -34,6 +32,8 @@ def view(engine: Engine, node: fx.Node) -> Result:
     planes = []
     for plane in source.planes:
         moved = view_plane(plane, source.shape, shape)
+        if engine.is_free(plane) and [s for s in moved.shape if s > 1] != [s for s in plane.shape if s > 1]:
+            continue  # the same everywhere along what is now a part of a dimension
         if len(varying_dims(moved)) > len(varying_dims(plane)):
             _split_grid(engine, moved, rows, node)
         planes.append(moved)
@@ -87,46 +87,6 @@ def _order(node: fx.Node, ndim: int) -> list[int]:
     return [int(size) - 2 for size in moved.shape]
 
 
-@rule("expand", "expand_as", "broadcast_to", rows=True)
-def expand(engine: Engine, node: fx.Node) -> Result:
-    """Broadcasting: labels stay. One key head repeated for many query heads becomes as many rows."""
-    source = engine.value(node.args[0])
-    shape = meta_shape(node.meta["val"])
-    repeated = [
-        d for d in range(1, len(shape) - 2)
-        if shape[d] > 1 and source.planes and not source.rows
-        and (d < len(shape) - source.ndim or source.shape[d - len(shape) + source.ndim] == 1)
-    ]  # fmt: skip
-    if len(repeated) == 1:
-        row = along(engine.new_rows([shape[repeated[0]]]), repeated[0], len(shape))
-        return Value(shape, [align(p, len(shape)) for p in source.planes], rows=[row])
-    return Value(shape, [align(p, len(shape)) for p in source.planes], rows=[align(r, len(shape)) for r in source.rows])
-
-
-@rule("index", rows=True)
-def index(engine: Engine, node: fx.Node) -> Result:
-    """Positions looked up by index tensors stay; labels along the other dimensions pass."""
-    source = engine.value(node.args[0])
-    indices: list[Any] = list(node.args[1])  # type: ignore[arg-type]
-    dims = [d for d, i in enumerate(indices) if i is not None]
-    engine.lock([p for i in indices if isinstance(i, fx.Node) for p in engine.value(i).planes], "used as indices", node)
-    shape = meta_shape(node.meta["val"])
-    added = len(shape) - (source.ndim - len(dims))
-    place = dims[0] if dims == list(range(dims[0], dims[-1] + 1)) else 0
-
-    def moved(kind: list[Tensor]) -> list[Tensor]:
-        found = []
-        for plane in kind:
-            if any(plane.shape[d] > 1 for d in dims):
-                engine.lock([plane], "units are selected by index", node)
-                continue
-            rest = [s for d, s in enumerate(plane.shape) if d not in dims]
-            found.append(plane.reshape([*rest[:place], *[1] * added, *rest[place:]]))
-        return found
-
-    return Value(shape, moved(source.planes), rows=moved(source.rows))
-
-
 @rule("slice", "narrow", rows=True)
 def cut(engine: Engine, node: fx.Node) -> Result:
     """A slice: labels along the dimension are sliced with it."""
@@ -150,10 +110,12 @@ def _strided(engine: Engine, node: fx.Node, source: Value, dim: int) -> Value:
     start, end = argument(node, 2, "start") or 0, argument(node, 3, "end")
     size, step = source.shape[dim], int(argument(node, 4, "step"))
     whole = isinstance(start, int) and 0 <= start < step and (end is None or (isinstance(end, int) and end >= size))
-    if whole and size % step == 0:
+    if whole:
+        full = size - size % step
         for plane in source.varying(dim):
-            blocks = [*plane.shape[:dim], size // step, step, *plane.shape[dim + 1 :]]
-            engine.labels.tie(plane.reshape(blocks), [dim + 1])
+            blocks = [*plane.shape[:dim], full // step, step, *plane.shape[dim + 1 :]]
+            engine.labels.tie(plane.narrow(dim, 0, full).reshape(blocks), [dim + 1])
+            engine.labels.tie(plane.narrow(dim, full, size - full), [dim] if size > full else [])
         return source
     engine.lock(source.varying(dim), "a strided slice picks units by their position", node)
     return Value(source.shape, [p for p in source.planes if p.shape[dim] == 1], rows=list(source.rows))
@@ -286,7 +248,7 @@ def stack(engine: Engine, node: fx.Node) -> Result:
 
 @rule("pad", "constant_pad_nd")
 def pad(engine: Engine, node: fx.Node) -> Result:
-    """Padding: along a labelled dimension the padded positions are new units (zero-padded shortcuts)."""
+    """Padding: along a labelled dimension padded positions are new units (zero-padded shortcuts), cut off ones end."""
     source = engine.value(node.args[0])
     amounts = [int(a) for a in argument(node, 1, "pad")]
     constant = argument(node, 2, "mode", "constant") == "constant" or operation(node) == "constant_pad_nd"
@@ -297,56 +259,36 @@ def pad(engine: Engine, node: fx.Node) -> Result:
             before, after = amounts[position : position + 2] if position < len(amounts) else (0, 0)
             if not before and not after:
                 continue
-            if not constant or before < 0 or after < 0 or len(varying_dims(plane)) > 1:
+            if not constant or len(varying_dims(plane)) > 1:
                 engine.lock([plane], "padded along its units in a way that has no rule", node)
                 break
-            new = [along(engine.labels.fresh(n), dim, source.ndim) for n in (before, after)]
-            plane = torch.cat([new[0], plane, new[1]], dim)
-            planes.append(plane)
+            new = [along(engine.labels.fresh(max(n, 0)), dim, source.ndim) for n in (before, after)]
+            left = plane.shape[dim] + min(before, 0) + min(after, 0)
+            plane = torch.cat([new[0], plane.narrow(dim, max(-before, 0), left), new[1]], dim)
+            planes += _piece(engine, plane, node)
             break
         else:
             planes.append(plane)
     return Value(meta_shape(node.meta["val"]), planes)
 
 
-@rule("roll", "flip", "repeat", "tile", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-      "repeat_interleave", "rot90", "diagonal")  # fmt: skip
-def execute(engine: Engine, node: fx.Node) -> Result:
-    """Run the operation on labels of full shape: exact for any pure movement with constant arguments."""
-    sources = node.all_input_nodes
-    shape = meta_shape(node.meta["val"])
-    if len(sources) != 1:
-        return unknown(engine, node)
-    source = engine.value(sources[0])
-    planes = []
-    for plane in source.planes:
-        if operation(node) == "roll" and _rolled(node, plane):
-            engine.lock([plane], "rolled along its units: what stays would arrive in another order", node)
-            continue
-        if operation(node) == "channel_shuffle" and plane.shape[1] > 1:
-            rows = int(argument(node, 1, "groups"))
-            engine.labels.tie(plane.movedim(1, 0).reshape(rows, source.shape[1] // rows, -1), [0])
-        full = plane.expand(source.shape)
-        moved = squeeze_constant(node.target(full, *node.args[1:], **node.kwargs))  # type: ignore[operator]
-        if len(varying_dims(moved)) > 1 or moved.numel() != plane.numel():
-            moved = _tie_moved(engine, plane, moved, source, shape)
-        planes.append(moved)
-    return Value(shape, planes)
+@rule("view_as_complex", rows=True)
+def view_as_complex(engine: Engine, node: fx.Node) -> Result:
+    """Pairs of numbers become one complex number: the two go together."""
+    source = engine.value(node.args[0])
+    last = source.ndim - 1
+    rows = [r for r in source.rows if r.shape[last] == 1]
+    engine.lock([r for r in source.rows if r.shape[last] > 1], "rows taken for complex numbers", node)
+    planes = [engine.labels.tie(p, [last]).squeeze(last) for p in source.planes]
+    return Value(meta_shape(node.meta["val"]), planes, rows=[r.squeeze(last) for r in rows])
 
 
-def _rolled(node: fx.Node, plane: Tensor) -> bool:
-    dims = argument(node, 2, "dims", [])
-    return not dims or any(plane.shape[int(d) % plane.dim()] > 1 for d in dims)
-
-
-def _tie_moved(engine: Engine, plane: Tensor, moved: Tensor, source: Value, shape: tuple[int, ...]) -> Tensor:
-    """Labels spread over several dimensions are tied to the one where the output's units lie."""
-    dims = varying_dims(moved)
-    if len(dims) < 2:
-        return moved
-    main = varying_dims(plane)[0]
-    keep = main if main in dims else dims[0]
-    return engine.labels.tie(moved, [d for d in dims if d != keep])
+@rule("view_as_real", rows=True)
+def view_as_real(engine: Engine, node: fx.Node) -> Result:
+    """A complex number becomes a pair of numbers."""
+    source = engine.value(node.args[0])
+    planes, rows = ([p.unsqueeze(-1) for p in kind] for kind in (source.planes, source.rows))
+    return Value(meta_shape(node.meta["val"]), planes, rows=rows)
 
 
 FILLS = {"zeros": 0, "ones": 0, "full": 0, "new_zeros": 1, "new_ones": 1, "new_full": 1}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from prunus.graph.engine import Engine, Result, Summed, argument, meta_shape, operation, rule
-from prunus.graph.labels import Value, owned, varying_dims
-from prunus.graph.rules.contraction import product_with_weight
+from prunus.graph.labels import Value, along, owned, varying_dims
+from prunus.graph.rules.contraction import product_with_weight, record
 
 
 @dataclass
@@ -82,6 +84,55 @@ def attention(engine: Engine, node: fx.Node) -> Result:
     return contract(engine, node, [(scores, batch + "xy"), (v, batch + "yv")], batch + "xv")
 
 
+@rule("cosine_similarity", "cdist")
+def likeness(engine: Engine, node: fx.Node) -> Result:
+    """How alike vectors are: sums over one dimension of both, which zeros in both don't change."""
+    a, b = (engine.value(n) for n in node.args[:2])
+    shape = meta_shape(node.meta["val"])
+    pairs = operation(node) == "cdist"
+    if pairs:
+        a, b, dim = _beside(a, -2), _beside(b, -3), -1
+    else:
+        dim = int(argument(node, 2, "dim", 1))
+    ndim = max(a.ndim, b.ndim)
+    dim %= ndim
+    whole = torch.broadcast_shapes(a.shape, b.shape)
+    met = engine.combine([a, b], whole, node)
+    planes = []
+    for plane in met.planes:
+        if plane.shape[dim] == 1:
+            planes.append(plane.squeeze(dim))
+        elif varying_dims(plane) == (dim,):
+            for source in _nodes(node.args[:2]):
+                engine.summed.append(Summed(plane, node, (source,), length=True))
+        else:
+            engine.lock([plane], f"{operation(node)} over units of several rows", node)
+    return Value(shape, planes)
+
+
+def _beside(value: Value, dim: int) -> Value:
+    """A value with a new dimension of size 1, so that all pairs come to stand."""
+    dim %= value.ndim + 1
+    planes = [p.unsqueeze(dim) for p in value.planes]
+    return Value((*value.shape[:dim], 1, *value.shape[dim:]), planes)
+
+
+@rule("bilinear")
+def bilinear(engine: Engine, node: fx.Node) -> Result:
+    """x1 W x2 for each output: no gate can stand for either side; the outputs are units."""
+    first, second, weight = (engine.value(n) for n in node.args[:3])
+    engine.lock([*first.varying(-1), *second.varying(-1)], "read by a bilinear layer", node)
+    engine.lock([*weight.varying(1), *weight.varying(2)], "read by a bilinear layer", node)
+    shape = meta_shape(node.meta["val"])
+    others = [Value((*v.shape[:-1], 1), [p for p in v.planes if p.shape[-1] == 1]) for v in (first, second)]
+    planes = engine.combine(others, (*shape[:-1], 1), node).planes
+    outputs = engine.parameter_plane(weight, 0)
+    bias = argument(node, 3, "bias")
+    engine.unite_vector(bias if isinstance(bias, fx.Node) else None, outputs, node)
+    record(engine, node, weight, None, outputs, -1, math.prod(shape[:-1]), planes)
+    return Value(shape, [*planes, *([] if outputs is None else [along(outputs, len(shape) - 1, len(shape))])])
+
+
 def _nodes(arguments: Any) -> tuple[fx.Node, ...]:
     return tuple(a for a in arguments if isinstance(a, fx.Node))
 
@@ -131,7 +182,8 @@ def contract(
                 own = owned(plane)
                 if order[own] not in result and sources and kind == "planes":
                     sides = [n for n, o in zip(sources, named, strict=True) if o.sizes.get(order[own], 1) > 1]
-                    engine.summed.append(Summed(plane, node, tuple(sides)))
+                    itself = len(sources) > 1 and len(set(sources)) == 1
+                    engine.summed.append(Summed(plane, node, tuple(sides[:1] if itself else sides), length=itself))
                     continue
                 if order[own] not in result:
                     engine.lock([plane], f"summed over by {operation(node)}, where no gate can stand", node)

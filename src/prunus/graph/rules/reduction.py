@@ -1,7 +1,7 @@
 """Reductions and pooling: harmless over positions; over units they lock (removing one changes the result).
 
-A mean, variance or norm that keeps its dimension is a statistic to normalise with, as in an RMSNorm written out: units
-behind it may go when asked.
+A mean or variance is a statistic to normalise with, as in an RMSNorm written out: units behind it may go when asked. A
+sum or a norm over units is not changed by zeros: removal is masking if the mask stands before it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,27 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Lock, Result, meta_shape, meta_value, operation, rule, source_line
-from prunus.graph.labels import Value
+from prunus.graph.engine import (
+    Engine,
+    Lock,
+    Result,
+    Summed,
+    argument,
+    meta_shape,
+    meta_value,
+    operation,
+    rule,
+    source_line,
+)
+from prunus.graph.labels import Value, owned, varying_dims
 
-STATISTICS = ("mean", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm")
+STATISTICS = ("mean", "var", "std", "var_mean", "std_mean", "nanmean")
+SUMS = ("sum", "nansum", "count_nonzero", "any")
+NORMS = ("norm", "linalg_vector_norm")
 
 
 @rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
-      "prod", "any", "all", "argmax", "argmin", "logsumexp", "median", "topk", "nansum", "nanmean",
+      "prod", "any", "all", "argmax", "argmin", "logsumexp", "median", "topk", "nansum", "nanmean", "count_nonzero",
       rows=True)  # fmt: skip
 def reduce(engine: Engine, node: fx.Node) -> Result:
     """A reduction over `dim` (all dimensions if absent)."""
@@ -27,21 +40,54 @@ def reduce(engine: Engine, node: fx.Node) -> Result:
     result = meta_value(node.meta["val"])
     shapes = [v.shape for v in result] if isinstance(result, list) else [result.shape]
     dims = _dims(node, source.ndim)
-    mixed = [p for p in (*source.planes, *source.rows) if any(p.shape[d] > 1 for d in dims)]
-    reason, whole = f"{operation(node)} over the units", not source.rows
-    if operation(node) in STATISTICS and len(dims) == 1 and len(shapes[0]) == source.ndim:
-        engine.inexact += [Lock(p.reshape(-1), reason, source_line(node), whole) for p in mixed]
+    whole = len(shapes[0]) == source.ndim
+    reason = f"{operation(node)} over the units"
+    rows = [r for r in source.rows if not any(r.shape[d] > 1 for d in dims)]
+    mixed_rows = [r for r in source.rows if not any(r is kept for kept in rows)]
+    statistic = operation(node) in STATISTICS
+    if statistic and len(dims) == 1 and whole:
+        engine.inexact += [Lock(r.reshape(-1), reason, source_line(node)) for r in mixed_rows]
     else:
-        engine.lock(mixed, reason, node, whole=whole)
+        engine.lock(mixed_rows, reason, node)
+    planes = []
+    for plane in source.planes:
+        over = [d for d in dims if plane.shape[d] > 1]
+        if not over:
+            planes.append(plane)
+        elif len(over) < len(varying_dims(plane)) and not (owned(plane) in dims and (statistic or _adds(node))):
+            planes.append(_over_part(engine, plane, over, rows))
+        elif _adds(node):
+            engine.summed.append(Summed(plane, node, (node.all_input_nodes[0],), length=True))
+        elif statistic:
+            engine.inexact.append(Lock(plane.reshape(-1), reason, source_line(node), not source.rows))
+        else:
+            engine.lock([plane], reason, node, whole=not source.rows)
 
     def left(kind: list[Tensor]) -> list[Tensor]:
-        found = [p for p in kind if not any(p is m for m in mixed)]
-        if len(shapes[0]) == source.ndim:
-            return found
-        return [p.reshape([s for d, s in enumerate(p.shape) if d not in dims]) for p in found]
+        if whole:
+            return list(kind)
+        return [p.reshape([s for d, s in enumerate(p.shape) if d not in dims]) for p in kind]
 
-    values = [Value(shape, left(source.planes), rows=left(source.rows)) for shape in shapes]
+    values = [Value(shape, left(planes), rows=left(rows)) for shape in shapes]
     return values if isinstance(result, list) else values[0]
+
+
+def _over_part(engine: Engine, plane: Tensor, over: list[int], rows: list[Tensor]) -> Tensor:
+    """Units reduced over a part of the dimensions of a reshape (maxout): those reduced together go together.
+
+    Where they are all that a whole row has, they stand for the row.
+    """
+    tied = engine.labels.tie(plane, over)
+    rows[:] = [r for r in rows if r.shape != tied.shape]
+    return tied
+
+
+def _adds(node: fx.Node) -> bool:
+    """True if zeros change nothing: a sum, or a norm that is not one of the smallest entries."""
+    if operation(node) not in NORMS:
+        return operation(node) in SUMS
+    order = argument(node, 1, "p" if operation(node) == "norm" else "ord", 2)
+    return order is None or (isinstance(order, int | float) and order >= 0)
 
 
 def _max_of_two(engine: Engine, node: fx.Node) -> Result:
