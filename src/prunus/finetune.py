@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, fx, nn
 
 from prunus.datasets import ArrayDataset, Batches, DataSource
@@ -41,6 +40,9 @@ from prunus.precision import Precision, autocast, bf16_helps, to_device
 from prunus.progress import Bar, progress_bar
 from prunus.recovery_state import Epoch, RecoveryState, load_state, save_state
 from prunus.verify import call
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["Epoch", "FinetuneConfig", "FinetuneResult", "finetune", "learning_rate_factor"]
 

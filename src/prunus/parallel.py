@@ -6,14 +6,15 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, PruneError
+
+if TYPE_CHECKING:  # it takes a second to import, and only what trains needs it
+    from accelerate import Accelerator
 
 SPLITTING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP")
 
@@ -28,6 +29,10 @@ def accelerator() -> Iterator[Accelerator]:
     Raises:
         ConfigError: a launch that splits the model itself.
     """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.utils import GradientAccumulationPlugin
+
     states = (PartialState, AcceleratorState, GradientState)
     before = [dict(state._shared_state) for state in states]
     # The caller's mixed precision would patch the model's forward and, in fp16, scale gradients that nobody unscales.

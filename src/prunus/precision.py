@@ -1,15 +1,19 @@
-"""Where bf16 helps, and moving batches."""
+"""In which precision passes run: those that only take time may be in bf16, those that decide something are in fp32."""
 
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Precision = Literal["auto", "bf16", "fp32"]
+
+ROUNDING = 64 * torch.finfo(torch.float32).eps
+"""Relative difference of two fp32 losses that is none: the order of sums differs between processors and threads."""
 
 
 @functools.cache
@@ -25,11 +29,50 @@ def bf16_helps(device_type: str) -> bool:
     return False
 
 
+def fastest(device: torch.device, precision: Precision) -> Precision:
+    """What `auto` means where nothing is decided: bf16 where the hardware is faster in it, otherwise fp32."""
+    if precision == "auto":
+        return "bf16" if bf16_helps(device.type) else "fp32"
+    return precision
+
+
+def deciding(precision: Precision) -> Precision:
+    """What `auto` means where the result decides what stays: fp32, so that it doesn't depend on the hardware."""
+    return "fp32" if precision == "auto" else precision
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """A bf16 autocast context, or none."""
-    if precision == "bf16" or (precision == "auto" and bf16_helps(device.type)):
+    """A context in bf16, or in the tensors' own types whatever surrounds it; `auto` is what is `fastest`."""
+    if fastest(device, precision) == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+@contextmanager
+def full_products() -> Iterator[None]:
+    """Within the context fp32 products are not rounded to TF32 or bf16, whatever is set; then it is set as before."""
+    backends: list[Any] = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn]
+    if torch.cuda.is_available():
+        backends += [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    rounded = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in ("none", "ieee")]
+    try:
+        for backend, _ in rounded:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, setting in rounded:
+            backend.fp32_precision = setting
+
+
+def lower(loss: float, than: float) -> bool:
+    """Whether a loss is lower than another by more than the rounding of fp32."""
+    return loss < than - ROUNDING * abs(than)
+
+
+def widened(value: Any) -> Any:
+    """The same with every bf16 or fp16 tensor in it in fp32."""
+    half = (torch.bfloat16, torch.float16)
+    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.float() if t.dtype in half else t, value)
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from prunus.entry import entry
 from prunus.errors import TraceError
@@ -82,6 +81,8 @@ def fixed_batch(graph: fx.Graph, inputs: Collection[Any] | None = None) -> int |
         graph: of a captured program or module.
         inputs: names of the placeholders that are inputs; all if absent.
     """
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
     for node in graph.nodes:
         value = node.meta.get("val")
         taken = node.op == "placeholder" and (inputs is None or node.name in inputs)

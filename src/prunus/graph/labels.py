@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from prunus.graph.groups import IntArray
@@ -141,6 +139,9 @@ class Labels:
     def roots(self) -> IntArray:
         """Component of every label, int64 [size]."""
         if self._pairs or len(self._roots) < self.size:
+            from scipy.sparse import coo_array
+            from scipy.sparse.csgraph import connected_components
+
             known = np.arange(self.size)
             rows = np.concatenate([known[: len(self._roots)], *(p[0] for p in self._pairs)])
             cols = np.concatenate([self._roots, *(p[1] for p in self._pairs)])

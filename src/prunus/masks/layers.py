@@ -59,12 +59,11 @@ class MaskedWeight(nn.Module):
         if self.mode == "fixed":
             return self.on_grid(_times(weight, self.fixed, self.layout))
         # Outside of torch.compile the way around it would cost as much as a small layer's product.
-        drawn = self._drawn_eagerly if torch.compiler.is_compiling() else self._drawn
-        return self.on_grid(drawn(weight))
+        if torch.compiler.is_compiling():
+            from prunus.masks.eager import eagerly
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _drawn_eagerly(self, weight: Tensor) -> Tensor:
-        return self._drawn(weight)
+            return self.on_grid(eagerly(self.drawn, weight))
+        return self.on_grid(self.drawn(weight))
 
     def on_grid(self, weight: Tensor) -> Tensor:
         """The weight on its grid if `bits` are asked, else as it is."""
@@ -73,7 +72,8 @@ class MaskedWeight(nn.Module):
         form = self.layout.form  # output channels first, in transposed convolutions too
         return form.weight(quantized(form.rows(weight), self.bits, per_channel=self.per_channel, scheme=self.scheme))
 
-    def _drawn(self, weight: Tensor) -> Tensor:
+    def drawn(self, weight: Tensor) -> Tensor:
+        """The weight with this pass's mask."""
         sampling, seed = self.mode == "sample" and self.training, None
         if sampling:
             # A counter, not a running generator: every rank draws the same, a resumed run what an unbroken one does.

@@ -32,7 +32,6 @@ class MaskedUnits(MaskedWeight):
         """The weight on its grid."""
         return self.on_grid(weight)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def multipliers(self, examples: int = 1) -> Tensor:
         """This pass's zeros and ones, fp32; their gradient reaches the logits unless the mask is fixed.
 
@@ -42,6 +41,10 @@ class MaskedUnits(MaskedWeight):
         Returns:
             [examples, n], or [1, n] where nothing is drawn.
         """
+        if torch.compiler.is_compiling():
+            from prunus.masks.eager import eagerly
+
+            return eagerly(self.multipliers, examples)
         if self.mode == "fixed":
             return self.fixed.float()
         noise: Tensor | None = None

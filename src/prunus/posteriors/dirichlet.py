@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.special import betainc, betaincinv
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
@@ -171,6 +170,8 @@ class DirichletPosterior(Posterior):
         m (1 - m) / (sum(phi) + 1) times the squared factor; for scales cut at 1 the exact variance of min(1, s / t),
         from the incomplete moments of the marginal Beta.
         """
+        from scipy.special import betainc
+
         with torch.no_grad():
             m, factor = self.probabilities(), self.factor()
             if self.scale not in CUT_AT_ONE:
@@ -214,6 +215,8 @@ class DirichletPosterior(Posterior):
         """
         if not 0 < level < 1:
             raise ConfigError("interval", f"level {level} is not between 0 and 1", "use for example 0.95")
+        from scipy.special import betaincinv
+
         a, b = self._beta()
         tail = (1 - level) / 2
         low, high = (torch.from_numpy(np.asarray(betaincinv(a, b, q))).float() for q in (tail, 1 - tail))
