@@ -1,7 +1,9 @@
 """Being here puts this folder on the import path, so that every test can import the zoo."""
 
+import importlib
 import os
 
+import pytest
 from hypothesis import settings
 
 from torchvision_operators import declare_torchvision_operators
@@ -11,3 +13,15 @@ settings.register_profile("explore", deadline=None)
 settings.load_profile("explore" if os.environ.get("PRUNUS_EXPLORE") else "same every time")
 
 declare_torchvision_operators()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bf16-helps", action="store_true", help="as on a processor that trains faster in bf16")
+
+
+@pytest.fixture(autouse=True)
+def _processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `auto` means doesn't depend on the processor that the tests run on."""
+    helps = bool(request.config.getoption("--bf16-helps"))
+    for module in ("prunus.precision", "prunus.finetune"):
+        monkeypatch.setattr(importlib.import_module(module), "bf16_helps", lambda _: helps)

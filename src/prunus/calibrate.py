@@ -14,17 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
 from prunus.budget import select
 from prunus.errors import ConfigError, DataError
-from prunus.fit import LossFunction, Precision, check_loss
+from prunus.fit import LossFunction, check_loss
 from prunus.frozen import frozen
 from prunus.gate import GateSet, attach
 from prunus.graph.groups import ChannelGroup
-from prunus.parallel import model_device, summed
-from prunus.precision import autocast, to_device
+from prunus.parallel import distributed, model_device, summed
+from prunus.precision import ROUNDING, Precision, autocast, deciding, full_precision, to_device, widened
 from prunus.progress import progress_bar
 from prunus.verify import call
 
@@ -53,7 +52,8 @@ def measured_scores(
         batches: learning data, see `first_batches`; all are seen `sizes` times per group, forward only.
         loss_fn: `loss_fn(outputs, targets)` -> mean loss.
         sizes: kept counts at which each group is measured, evenly spaced; between them the loss is interpolated.
-        precision: of the forward passes.
+        precision: of the forward passes; `auto` is fp32. The losses are summed in fp64, and differences within the
+            rounding of fp32 count as none: the answer doesn't depend on the processor.
         progress: show a progress bar where there is a terminal.
 
     Returns:
@@ -74,6 +74,7 @@ def measured_scores(
         attach(model, groups) as gates,
         frozen(model),
         torch.no_grad(),
+        full_precision(),
         progress_bar("loss by size", total, progress) as bar,
     ):
 
@@ -82,10 +83,13 @@ def measured_scores(
             return _loss(model, gates, kept, batches, loss_fn, device, precision)
 
         whole = loss({})
-        for group in groups:
-            cut = [loss(select([group], scores, {group.name: count})) for count in counts[group.name]]
-            gain = _gains(group, [*counts[group.name], group.units], [*cut, whole])
-            result[group.name] = _by_unit(group, scores[group.name], gain)
+        cuts = {g.name: [loss(select([g], scores, {g.name: c})) for c in counts[g.name]] for g in groups}
+    step = ROUNDING * float(np.median(np.abs([whole, *itertools.chain(*cuts.values())])))
+    for group in groups:
+        # Above the whole network's loss, in steps: what is useless costs nothing, not one rounding more or less.
+        above = [step * round((cut - whole) / step) if step else 0.0 for cut in cuts[group.name]]
+        gain = _gains(group, [*counts[group.name], group.units], [*above, 0.0])
+        result[group.name] = _by_unit(group, scores[group.name], gain)
     return result
 
 
@@ -100,10 +104,12 @@ def masked_loss(
 ) -> float:
     """Mean loss over the batches with only the `kept` units of each named group; the model is unchanged.
 
+    Measured in fp32 and summed in fp64 on every processor, unless bf16 is asked for by name.
+
     Raises:
         DataError: NaN or infinity in the inputs or the loss.
     """
-    with attach(model, groups) as gates, frozen(model), torch.no_grad():
+    with attach(model, groups) as gates, frozen(model), torch.no_grad(), full_precision():
         return _loss(model, gates, kept, batches, loss_fn, model_device(model), precision)
 
 
@@ -143,14 +149,17 @@ def _loss(
             values[group.name] = torch.zeros(group.units, dtype=torch.float32, device="cpu")
             values[group.name][list(kept[group.name])] = 1
     gates.fix(values)
-    total = torch.zeros((), device=device, dtype=torch.float32)
+    total = 0.0
     for step, (x, y) in enumerate(batches):
         inputs = to_device(x, device)
-        with autocast(device, precision):
-            loss = loss_fn(call(model, inputs), y.to(device))
+        with autocast(device, deciding(precision)):
+            loss = loss_fn(widened(call(model, inputs)), widened(y.to(device)))
         check_loss(loss, inputs, f"batch {step}")
-        total += loss.detach()
-    return float(summed(total) / summed(torch.tensor(float(len(batches)), device=device, dtype=torch.float32)))
+        total += float(loss)
+    if not distributed():
+        return total / len(batches)
+    losses, count = summed(torch.tensor([total, float(len(batches))], dtype=torch.float64, device=device)).tolist()
+    return float(losses / count)
 
 
 def _gains(group: ChannelGroup, counts: Sequence[int], losses: Sequence[float]) -> npt.NDArray[np.float64]:
@@ -159,6 +168,8 @@ def _gains(group: ChannelGroup, counts: Sequence[int], losses: Sequence[float]) 
     line = np.interp(np.arange(steps[0], steps[-1] + 1), steps, losses)
     if len(line) == 1:
         return np.zeros(group.units)
+    from scipy.optimize import isotonic_regression
+
     falling = isotonic_regression(line[:-1] - line[1:], increasing=False).x.clip(min=0) / group.multiple
     first = np.full(steps[0], falling[0])  # what has not been measured is worth no less than what has
     return np.repeat(np.concatenate([first, falling]), group.multiple)

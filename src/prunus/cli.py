@@ -230,9 +230,9 @@ def export(
     example = _example_inputs(inputs, data, shape, Path(model))
     if path.suffix == ".onnx":
         error = export_onnx(network, example, path)
-        console.print(f"{path}: agrees with PyTorch, largest relative difference {error:.1e}")
+        _say(f"{path}: agrees with PyTorch, largest relative difference {error:.1e}")
     elif path.suffix == ".pt2":
-        console.print(f"{export_program(network, example, path)}: written")
+        _say(f"{export_program(network, example, path)}: written")
     else:
         raise ConfigError(str(path), "unknown kind of file", "name it .onnx or .pt2")
 
@@ -320,7 +320,7 @@ def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
     console.print(before_and_after(done.summary))
     for warning in done.comparison.warnings:
         console.print(Text.assemble(("warning", "yellow"), f": {warning}"))
-    console.print(f"written to {done.directory}")
+    _say(f"written to {done.directory}")
 
 
 def _add_onnx(saved: RunFolder, model: nn.Module, source: DataSource) -> None:
@@ -343,7 +343,7 @@ def _finish_pretrained(done: Compression, source: DataSource, saved: RunFolder, 
     except PruneError as error:
         _say(f"no folder for from_pretrained: {error.what}; prunus.load reads the artifact")
         return
-    console.print(f"from_pretrained reads {saved.path / 'pretrained'}")
+    _say(f"from_pretrained reads {saved.path / 'pretrained'}")
 
 
 def _finish_masks(done: Sparsified, source: DataSource, onnx: bool) -> None:
@@ -357,7 +357,7 @@ def _finish_masks(done: Sparsified, source: DataSource, onnx: bool) -> None:
     accuracy, loss = done.summary["accuracy"], done.summary["loss"]
     told = {when: f"{accuracy[when]:.2f} % (loss {loss[when]:.4f})" for when in ("dense_test", "test")}
     console.print(f"test: {told['dense_test']} dense, {told['test']} with k of n")
-    console.print(f"written to {done.directory}")
+    _say(f"written to {done.directory}")
 
 
 def _model(spec: str, weights: Path | None) -> tuple[nn.Module, Any]:

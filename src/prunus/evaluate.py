@@ -15,7 +15,7 @@ from prunus.errors import DataError
 from prunus.losses import IGNORED, classes_last, cross_entropy, main_output
 from prunus.modes import eval_mode
 from prunus.parallel import accelerator, model_device
-from prunus.precision import Precision, autocast, to_device
+from prunus.precision import Precision, autocast, deciding, full_precision, to_device
 from prunus.verify import call
 
 
@@ -55,7 +55,7 @@ def evaluate(
         dataset: what to measure on; every example counts once.
         loss_fn: must take `reduction="sum"`.
         batch_size: over all ranks together; raised to the number of ranks if smaller.
-        precision: of the forward pass.
+        precision: of the forward pass; `auto` is fp32, since what is measured decides.
 
     Raises:
         DataError: NaN or infinity in the outputs.
@@ -82,10 +82,10 @@ def _totals(
     """Float64 [4]: right answers, summed loss, examples, examples with broken outputs."""
     # Not every device has float64; the CPU sums exactly either way.
     totals = torch.zeros(4, dtype=torch.float64, device="cpu")
-    with eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad(), full_precision():
         for inputs, labels in batches:
             x, y = to_device(inputs, device), labels.to(device)
-            with autocast(device, precision):
+            with autocast(device, deciding(precision)):
                 outputs = main_output(call(model, x))
             outputs = outputs.float()
             broken = (~torch.isfinite(outputs)).flatten(1).any(1).sum()

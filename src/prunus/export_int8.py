@@ -163,8 +163,9 @@ def _disagreement(runtime: Any, file: Path, model: nn.Module, masks: Mapping[str
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The tool logs advice about preprocessing; what it made is compared here."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

@@ -36,7 +36,7 @@ from prunus.parallel import (
     training_device,
     unprepare_,
 )
-from prunus.precision import Precision, autocast, bf16_helps, to_device
+from prunus.precision import autocast, bf16_helps, fastest, to_device
 from prunus.progress import Bar, progress_bar
 from prunus.recovery_state import Epoch, RecoveryState, load_state, save_state
 from prunus.verify import call
@@ -236,8 +236,7 @@ class _Recovery:
         self.checkpoint = checkpoint
         self.device = training_device(processes)
         self.teacher = teacher.eval() if teacher is not None and config.distillation else None
-        wanted = config.precision == "bf16" or (config.precision == "auto" and bf16_helps(self.device.type))
-        self.precision: Precision = "bf16" if wanted else "fp32"
+        self.precision = fastest(self.device, config.precision)
         self.optimizer = make_optimizer(model, config)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.batches = self._batches()
@@ -350,7 +349,7 @@ class _Recovery:
         return (1.0 - self.config.distillation) * hard + self.config.distillation * soft
 
     def _evaluate(self) -> Evaluation:
-        return evaluate(self.model, self.validation, loss_fn=self.data.loss_fn, precision=self.precision)
+        return evaluate(self.model, self.validation, loss_fn=self.data.loss_fn)
 
 
 def distillation_loss(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:

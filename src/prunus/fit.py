@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,10 @@ from prunus.parallel import (
     summed,
 )
 from prunus.posteriors.base import Posterior
-from prunus.precision import autocast, to_device
+from prunus.precision import Precision, autocast, deciding, full_precision, to_device
 from prunus.progress import Bar, progress_bar
 from prunus.verify import call
 
-Precision = Literal["auto", "bf16", "fp32"]
 LossFunction = Callable[..., Tensor]
 
 
@@ -91,8 +90,8 @@ def fit(
         loss_fn: `loss_fn(outputs, targets)`; gradient criteria call it with `reduction="sum"`.
         num_data: number of training examples N in the bound.
         seed: seeds every draw; the global random state is put back.
-        precision: of the network's forward and backward pass; gates are always fp32. `auto` takes bf16 where the
-            hardware has it.
+        precision: of the network's forward and backward pass; gates are always fp32. `auto` is fp32 on every
+            processor: the scores decide what stays. `bf16` is faster where the hardware has it.
         progress: show a bar where there is a terminal.
 
     Raises:
@@ -108,7 +107,8 @@ def fit(
         raise DataError("data", "there are no batches", "pass a non-empty loader")
     devices = [model_device(model)] if model_device(model).type == "cuda" else []
     train_bn = isinstance(method, PosteriorMethod) and method.bn_mode == "train"
-    with torch.random.fork_rng(devices=devices), frozen(model, train_bn=train_bn):
+    precision = deciding(precision)
+    with torch.random.fork_rng(devices=devices), frozen(model, train_bn=train_bn), full_precision():
         torch.manual_seed(seed + 7919 * rank())
         if isinstance(method, GradientCriterion):
             scores = _accumulate(model, groups, method, batches, loss_fn, precision, progress)
@@ -159,7 +159,8 @@ def fit_with_weights(
     if not groups:
         raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
     devices = [model_device(model)] if model_device(model).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), only_trainable(model, weights), modes_kept(model):
+    precision = deciding(precision)
+    with torch.random.fork_rng(devices=devices), only_trainable(model, weights), modes_kept(model), full_precision():
         torch.manual_seed(seed + 7919 * rank())
         model.train()
         scores = _learn(model, groups, method, batches, loss_fn, num_data, precision, progress, weights)

@@ -15,11 +15,11 @@ from torch.nn.utils import parametrize
 
 from prunus.activations import QuantizedInput, quantized_inputs
 from prunus.apply import apply_
-from prunus.batchnorm import reestimate_batch_norm
+from prunus.batchnorm import reestimate_if_better
 from prunus.entry import entry
 from prunus.errors import ConfigError
 from prunus.filters import gated_filters, plan_of_filters
-from prunus.fit import BatchSource, LossFunction, Precision, check_loss, only_trainable, set_epoch
+from prunus.fit import BatchSource, LossFunction, check_loss, only_trainable, set_epoch
 from prunus.gate import Draws
 from prunus.graph.grouping import Graph
 from prunus.masks.layers import MaskedWeight, MaskSet, attach, bake_, layer_of
@@ -37,8 +37,15 @@ from prunus.masks.sampling import gumbel, largest
 from prunus.masks.units import MaskedUnits
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.modes import eval_mode, modes_kept
-from prunus.parallel import average_gradients_, average_over_ranks_, model_device, rank, running_statistics
-from prunus.precision import autocast, to_device
+from prunus.parallel import (
+    average_gradients_,
+    average_over_ranks_,
+    distributed,
+    model_device,
+    rank,
+    running_statistics,
+)
+from prunus.precision import Precision, autocast, deciding, full_precision, to_device, widened
 from prunus.progress import Bar, progress_bar
 from prunus.verify import call
 
@@ -124,7 +131,8 @@ def fit_masks(
         judge: data to compare drawn masks on (`best_of`) and to report losses; must not be the test data. Without it
             the training batches are used.
         seed: of logits and draws, which are the same on every rank, and of dropout.
-        precision: as for `fit`.
+        precision: as for `fit` while masks are drawn and compared; once they are fixed, `auto` takes bf16 where the
+            hardware is faster in it.
         progress: show a bar where there is a terminal.
 
     Raises:
@@ -162,7 +170,7 @@ def fit_masks(
         with quantized_inputs(work, inputs), attach(work, left) as attached:
             tuned = range(method.epochs, _epochs(method))
             if not tuned:
-                reestimate_batch_norm(work, batches)
+                reestimate_if_better(work, batches, lambda m: mean_loss(m, seen, loss_fn, precision))
             fixed = mean_loss(work, seen, loss_fn, precision)
             _train(work, attached, inputs, method, tuned, batches, loss_fn, precision, bar, drawing=False)
         bake_(work, left)
@@ -223,14 +231,16 @@ def _without_filters(
 
 
 def mean_loss(model: nn.Module, batches: BatchSource, loss_fn: LossFunction, precision: Precision = "auto") -> float:
-    """Mean of the batches' losses in eval mode, over all ranks' batches."""
+    """Mean of the batches' losses in eval mode, over all ranks' batches; summed in fp64, `auto` is fp32."""
     device = model_device(model)
-    total = torch.zeros((), device=device, dtype=torch.float32)
-    with eval_mode(model), torch.no_grad():
+    total = 0.0
+    with eval_mode(model), torch.no_grad(), full_precision():
         for x, y in batches:
-            with autocast(device, precision):
-                total += loss_fn(call(model, to_device(x, device)), y.to(device)).float()
-    mean = total / len(batches)
+            with autocast(device, deciding(precision)):
+                total += float(loss_fn(widened(call(model, to_device(x, device))), widened(y.to(device))))
+    if not distributed():
+        return total / len(batches)
+    mean = torch.tensor(total / len(batches), dtype=torch.float64, device=device)
     average_over_ranks_([mean])
     return float(mean)
 
@@ -261,7 +271,8 @@ def _train(
     if drawing:
         masks.schedule_(*method.schedule(0))
         history.append(_observed(masks, math.nan))
-    with only_trainable(model, trained), modes_kept(model):
+    precision = deciding(precision) if drawing else precision  # fixed masks decide nothing any more
+    with only_trainable(model, trained), modes_kept(model), full_precision() if drawing else nullcontext():
         model.train()
         for epoch in epochs:
             set_epoch(batches, epoch)

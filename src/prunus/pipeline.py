@@ -26,6 +26,7 @@ from prunus.graph.trace import trace
 from prunus.methods.base import Method, StagedMethod, WeightCriterion
 from prunus.methods.registry import resolve
 from prunus.plan import Plan
+from prunus.precision import lower
 from prunus.recursive import Stage, prune_in_stages
 from prunus.request import Request, check, remarks, requested
 from prunus.rounding import uneven
@@ -160,7 +161,7 @@ def _planned(
     few = first_batches(data, seed)  # type: ignore[arg-type]
     plans = [planned("global"), planned("measured")]
     losses = [masked_loss(model, groups, plan.kept, few, loss_fn) for plan in plans]  # type: ignore[arg-type]
-    return plans[losses[1] < losses[0]], scores
+    return plans[lower(losses[1], than=losses[0])], scores
 
 
 def _in_stages(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -49,19 +49,32 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 @contextmanager
-def full_products() -> Iterator[None]:
-    """Within the context fp32 products are not rounded to TF32 or bf16, whatever is set; then it is set as before."""
-    backends: list[Any] = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn]
+def full_precision() -> Iterator[None]:
+    """Within the context fp32 stays fp32: no autocast from outside, backward passes included, no TF32 or bf16 products.
+
+    What is set for products is of the whole process; it is put back afterwards.
+    """
+    on_cpu: Any = torch.backends.mkldnn
+    on_cuda: Any = torch.backends.cudnn
+    backends = [on_cpu.matmul, on_cpu.conv, on_cpu.rnn]
     if torch.cuda.is_available():
-        backends += [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+        backends += [torch.backends.cuda.matmul, on_cuda.conv, on_cuda.rnn]
     rounded = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in ("none", "ieee")]
     try:
         for backend, _ in rounded:
             backend.fp32_precision = "ieee"
-        yield
+        with ExitStack() as stack:
+            for kind in ("cpu", *_accelerators()):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
     finally:
         for backend, setting in rounded:
             backend.fp32_precision = setting
+
+
+def _accelerators() -> list[str]:
+    found = torch.accelerator.current_accelerator()
+    return [] if found is None else [found.type]
 
 
 def lower(loss: float, than: float) -> bool:

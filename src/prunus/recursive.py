@@ -21,7 +21,7 @@ from prunus.apply import apply_and_verify_
 from prunus.atomic import write_bytes
 from prunus.budget import select
 from prunus.errors import ArtifactError, ConfigError, DataError
-from prunus.fit import BatchSource, LossFunction, Precision, Scores, fit_with_weights
+from prunus.fit import BatchSource, LossFunction, Scores, fit_with_weights
 from prunus.fold import fold_
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
@@ -30,6 +30,7 @@ from prunus.methods.base import StagedMethod
 from prunus.parallel import rank
 from prunus.plan import Plan
 from prunus.posteriors.base import DecidingPosterior
+from prunus.precision import Precision
 from prunus.tune import tune_
 from prunus.verify import Verification
 

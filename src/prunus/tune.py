@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from prunus.entry import entry
-from prunus.fit import BatchSource, LossFunction, Precision, check_loss, only_trainable, set_epoch
+from prunus.fit import BatchSource, LossFunction, check_loss, only_trainable, set_epoch
 from prunus.modes import modes_kept
-from prunus.parallel import average_gradients_, average_over_ranks_, model_device, running_statistics
-from prunus.precision import autocast, to_device
+from prunus.parallel import average_gradients_, average_over_ranks_, model_device, rank, running_statistics
+from prunus.precision import Precision, autocast, deciding, full_precision, to_device
 from prunus.progress import progress_bar
 from prunus.verify import call
 
@@ -31,6 +31,9 @@ def tune_(
 ) -> None:
     """Train `weights` by Adam with a learning rate that falls linearly to zero; the model is changed.
 
+    The next stage decides by these weights, so `precision="auto"` is fp32 on every processor. Every rank draws its own
+    dropout.
+
     Raises:
         DataError: NaN or infinity in the loss, naming epoch and step.
     """
@@ -42,15 +45,16 @@ def tune_(
         torch.random.fork_rng(devices=devices),
         only_trainable(model, weights),
         modes_kept(model),
+        full_precision(),
         progress_bar("tuning", total, progress) as bar,
     ):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + 7919 * rank())
         model.train()
         for epoch in range(epochs):
             set_epoch(batches, epoch)
             for step, (x, y) in enumerate(batches):
                 inputs = to_device(x, device)
-                with autocast(device, precision):
+                with autocast(device, deciding(precision)):
                     loss = loss_fn(call(model, inputs), y.to(device))
                 check_loss(loss, inputs, f"tuning, epoch {epoch}, step {step}")
                 optimizer.zero_grad(set_to_none=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich import box, filesize
+from rich.markup import escape
 from rich.table import Table
 
 from prunus.cost import Cost, CostModel
@@ -14,7 +15,7 @@ from prunus.graph.grouping import Graph
 
 def prunability(graph: Graph) -> Table:
     """What can be pruned, what is locked, why."""
-    table = Table(title=f"{graph.model}: what may be removed", title_justify="left", pad_edge=False)
+    table = Table(title=f"{escape(graph.model)}: what may be removed", title_justify="left", pad_edge=False)
     for name, justify in (("group", "left"), ("units", "right"), ("MACs/unit", "right"), ("status", "left")):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     costs = CostModel(graph)
@@ -28,8 +29,8 @@ def prunability(graph: Graph) -> Table:
         elif group.locked is None:
             status = "[yellow]inexact[/yellow], if asked: a normalisation takes statistics across the units"
         else:
-            status = f"[yellow]locked[/yellow]: {group.locked}"
-        table.add_row(group.name, str(group.units), f"{per_unit:,}", status)
+            status = f"[yellow]locked[/yellow]: {escape(group.locked)}"
+        table.add_row(escape(group.name), str(group.units), f"{per_unit:,}", status)
     free = sum(g.units for g in graph.groups() if not g.inside_heads)
     total = sum(g.units for g in graph.channel_groups)
     table.caption = f"{free} of {total} units can go; {dense.macs:,} MACs, {dense.params:,} parameters"
@@ -39,7 +40,7 @@ def prunability(graph: Graph) -> Table:
 
 def masks_table(summary: Mapping[str, Any]) -> Table:
     """What each layer keeps inside its weight, in how many bytes, and how sure the masks are; fits 80 columns."""
-    table = Table(title=f"{summary['model']} on {summary['data']}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(f"{summary['model']} on {summary['data']}"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("layer", overflow="fold")
     for column in ("kept", "share", "stored", "confidence", "diversity", "flips"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -47,7 +48,7 @@ def masks_table(summary: Mapping[str, Any]) -> Table:
     for name, layer in layers.items():
         sure = [layer[key] for key in ("confidence", "diversity", "flips")]
         table.add_row(
-            name,
+            escape(name),
             f"{layer['kept']:,}",
             f"{100 * layer['kept'] / layer['weights']:.1f} %",
             filesize.decimal(layer["stored_bytes"]),
@@ -62,7 +63,9 @@ def masks_table(summary: Mapping[str, Any]) -> Table:
 def before_and_after(summary: Mapping[str, Any]) -> Table:
     """Accuracy, parameters, MACs and latency before and after, from a `compress` summary."""
     table = Table(
-        title=f"{summary['model']} on {summary['data']}: {summary['asked']}", title_justify="left", pad_edge=False
+        title=escape(f"{summary['model']} on {summary['data']}: {summary['asked']}"),
+        title_justify="left",
+        pad_edge=False,
     )
     for name in ("", "before", "after", "ratio"):
         table.add_column(name, justify="right" if name else "left")
@@ -84,7 +87,7 @@ def before_and_after(summary: Mapping[str, Any]) -> Table:
     for times in summary["speed"]["modes"]:
         label = f"latency, {times['mode']}, batch {summary['speed']['batch_size']}"
         if times["ratio"] is None:
-            table.add_row(label, "-", "-", f"not measured: {times['reason'][:60]}")
+            table.add_row(label, "-", "-", f"not measured: {escape(times['reason'][:60])}")
             continue
         ms = [f"{times[when]['median']:.3f} ms" for when in ("before", "after")]
         faster = 1 / times["ratio"]
