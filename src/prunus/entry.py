@@ -19,7 +19,6 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from prunus.errors import ConfigError, TraceError
@@ -148,6 +147,8 @@ def check_model(model: Any, *, meta: bool = False) -> None:
 
 
 def _without_values(tensor: Tensor) -> tuple[str, str] | None:
+    from torch._subclasses.fake_tensor import FakeTensor
+
     if is_lazy(tensor):
         return "it is lazy and has no shape yet", "run the model once on example inputs"
     if isinstance(tensor, FakeTensor):
