@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_leaves
 
 from prunus.errors import DataError
@@ -113,6 +112,8 @@ def as_module(program: torch.export.ExportedProgram) -> RewrittenModel:
 
 def _sizes(graph: fx.Graph) -> Sizes | None:
     """What sizes a captured graph takes, None if it does not say (an unpickled one)."""
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
     values = [n.meta.get("val") for n in graph.nodes if n.op == "placeholder"]
     if not any(isinstance(v, Tensor) for v in values):
         return None
