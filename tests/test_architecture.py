@@ -53,6 +53,7 @@ LAYERS = [
         "calibrate",
         "filters",
     ],
+    ["program"],
     ["checkpoint", "export", "export_int8", "pretrained", "report", "measure"],
     ["texts", "packing", "runfolder"],
     ["request"],

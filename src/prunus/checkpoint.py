@@ -4,7 +4,8 @@ artifact/
   manifest.json        format, versions, checksums, costs, metrics
   weights.safetensors  the smaller model's tensors under its own names
   plan.json            what was kept, and how each tensor was cut
-  program.pt2          the captured program: runs without any of the user's code (if the model can be captured)
+  program.json         the captured program as plain data: runs without any of the user's code (if there is one)
+  program.safetensors  tensors of the program that are no weights (if it has any)
   masks.safetensors    what is kept inside weights, as packed bits (only with patterns)
   README.md            the model card
 """
@@ -26,20 +27,21 @@ from torch import nn
 from prunus.atomic import StrPath, check_replaceable, real_path, refusing, write_folder
 from prunus.configuration import keep_configuration_true_
 from prunus.entry import entry
-from prunus.errors import ArtifactError, PruneError, TraceError, first_line
-from prunus.export import load_program, program_bytes
-from prunus.graph.capture import capture
+from prunus.errors import ArtifactError, ExportError, PruneError, TraceError, first_line
 from prunus.jsontext import strict_json
 from prunus.maskfile import LayerMask, packed_masks, read_masks
 from prunus.plan import Plan
+from prunus.program.files import GRAPH, program_files, read_program
 from prunus.rewrite import rewrite
 from prunus.rewritten import RewrittenModel
 from prunus.surgery import cut_
 from prunus.verify import proof_inputs
 from prunus.weightfile import load_weights_, unique_tensors
 
-FORMAT = 1
-WEIGHTS, PLAN, PROGRAM, CARD, MANIFEST = "weights.safetensors", "plan.json", "program.pt2", "README.md", "manifest.json"
+FORMAT = 2
+READABLE = (1, 2)
+"""Formats that can be read; the first kept its program in a file that runs code when it is loaded."""
+WEIGHTS, PLAN, CARD, MANIFEST = "weights.safetensors", "plan.json", "README.md", "manifest.json"
 MASKS = "masks.safetensors"
 
 
@@ -91,10 +93,10 @@ def check_place(directory: StrPath) -> None:
 
 
 def missing_program(model: nn.Module, example_inputs: Any, *, follow_branches: bool = False) -> str | None:
-    """Why an artifact of this model would have no program; None if it can be captured with a free batch size."""
+    """Why an artifact of this model would have no program; None if it can be captured and said in plain data."""
     try:
-        capture(model, example_inputs, dynamic_batch=True, follow_branches=follow_branches)
-    except TraceError as error:
+        program_files(model, example_inputs, follow_branches=follow_branches)
+    except (TraceError, ExportError) as error:
         return error.what
     return None
 
@@ -112,7 +114,7 @@ def artifact_files(
     missing = None
     try:
         inputs = proof_inputs(plan, example_inputs, model)[0]
-        files[PROGRAM] = program_bytes(model, inputs, follow_branches=plan.followed)
+        files |= program_files(model, inputs, follow_branches=plan.followed)
     except PruneError as error:
         missing = error.what
         warnings.warn(f"the artifact has no program and loads with its factory alone: {missing}", stacklevel=3)
@@ -154,10 +156,9 @@ def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | N
     folder = Path(directory)
     manifest = read_manifest(folder)
     if factory is None:
-        if PROGRAM not in manifest["sha256"]:
-            what = f"it was saved without a program: {manifest.get('no_program')}"
-            raise ArtifactError(str(folder), what, "pass the factory of the dense model: prunus.load(folder, factory)")
-        return load_program(folder / PROGRAM)
+        if GRAPH not in manifest["sha256"]:
+            raise _no_program(folder, manifest)
+        return read_program(folder, folder / WEIGHTS)
     plan = Plan.load(folder / PLAN)
     model = factory()
     try:
@@ -193,7 +194,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         digests = manifest["sha256"]
-        if manifest["format"] != FORMAT:
+        if manifest["format"] not in READABLE:
             raise ArtifactError(str(folder), f"unknown format {manifest['format']}", "install a newer prunus")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
@@ -211,6 +212,14 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
 def is_artifact(path: str | os.PathLike[str]) -> bool:
     """True if the path is a folder with a manifest."""
     return (Path(path) / MANIFEST).is_file()
+
+
+def _no_program(folder: Path, manifest: Mapping[str, Any]) -> ArtifactError:
+    fix = "pass the factory of the dense model: prunus.load(folder, factory)"
+    if manifest["format"] == 1 and "program.pt2" in manifest["sha256"]:
+        what = "it was saved by an older prunus, whose program.pt2 runs code of whoever made it when it is loaded"
+        return ArtifactError(str(folder), what, f"{fix}; or read program.pt2 with torch.export.load if you trust it")
+    return ArtifactError(str(folder), f"it was saved without a program: {manifest.get('no_program')}", fix)
 
 
 def _weights(model: nn.Module) -> bytes:

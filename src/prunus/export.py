@@ -18,11 +18,10 @@ from torch.export import Dim
 from prunus.arguments import as_arguments
 from prunus.atomic import StrPath, write_bytes
 from prunus.entry import entry
-from prunus.errors import ArtifactError, ExportError, MissingDependencyError, first_line
+from prunus.errors import ExportError, MissingDependencyError, first_line
 from prunus.graph.capture import at_least_two, capture
 from prunus.modes import eval_mode
 from prunus.plain_attention import plain_attention
-from prunus.rewritten import as_module
 from prunus.verify import flat_outputs, outputs
 
 TOLERANCE = 1e-3
@@ -31,6 +30,8 @@ TOLERANCE = 1e-3
 @entry()
 def export_program(model: nn.Module, example_inputs: Any, path: StrPath, *, follow_branches: bool = False) -> Path:
     """Write the model as a `.pt2` program with a free batch size; branches as for `trace`.
+
+    It is for other tools. Nothing here reads one: `torch.export.load` runs code of whoever made the file.
 
     Raises:
         TraceError: the model cannot be captured.
@@ -51,19 +52,6 @@ def program_bytes(model: nn.Module, example_inputs: Any, *, follow_branches: boo
             f"model {type(model).__name__}", what, "load the artifact with the model's factory"
         ) from error
     return file.getvalue()
-
-
-def load_program(path: StrPath) -> nn.Module:
-    """The module of a `.pt2` program, in eval mode; trainable, with the model's parameter names.
-
-    Raises:
-        ArtifactError: the file is missing or damaged.
-    """
-    try:
-        program = torch.export.load(path)
-    except Exception as error:
-        raise ArtifactError(str(path), f"the program cannot be read: {error}", "copy the artifact again") from error
-    return as_module(program).eval()
 
 
 @entry()

@@ -86,22 +86,28 @@ class RewrittenModel(fx.GraphModule):
         return self
 
     def write_mode_(self, mode: bool, norms_only: bool = False) -> None:
-        """Write the mode into the graph's batch norms and, unless `norms_only`, dropouts."""
-        changed = False
-        for node in self.graph.nodes:
-            index = TRAINING_ARGUMENT.get(operation(node)) if node.op == "call_function" else None
-            if index is not None and len(node.args) > index and node.args[index] != mode:
-                norm = operation(node).endswith("_norm")
-                if (norm and node.args[3] is None) or (norms_only and not norm):
-                    continue  # without running statistics a norm always takes the batch's
-                node.update_arg(index, mode)
-                changed = True
-        if changed:
-            self.recompile()
+        """Write the mode into the graph's batch norms and, unless `norms_only`, dropouts; in graphs of regions too."""
+        for module in self.modules():
+            if isinstance(module, fx.GraphModule):
+                _write_mode_(module, mode, norms_only)
 
     def eval(self) -> RewrittenModel:
         """Set evaluation mode."""
         return self.train(False)
+
+
+def _write_mode_(module: fx.GraphModule, mode: bool, norms_only: bool) -> None:
+    changed = False
+    for node in module.graph.nodes:
+        index = TRAINING_ARGUMENT.get(operation(node)) if node.op == "call_function" else None
+        if index is not None and len(node.args) > index and node.args[index] != mode:
+            norm = operation(node).endswith("_norm")
+            if (norm and node.args[3] is None) or (norms_only and not norm):
+                continue  # without running statistics a norm always takes the batch's
+            node.update_arg(index, mode)
+            changed = True
+    if changed:
+        module.recompile()
 
 
 def as_module(program: torch.export.ExportedProgram) -> RewrittenModel:
