@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunus.batches import as_batches
 from prunus.compress import compress
 from prunus.datasets import ArrayDataset, Batches, DataSource, next_tokens
 from prunus.errors import DataError
 from prunus.evaluate import evaluate
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.losses import cross_entropy, main_output
-from prunus.pipeline import count_examples
 
 
 def test_the_answer_is_found_in_what_models_return() -> None:
@@ -47,7 +47,7 @@ def test_ignored_positions_do_not_count() -> None:
     masked[:, 2:] = -100
     assert torch.allclose(cross_entropy(logits, masked), cross_entropy(logits[:, :2], labels[:, :2]))
     data = ArrayDataset(torch.zeros(3, 4, dtype=torch.int64), masked)
-    assert data.num_targets == count_examples(Batches(data, 2)) == 6
+    assert data.num_targets == as_batches(Batches(data, 2)).num_labels() == 6
     assert ArrayDataset(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)).num_targets == 3
 
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from prunus.arguments import as_arguments
+from prunus.batches import as_batches
 from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
 from prunus.graph.engine import operation
@@ -112,7 +113,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
 
     Args:
         model: any module; one without running statistics is returned as it is.
-        batches: (inputs, targets) pairs; inputs are a tensor, a tuple of arguments or a dict of keyword arguments.
+        batches: (inputs, targets), or another form that `as_batches` takes; targets are not used.
         num_batches: stop after as many; None takes all.
 
     Returns:
@@ -128,13 +129,9 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
         return model
     device = model_device(model)
     with eval_mode(model), torch.no_grad(), _Watch() as watch:
-        count = 0
-        for inputs, _ in itertools.islice(batches, num_batches):
-            count += 1
+        for inputs, _ in itertools.islice(as_batches(batches, model), num_batches):
             args, kwargs = as_arguments(to_device(inputs, device), model)
             model(*args, **kwargs)
-    if not count:
-        raise DataError("batches", "there are none", "give at least one batch")
     pooled = [(mean, variance, moments.over_ranks(device)) for mean, variance, moments in watch.found.values()]
     if not all(bool(torch.isfinite(m.mean).all() and torch.isfinite(m.squares).all()) for _, _, m in pooled):
         raise DataError("batch norm statistics", "NaN or infinity", "check the inputs and the weights for NaN")

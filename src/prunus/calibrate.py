@@ -16,18 +16,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from prunus.batches import as_batches, forward
 from prunus.budget import select
-from prunus.errors import ConfigError, DataError
+from prunus.errors import ConfigError
 from prunus.fit import LossFunction, check_loss
 from prunus.frozen import frozen
 from prunus.gate import GateSet, attach
 from prunus.graph.groups import ChannelGroup
+from prunus.losses import mean_of
 from prunus.parallel import distributed, model_device, summed
 from prunus.precision import ROUNDING, Precision, autocast, deciding, full_precision, to_device, widened
 from prunus.progress import progress_bar
-from prunus.verify import call
 
-Batch = tuple[Any, Tensor]
+Batch = tuple[Any, Any]
 SIZES = 6
 BATCHES = 4
 
@@ -113,7 +114,7 @@ def masked_loss(
         return _loss(model, gates, kept, batches, loss_fn, model_device(model), precision)
 
 
-def first_batches(data: Iterable[Batch], seed: int, count: int = BATCHES) -> list[Batch]:
+def first_batches(data: Iterable[Any], seed: int, count: int = BATCHES) -> list[Batch]:
     """The first `count` batches, the same for one seed whatever shuffles them; the random state is put back.
 
     Raises:
@@ -121,10 +122,9 @@ def first_batches(data: Iterable[Batch], seed: int, count: int = BATCHES) -> lis
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        few = list(itertools.islice(data, count))
-    if not few:
-        raise DataError("batches", "there are none", "give at least one batch")
-    return few
+        loader = as_batches(data)
+        loader.set_epoch(0)
+        return list(itertools.islice(loader, count))
 
 
 def _sizes(group: ChannelGroup, sizes: int) -> list[int]:
@@ -153,7 +153,7 @@ def _loss(
     for step, (x, y) in enumerate(batches):
         inputs = to_device(x, device)
         with autocast(device, deciding(precision)):
-            loss = loss_fn(widened(call(model, inputs)), widened(y.to(device)))
+            loss = mean_of(loss_fn)(widened(forward(model, inputs)), widened(to_device(y, device)))
         check_loss(loss, inputs, f"batch {step}")
         total += float(loss)
     if not distributed():

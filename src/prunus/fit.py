@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from prunus.arguments import tensors_in
+from prunus.batches import Loader, as_batches, examples_in, forward
 from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
 from prunus.frozen import frozen
 from prunus.gate import GateSet, attach, recompute_products
 from prunus.graph.groups import ChannelGroup
+from prunus.losses import mean_of, sum_of
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.modes import modes_kept
 from prunus.parallel import (
@@ -29,20 +31,15 @@ from prunus.parallel import (
 from prunus.posteriors.base import Posterior
 from prunus.precision import Precision, autocast, deciding, full_precision, to_device
 from prunus.progress import Bar, progress_bar
-from prunus.verify import call
 
 LossFunction = Callable[..., Tensor]
 
 
 class BatchSource(Protocol):
-    """Re-iterable batches of (inputs, targets) with a length."""
+    """Batches that can be looped over again and again, in any of the forms that `as_batches` takes."""
 
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         """The batches of one pass."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of batches in one pass."""
         ...
 
 
@@ -86,8 +83,8 @@ def fit(
         model: the trained network; frozen here, and unchanged afterwards (weights, buffers, flags, hooks).
         groups: prunable groups of its graph.
         method: a criterion on weights or gradients, or a method with a posterior.
-        batches: re-iterable (inputs, targets) with a length; unused by weight criteria.
-        loss_fn: `loss_fn(outputs, targets)`; gradient criteria call it with `reduction="sum"`.
+        batches: re-iterable (inputs, targets), or another form that `as_batches` takes; unused by weight criteria.
+        loss_fn: `loss_fn(outputs, targets)`, a mean; see `losses.sum_of` for gradient criteria, which want sums.
         num_data: number of training examples N in the bound.
         seed: seeds every draw; the global random state is put back.
         precision: of the network's forward and backward pass; gates are always fp32. `auto` is fp32 on every
@@ -103,7 +100,10 @@ def fit(
     if isinstance(method, WeightCriterion):
         values = {g.name: method.score(model, g, seed) for g in groups}
         return Scores(values, method=method.name, cost_exponent=method.cost_exponent)
-    if len(batches) == 0:
+    if num_data < 1:
+        raise ConfigError("num_data", f"{num_data} labels", "give the number of labels in the training data")
+    loader = as_batches(batches, model)
+    if len(loader) == 0:
         raise DataError("data", "there are no batches", "pass a non-empty loader")
     devices = [model_device(model)] if model_device(model).type == "cuda" else []
     train_bn = isinstance(method, PosteriorMethod) and method.bn_mode == "train"
@@ -111,10 +111,10 @@ def fit(
     with torch.random.fork_rng(devices=devices), frozen(model, train_bn=train_bn), full_precision():
         torch.manual_seed(seed + 7919 * rank())
         if isinstance(method, GradientCriterion):
-            scores = _accumulate(model, groups, method, batches, loss_fn, precision, progress)
+            scores = _accumulate(model, groups, method, loader, loss_fn, precision, progress)
             return replace(scores, cost_exponent=method.cost_exponent)
         if isinstance(method, PosteriorMethod):
-            scores = _learn(model, groups, method, batches, loss_fn, num_data, precision, progress)
+            scores = _learn(model, groups, method, loader, loss_fn, num_data, precision, progress)
             return replace(scores, cost_exponent=method.cost_exponent)
     raise TypeError(f"{type(method).__name__} is none of the three kinds of methods")
 
@@ -163,7 +163,8 @@ def fit_with_weights(
     with torch.random.fork_rng(devices=devices), only_trainable(model, weights), modes_kept(model), full_precision():
         torch.manual_seed(seed + 7919 * rank())
         model.train()
-        scores = _learn(model, groups, method, batches, loss_fn, num_data, precision, progress, weights)
+        loader = as_batches(batches, model)
+        scores = _learn(model, groups, method, loader, loss_fn, num_data, precision, progress, weights)
         average_over_ranks_(running_statistics(model))
     return replace(scores, cost_exponent=method.cost_exponent)
 
@@ -188,26 +189,26 @@ def _accumulate(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     method: GradientCriterion,
-    batches: BatchSource,
+    batches: Loader,
     loss_fn: LossFunction,
     precision: Precision,
     progress: bool,
 ) -> Scores:
     totals = {g.name: torch.zeros(g.units, dtype=torch.float32, device="cpu") for g in groups}
-    examples, device = 0, model_device(model)
+    examples, device, loss_of = 0, model_device(model), sum_of(loss_fn)
     with attach(model, groups) as gates, progress_bar(method.name, len(batches), progress) as bar:
         gates.probe()
         for step, (x, y) in enumerate(batches):
-            inputs, targets = to_device(x, device), y.to(device)
+            inputs, targets = to_device(x, device), to_device(y, device)
             with recompute_products(), autocast(device, precision):
-                loss = loss_fn(call(model, inputs), targets, reduction="sum")
+                loss = loss_of(forward(model, inputs), targets, examples_in(inputs))
             check_loss(loss, inputs, f"epoch 0, step {step}")
-            loss.backward()
+            backward(loss)
             for group in groups:
                 probe = gates.probes.get(group.name)
                 if probe is not None and probe.grad is not None:
                     totals[group.name] += method.contribution(probe.grad.float()).cpu()
-            examples += len(targets)
+            examples += examples_in(inputs)
             bar.advance()
     totals = {name: summed(total.to(device)).cpu() for name, total in totals.items()}
     examples = int(summed(torch.tensor(float(examples), device=device, dtype=torch.float32)))
@@ -218,7 +219,7 @@ def _learn(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     method: PosteriorMethod,
-    batches: BatchSource,
+    batches: Loader,
     loss_fn: LossFunction,
     num_data: int,
     precision: Precision,
@@ -245,7 +246,7 @@ def _learn_round(
     gates: GateSet,
     names: list[str] | None,
     method: PosteriorMethod,
-    batches: BatchSource,
+    batches: Loader,
     loss_fn: LossFunction,
     num_data: int,
     precision: Precision,
@@ -263,9 +264,9 @@ def _learn_round(
     history = []
     for epoch in range(passes):
         running = torch.zeros((), device=device, dtype=torch.float32)
-        set_epoch(batches, epoch)
+        batches.set_epoch(epoch)
         for step, (x, y) in enumerate(batches):
-            inputs, targets = to_device(x, device), y.to(device)
+            inputs, targets = to_device(x, device), to_device(y, device)
             progress = (epoch * len(batches) + step) / max(steps - 1, 1)
             for group in gates.groups:
                 method.anneal_(gates.posterior(group.name), progress)
@@ -275,7 +276,7 @@ def _learn_round(
             objective = loss + weight * gates.penalty(num_data, method.unit_weight) if weight else loss
             check_loss(objective, inputs, f"epoch {epoch}, step {step}")
             optimizer.zero_grad(set_to_none=True)
-            objective.backward()
+            backward(objective, loss)
             average_gradients_([*parameters, *weights])
             optimizer.step()
             running += loss.detach()
@@ -285,12 +286,13 @@ def _learn_round(
 
 
 def _sampled_loss(
-    model: nn.Module, inputs: Any, targets: Tensor, method: PosteriorMethod, loss_fn: LossFunction
+    model: nn.Module, inputs: Any, targets: Any, method: PosteriorMethod, loss_fn: LossFunction
 ) -> Tensor:
-    draws = [call(model, inputs) for _ in range(method.samples if method.estimator == "mc" else 1)]
+    loss_of = mean_of(loss_fn)
+    draws = [forward(model, inputs) for _ in range(method.samples if method.estimator == "mc" else 1)]
     if method.loss_reduction == "loss_of_mean":
-        return loss_fn(torch.stack(draws).mean(0), targets)
-    return torch.stack([loss_fn(out, targets) for out in draws]).mean()
+        return loss_of(torch.stack(draws).mean(0), targets)
+    return torch.stack([loss_of(out, targets) for out in draws]).mean()
 
 
 def check_loss(loss: Tensor, inputs: Any, where: str) -> None:
@@ -309,8 +311,13 @@ def check_loss(loss: Tensor, inputs: Any, where: str) -> None:
     )
 
 
-def set_epoch(batches: Iterable[Any], epoch: int) -> None:
-    """Tell batches that want to know it which pass begins."""
-    setter = getattr(batches, "set_epoch", None)
-    if setter is not None:
-        setter(epoch)
+def backward(objective: Tensor, loss: Tensor | None = None) -> None:
+    """Backward pass of an objective, in which the loss of the batch must play a part.
+
+    Raises:
+        DataError: the loss carries no gradient.
+    """
+    if not (objective if loss is None else loss).requires_grad:
+        fix = "compute it from the model's outputs with torch, without detach() or item(), and grad mode on"
+        raise DataError("loss_fn", "the loss carries no gradient, so nothing could be learned from it", fix)
+    objective.backward()

@@ -15,13 +15,15 @@ from torch.nn.utils import parametrize
 
 from prunus.activations import QuantizedInput, quantized_inputs
 from prunus.apply import apply_
+from prunus.batches import Loader, as_batches, forward
 from prunus.batchnorm import reestimate_if_better
 from prunus.entry import entry
 from prunus.errors import ConfigError
 from prunus.filters import gated_filters, plan_of_filters
-from prunus.fit import BatchSource, LossFunction, check_loss, only_trainable, set_epoch
+from prunus.fit import BatchSource, LossFunction, backward, check_loss, only_trainable
 from prunus.gate import Draws
 from prunus.graph.grouping import Graph
+from prunus.losses import mean_of
 from prunus.masks.layers import MaskedWeight, MaskSet, attach, bake_, layer_of
 from prunus.masks.metrics import (
     confidence,
@@ -47,7 +49,6 @@ from prunus.parallel import (
 )
 from prunus.precision import Precision, autocast, deciding, full_precision, to_device, widened
 from prunus.progress import Bar, progress_bar
-from prunus.verify import call
 
 INCLUSION_DRAWS = 50
 """Masks from which the result's inclusion probabilities are estimated."""
@@ -144,7 +145,8 @@ def fit_masks(
     work = copy.deepcopy(model)
     masks = method.masks(work, list(layers), seed)
     device = model_device(work)
-    seen = judge if judge is not None else batches
+    loader = as_batches(batches, work)
+    seen = as_batches(judge, work) if judge is not None else loader
     gates = _gates(work, masks, graph, method.draws)
     _, left = _without_filters(copy.deepcopy(work), masks, graph, seen)  # refused before training, if at all
     if len(left) < len(masks) and (method.bits or method.activation_bits):
@@ -154,14 +156,14 @@ def fit_masks(
         with torch.no_grad():
             for name, mask in masks.items():
                 layer_of(work, name).weight.mul_(math.sqrt(mask.layout.n / mask.layout.k))
-    steps = _epochs(method) * len(batches)
+    steps = _epochs(method) * len(loader)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), progress_bar("dpp", steps, progress) as bar:
         torch.manual_seed(seed + 7919 * rank())  # dropout differs between ranks, masks do not
         inputs = {n: QuantizedInput(method.activation_bits).to(device) for n in masks} if method.activation_bits else {}
         with quantized_inputs(work, inputs), attach(work, masks) as attached, gates:
             drawn = range(method.epochs)
-            history = _train(work, attached, inputs, method, drawn, batches, loss_fn, precision, bar, drawing=True)
+            history = _train(work, attached, inputs, method, drawn, loader, loss_fn, precision, bar, drawing=True)
             attached.mode_("mode")
             sampled = _sampled_loss(work, attached, seen, loss_fn, precision, method.best_of, seed)
             attached.settle_(sampled[1])
@@ -170,9 +172,9 @@ def fit_masks(
         with quantized_inputs(work, inputs), attach(work, left) as attached:
             tuned = range(method.epochs, _epochs(method))
             if not tuned:
-                reestimate_if_better(work, batches, lambda m: mean_loss(m, seen, loss_fn, precision))
+                reestimate_if_better(work, loader, lambda m: mean_loss(m, seen, loss_fn, precision))
             fixed = mean_loss(work, seen, loss_fn, precision)
-            _train(work, attached, inputs, method, tuned, batches, loss_fn, precision, bar, drawing=False)
+            _train(work, attached, inputs, method, tuned, loader, loss_fn, precision, bar, drawing=False)
         bake_(work, left)
     return Masked(
         model=work.eval(),
@@ -201,7 +203,7 @@ def _gates(
 
 
 def _without_filters(
-    model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | None, batches: BatchSource
+    model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | None, batches: Loader
 ) -> tuple[nn.Module, Mapping[str, MaskedWeight]]:
     """The network without what masks of filters leave out, and the masks that remain: all there is of each filter.
 
@@ -210,7 +212,7 @@ def _without_filters(
     units = {n: m for n, m in masks.items() if isinstance(m, MaskedUnits)}
     if not units or graph is None:
         return model, masks
-    first = next(iter(batches))[0]
+    first = batches.first()[0]
     examples = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[: graph.inputs[0][0][0]], first)
     small = apply_(model, plan_of_filters(graph, {n: m.fixed for n, m in units.items()}), examples)
     layers = dict(small.named_modules())
@@ -232,15 +234,16 @@ def _without_filters(
 
 def mean_loss(model: nn.Module, batches: BatchSource, loss_fn: LossFunction, precision: Precision = "auto") -> float:
     """Mean of the batches' losses in eval mode, over all ranks' batches; summed in fp64, `auto` is fp32."""
-    device = model_device(model)
+    device, loader, loss_of = model_device(model), as_batches(batches, model), mean_of(loss_fn)
     total = 0.0
     with eval_mode(model), torch.no_grad(), full_precision():
-        for x, y in batches:
+        for x, y in loader:
             with autocast(device, deciding(precision)):
-                total += float(loss_fn(widened(call(model, to_device(x, device))), widened(y.to(device))))
+                answer = widened(forward(model, to_device(x, device)))
+                total += float(loss_of(answer, widened(to_device(y, device))))
     if not distributed():
-        return total / len(batches)
-    mean = torch.tensor(total / len(batches), dtype=torch.float64, device=device)
+        return total / len(loader)
+    mean = torch.tensor(total / len(loader), dtype=torch.float64, device=device)
     average_over_ranks_([mean])
     return float(mean)
 
@@ -251,7 +254,7 @@ def _train(
     grids: Mapping[str, QuantizedInput],
     method: DynamicProbabilisticPruning,
     epochs: range,
-    batches: BatchSource,
+    batches: Loader,
     loss_fn: LossFunction,
     precision: Precision,
     bar: Bar,
@@ -275,7 +278,7 @@ def _train(
     with only_trainable(model, trained), modes_kept(model), full_precision() if drawing else nullcontext():
         model.train()
         for epoch in epochs:
-            set_epoch(batches, epoch)
+            batches.set_epoch(epoch)
             running = torch.zeros((), device=device, dtype=torch.float32)
             for step, (x, y) in enumerate(batches):
                 if drawing:
@@ -285,13 +288,13 @@ def _train(
                 inputs = to_device(x, device)
                 # Cached: a layer that is called twice has one mask in a step, not two.
                 with parametrize.cached(), autocast(device, precision):
-                    loss = loss_fn(call(model, inputs), y.to(device))
+                    loss = mean_of(loss_fn)(forward(model, inputs), to_device(y, device))
                 objective = loss
                 if drawing and method.entropy_weight:
                     objective = loss + method.entropy_weight * masks.entropy()
                 check_loss(objective, inputs, f"epoch {epoch}, step {step}")
                 optimizer.zero_grad(set_to_none=True)
-                objective.backward()
+                backward(objective, loss)
                 average_gradients_(trained)
                 optimizer.step()
                 running += loss.detach()
@@ -330,7 +333,7 @@ def _inclusion(mask: MaskedWeight, seed: int) -> Tensor:
 def _sampled_loss(
     model: nn.Module,
     masks: MaskSet,
-    judge: BatchSource,
+    judge: Loader,
     loss_fn: LossFunction,
     precision: Precision,
     best_of: int,

@@ -145,3 +145,12 @@ def summed(tensor: Tensor) -> Tensor:
     if distributed():
         torch.distributed.all_reduce(tensor)
     return tensor
+
+
+def gathered(tensor: Tensor) -> list[Tensor]:
+    """The tensor of every process, in the order of the ranks; of this one alone where there are no others."""
+    if not distributed():
+        return [tensor]
+    parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, tensor)
+    return parts

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.apply import apply_and_verify_
-from prunus.arguments import tensors_in
+from prunus.batches import Loader, as_batches
 from prunus.budget import Allocation, Budget, Scope, allocate, select
 from prunus.calibrate import first_batches, masked_loss, measured_scores
 from prunus.configuration import keep_configuration_true_
@@ -23,7 +23,8 @@ from prunus.fit import Scores, fit
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.graph.trace import trace
-from prunus.methods.base import Method, StagedMethod, WeightCriterion
+from prunus.losses import own_loss
+from prunus.methods.base import Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.methods.registry import resolve
 from prunus.plan import Plan
 from prunus.precision import lower
@@ -64,7 +65,7 @@ def prune(
     budget: str | Budget | None = None,
     pruning_ratio: float | None = None,
     kept_counts: Mapping[str, int] | None = None,
-    data: Iterable[tuple[Any, Tensor]] | None = None,
+    data: Iterable[Any] | None = None,
     loss_fn: Callable[..., Tensor] | None = None,
     ignored_layers: Sequence[Ignored] = (),
     head_dims: bool = False,
@@ -85,8 +86,10 @@ def prune(
         budget: such as `"macs<=50%"` or `"macs<=50%, params<=20%"`; or
         pruning_ratio: fraction of all units that goes; or
         kept_counts: units to keep, by group name; groups that are not named stay whole.
-        data: re-iterable of (inputs, targets) batches with a length; only methods that look at weights alone need none.
-        loss_fn: `loss_fn(outputs, targets)` -> mean loss; must take `reduction="sum"` for gradient criteria.
+        data: batches, to be looped over several times: (inputs, targets), (x1, x2, y) or dicts, see
+            `batches.as_batches`; only methods that look at weights alone need none.
+        loss_fn: `loss_fn(outputs, targets)` -> mean loss, a function or a module; gradient criteria ask for sums where
+            it has a `reduction`. None takes the loss that the model itself returns for batches that are dicts.
         ignored_layers: modules, module types or name globs whose output units stay.
         head_dims: also remove dimensions inside attention heads, the same number in each: of values, and of queries and
             keys (in pairs where rotary positions turn them). Few classes take keys and values of unequal widths: where
@@ -121,11 +124,12 @@ def prune(
     if staged and request.allocation.scope == "auto":
         request = replace(request, allocation=replace(request.allocation, scope="global"))
     check(request, graph, groups)
+    batches, loss = _learned_from(data, loss_fn, model, example_inputs)
     if isinstance(chosen, StagedMethod):
         return _in_stages(
-            model, example_inputs, graph, groups, chosen, data, loss_fn, request, seed, progress, checkpoint, resume
+            model, example_inputs, graph, groups, chosen, batches, loss, request, seed, progress, checkpoint, resume
         )
-    plan, scores = _planned(model, graph, groups, chosen, data, loss_fn, request, seed, progress)
+    plan, scores = _planned(model, graph, groups, chosen, batches, loss, request, seed, progress)
     smaller, verification = apply_and_verify_(copy.deepcopy(model), plan, example_inputs)
     keep_configuration_true_(smaller, plan)
     return Result(smaller, plan, scores, verification, graph)
@@ -136,7 +140,7 @@ def _planned(
     graph: Graph,
     groups: list[ChannelGroup],
     method: Method,
-    data: Iterable[tuple[Any, Tensor]] | None,
+    data: Loader | None,
     loss_fn: Callable[..., Tensor] | None,
     request: Request,
     seed: int,
@@ -170,7 +174,7 @@ def _in_stages(
     graph: Graph,
     groups: list[ChannelGroup],
     method: StagedMethod,
-    data: Iterable[tuple[Any, Tensor]] | None,
+    data: Loader | None,
     loss_fn: Callable[..., Tensor] | None,
     request: Request,
     seed: int,
@@ -179,8 +183,7 @@ def _in_stages(
     resume: bool,
 ) -> Result:
     """Counts from a first look at all groups at once if there is a budget, then stage after stage."""
-    _need_data(method, data, loss_fn)
-    batches: Any = data
+    batches, loss_fn = _needed(method, data, loss_fn)
     counts, asked = request.counts, "what the noise keeps" if request.counts is None else "counts by hand"
     notes: list[str] = []
     if request.budget is not None or request.ratio is not None:
@@ -199,8 +202,8 @@ def _in_stages(
         groups,
         method,
         batches,
-        loss_fn,  # type: ignore[arg-type]
-        num_data=count_examples(batches),
+        loss_fn,
+        num_data=batches.num_labels(),
         counts=counts,
         seed=seed,
         progress=progress,
@@ -232,9 +235,29 @@ def _in_stages(
     return Result(done.model, final, done.scores, done.verification, graph, done.stages)
 
 
-def _need_data(
-    method: Method, data: Iterable[tuple[Any, Tensor]] | None, loss_fn: Callable[..., Tensor] | None
-) -> None:
+def _learned_from(
+    data: Iterable[Any] | None, loss_fn: Callable[..., Tensor] | None, model: nn.Module, example_inputs: Any
+) -> tuple[Loader | None, Callable[..., Tensor] | None]:
+    """Batches in one form; without a loss function the model's own loss, where batches are dicts with labels."""
+    if loss_fn is not None and not callable(loss_fn):
+        raise ConfigError("loss_fn", f"a {type(loss_fn).__name__} can't be called", "give loss_fn(outputs, targets)")
+    if data is None:
+        return None, loss_fn
+    batches = as_batches(data, model, example_inputs, own_loss=loss_fn is None)
+    if loss_fn is None and batches.labelled():
+        return batches, own_loss
+    return batches, loss_fn
+
+
+def _needed(
+    method: Method, data: Loader | None, loss_fn: Callable[..., Tensor] | None
+) -> tuple[Loader, Callable[..., Tensor]]:
+    """The data and the loss that a method needs, after a look at the first batch.
+
+    Raises:
+        ConfigError: either is missing.
+        DataError: there is no batch, or one of no known form.
+    """
     if data is None or loss_fn is None:
         raise ConfigError(
             f"method {method.name!r}",
@@ -242,6 +265,9 @@ def _need_data(
             "pass data (batches of inputs and targets) and loss_fn, or use a weight criterion such as 'l1' and a scope "
             "that measures nothing",
         )
+    data.first()
+    data.warn_of_shared_data()
+    return data, loss_fn
 
 
 @entry()
@@ -249,7 +275,7 @@ def score(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     method: Method,
-    data: Iterable[tuple[Any, Tensor]] | None,
+    data: Iterable[Any] | None,
     loss_fn: Callable[..., Tensor] | None,
     *,
     seed: int = 0,
@@ -261,11 +287,10 @@ def score(
     Raises:
         ConfigError: the method or the measurement needs data and there are none.
     """
-    if measured or not isinstance(method, WeightCriterion):
-        _need_data(method, data, loss_fn)
-    batches: Any = data if data is not None else []
-    loss: Any = loss_fn if loss_fn is not None else nn.functional.cross_entropy
-    count = count_examples(batches)
+    if not measured and isinstance(method, WeightCriterion):
+        return fit(model, groups, method, [], nn.functional.cross_entropy, num_data=1, seed=seed, progress=progress)
+    batches, loss = _needed(method, None if data is None else as_batches(data, model), loss_fn)
+    count = batches.num_labels() if isinstance(method, PosteriorMethod) else 1
     found = fit(model, groups, method, batches, loss, num_data=count, seed=seed, progress=progress)
     if not measured:
         return found
@@ -326,16 +351,3 @@ def prunable_groups(
     names = matching(ignored_layers, model)
     groups = [g for g in graph.groups(inexact=inexact) if head_dims or not g.inside_heads]
     return [g for g in groups if not names & {s.tensor.rpartition(".")[0] for s in g.writers}]
-
-
-def count_examples(batches: Any) -> int:
-    """Number of labels behind the batches: of the dataset's examples, or of the positions it says are judged."""
-    dataset = getattr(batches, "dataset", None)
-    if dataset is not None:
-        return int(getattr(dataset, "num_targets", len(dataset)))
-    return sum(_batch_size(x) for x, _ in batches)
-
-
-def _batch_size(inputs: Any) -> int:
-    first = next((t for t in tensors_in(inputs) if t.dim()), None)
-    return 1 if first is None else first.shape[0]

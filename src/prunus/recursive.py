@@ -19,6 +19,7 @@ from torch.export.graph_signature import InputKind
 
 from prunus.apply import apply_and_verify_
 from prunus.atomic import write_bytes
+from prunus.batches import as_batches
 from prunus.budget import select
 from prunus.errors import ArtifactError, ConfigError, DataError
 from prunus.fit import BatchSource, LossFunction, Scores, fit_with_weights
@@ -109,7 +110,7 @@ def prune_in_stages(
         graph: its analysis.
         groups: the groups that may lose units.
         method: posterior, rule and schedule.
-        batches: re-iterable (inputs, targets) with a length.
+        batches: re-iterable (inputs, targets), or another form that `as_batches` takes.
         loss_fn: mean loss of a batch.
         num_data: number of training examples N in the bound.
         counts: units to keep by group; None lets the noise decide.
@@ -129,6 +130,7 @@ def prune_in_stages(
         raise ConfigError("groups", "there is nothing to prune", "graph.explain() says what is locked and why")
     if resume and checkpoint is None:
         raise ConfigError("resume=True", "no checkpoint to go on from", "pass checkpoint=PATH")
+    batches = as_batches(batches, model, example_inputs)
     ordered = _in_order(groups)
     plan_of_stages = [tuple(g.name for g in ordered)] if method.simultaneous else [(g.name,) for g in ordered]
     identity = repr((VERSION, graph.model, method, seed, plan_of_stages, None if counts is None else dict(counts)))

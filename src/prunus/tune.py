@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from prunus.batches import as_batches, forward
 from prunus.entry import entry
-from prunus.fit import BatchSource, LossFunction, check_loss, only_trainable, set_epoch
+from prunus.fit import BatchSource, LossFunction, backward, check_loss, only_trainable
+from prunus.losses import mean_of
 from prunus.modes import modes_kept
 from prunus.parallel import average_gradients_, average_over_ranks_, model_device, rank, running_statistics
 from prunus.precision import Precision, autocast, deciding, full_precision, to_device
 from prunus.progress import progress_bar
-from prunus.verify import call
 
 
 @entry()
@@ -37,7 +38,8 @@ def tune_(
     Raises:
         DataError: NaN or infinity in the loss, naming epoch and step.
     """
-    device, total = model_device(model), epochs * len(batches)
+    loader, loss_of = as_batches(batches, model), mean_of(loss_fn)
+    device, total = model_device(model), epochs * len(loader)
     optimizer = torch.optim.Adam(weights, lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
     devices = [device] if device.type == "cuda" else []
@@ -51,14 +53,14 @@ def tune_(
         torch.manual_seed(seed + 7919 * rank())
         model.train()
         for epoch in range(epochs):
-            set_epoch(batches, epoch)
-            for step, (x, y) in enumerate(batches):
+            loader.set_epoch(epoch)
+            for step, (x, y) in enumerate(loader):
                 inputs = to_device(x, device)
                 with autocast(device, deciding(precision)):
-                    loss = loss_fn(call(model, inputs), y.to(device))
+                    loss = loss_of(forward(model, inputs), to_device(y, device))
                 check_loss(loss, inputs, f"tuning, epoch {epoch}, step {step}")
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                backward(loss)
                 average_gradients_(weights)
                 optimizer.step()
                 schedule.step()
