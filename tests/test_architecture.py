@@ -15,6 +15,7 @@ LAYERS = [
     ["errors", "fields", "ranking", "submodules", "snapshot", "arguments"],
     [
         "addresses",
+        "copies",
         "exchange",
         "jsontext",
         "atomic",
@@ -36,6 +37,7 @@ LAYERS = [
         "cost",
         "planfile",
         "plan",
+        "stored_products",
         "posteriors",
         "quantize",
         "masks",

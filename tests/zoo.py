@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo_attention as attention
+import zoo_weights as weights
 from prunus import SelectInputs
 from zoo_nets import (
     Attention,
@@ -132,11 +133,6 @@ def conv1d_net() -> nn.Module:
 def conv3d_net() -> nn.Module:
     body = (nn.Conv3d(2, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(8, 6, 1), nn.ReLU())
     return seq(*body, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 3))
-
-
-def weight_norm_net() -> nn.Module:
-    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 10, 3, padding=1))
-    return Net(lambda m, x: m.head(F.relu(m.conv(m.stem(x)))), stem=seq(cbr(3, 6), cbr(6, 8)), conv=conv, head=head(10))
 
 
 def moved(function: Callable[[Tensor], Tensor], inputs: int = 8) -> Callable[[], nn.Module]:
@@ -271,7 +267,7 @@ ZOO: dict[str, Animal] = {
         image(), ("stem.0",), (), 8,
     ),
     "tied_linear": Animal(Tied, noise(6), ("first",), (), 12),
-    "tied_transposed": Animal(Autoencoder, noise(6), (), (("encoder", ""),), 0),
+    "tied_transposed": Animal(Autoencoder, noise(6), ("encoder",), (("encoder#2", "fixed size"),), 12),
     "channel_shuffle": Animal(
         lambda: seq(cbr(3, 8), ShuffleUnit(8), ShuffleUnit(8), cbr(8, 6), head(6)), image(), ("3.0",), (), None
     ),
@@ -299,11 +295,11 @@ ZOO: dict[str, Animal] = {
     ),
     "conv1d": Animal(conv1d_net, noise(4, 20), ("0", "4"), (), 18),
     "conv3d": Animal(conv3d_net, noise(2, 4, 4, 4), ("0", "4"), (), 14),
-    "functional_conv": Animal(FunctionalConv, image(), (), (("stem.0", "functional"),), 10),
+    "functional_conv": Animal(FunctionalConv, image(), ("stem.0", "kernel"), (), 18),
     "kernel_in_a_buffer": Animal(
-        lambda: FunctionalConv(False), image(), ("kernel",), (("stem.0", "functional"),), 10
+        lambda: FunctionalConv(False), image(), ("stem.0", "kernel"), (), 18
     ),
-    "functional_conv_in_a_block": Animal(FunctionalBlock, image(), ("pre.0",), (("inner.stem.0", "functional"),), 18),
+    "functional_conv_in_a_block": Animal(FunctionalBlock, image(), ("pre.0", "inner.stem.0"), (), 26),
     "conv_subclass_that_pads": Animal(
         lambda: seq(cbr(3, 8), SameConv(8, 10, 3), nn.ReLU(), head(10)), image(), ("0.0", "1"), (), 18
     ),
@@ -468,5 +464,51 @@ ZOO: dict[str, Animal] = {
     "heads_linear_attention": Animal(attention.LinearAttention, noise(5, 6), ("q.heads", "v", "up"), (), None, None),
     "lstm": Animal(lambda: Recurrent(nn.LSTM), noise(5, 6), ("fc",), (("embed", "lstm"),), 12),
     "gru": Animal(lambda: Recurrent(nn.GRU), noise(5, 6), ("fc",), (("embed", "gru"),), 12),
-    "weight_norm": Animal(weight_norm_net, image(), ("stem.0.0",), (), 6),
+    "cast_weights": Animal(
+        lambda: seq(weights.CastConv(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                    weights.CastLinear(32, 10), nn.ReLU(), weights.CastLinear(10, 3)),
+        image(), ("0", "4"), (), 18,
+    ),
+    "pointwise_as_linear": Animal(
+        lambda: seq(nn.Linear(6, 8), nn.ReLU(), weights.PointwiseAsLinear(8, 10, 1), nn.ReLU(), nn.Linear(10, 3)),
+        noise(5, 6), ("0", "2"), (), 18,
+    ),
+    "equalised_learning_rate": Animal(
+        lambda: seq(weights.Equalised(6, 8), nn.ReLU(), weights.Equalised(8, 10), nn.ReLU(), weights.Equalised(10, 3)),
+        noise(6), ("0", "2"), (), 18, True,
+    ),
+    "standardised_weights": Animal(
+        lambda: seq(cbr(3, 8), weights.Standardised(8, 10, 3, padding=1), nn.ReLU(), head(10)),
+        image(), ("1",), (("0.0", "mean over the units"),), 10,
+    ),
+    "low_rank_added": Animal(
+        lambda: seq(weights.LowRank(6, 8), nn.ReLU(), weights.LowRank(8, 10), nn.ReLU(), weights.LowRank(10, 3)),
+        noise(6), ("0", "2"), (), 18,
+    ),
+    "fused_from_pieces": Animal(weights.FusedPieces, noise(6), ("stem", "v"), (("q", "reads"),), None),
+    "pieces_of_one": Animal(weights.PiecesOfOne, noise(6), ("stem",), (), None),
+    "stored_matmul": Animal(weights.StoredMatmul, noise(6), ("stem", "first", "second"), (), 22),
+    "splines": Animal(weights.Splines, noise(6), ("stem", "base"), (), 18),
+    "read_twice": Animal(weights.ReadTwice, noise(6), ("stem", "mid"), (), 18),
+    "autocast_inside": Animal(weights.Autocast, image(), ("stem.0", "mid.0"), (), 14),
+    "torch_prune_masks": Animal(lambda: weights.layers(weights.masked), image(), ("0", "2", "6"), (), 24),
+    "parametrized_elementwise": Animal(lambda: weights.layers(weights.doubled), image(), ("0", "2", "6"), (), 24),
+    "weight_norm": Animal(lambda: weights.layers(weights.weight_norm), image(), ("0", "2", "6"), (), 24),
+    "weight_norm_by_hook": Animal(
+        lambda: weights.layers(weights.weight_norm_by_hook), image(), ("0", "2", "6"), (), 24
+    ),
+    "weight_norm_of_all": Animal(lambda: weights.layers(weights.one_norm), image(), ("0", "2", "6"), (), 24),
+    "weight_norm_along_inputs": Animal(lambda: weights.layers(weights.along_inputs), image(), ("0", "2", "6"), (), 24),
+    "weight_norm_vocoder": Animal(lambda: weights.vocoder(weights.weight_norm), noise(5, 6), ("0",), (), None),
+    "weight_norm_vocoder_by_hook": Animal(
+        lambda: weights.vocoder(weights.weight_norm_by_hook), noise(5, 6), ("0",), (), None
+    ),
+    "weight_norm_grouped": Animal(lambda: weights.grouped(weights.weight_norm), image(), ("0.0", "3.0"), (), 28),
+    "masks_grouped": Animal(lambda: weights.grouped(weights.masked), image(), ("0.0", "3.0"), (), 28),
+    "spectral_norm": Animal(
+        lambda: weights.layers(nn.utils.parametrizations.spectral_norm), image(), (), (("0", "permanent first"),), 0
+    ),
+    "spectral_norm_by_hook": Animal(
+        lambda: weights.layers(nn.utils.spectral_norm), image(), (), (("0", "permanent first"),), 0
+    ),
 }  # fmt: skip

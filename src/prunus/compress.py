@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import platform
@@ -18,6 +17,7 @@ from torch import nn
 from prunus.batchnorm import reestimate_if_better
 from prunus.budget import Allocation
 from prunus.checkpoint import artifact_files, missing_program
+from prunus.copies import copied
 from prunus.datasets import Batches, DataSource
 from prunus.entry import entry
 from prunus.errors import MissingDependencyError
@@ -155,7 +155,7 @@ def compress(
         if recovery is not None and recovery.batch_norm == "auto":
             recovery = replace(recovery, batch_norm="eval")
     if recovery is not None:
-        teacher = copy.deepcopy(model)
+        teacher = copied(model)
         finetune(smaller, data, recovery, teacher=teacher, progress=progress)
         judged["recovered"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
         say(f"recovered: {judged['recovered']}")

@@ -39,18 +39,19 @@ class CostModel:
     def __init__(self, graph: Graph) -> None:
         self.names = [g.name for g in graph.channel_groups]
         self.units = np.array([g.units for g in graph.channel_groups], np.int64)
-        self._tensors = list(graph.shapes)
+        shapes = {**graph.shapes, **graph.computed}
+        self._tensors = list(shapes)
         index = {name: i for i, name in enumerate(self._tensors)}
-        width = max((len(s) for s in graph.shapes.values()), default=1)
+        width = max((len(s) for s in shapes.values()), default=1)
         self._base = np.ones((len(self._tensors), max(width, 1)))
         self._slope = np.zeros((len(self._tensors), max(width, 1), len(self.names)))
-        for name, shape in graph.shapes.items():
+        for name, shape in shapes.items():
             self._base[index[name], : len(shape)] = shape
         self._whole = self._base.copy()
         lines: dict[tuple[int, int], list[tuple[int, npt.NDArray[np.int64]]]] = {}
         for number, group in enumerate(graph.channel_groups):
-            covered = {(s.tensor, s.dim) for s in group.slots}
-            for slot in group.slots:
+            covered = {(s.tensor, s.dim) for s in (*group.slots, *group.computed)}
+            for slot in (*group.slots, *group.computed):
                 dim, line = _counted_line(slot.plane, slot.dim, (slot.tensor, 0) in covered)
                 lines.setdefault((index[slot.tensor], dim), []).append((number, line))
         self._lines = lines

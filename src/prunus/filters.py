@@ -21,7 +21,7 @@ def sole_writers(graph: Graph) -> dict[str, str]:
     """Layers whose filters are the units of a prunable group that no other layer writes: layer -> group."""
     found = {}
     for group in graph.groups():
-        if len(group.writers) == 1:
+        if len(group.writers) == 1 and group.writers[0].tensor in graph.shapes:
             layer, _, attribute = group.writers[0].tensor.rpartition(".")
             if attribute == "weight" and sorted(group.writers[0].units_along_dim.tolist()) == list(range(group.units)):
                 found[layer] = group.name

@@ -6,7 +6,6 @@ Runs unchanged on one process or on those that `accelerate launch` or `torchrun`
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import time
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from prunus.copies import copied
 from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
@@ -208,7 +208,7 @@ def _runs_channels_last(model: nn.Module, data: DataSource, device: torch.device
     """False for models whose code needs contiguous activations, as a `view` after a convolution does."""
     if any(isinstance(m, fx.GraphModule) for m in model.modules()):
         return False
-    trial = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trial = copied(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs = data.example_inputs.to(device, memory_format=torch.channels_last)
     try:
         with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +16,7 @@ from prunus.activations import QuantizedInput, quantized_inputs
 from prunus.apply import apply_
 from prunus.batches import Loader, as_batches, forward
 from prunus.batchnorm import reestimate_if_better
+from prunus.copies import copied
 from prunus.entry import entry
 from prunus.errors import ConfigError
 from prunus.filters import gated_filters, plan_of_filters
@@ -142,13 +142,13 @@ def fit_masks(
     """
     if not layers:
         raise ConfigError("layers", "there is nothing to mask", "name linear or convolution layers")
-    work = copy.deepcopy(model)
+    work = copied(model)
     masks = method.masks(work, list(layers), seed)
     device = model_device(work)
     loader = as_batches(batches, work)
     seen = as_batches(judge, work) if judge is not None else loader
     gates = _gates(work, masks, graph, method.draws)
-    _, left = _without_filters(copy.deepcopy(work), masks, graph, seen)  # refused before training, if at all
+    _, left = _without_filters(copied(work), masks, graph, seen)  # refused before training, if at all
     if len(left) < len(masks) and (method.bits or method.activation_bits):
         found = "the model's code holds sizes, so its graph is rewritten, where no layer is left to put on a grid"
         raise ConfigError(type(model).__name__, found, "write flatten(1) for view(-1, ...), or leave bits away")

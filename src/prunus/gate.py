@@ -19,6 +19,7 @@ from prunus.entry import one_at_a_time
 from prunus.errors import ConfigError, DataError
 from prunus.graph.groups import ChannelGroup
 from prunus.posteriors.base import Posterior
+from prunus.stored_products import before_products
 
 Mode = Literal["sample", "mean", "probe", "fixed", "off"]
 Draws = Literal["example", "batch"]
@@ -178,7 +179,19 @@ def attach(
                 hooks.callback(target.register_forward_hook(site.after).remove)
             else:
                 hooks.callback(target.register_forward_pre_hook(site.before, with_kwargs=True).remove)
+        hooks.enter_context(before_products(model, _product_sites(gates, groups) if placement == "reader" else {}))
         yield gates
+
+
+def _product_sites(gates: GateSet, groups: Sequence[ChannelGroup]) -> dict[tuple[str, int], Callable[[Tensor], Tensor]]:
+    """Products that are no module's, and the gates that multiply their activation."""
+    found: dict[tuple[str, int], tuple[int, Members]] = {}
+    for group in groups:
+        for reader in group.readers:
+            if reader.product >= 0:
+                _, members = found.setdefault((reader.stored, reader.product), (reader.input_dim, []))
+                members.append((group, torch.from_numpy(reader.units)))
+    return {place: _Site(gates, place[0], dim, members).scale for place, (dim, members) in found.items()}
 
 
 @contextmanager
@@ -213,7 +226,7 @@ Sites = dict[tuple[str, int, bool], Members]
 def _reader_sites(groups: Sequence[ChannelGroup]) -> Sites:
     sites: Sites = {}
     for group in groups:
-        for reader in group.readers:
+        for reader in (r for r in group.readers if r.product < 0):
             place = (reader.module, reader.input_dim, reader.output)
             sites.setdefault(place, []).append((group, torch.from_numpy(reader.units)))
     return sites

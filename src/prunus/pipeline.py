@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from prunus.batches import Loader, as_batches
 from prunus.budget import Allocation, Budget, Scope, allocate, select
 from prunus.calibrate import first_batches, masked_loss, measured_scores
 from prunus.configuration import keep_configuration_true_
+from prunus.copies import copied
 from prunus.entry import entry
 from prunus.errors import ConfigError
 from prunus.fields import as_seed
@@ -130,7 +130,7 @@ def prune(
             model, example_inputs, graph, groups, chosen, batches, loss, request, seed, progress, checkpoint, resume
         )
     plan, scores = _planned(model, graph, groups, chosen, batches, loss, request, seed, progress)
-    smaller, verification = apply_and_verify_(copy.deepcopy(model), plan, example_inputs)
+    smaller, verification = apply_and_verify_(copied(model), plan, example_inputs)
     keep_configuration_true_(smaller, plan)
     return Result(smaller, plan, scores, verification, graph)
 

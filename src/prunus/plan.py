@@ -17,7 +17,7 @@ from prunus.cost import Cost, CostModel
 from prunus.decoding import Malformed
 from prunus.errors import PlanError
 from prunus.graph.grouping import Graph
-from prunus.graph.groups import ChannelGroup, Slot
+from prunus.graph.groups import ChannelGroup, Norm, Slot
 
 UNDECIDED = (0.05, 0.95)
 FOLLOWED = "branches on data go the way of the example inputs; other ways were not analysed and may not run"
@@ -66,6 +66,10 @@ class TensorEdit:
     keep: Mapping[int, tuple[int, ...]]
     columns: tuple[tuple[int, ...], ...] | None = None
 
+    def only(self, dim: int) -> bool:
+        """True if nothing is cut along another dimension than `dim`."""
+        return self.columns is None and set(self.keep) <= {dim}
+
 
 @dataclass(frozen=True)
 class MaskedInput:
@@ -73,7 +77,9 @@ class MaskedInput:
 
     With `output` they are positions of the module's output, among those `of` one side of a product of activations
     that sums over them (queries or keys; none if a norm takes their length); `axis` is the dimension of the module's
-    weight that writes them.
+    weight that writes them. With
+    `product` they are those of an activation in a product that is no module's: the how many-th, in a forward pass, with
+    something made of the tensor `stored`.
     """
 
     module: str
@@ -83,6 +89,8 @@ class MaskedInput:
     output: bool = False
     of: tuple[int, ...] = ()
     axis: int = 0
+    product: int = -1
+    stored: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,7 @@ class Plan:
         notes: remarks for its reader.
         followed: branches on data went the way of the example inputs, on which alone it can be proven.
         patterns: patterns inside weights; they set zeros and remove nothing.
+        norms: weight norms that lose inputs: their lengths change so that what stays of the weight is as it was.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -150,6 +159,7 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
     followed: bool = False
     patterns: tuple[WeightPattern, ...] = ()
+    norms: tuple[Norm, ...] = ()
 
     @classmethod
     def from_kept(
@@ -198,9 +208,10 @@ class Plan:
                     group.inside_heads,
                 )
             )
+        tensors = _edits(graph, decided)
         return cls(
             groups=tuple(groups),
-            tensors=_edits(graph, decided),
+            tensors=tensors,
             masked=_masked(graph, decided),
             before=dense,
             after=costs.of(decided),
@@ -211,6 +222,7 @@ class Plan:
             exact=all(graph.group(n).exact for n in decided),
             notes=(*notes, *((FOLLOWED,) if graph.followed else ())),
             followed=graph.followed,
+            norms=tuple(n for n in graph.norms if n.tensor in tensors and not tensors[n.tensor].only(n.dim)),
         )
 
     @property
@@ -356,20 +368,23 @@ def _edit(shape: tuple[int, ...], hits: Sequence[tuple[Slot, Any]]) -> TensorEdi
 
 
 def _masked(graph: Graph, kept: Mapping[str, Any]) -> tuple[MaskedInput, ...]:
-    removed: dict[tuple[str, int, int, bool, int, bool], Any] = {}
-    within: dict[tuple[str, int, int, bool, int, bool], Any] = {}
+    removed: dict[tuple[str, int, int, bool, int, bool, int, str], Any] = {}
+    within: dict[tuple[str, int, int, bool, int, bool, int, str], Any] = {}
     for name, units in kept.items():
         group: ChannelGroup = graph.group(name)
         gone = np.ones(group.units, bool)
         gone[units] = False
         for reader in group.readers:
             axis = reader.axis if reader.output else 0
-            key = (reader.module, reader.input_dim, len(reader.units), reader.output, axis, reader.length)
+            product = (reader.product, reader.stored)
+            key = (reader.module, reader.input_dim, len(reader.units), reader.output, axis, reader.length, *product)
             hit = np.where(reader.units >= 0, gone[reader.units], False)
             removed[key] = removed.get(key, False) | hit
             within[key] = within.get(key, False) | (reader.units >= 0)
     return tuple(
-        MaskedInput(*key[:3], _places(hit), key[3], _places(within[key]) if key[3] and not key[5] else (), key[4])
+        MaskedInput(
+            *key[:3], _places(hit), key[3], _places(within[key]) if key[3] and not key[5] else (), key[4], *key[6:]
+        )
         for key, hit in removed.items()
     )
 

@@ -61,6 +61,11 @@ def _check(plan: Any) -> None:
         if not -8 <= entry.dim < 8 or not 0 <= entry.axis < 8:
             raise Malformed(f"{where}: no tensor has a dimension {entry.dim} or {entry.axis}")
         _positions(entry.of, entry.size, where)
+        if entry.product < -1:
+            raise Malformed(f"{where}: product {entry.product} is none")
+    for norm in plan.norms:
+        if norm.tensor not in plan.tensors or not -1 <= norm.dim < len(plan.tensors[norm.tensor].shape):
+            raise Malformed(f"the norm of {norm.tensor!r} along {norm.dim} is none of the plan's tensors")
     for cost in (plan.before, plan.after):
         _check_cost(cost)
     for entry in plan.inputs:

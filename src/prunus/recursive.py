@@ -5,7 +5,6 @@ With `simultaneous` there is one stage for all groups. A checkpoint is written a
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -21,11 +20,12 @@ from prunus.apply import apply_and_verify_
 from prunus.atomic import write_bytes
 from prunus.batches import as_batches
 from prunus.budget import select
+from prunus.copies import copied
 from prunus.errors import ArtifactError, ConfigError, DataError
 from prunus.fit import BatchSource, LossFunction, Scores, fit_with_weights
 from prunus.fold import fold_
 from prunus.graph.grouping import Graph
-from prunus.graph.groups import ChannelGroup
+from prunus.graph.groups import ChannelGroup, Slot
 from prunus.graph.trace import trace
 from prunus.methods.base import StagedMethod
 from prunus.parallel import rank
@@ -136,7 +136,7 @@ def prune_in_stages(
     identity = repr((VERSION, graph.model, method, seed, plan_of_stages, None if counts is None else dict(counts)))
     path = None if checkpoint is None else Path(checkpoint)
     state = _load(path, identity) if resume and path is not None and path.exists() else _State({}, [], {}, 0.0)
-    current, verification = copy.deepcopy(model), None
+    current, verification = copied(model), None
     if state.stages:
         current, verification = apply_and_verify_(current, Plan.from_kept(graph, state.kept), example_inputs)
         current.load_state_dict(state.weights)
@@ -248,9 +248,14 @@ def trainable_from(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup
     if which == "none":
         return []
     first = _first_use(graph)
-    start = 0 if which == "all" else min(first[s.tensor] for g in groups for s in g.writers)
+    start = 0 if which == "all" else min(first[s.tensor] for g in groups for s in _written(g, first))
     named = dict(model.named_parameters())
     return [p for n, p in named.items() if p.requires_grad and first.get(n, -1) >= start]
+
+
+def _written(group: ChannelGroup, first: dict[str, int]) -> Sequence[Slot]:
+    """The stored tensors that write a group; where a layer computes its weight, all that hold the units."""
+    return group.slots if any(s.tensor not in first for s in group.writers) else group.writers
 
 
 def _first_use(graph: Graph) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch import nn
 from prunus.activations import quantized_inputs
 from prunus.atomic import staging
 from prunus.checkpoint import artifact_files
+from prunus.copies import copied
 from prunus.datasets import Batches, DataSource, each
 from prunus.entry import entry
 from prunus.errors import ConfigError, MissingDependencyError
@@ -202,7 +202,7 @@ def _speed(
     model: nn.Module, small: nn.Module, masks: Mapping[str, LayerMask], data: DataSource, say: Say
 ) -> dict[str, Any]:
     """Time of the network with condensed layers, where they are faster, beside the dense one's."""
-    fast = copy.deepcopy(small)
+    fast = copied(small)
     ratios = condense_where_faster_(fast, masks, data.example_inputs) if masks else {}
     compared = compare(model, fast, data.example_inputs, modes=("eager",))
     (times,) = compared.modes

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import PlanError
+from prunus.graph.groups import Norm
 from prunus.plan import Plan, TensorEdit
+from prunus.reparametrised import layers_of, recompute_weights_
 from prunus.submodules import is_conv1d
 
 
@@ -44,13 +46,16 @@ def cut_(model: nn.Module, plan: Plan) -> Undo:
     check_fits(model, plan)
     places = _places(model)
     new = {n: _replacement(_held(places[n][0]), edit) for n, edit in plan.tensors.items()}
+    for norm in plan.norms:
+        new[norm.scale] = _lengthened(_held(places[norm.tensor][0]), new, norm, _held(places[norm.scale][0]), plan)
     steps: list[Callable[[], None]] = []
     touched: dict[nn.Module, None] = {}
     for name, tensor in new.items():
         for owner, attribute in places[name]:
             steps.append(_assign(owner, attribute, tensor))
             touched[owner] = None
-    for owner in touched:
+    for owner in layers_of(model, list(touched)):
+        steps += recompute_weights_(owner)
         steps += _set_sizes(owner)
     steps += _set_heads(model, plan)
     return Undo(tuple(steps))
@@ -101,6 +106,20 @@ def edited(old: Tensor, edit: TensorEdit) -> Tensor:
         index = torch.tensor(columns, device=old.device)
         kept = kept.gather(1, index.reshape(*index.shape, *([1] * (kept.dim() - 2))).expand(-1, -1, *kept.shape[2:]))
     return kept.contiguous(memory_format=_memory_format(old))
+
+
+def _lengthened(old: Tensor, new: dict[str, Tensor], norm: Norm, length: Tensor, plan: Plan) -> Tensor:
+    """The lengths of a weight norm with which what stays of the weight is what it was."""
+    kept = plan.tensors[norm.tensor].keep.get(norm.dim, range(old.shape[norm.dim]))
+    before = old.detach().double()
+    if norm.dim >= 0:
+        before = before.index_select(norm.dim, torch.tensor(list(kept), device=old.device))
+    others = [d for d in range(old.dim()) if d != norm.dim]
+    after = new[norm.tensor].detach().double()
+    ratio = torch.linalg.vector_norm(after, dim=others) / torch.linalg.vector_norm(before, dim=others)
+    stays = new.get(norm.scale, length)
+    scaled = (stays.detach().double() * ratio.reshape(stays.shape)).to(stays.dtype)
+    return nn.Parameter(scaled, length.requires_grad) if isinstance(length, nn.Parameter) else scaled
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

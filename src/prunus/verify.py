@@ -16,6 +16,7 @@ from prunus.entry import one_at_a_time
 from prunus.errors import DataError
 from prunus.modes import eval_mode
 from prunus.plan import Plan
+from prunus.stored_products import before_products
 from prunus.submodules import is_conv1d
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -53,9 +54,13 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
     Other threads wait meanwhile.
     """
     with one_at_a_time(), ExitStack() as hooks:
+        places: dict[tuple[str, int], list[tuple[Tensor, int]]] = {}
         for entry in plan.masked:
             keep = torch.ones(entry.size, device="cpu")
             keep[list(entry.removed)] = 0
+            if entry.product >= 0:
+                places.setdefault((entry.stored, entry.product), []).append((keep, entry.dim))
+                continue
             module = model.get_submodule(entry.module)
             if entry.output:
                 handle = module.register_forward_hook(_output_mask_hook(keep, entry.dim))
@@ -63,6 +68,7 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
                 mask = _mask_hook(keep, entry.dim, entry.module)
                 handle = module.register_forward_pre_hook(mask, with_kwargs=True)
             hooks.callback(handle.remove)
+        hooks.enter_context(before_products(model, {place: _all_masked(masks) for place, masks in places.items()}))
         yield
 
 
@@ -75,6 +81,15 @@ def _mask_hook(keep: Tensor, dim: int, name: str) -> Callable[..., Any]:
 
 def _output_mask_hook(keep: Tensor, dim: int) -> Callable[..., Any]:
     return lambda _, args, output: _masked(output, keep, dim)
+
+
+def _all_masked(masks: Sequence[tuple[Tensor, int]]) -> Callable[[Tensor], Tensor]:
+    def change(x: Tensor) -> Tensor:
+        for keep, dim in masks:
+            x = _masked(x, keep, dim)
+        return x
+
+    return change
 
 
 def _masked(x: Tensor, keep: Tensor, dim: int) -> Tensor:

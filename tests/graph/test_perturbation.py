@@ -29,6 +29,8 @@ SUBJECTS = [
     "pixel_shuffle", "pixel_unshuffle", "concat_with_input", "two_inputs", "keyword_inputs", "conv1d", "conv3d",
     "shared_norm", "norm_after_flatten", "layer_scale", "siamese", "temporal_shift",
     "space_to_depth", "flipped_channels", "concat_with_its_negative", "linear_on_channels_last",
+    "weight_norm", "weight_norm_by_hook", "weight_norm_vocoder", "torch_prune_masks",
+    "cast_weights", "standardised_weights",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from prunus.graph.groups import Norm
 from prunus.graph.labels import Labels, Value, align, owned, varying_dims
 
 Result = Value | list[Value]
@@ -56,7 +57,9 @@ class Call:
 
     A stored selection of inputs is a call too, with no positions: it produces units and multiplies nothing. `over`
     holds the planes of labels that lie along the positions to which the weight is applied; what is contracted is
-    dimension `axis` of the weight; `in_rows` says that it came with whole rows over it.
+    dimension `axis` of the weight; `in_rows` says that it came with whole rows over it. `at_input`: what is contracted
+    is the input of the module that made the call; else `product` says which call it is: the how many-th product of an
+    activation with something made of this stored tensor.
     """
 
     node: fx.Node
@@ -70,6 +73,8 @@ class Call:
     over: tuple[Tensor, ...] = ()
     axis: int = 1
     in_rows: bool = False
+    at_input: bool = True
+    product: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,19 @@ class Summed:
     length: bool = False
 
 
+@dataclass(frozen=True)
+class Lies:
+    """A dimension of a stored tensor that lies along dimension `at` of a weight computed from it.
+
+    `whole`: position by position; else it is a part of it, or repeats.
+    """
+
+    tensor: str
+    dim: int
+    at: int
+    whole: bool
+
+
 @dataclass
 class Engine:
     """What the rules read and write while the graph runs on labels."""
@@ -99,6 +117,11 @@ class Engine:
     grids: list[tuple[Tensor, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     summed: list[Summed] = field(default_factory=list)
+    computed: dict[str, tuple[Lies, ...]] = field(default_factory=dict)
+    buffers: set[str] = field(default_factory=set)
+    norms: list[Norm] = field(default_factory=list)
+    products: dict[fx.Node, tuple[str, int]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     batch: int = 1
     row_labels: list[Tensor] = field(default_factory=list)
     batched_rows: list[Tensor] = field(default_factory=list)
@@ -125,14 +148,15 @@ class Engine:
 
     def parameter_plane(self, value: Value, dim: int) -> Tensor | None:
         """1-D labels of a value along `dim`, or None if its size there is fixed."""
-        planes = value.varying(dim)
-        if not planes:
-            return None
-        others = [d for d in range(value.ndim) if d != dim % value.ndim]
-        lines = [self.labels.tie(p, others).reshape(-1) for p in planes]
+        lines = self.lines(value, dim)
         for other in lines[1:]:
             self.labels.unite(lines[0], other)
-        return lines[0]
+        return lines[0] if lines else None
+
+    def lines(self, value: Value, dim: int) -> list[Tensor]:
+        """1-D labels of each of a value's planes along `dim`."""
+        others = [d for d in range(value.ndim) if d != dim % value.ndim]
+        return [self.labels.tie(p, others).reshape(-1) for p in value.varying(dim)]
 
     def merge(self, operands: Sequence[Value], shape: Sequence[int], node: fx.Node) -> list[Tensor]:
         """Planes of an element-wise combination: planes that share a dimension are united, fixed sizes lock."""
@@ -309,7 +333,7 @@ def operation(node: fx.Node) -> str:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return operation_name(target._schema.name)
-    return operation_name(target.__name__ if not isinstance(target, str) else target)
+    return operation_name(target if isinstance(target, str) else getattr(target, "__name__", str(target)))
 
 
 def operation_name(schema: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from prunus.graph.engine import Call, Engine, Result, meta_shape, operation, source_line
-from prunus.graph.groups import ChannelGroup, Contraction, IntArray, Reader, Slot
+from prunus.graph.groups import ChannelGroup, Contraction, IntArray, Norm, Reader, Slot
 from prunus.graph.labels import varying_dims
 from prunus.graph.rows import equal_rows, filled_rows, tie_unlike_slices, unshared_rows
 from prunus.graph.summed import Site, gated_before, sites_of
+from prunus.graph.writers import judged_by, with_computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class Graph:
         values: labels of every node's result.
         adopted: labels of positions that lie in a whole row, and the labels of those rows.
         followed: branches on data went the way of the example inputs.
+        computed: shapes of the weights that are computed from stored tensors, under names of their own.
+        norms: weights that are directions and lengths (weight norm).
     """
 
     program: ExportedProgram
@@ -50,6 +53,8 @@ class Graph:
     values: dict[fx.Node, Result] = field(repr=False)
     adopted: tuple[tuple[IntArray, IntArray], ...] = field(default=(), repr=False)
     followed: bool = False
+    computed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    norms: tuple[Norm, ...] = ()
 
     def groups(self, *, locked: bool = False, inexact: bool = False) -> tuple[ChannelGroup, ...]:
         """The prunable groups in data-flow order; with `locked`, all; with `inexact`, inexact ones too."""
@@ -101,8 +106,12 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     members = _families(tensors, writer, reasons, inexact, rows, len(roots))
     rows = filled_rows(members, rows, engine, roots, reasons)
     readers = [*_calls_by_root(engine, roots, model, sites.found), *map(_Reading.behind, sites.found)]
+    made = [(name, plane) for name, plane in tensors if name in engine.computed]
+    tensors = [(name, plane) for name, plane in tensors if name not in engine.computed]
     whole = frozenset(_roots_of(engine.batched_rows, roots).tolist())
-    groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, whole)
+    judged = judged_by(engine, model)
+    groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, whole, judged)
+    groups = with_computed(groups, labels, made, judged)
     named = [*model.named_parameters(), *model.named_buffers()]
     return Graph(
         program=program,
@@ -117,6 +126,8 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
         roots=roots,
         values=engine.values,
         adopted=tuple(engine.adopted),
+        computed={name: engine.parameters[name].shape for name in engine.computed},
+        norms=tuple(dict.fromkeys(engine.norms)),
     )
 
 
@@ -180,19 +191,26 @@ def _constraints(
         reasons.setdefault(root, why)
     inexact = {r for lock in engine.inexact for r in np.unique(roots[lock.labels.numpy()]).tolist()}
     for call in engine.calls:
-        layer = model.get_submodule(call.module)
-        if (
-            call.inputs is not None
-            and not call.depthwise
-            and not isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
-            and not (call.weight == f"{call.module}.weight" and _is_called(layer))
-        ):
+        if call.inputs is not None and not call.depthwise and not _gated_at_input(call, model) and _hidden(call, model):
             for root in np.unique(roots[call.inputs.numpy()]).tolist():
                 reasons.setdefault(root, f"read by a functional call, not by a layer ({source_line(call.node)})")
     for root in unshared_rows(engine, roots):
         reasons.setdefault(root, "its positions are those of a layer that knows nothing of whole rows")
     rows = equal_rows(engine, roots, reasons)
     return reasons, inexact, rows
+
+
+def _gated_at_input(call: Call, model: nn.Module) -> bool:
+    """True if what is contracted is the input of a module that is a layer: gates stand there."""
+    layer = model.get_submodule(call.module)
+    known = isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
+    return call.at_input and (known or (call.weight == f"{call.module}.weight" and _is_called(layer)))
+
+
+def _hidden(call: Call, model: nn.Module) -> bool:
+    """True if the product is one that Python code does not make: inside one of torch's own layers."""
+    layer = type(model.get_submodule(call.module))
+    return call.product is None or layer.__module__.startswith("torch.nn.modules.")
 
 
 def _is_called(layer: nn.Module) -> bool:
@@ -246,6 +264,7 @@ class _Reading:
     roots: IntArray
     output: bool = False
     length: bool = False
+    product: tuple[str, int] | None = None
 
     @classmethod
     def behind(cls, site: Site) -> _Reading:
@@ -266,10 +285,11 @@ def _calls_by_root(engine: Engine, roots: IntArray, model: nn.Module, sites: lis
             continue
         position = 1 if operation(call.node) == "addmm" else 0
         before = gated_before(engine, model, roots, sites, call.node.args[position])
+        product = None if _gated_at_input(call, model) else call.product
         for line in (*columns, *rows):
             read = roots[line.numpy()]
             read = np.where(np.isin(read, list(before)), -1, read) if before else read
-            found.append(_Reading(call.module, call.input_dim, call.weight, call.axis, read))
+            found.append(_Reading(call.module, call.input_dim, call.weight, call.axis, read, product=product))
     return found
 
 
@@ -283,6 +303,7 @@ def _make_groups(
     rows: dict[int, tuple[int, int]],
     inputs: Sequence[_Reading],
     whole: frozenset[int],
+    judged: Mapping[str, Set[tuple[str, int]]],
 ) -> tuple[tuple[ChannelGroup, ...], dict[int, tuple[int, int]]]:
     """Name the families and collect their slots, writers and readers."""
     size = len(writer)
@@ -295,27 +316,30 @@ def _make_groups(
         for number in np.unique(owners[owners >= 0]).tolist():
             slots[number].append(Slot(name, np.where(owners == number, index_of[plane], -1)))
     readers: list[list[Reader]] = [[] for _ in families]
-    seen: set[tuple[int, str, bool, bool]] = set()
+    seen: set[tuple[object, ...]] = set()
     for reading in inputs:
         owners = np.where(reading.roots >= 0, family_of[reading.roots], -1)
         for number in np.unique(owners[owners >= 0]).tolist():
-            key = (number, reading.module, reading.output, reading.length)
+            key = (number, reading.product or reading.module, reading.output, reading.length)
             if key not in seen:
                 seen.add(key)
                 units = np.where(owners == number, index_of[reading.roots], -1)
+                stored, product = reading.product or ("", -1)
                 place = (reading.module, reading.dim, units, reading.weight, reading.axis)
-                readers[number].append(Reader(*place, reading.output, reading.length))
-    written = {c.weight for c in calls if not c.depthwise}
+                readers[number].append(Reader(*place, reading.output, reading.length, product, stored))
+    first_axis = {c.weight: 1 - c.axis for c in reversed(calls) if not c.depthwise}
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}
     for number, family in enumerate(families):
         call = calls[int(writer[family].min())]
-        base = call.weight.removesuffix(".weight").removesuffix(".index")
+        by = judged.get(call.weight, ())
+        base = next((s.tensor for s in slots[number] if (s.tensor, s.dim) in by), call.weight)
+        base = base.removesuffix(".weight").removesuffix(".index")
         heads_of = base if int(family[0]) in whole else None
         base += ".heads" if heads_of is not None else ""
         taken[base] = taken.get(base, 0) + 1
         first = int(family[0])
-        writing = tuple(s for s in slots[number] if s.tensor in written and _writes(s, calls))
+        written = tuple(s for s in slots[number] if first_axis.get(s.tensor) == s.dim)
         locked = reasons.get(first)
         if locked is None and first in rows and len(family) == 1 + max(rows[r][1] for r in family.tolist()):
             locked = "every unit is a whole row of a reshape, and rows can't go yet"
@@ -328,7 +352,7 @@ def _make_groups(
                 name=base if taken[base] == 1 else f"{base}#{taken[base]}",
                 units=len(family),
                 slots=tuple(slots[number]),
-                writers=writing,
+                writers=written,
                 readers=tuple(readers[number]),
                 rows=np.asarray([rows[r][1] for r in family.tolist()]) if first in rows else None,
                 exact=first not in inexact,
@@ -358,9 +382,3 @@ def _inside_rows(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
         ]
         marked.append(replace(group, within=names[0]) if names and group.heads_of is None else group)
     return tuple(marked)
-
-
-def _writes(slot: Slot, calls: Sequence[Call]) -> bool:
-    """True if the slot lies along the dimension that its weight produces (rows, or columns of a transposed conv)."""
-    call = next(c for c in calls if c.weight == slot.tensor)
-    return slot.dim == 1 - call.axis

@@ -52,6 +52,9 @@ class Reader:
         axis: dimension of the weight that is contracted.
         output: the units are in the module's *output*; `input_dim` and `axis` are those of what it writes.
         length: with `output`: a norm or a sum over the units is behind it, which zeros don't change.
+        product: for a product that is no module's (`h @ self.w`), where the gate stands at the activation as it is
+            multiplied: the how many-th product with something made of `stored` it is in a forward pass; else -1.
+        stored: name of a stored tensor that the weight is made of, for such a product.
     """
 
     module: str
@@ -61,6 +64,23 @@ class Reader:
     axis: int = 1
     output: bool = False
     length: bool = False
+    product: int = -1
+    stored: str = ""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A weight norm: what is contracted is `tensor` divided by its norm over all dimensions but `dim`, times `scale`.
+
+    Attributes:
+        tensor: name of the stored directions.
+        scale: name of the stored lengths.
+        dim: the dimension whose slices have a length each (-1: one length for all).
+    """
+
+    tensor: str
+    scale: str
+    dim: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +112,15 @@ class ChannelGroup:
         name: the first layer that writes the units, in data-flow order; unique within a graph.
         units: number of units K.
         slots: every parameter and buffer that holds the units.
-        writers: the slots among them that produce the units (rows of weights).
+        writers: the slots among them, or in computed weights that a layer holds, that produce the units (rows of
+            weights).
         readers: the layers that consume the units (a gate multiplies their input).
         rows: row of each unit when the same number must stay in every row (grouped convolution, group
             normalisation, channel shuffle), else None.
         exact: False if a normalisation takes statistics across the units, so that removal differs from masking.
         locked: why the group may not be pruned, or None.
         source: source line of the first writer.
+        computed: where the units live in weights that are computed from stored tensors, under those weights' names.
         within: name of the group of whole rows (heads) that these units lie in, the same number in each, or None.
         heads_of: the layer whose outputs, reshaped to rows, have the units as whole rows (heads); None for channels.
     """
@@ -115,6 +137,7 @@ class ChannelGroup:
     within: str | None = None
     heads_of: str | None = None
     order: int = field(default=0, repr=False)
+    computed: tuple[Slot, ...] = field(default=(), repr=False)
 
     @property
     def multiple(self) -> int:

@@ -22,7 +22,8 @@ class Value:
     """A tensor of the graph: its shape with the example inputs, its planes, and the parameter it is, if it is one.
 
     A plane decides along the last dimension on which it varies; the others index it. `rows` are planes of whole rows
-    (heads): what a reshape made of a labelled dimension, its last new dimension apart.
+    (heads): what a reshape made of a labelled dimension, its last new dimension apart. `stored` names the parameters
+    and buffers that it is computed from if nothing else comes in; None if it depends on the model's input.
     """
 
     shape: tuple[int, ...]
@@ -30,6 +31,7 @@ class Value:
     parameter: str | None = None
     rows: list[Tensor] = field(default_factory=list)
     transposed: bool = False
+    stored: frozenset[str] | None = None
 
     @property
     def ndim(self) -> int:

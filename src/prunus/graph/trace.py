@@ -14,14 +14,16 @@ from prunus.entry import entry
 from prunus.errors import TraceError
 from prunus.graph import rules
 from prunus.graph.capture import capture
-from prunus.graph.engine import ROW_RULES, RULES, Engine, meta_value, operation
+from prunus.graph.engine import ROW_RULES, RULES, Engine, meta_shape, meta_value, operation
 from prunus.graph.free import settle
 from prunus.graph.grouping import Graph, build_graph
 from prunus.graph.labels import Value, along
 from prunus.graph.rules.elementwise import pointwise
 from prunus.graph.rules.movement import create, unknown
+from prunus.graph.stored import note_product, note_stored, values_of
 
 FAMILIES = rules.__all__
+REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
 
 
 @entry(meta=True)
@@ -63,7 +65,7 @@ def analyse(program: ExportedProgram, model: nn.Module, *, strict: bool = False)
         if node.op == "placeholder":
             engine.values[node] = _placeholder(engine, node, inputs[node.name], aliases)
         elif node.op == "call_function":
-            engine.values[node] = _run(engine, node)
+            _call(engine, node)
         elif node.op == "output":
             outputs = [engine.value(n) for n in node.all_input_nodes]
             engine.lock([p for v in outputs for p in (*v.planes, *v.rows)], "is an output of the model", node)
@@ -75,14 +77,43 @@ def analyse(program: ExportedProgram, model: nn.Module, *, strict: bool = False)
     return build_graph(engine, program, model, aliases)
 
 
+def _call(engine: Engine, node: fx.Node) -> None:
+    if operation(node) in REGIONS:
+        engine.values[node] = _region(engine, node)
+        return
+    note_product(engine, node)
+    engine.values[node] = _run(engine, node)
+    note_stored(engine, node)
+
+
+def _region(engine: Engine, node: fx.Node) -> list[Value]:
+    """A part of the code under another setting (autocast) is a graph of its own; its operations are analysed as all."""
+    number, name = next((i, a.target) for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+    owner = node.graph.owning_module
+    assert owner is not None
+    part = owner.get_submodule(str(name))
+    assert isinstance(part, fx.GraphModule)
+    operands = iter(node.args[number + 1 :])
+    results: list[Value] = []
+    for inner in part.graph.nodes:
+        if inner.op == "placeholder":
+            engine.values[inner] = engine.values[next(operands)]  # type: ignore[index]
+        elif inner.op == "call_function":
+            _call(engine, inner)
+        elif inner.op == "output":
+            results = [engine.value(n) for n in inner.args[0]]
+        else:
+            engine.values[inner] = meta_value(inner.meta.get("val"))
+    return results
+
+
 def _run(engine: Engine, node: fx.Node) -> Any:
     name = operation(node)
     found = RULES.get(name)
     if not isinstance(node.meta.get("val"), Tensor | list | tuple | None):
         return found(engine, node) if found is create else unknown(engine, node)  # a number, not a tensor
     if found not in ROW_RULES and not (found is None and _is_pointwise(node)):
-        operands = [engine.values[n] for n in node.all_input_nodes]
-        engine.lock_rows([v for o in operands for v in (o if isinstance(o, list) else [o])], node)
+        engine.lock_rows([v for n in node.all_input_nodes for v in values_of(engine.values[n])], node)
     if found is not None:
         return found(engine, node)
     if _is_pointwise(node):
@@ -96,13 +127,17 @@ def _is_pointwise(node: fx.Node) -> bool:
 
 def _placeholder(engine: Engine, node: fx.Node, spec: Any, aliases: dict[str, str]) -> Value | list[Value]:
     """Parameters and buffers get one plane of fresh labels per dimension; inputs have fixed sizes."""
+    if spec.kind == InputKind.CONSTANT_TENSOR:
+        return Value(meta_shape(node.meta["val"]), stored=frozenset())
     if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER) or not isinstance(node.meta.get("val"), Tensor):
         return meta_value(node.meta.get("val"))
     name = aliases.get(spec.target, spec.target)
     if name not in engine.parameters:
         shape = tuple(int(s) for s in node.meta["val"].shape)
         planes = [along(engine.labels.fresh(s), d, len(shape)) for d, s in enumerate(shape) if s > 1]
-        engine.parameters[name] = Value(shape, planes, name)
+        engine.parameters[name] = Value(shape, planes, name, stored=frozenset({name}))
+        if spec.kind == InputKind.BUFFER:
+            engine.buffers.add(name)
     return engine.parameters[name]
 
 

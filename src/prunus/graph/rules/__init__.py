@@ -9,6 +9,7 @@ from prunus.graph.rules import (
     products,
     reduction,
     repeating,
+    weights,
     windows,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "products",
     "reduction",
     "repeating",
+    "weights",
     "windows",
 ]

@@ -10,12 +10,13 @@ from torch import Tensor, fx
 
 from prunus.graph.engine import Call, Engine, Result, argument, meta_shape, module_path, operation, rule
 from prunus.graph.labels import Value, along, varying_dims
+from prunus.graph.stored import lay_elements, lay_rows, matching, weight_of
 
 
 @rule("linear", rows=True)
 def linear(engine: Engine, node: fx.Node) -> Result:
     """y = x W^T + b, contracting the last dimension of x with W's second."""
-    source, weight = engine.value(node.args[0]), engine.value(node.args[1])
+    source, weight = engine.value(node.args[0]), weight_of(engine, node, engine.value(node.args[1]))
     return product_with_weight(engine, node, source, weight, 1, argument(node, 2, "bias", None))
 
 
@@ -23,6 +24,7 @@ def linear(engine: Engine, node: fx.Node) -> Result:
 def addmm(engine: Engine, node: fx.Node) -> Result:
     """bias + x W with a stored W [I, O], as GPT-2's `Conv1D` computes; other sums of products have no rule."""
     bias, source, weight = (engine.value(n) for n in node.args[:3])
+    weight = weight_of(engine, node, weight)
     if weight.parameter is None:
         engine.lock([*bias.planes, *source.planes, *weight.planes], "no rule for addmm without a stored weight", node)
         engine.lock_rows([bias, source, weight], node)
@@ -32,6 +34,8 @@ def addmm(engine: Engine, node: fx.Node) -> Result:
 
 def product_with_weight(engine: Engine, node: fx.Node, source: Value, weight: Value, axis: int, bias: Any) -> Result:
     """The last dimension of `source` contracted with dimension `axis` of a stored [., .] weight."""
+    if weight.parameter is not None and weight.transposed:
+        weight, axis = engine.parameters[weight.parameter], 1 - axis
     shape = meta_shape(node.meta["val"])
     last = len(shape) - 1
     inputs = _contract(engine, source, source.ndim - 1, weight, axis, node)
@@ -64,7 +68,7 @@ def _read_rows(engine: Engine, rows: Sequence[Tensor], weight: Value, axis: int,
             engine.lock([row], f"no rule for whole rows in {operation(node)}", node)
             continue
         line = row.reshape(-1)
-        weight.rows.append(along(line, axis, weight.ndim))
+        lay_rows(engine, weight, axis, line, node)
         found.append(line)
     return found
 
@@ -73,30 +77,36 @@ def _read_rows(engine: Engine, rows: Sequence[Tensor], weight: Value, axis: int,
 def convolution(engine: Engine, node: fx.Node) -> Result:
     """Convolution, plain, depthwise or grouped; weight [O, I/groups, ...]."""
     shape = meta_shape(node.meta["val"])
-    weight = engine.value(node.args[1])
+    weight = weight_of(engine, node, engine.value(node.args[1]))
     groups = int(argument(node, 6, "groups", 1))
     outputs = engine.parameter_plane(weight, 0)
     spatial = weight.ndim - 2
-    return _convolve(engine, node, groups, outputs, 1, math.prod(shape[-spatial:]))
+    return _convolve(engine, node, weight, groups, outputs, 1, math.prod(shape[-spatial:]))
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", rows=True)
 def transposed_convolution(engine: Engine, node: fx.Node) -> Result:
     """Transposed convolution; weight [I, O/groups, ...]. Grouped ones stay as they are."""
-    source, weight = engine.value(node.args[0]), engine.value(node.args[1])
+    source, weight = engine.value(node.args[0]), weight_of(engine, node, engine.value(node.args[1]))
     groups = int(argument(node, 6, "groups", 1))
     spatial = weight.ndim - 2
     if groups > 1:
         engine.lock([*source.planes, *source.rows, *weight.planes], "grouped transposed convolution has no rule", node)
         return Value(meta_shape(node.meta["val"]))
     outputs = engine.parameter_plane(weight, 1)
-    return _convolve(engine, node, 1, outputs, 0, math.prod(source.shape[-spatial:]))
+    return _convolve(engine, node, weight, 1, outputs, 0, math.prod(source.shape[-spatial:]))
 
 
 def _convolve(
-    engine: Engine, node: fx.Node, groups: int, outputs: Tensor | None, input_axis: int, positions: int
+    engine: Engine,
+    node: fx.Node,
+    weight: Value,
+    groups: int,
+    outputs: Tensor | None,
+    input_axis: int,
+    positions: int,
 ) -> Result:
-    source, weight = engine.value(node.args[0]), engine.value(node.args[1])
+    source = engine.value(node.args[0])
     shape = meta_shape(node.meta["val"])
     channel = source.ndim - (weight.ndim - 1)
     spatial = [p for p in source.planes if p.shape[channel] == 1 and any(s > 1 for s in p.shape[channel + 1 :])]
@@ -159,17 +169,15 @@ def _grouped(
     engine.grids.append((outputs.reshape(groups, -1), rows))
     per_group = len(outputs) // groups
     elements = inputs.reshape(groups, 1, -1).expand(groups, per_group, -1).reshape(len(outputs), -1)
-    elements = elements.reshape(*elements.shape, *([1] * (weight.ndim - 2)))
-    previous = [p for p in weight.planes if p.shape[0] > 1 and p.shape[1] > 1]
-    for plane in previous:
-        engine.labels.unite(plane, elements)
-    if not previous:
-        weight.planes[:] = [p for p in weight.planes if p.shape[1] == 1] + [elements]
+    if not lay_elements(engine, weight, elements, node):
+        engine.lock([inputs, outputs, *weight.planes], "the weight of a grouped convolution is computed", node)
     return outputs
 
 
 def _contract(engine: Engine, source: Value, dim: int, weight: Value, axis: int, node: fx.Node) -> Tensor | None:
     """Unite the contracted dimension of the input with the weight's; a fixed side fixes the other."""
+    if len(weight.varying(axis)) > 1 and weight.parameter in engine.computed:
+        return _contract_repeated(engine, source, dim, weight, axis, node)
     inputs = engine.parameter_plane(source, dim)
     columns = engine.parameter_plane(weight, axis)
     if inputs is None and columns is not None:
@@ -180,6 +188,21 @@ def _contract(engine: Engine, source: Value, dim: int, weight: Value, axis: int,
         engine.labels.unite(inputs, columns)
         return inputs
     return None
+
+
+def _contract_repeated(
+    engine: Engine, source: Value, dim: int, weight: Value, axis: int, node: fx.Node
+) -> Tensor | None:
+    """A weight whose columns are several stored dimensions in one: each is met by what repeats in the same pattern."""
+    read, columns = engine.lines(source, dim), engine.lines(weight, axis)
+    pairs = matching(read, columns)
+    met = [line for pair in pairs for line in pair]
+    engine.lock([r for r in (*read, *columns) if not any(r is m for m in met)], "reads a tensor of fixed size", node)
+    for inputs, own in pairs:
+        engine.labels.unite(inputs, own)
+    for inputs, _ in pairs[1:]:  # read by the same call, whose cost is that of the first
+        record(engine, node, weight, inputs, None, dim - source.ndim, 0, (), axis=axis)
+    return pairs[0][0] if pairs else None
 
 
 def record(
@@ -201,12 +224,10 @@ def record(
         lines = [line for line in (inputs, outputs, *rows) if line is not None]
         engine.lock(lines, "the layer's weight is computed, not stored", node)
         return
-    if inputs is not None and not depthwise and not _reads_its_input(node, source):
-        engine.lock([inputs, *rows], "read by a functional call on a tensor that is no layer's input", node)
     examples = max(min(1, positions), positions // engine.batch) if positions % engine.batch == 0 else positions
     call = Call(
         node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise,
-        tuple(over), axis, bool(rows),
+        tuple(over), axis, bool(rows), _reads_its_input(node, source), engine.products.get(node),
     )  # fmt: skip
     engine.calls.append(call)
 

@@ -36,6 +36,8 @@ def same(engine: Engine, node: fx.Node) -> Result:
     if meta is None:
         return Value(())
     source = engine.value(node.args[0])
+    if source.parameter is not None and not operation(node).endswith("_like"):
+        return source  # a cast or a copy of a stored tensor is that tensor
     return Value(meta_shape(meta), list(source.planes), rows=list(source.rows))
 
 

@@ -28,6 +28,8 @@ def view(engine: Engine, node: fx.Node) -> Result:
     """A change of shape without change of order. A split of a labelled dimension demands equal counts per row."""
     source = engine.value(node.args[0])
     shape = meta_shape(node.meta["val"])
+    if source.parameter is not None and shape == source.shape:
+        return source
     rows = [view_plane(plane, source.shape, shape) for plane in source.rows]
     planes = []
     for plane in source.planes:
@@ -91,6 +93,8 @@ def _order(node: fx.Node, ndim: int) -> list[int]:
 def cut(engine: Engine, node: fx.Node) -> Result:
     """A slice: labels along the dimension are sliced with it."""
     source = engine.value(node.args[0])
+    if source.parameter is not None and meta_shape(node.meta["val"]) == source.shape:
+        return source
     dim = int(argument(node, 1, "dim", 0)) % source.ndim
     arguments = [dim, *fx.map_arg(tuple(node.args[2:]), example_size)]
     engine.lock([r for r in source.rows if r.shape[dim] > 1], "a slice cuts whole rows", node)

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from prunus.graph.engine import Engine, Result, Summed, argument, meta_shape, operation, rule
 from prunus.graph.labels import Value, along, owned, varying_dims
 from prunus.graph.rules.contraction import product_with_weight, record
+from prunus.graph.stored import weight_of
 
 
 @dataclass
@@ -31,8 +32,8 @@ def matmul(engine: Engine, node: fx.Node) -> Result:
     a, b = engine.value(node.args[0]), engine.value(node.args[1])
     if min(a.ndim, b.ndim) < 2:
         return _refused(engine, node, [a, b])
-    if b.parameter is not None and b.ndim == 2:
-        return product_with_weight(engine, node, a, engine.parameters[b.parameter], 1 if b.transposed else 0, None)
+    if b.ndim == 2 and b.stored and a.stored is None:
+        return product_with_weight(engine, node, a, weight_of(engine, node, b), 0, None)
     batch = "".join(chr(ord("a") + i) for i in range(max(a.ndim, b.ndim) - 2))
     first, second = batch[len(batch) - (a.ndim - 2) :] + "xk", batch[len(batch) - (b.ndim - 2) :] + "ky"
     return contract(engine, node, [(a, first), (b, second)], batch + "xy", sources=_nodes(node.args[:2]))

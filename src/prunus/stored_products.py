@@ -1,0 +1,124 @@
+"""Products with stored tensors that are no module's (`h @ self.w`): a function of the activation is put before them.
+
+No hook can stand there. Within a forward pass torch shows every function that is called; those that multiply an
+activation with something made of stored tensors alone are counted, for each of these tensors, as the analysis did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from prunus.graph.stored import CASTS, SIDES
+
+Places = Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
+"""(stored tensor, the how many-th product with something made of it) -> what to do to the activation."""
+
+NAMES = {
+    "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"), "matmul": ("input", "other"), "mm": ("input", "mat2"),
+    "bmm": ("input", "mat2"),
+}  # fmt: skip
+"""Names of the two operands, where they aren't `input` and `weight`."""
+
+
+@contextmanager
+def before_products(model: nn.Module, places: Places) -> Iterator[None]:
+    """Within the context every forward pass of the model does something to activations before these products.
+
+    Args:
+        model: the network; gets two hooks if there are places, and loses them on leaving.
+        places: by stored tensor (its first name) and number of the product.
+    """
+    if not places:
+        yield
+        return
+    running: list[_Watch] = []
+
+    def enter(*_: Any) -> None:
+        running.append(_Watch(model, places))
+        running[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        running.pop().__exit__(None, None, None)
+
+    handles = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        while running:  # what interrupted the pass was no Exception
+            leave()
+
+
+class _Watch(TorchFunctionMode):
+    """Knows, within one forward pass, which tensors are stored or computed from stored ones alone, and from which."""
+
+    def __init__(self, model: nn.Module, places: Places) -> None:
+        super().__init__()
+        self.places = places
+        wanted = {name for name, _ in places}
+        self.counts = dict.fromkeys(wanted, -1)
+        self.made: dict[int, tuple[Tensor, frozenset[str]]] = {}
+        for module in model.modules():
+            for held in vars(module).values():
+                if isinstance(held, Tensor):
+                    self.made[id(held)] = (held, frozenset())
+        for named in (model.named_parameters(), model.named_buffers()):
+            for name, tensor in named:
+                self.made[id(tensor)] = (tensor, frozenset({name} & wanted))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = list(args), dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        name = {"__matmul__": "matmul", "__rmatmul__": "matmul"}.get(name, name)
+        if name in SIDES:
+            args, kwargs = self._changed(name, args, kwargs)
+        result = func(*args, **kwargs)
+        self._note(name, args, kwargs, result)
+        return result
+
+    def _changed(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments, with the activation's side changed if this is one of the places."""
+        first: list[Any] = args
+        keys: list[Any] = list(SIDES[name])
+        if name == "einsum":
+            first = list(args[1]) if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
+            if len(first) != 2:
+                return args, kwargs
+        else:
+            words = NAMES.get(name, ("input", "weight"))
+            keys = [k if k < len(args) else word for k, word in zip(keys, words, strict=True)]
+        sides = [kwargs.get(k) if isinstance(k, str) else first[k] for k in keys]
+        known = [self.made.get(id(side)) for side in sides]
+        if sum(k is None for k in known) != 1:
+            return args, kwargs
+        names = next(k[1] for k in known if k is not None)
+        key = keys[known.index(None)]
+        for stored in sorted(names):
+            self.counts[stored] += 1
+            change = self.places.get((stored, self.counts[stored]))
+            if change is not None and isinstance(key, str):
+                kwargs[key] = change(kwargs[key])
+            elif change is not None:
+                first[key] = change(first[key])
+        return ([args[0], *first] if name == "einsum" else args), kwargs
+
+    def _note(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> None:
+        operands = _tensors(args[:1] if name in CASTS else (args, kwargs))
+        known = [self.made.get(id(t)) for t in operands]
+        names = frozenset(n for k in known if k is not None for n in k[1])
+        if all(k is not None for k in known):
+            self.made.update({id(t): (t, names) for t in _tensors(result)})
+            return
+        for changed in (*_tensors(result), *(_tensors(args[:1]) if name == "__setitem__" else ())):
+            self.made.pop(id(changed), None)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
