@@ -80,6 +80,11 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
                 f"its shape is {shape}, the plan was made for {tuple(edit.shape)}",
                 "use the model the plan was made for, before any removal",
             )
+    for norm in plan.norms:
+        lengths = 1 if norm.dim < 0 else plan.tensors[norm.tensor].shape[norm.dim]
+        if norm.scale not in places or _held(places[norm.scale][0]).numel() != lengths:
+            what = f"the model has none of {lengths} lengths of that name"
+            raise PlanError(f"tensor {norm.scale!r}", what, "use the model the plan was made for")
     modules = dict(model.named_modules(remove_duplicate=False))
     elements = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
     for entry in plan.masked:
