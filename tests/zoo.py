@@ -479,7 +479,7 @@ ZOO: dict[str, Animal] = {
     ),
     "standardised_weights": Animal(
         lambda: seq(cbr(3, 8), weights.Standardised(8, 10, 3, padding=1), nn.ReLU(), head(10)),
-        image(), ("1",), (("0.0", "mean over the units"),), 10,
+        image(), ("1",), (("0.0", "statistics"),), 10,
     ),
     "low_rank_added": Animal(
         lambda: seq(weights.LowRank(6, 8), nn.ReLU(), weights.LowRank(8, 10), nn.ReLU(), weights.LowRank(10, 3)),
