@@ -18,6 +18,7 @@ from prunus.graph.grouping import Graph
 from prunus.plan import Plan
 from prunus.posteriors.dirichlet import DirichletPosterior
 from prunus.verify import call, flat_outputs, masked, outputs
+from traced import traced
 from zoo import ZOO
 
 NAMES = [
@@ -30,8 +31,8 @@ NAMES = [
 
 
 def subject(name: str) -> tuple[nn.Module, Graph, Any]:
-    model, inputs = ZOO[name].make(), ZOO[name].inputs(4)
-    return model, prunus.trace(model, inputs), inputs
+    animal, model, graph = traced(name)
+    return copy.deepcopy(model), graph, animal.inputs(4)
 
 
 def ones(graph: Graph) -> dict[str, Tensor]:

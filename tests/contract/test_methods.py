@@ -17,6 +17,7 @@ from prunus.graph.groups import ChannelGroup
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, WeightCriterion
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.registry import METHODS, resolve
+from traced import traced
 from zoo import ZOO
 
 SUBJECTS = ["plain_cnn", "residual_option_b", "mobilenet_v2"]
@@ -35,7 +36,7 @@ def quick(name: str) -> Method:
 
 def scored(method: Method, name: str, seed: int = 0) -> Scores:
     model = ZOO[name].make()
-    groups = prunus.trace(model, ZOO[name].inputs(2)).groups()
+    groups = traced(name)[2].groups()
     return fit(model, groups, method, batches(name), F.cross_entropy, num_data=8, seed=seed, precision="fp32")
 
 
@@ -54,8 +55,7 @@ def test_is_its_own_configuration(name: str) -> None:
 @pytest.mark.parametrize("subject", SUBJECTS)
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_are_one_finite_number_per_unit(name: str, subject: str) -> None:
-    model = ZOO[subject].make()
-    groups = prunus.trace(model, ZOO[subject].inputs(2)).groups()
+    groups = traced(subject)[2].groups()
     scores = scored(quick(name), subject)
     assert scores.method == name
     assert list(scores.values) == [g.name for g in groups]
@@ -88,7 +88,7 @@ def test_leaves_model_and_random_state_as_they_were(name: str) -> None:
     flags = [m.training for m in model.modules()]
     needs = [p.requires_grad for p in model.parameters()]
     random = torch.random.get_rng_state()
-    groups = prunus.trace(model, ZOO["plain_cnn"].inputs(2)).groups()
+    groups = traced("plain_cnn")[2].groups()
     fit(model, groups, quick(name), batches("plain_cnn"), F.cross_entropy, num_data=8, precision="fp32")
 
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
@@ -118,7 +118,7 @@ def without_noise(method: Method) -> Method:
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "random"])
 def test_the_order_of_units_does_not_matter(name: str, subject: str) -> None:
     method, model, x = without_noise(quick(name)), ZOO[subject].make(), ZOO[subject].inputs(2)
-    groups = prunus.trace(model, x).groups()
+    groups = traced(subject)[2].groups()
     order = torch.randperm(groups[0].units, generator=torch.Generator().manual_seed(1))
     other = reordered(model, groups[0], order)
     torch.testing.assert_close(other(x), model(x))
@@ -147,7 +147,7 @@ def test_posteriors_answer_for_every_group(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_scores_make_a_plan_that_can_be_proven(name: str) -> None:
     model, x = ZOO["residual_option_b"].make(), ZOO["residual_option_b"].inputs(2)
-    graph = prunus.trace(model, x)
+    graph = traced("residual_option_b")[2]
     scores = fit(model, graph.groups(), quick(name), batches("residual_option_b"), F.cross_entropy, num_data=8)
     kept = {n: v.topk(len(v) // 2).indices.tolist() for n, v in scores.values.items()}
     plan = prunus.Plan.from_kept(graph, kept, method=name)

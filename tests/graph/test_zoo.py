@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,12 @@ from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.plan import Plan
 from prunus.verify import call, flat_outputs, outputs
+from traced import traced
 from zeroed import zeroed_
-from zoo import ZOO, Animal
+from zoo import ZOO
 
 TRACEABLE = [name for name, animal in ZOO.items() if not animal.refused]
 PRUNABLE = [name for name in TRACEABLE if ZOO[name].units != 0]
-
-
-@cache
-def traced(name: str) -> tuple[Animal, nn.Module, Graph]:
-    animal = ZOO[name]
-    model = animal.make()
-    return animal, model, prunus.trace(model, animal.inputs(2))
 
 
 def halved(group: ChannelGroup, rng: np.random.Generator, removed: int | None = None) -> list[int]:
@@ -180,8 +173,7 @@ def test_tracing_leaves_no_trace(name: str) -> None:
     assert flags == {n: m.training for n, m in model.named_modules()}
     assert hooks == {n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in model.named_modules()}
     assert all(p.grad is None for p in model.parameters())
-    second = prunus.trace(model, animal.inputs(2))
-    assert first.explain() == second.explain()
+    assert first.explain() == traced(name)[2].explain()
 
 
 @pytest.mark.parametrize("name", PRUNABLE)

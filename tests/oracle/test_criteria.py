@@ -18,6 +18,7 @@ from prunus.graph.groups import ChannelGroup
 from prunus.methods.base import Method, WeightCriterion
 from prunus.methods.criteria import CRITERIA, FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
 from prunus.methods.registry import resolve
+from traced import traced
 from zoo import ZOO
 
 WEIGHTS = [L1, L2, FPGM, BatchNormScale]
@@ -32,8 +33,7 @@ def tiny(rows: list[list[float]]) -> tuple[nn.Sequential, ChannelGroup]:
 
 
 def group_of(name: str, group: str) -> tuple[nn.Module, ChannelGroup]:
-    model = ZOO[name].make()
-    return model, prunus.trace(model, ZOO[name].inputs(2)).group(group)
+    return ZOO[name].make(), traced(name)[2].group(group)
 
 
 def test_norms_in_closed_form() -> None:
@@ -154,8 +154,7 @@ def test_permuting_units_permutes_scores(criterion: type[WeightCriterion]) -> No
 
 
 def test_random_follows_the_seed_and_the_name() -> None:
-    model, graph = ZOO["plain_cnn"].make(), None
-    graph = prunus.trace(model, ZOO["plain_cnn"].inputs(2))
+    _, model, graph = traced("plain_cnn")
     one, two = (Random().score(model, g, 0)[:8] for g in graph.groups())
     assert not torch.equal(one, two)
     assert torch.equal(one, Random().score(model, graph.groups()[0], 0))
