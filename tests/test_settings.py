@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+import math
+from dataclasses import fields, replace
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 
+from prunus.budget import Allocation
 from prunus.errors import ConfigError
+from prunus.fields import allows
+from prunus.finetuneconfig import FinetuneConfig
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
@@ -82,3 +88,55 @@ def test_what_has_an_option_of_its_own_is_not_set_twice() -> None:
         configure(DynamicProbabilisticPruning, ["temperature=4"])
     with pytest.raises(ConfigError, match="complexity_per"):
         RecursiveBayesianPruning(complexity_per="pixel")  # type: ignore[arg-type]
+
+
+def choices(hint: Any) -> list[Any]:
+    return list(get_args(hint)) if get_origin(hint) is Literal else []
+
+
+@pytest.mark.parametrize("kind", [*KINDS, FinetuneConfig, Allocation], ids=lambda k: k.__name__)
+def test_every_field_is_held_against_its_type_on_construction(kind: Any) -> None:
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        hint = hints[field.name]
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        wrong: list[Any] = [object(), [1], b"x"]
+        if str not in parts and not any(choices(p) for p in parts):
+            wrong += ["nonsense", ""]
+        elif str not in parts:
+            wrong += ["nonsense"]
+        if bool not in parts:
+            wrong += [True, False]
+        if float in parts or int in parts:
+            wrong += [math.nan, math.inf, -math.inf]
+        if int in parts and float not in parts:
+            wrong += [2.5]
+        if type(None) not in parts:
+            wrong += [None]
+        for value in wrong:
+            with pytest.raises(ConfigError, match="fix:"):
+                kind(**{field.name: value})
+        for part in parts:
+            for choice in choices(part):
+                assert allows(hint, choice)
+    assert kind() == replace(kind())
+
+
+@pytest.mark.parametrize("kind", [*KINDS, FinetuneConfig], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("name", ["samples", "min_steps", "epochs", "tune_epochs", "lr", "batch_size"])
+def test_counts_and_rates_below_nothing_are_refused(kind: Any, name: str) -> None:
+    if name in {f.name for f in fields(kind)}:
+        for value in (-1, -(10**9)):
+            with pytest.raises(ConfigError):
+                kind(**{name: value})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    method = RecursiveBayesianPruning(epochs=np.int64(3), lr=np.float32(0.5))  # type: ignore[arg-type]
+    assert (method.epochs, method.lr) == (3, 0.5)
+
+
+def test_a_mode_without_an_effect_is_refused() -> None:
+    with pytest.raises(ConfigError, match="bn_mode"):
+        RecursiveBayesianPruning(bn_mode="train")
+    assert RecursiveBayesianPruning(bn_mode="train", train_weights="none").bn_mode == "train"

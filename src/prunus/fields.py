@@ -19,7 +19,11 @@ def check_fields(config: Any) -> None:
     Raises:
         ConfigError: a value that the annotation does not allow, naming the field and what it takes.
     """
-    kind, hints = type(config), get_type_hints(type(config))
+    kind = type(config)
+    try:
+        hints = get_type_hints(kind)
+    except NameError:  # a class made inside a function: its annotations can't be told from here
+        return
     for field in fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
         if not allows(hint, value):

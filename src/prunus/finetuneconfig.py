@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prunus.errors import ConfigError
+from prunus.fields import check_fields
 from prunus.precision import Precision
 
 
@@ -56,6 +57,7 @@ class FinetuneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._require("epochs", self.epochs >= 1, "at least 1")
         self._require("batch_size", self.batch_size >= 1, "at least 1")
         self._require("lr", 0 < self.lr < math.inf, "above 0")
@@ -66,10 +68,6 @@ class FinetuneConfig:
         self._require("distillation", 0 <= self.distillation <= 1, "between 0 and 1")
         self._require("patience", self.patience is None or self.patience >= 1, "at least 1, or None")
         self._require("clip_grad_norm", self.clip_grad_norm is None or self.clip_grad_norm > 0, "above 0, or None")
-        self._require("optimizer", self.optimizer in ("sgd", "adamw"), "'sgd' or 'adamw'")
-        self._require("batch_norm", self.batch_norm in ("auto", "train", "eval"), "'auto', 'train' or 'eval'")
-        self._require("precision", self.precision in ("auto", "bf16", "fp32"), "'auto', 'bf16' or 'fp32'")
-        self._require("channels_last", self.channels_last in ("auto", True, False), "'auto', True or False")
 
     def _require(self, name: str, fits: bool, allowed: str) -> None:
         if not fits:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
+from prunus.fields import check_fields
 from prunus.graph.groups import ChannelGroup
 from prunus.posteriors.base import DecidingPosterior, Posterior
 
@@ -33,6 +34,9 @@ class Method(ABC):
 
     name: ClassVar[str]
     cost_exponent: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -156,18 +160,20 @@ class StagedMethod(PosteriorMethod):
     loss_reduction: Literal["mean_loss", "loss_of_mean"] = "mean_loss"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         where = type(self).__name__
-        if self.train_weights not in ("later", "all", "none"):
-            raise ConfigError(f"{where}.train_weights", f"{self.train_weights!r}", "use 'later', 'all' or 'none'")
-        if self.complexity_per not in get_args(ComplexityPer):
-            known = ", ".join(map(repr, get_args(ComplexityPer)))
-            raise ConfigError(f"{where}.complexity_per", f"{self.complexity_per!r}", f"use one of {known}")
         if self.kappa < 0 or not 0 <= self.warmup <= 1 or not 0 <= self.floor <= 1:
             found = f"kappa={self.kappa}, warmup={self.warmup}, floor={self.floor}"
             raise ConfigError(where, found, "kappa must not be negative; warmup and floor are fractions")
-        if self.epochs < 1 or self.tune_epochs < 0 or not self.lr > 0 or not self.weight_lr > 0:
-            found = f"epochs={self.epochs}, tune_epochs={self.tune_epochs}, lr={self.lr}, weight_lr={self.weight_lr}"
-            raise ConfigError(where, found, "at least one epoch, and positive learning rates")
+        if min(self.epochs, self.samples) < 1 or min(self.tune_epochs, self.min_steps) < 0:
+            found = f"epochs={self.epochs}, samples={self.samples}, tune_epochs={self.tune_epochs}, "
+            found += f"min_steps={self.min_steps}"
+            raise ConfigError(where, found, "at least one epoch and one sample, and no negative numbers")
+        if not self.lr > 0 or not self.weight_lr > 0:
+            raise ConfigError(where, f"lr={self.lr}, weight_lr={self.weight_lr}", "give positive learning rates")
+        if self.bn_mode == "train" and self.train_weights != "none":
+            what = "bn_mode='train' is for frozen weights; where they train along batch norm does anyway"
+            raise ConfigError(f"{where}.bn_mode", what, "leave it out, or set train_weights='none'")
 
     @abstractmethod
     def posterior(self, units: int) -> DecidingPosterior:

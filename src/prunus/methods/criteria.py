@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
+from prunus.fields import check_fields
 from prunus.graph.groups import ChannelGroup, Slot
 from prunus.methods.base import GradientCriterion, Method, WeightCriterion
 
@@ -117,7 +118,7 @@ class _Comparable:
     normalize: Normalize = "none"
 
     def __post_init__(self) -> None:
-        normalized(torch.ones(1, dtype=torch.float32, device="cpu"), self.normalize)
+        check_fields(self)
 
 
 @dataclass(frozen=True)

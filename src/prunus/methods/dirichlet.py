@@ -37,16 +37,7 @@ from typing import ClassVar, Literal
 from prunus.errors import ConfigError
 from prunus.methods.base import PosteriorMethod
 from prunus.posteriors.base import Posterior
-from prunus.posteriors.dirichlet import SCALES, DirichletPosterior, Scale
-
-CHOICES = {
-    "estimator": ("mc", "point"),
-    "scale": SCALES,
-    "draws": ("example", "batch"),
-    "placement": ("reader", "writer"),
-    "bn_mode": ("eval", "train"),
-    "loss_reduction": ("mean_loss", "loss_of_mean"),
-}
+from prunus.posteriors.dirichlet import DirichletPosterior, Scale
 
 
 @dataclass(frozen=True)
@@ -96,20 +87,14 @@ class DirichletPruning(PosteriorMethod):
     loss_reduction: Literal["mean_loss", "loss_of_mean"] = "mean_loss"
 
     def __post_init__(self) -> None:
-        for field, allowed in CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise ConfigError(
-                    f"DirichletPruning.{field}",
-                    f"{getattr(self, field)!r} is not known",
-                    f"use one of {', '.join(allowed)}",
-                )
+        super().__post_init__()
         positive = ("prior_concentration", "init_concentration", "epochs", "samples", "lr")
         for field in positive:
             if not getattr(self, field) > 0:
                 raise ConfigError(f"DirichletPruning.{field}", "must be positive", "see the method's card for defaults")
-        if self.kl_weight != "auto" and (isinstance(self.kl_weight, str) or not self.kl_weight >= 0):
-            found = f"{self.kl_weight!r}"
-            raise ConfigError("DirichletPruning.kl_weight", found, "use 'auto', or a number that is not negative")
+        if self.min_steps < 0 or (self.kl_weight != "auto" and self.kl_weight < 0):
+            found = f"min_steps={self.min_steps}, kl_weight={self.kl_weight}"
+            raise ConfigError("DirichletPruning", found, "use numbers that are not negative; kl_weight may be 'auto'")
         if not 0 <= self.warmup <= 1 or not 0 <= self.anneal <= 1:
             raise ConfigError(
                 "DirichletPruning",

@@ -33,26 +33,19 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from prunus.errors import ConfigError
+from prunus.fields import check_fields
 from prunus.gate import Draws
 from prunus.masks.layers import MaskedWeight, layer_of
 from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import Order
 from prunus.masks.units import MaskedUnits
 from prunus.quantize import Bits, Scheme
-
-CHOICES: Mapping[str, tuple[object, ...]] = {
-    "bits": (None, *get_args(Bits)),
-    "activation_bits": (None, 8),
-    "order": get_args(Order),
-    "scheme": get_args(Scheme),
-    "draws": get_args(Draws),
-}
 
 
 @dataclass(frozen=True)
@@ -109,12 +102,8 @@ class DynamicProbabilisticPruning:
     activation_bits: Literal[8] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         Pattern.parse(self.pattern)
-        for name, known in CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                advice = f"use one of {', '.join(map(str, known))}"
-                raise ConfigError("DynamicProbabilisticPruning", f"{name}={value!r} is not known", advice)
         positive = (self.lr, self.logit_lr_mult, *self.temperature, self.resample_every, self.best_of)
         natural = (*self.noise_scale, self.entropy_weight, self.init_std, self.epochs, self.tune_epochs)
         if min(positive) <= 0 or min(natural) < 0 or self.epochs + self.tune_epochs == 0:
