@@ -134,9 +134,10 @@ def is_plain(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Nested outputs with every object that holds tensors (a dataclass, say) as a dict of its fields."""
+    """Nested outputs with every object that holds tensors (a dataclass, say) as a dict of its fields that do."""
     if not isinstance(value, Tensor) and _has_fields(value):
-        return {name: plain(field) for name, field in vars(value).items()}
+        fields = {name: plain(field) for name, field in vars(value).items()}
+        return {name: field for name, field in fields.items() if tensors_in(field)}
     return tree_map(lambda leaf: plain(leaf) if _has_fields(leaf) else leaf, value)
 
 
