@@ -58,6 +58,7 @@ LAYERS = [
         "evaluate",
         "verify",
         "apply",
+        "weightmasks",
         "livememory",
         "tune",
         "recursive",

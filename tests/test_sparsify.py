@@ -156,8 +156,8 @@ def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.C
         ("--budget", "macs<=50%", "--pattern", "2:4"): "no budget",
         (): "give --pattern",
         ("--pattern", "half"): "not a pattern",
-        ("--pattern", "2:4", "--ignore", "nothing*"): "no linear or convolution",
-        ("--pattern", "weight 25%", "--bits", "3"): "bits=3",
+        ("--pattern", "2:4", "--ignore", "nothing*"): "it matches no layer",
+        ("--pattern", "weight 25%", "--bits", "3"): "Pruning.bits what: 3 is not",
         ("--pattern", "2:4", "--lr", "0.1", "--scope", "uniform"): "--lr, --scope",
         ("--pattern", "2:4", "--set", "epochs=1"): "use --epochs",
     }

@@ -28,6 +28,7 @@ from prunus.verify import (
     proof_inputs,
     recorded_layers,
 )
+from prunus.weightmasks import masks_first
 
 NOISE, CLEARLY = 0.01, 4.0
 """Queries are rescaled if the gap is above so much of the tolerance, and so many times smaller with it."""
@@ -38,7 +39,8 @@ def apply_(model: nn.Module, plan: Plan, example_inputs: Any = None, *, rewrite_
     """Remove what the plan removes, and prove it.
 
     The model itself is cut. Only if its code holds sizes that no attribute reaches (`view(-1, 2048)`), a rewritten
-    captured graph is returned instead, and the model stays as it was.
+    captured graph is returned instead, and the model stays as it was. Masks inside weights are written into them, as
+    zeros; values are not put on grids.
 
     Args:
         model: the dense network the plan was made for.
@@ -59,6 +61,7 @@ def apply_(model: nn.Module, plan: Plan, example_inputs: Any = None, *, rewrite_
 
 
 @entry()
+@masks_first
 def apply_and_verify_(
     model: nn.Module, plan: Plan, example_inputs: Any = None, *, rewrite_graph: bool = True
 ) -> tuple[nn.Module, Verification]:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunus.activations import QuantizedInput, quantized_inputs
-from prunus.apply import apply_
+from prunus.apply import apply_and_verify_
 from prunus.batches import Loader, as_batches, forward
 from prunus.batchnorm import reestimate_if_better
+from prunus.configuration import keep_configuration_true_
 from prunus.copies import copied
 from prunus.entry import entry
 from prunus.errors import ConfigError
@@ -49,6 +50,7 @@ from prunus.parallel import (
 )
 from prunus.precision import Precision, autocast, deciding, full_precision, to_device, widened
 from prunus.progress import Bar, progress_bar
+from prunus.verify import Verification
 
 INCLUSION_DRAWS = 50
 """Masks from which the result's inclusion probabilities are estimated."""
@@ -92,6 +94,7 @@ class Masked:
         history: one entry per epoch of drawing; entry 0 is before the first. Empty if nothing was drawn.
         sampled_loss: mean loss with masks drawn at the last noise, before they were fixed.
         fixed_loss: mean loss with the fixed masks, before any tuning.
+        proof: that filters were removed as they were masked; None for masks inside weights.
     """
 
     model: nn.Module
@@ -103,6 +106,7 @@ class Masked:
     history: tuple[MaskEpoch, ...]
     sampled_loss: float
     fixed_loss: float
+    proof: Verification | None = None
 
 
 @entry()
@@ -142,13 +146,17 @@ def fit_masks(
     """
     if not layers:
         raise ConfigError("layers", "there is nothing to mask", "name linear or convolution layers")
+    twice = sorted({n for n in layers if list(layers).count(n) > 1})
+    if isinstance(layers, str) or twice:
+        found = f"{', '.join(twice)} named twice" if twice else f"{layers!r} is no list"
+        raise ConfigError("layers", found, "give a list of names, each once")
     work = copied(model)
     masks = method.masks(work, list(layers), seed)
     device = model_device(work)
     loader = as_batches(batches, work)
     seen = as_batches(judge, work) if judge is not None else loader
     gates = _gates(work, masks, graph, method.draws)
-    _, left = _without_filters(copied(work), masks, graph, seen)  # refused before training, if at all
+    _, left, _ = _without_filters(copied(work), masks, graph, seen)  # refused before training, if at all
     if len(left) < len(masks) and (method.bits or method.activation_bits):
         found = "the model's code holds sizes, so its graph is rewritten, where no layer is left to put on a grid"
         raise ConfigError(type(model).__name__, found, "write flatten(1) for view(-1, ...), or leave bits away")
@@ -168,7 +176,7 @@ def fit_masks(
             sampled = _sampled_loss(work, attached, seen, loss_fn, precision, method.best_of, seed)
             attached.settle_(sampled[1])
             inclusion = {n: _inclusion(m, seed) for n, m in masks.items() if history}
-        work, left = _without_filters(work, masks, graph, seen)
+        work, left, proof = _without_filters(work, masks, graph, seen)
         with quantized_inputs(work, inputs), attach(work, left) as attached:
             tuned = range(method.epochs, _epochs(method))
             if not tuned:
@@ -186,6 +194,7 @@ def fit_masks(
         history=tuple(history),
         sampled_loss=sampled[0],
         fixed_loss=fixed,
+        proof=proof,
     )
 
 
@@ -204,17 +213,19 @@ def _gates(
 
 def _without_filters(
     model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | None, batches: Loader
-) -> tuple[nn.Module, Mapping[str, MaskedWeight]]:
+) -> tuple[nn.Module, Mapping[str, MaskedWeight], Verification | None]:
     """The network without what masks of filters leave out, and the masks that remain: all there is of each filter.
 
     Where the captured graph had to be rewritten there are no layers any more, and no masks remain.
     """
     units = {n: m for n, m in masks.items() if isinstance(m, MaskedUnits)}
     if not units or graph is None:
-        return model, masks
+        return model, masks, None
     first = batches.first()[0]
     examples = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[: graph.inputs[0][0][0]], first)
-    small = apply_(model, plan_of_filters(graph, {n: m.fixed for n, m in units.items()}), examples)
+    plan = plan_of_filters(graph, {n: m.fixed for n, m in units.items()})
+    small, proof = apply_and_verify_(model, plan, examples)
+    keep_configuration_true_(small, plan)
     layers = dict(small.named_modules())
     left = {}
     for name, mask in units.items():
@@ -229,7 +240,7 @@ def _without_filters(
                 scheme=mask.scheme,
             )
             left[name].settle_()
-    return small, left
+    return small, left, proof
 
 
 def mean_loss(model: nn.Module, batches: BatchSource, loss_fn: LossFunction, precision: Precision = "auto") -> float:

@@ -105,6 +105,7 @@ class WeightPattern:
         k: how many of them stay.
         weights: weights of the layer.
         bits: of the values that stay, if they lie on a grid.
+        mask: which ones stay, see `weightmasks`; empty before the learning.
     """
 
     module: str
@@ -114,6 +115,7 @@ class WeightPattern:
     k: int
     weights: int
     bits: int | None = None
+    mask: str = field(default="", repr=False)
 
     def explain(self) -> str:
         """One line for the reader of a plan."""

@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,8 @@ from prunus.plan import Plan, WeightPattern
 from prunus.precision import to_device
 from prunus.report.figures import draw_masks
 from prunus.runfolder import RunFolder, check_run_folder, commit_or_rescue
+from prunus.submodules import Ignored, matching
+from prunus.weightmasks import masks_hold, with_masks
 
 Say = Callable[[str], None]
 
@@ -63,24 +64,30 @@ class Sparsified:
     saved: RunFolder | None = None
 
 
-def maskable_layers(model: nn.Module, ignored: Sequence[str] = ()) -> list[str]:
+def maskable_layers(model: nn.Module, ignored: Sequence[Ignored] = ()) -> list[str]:
     """Names of the linear and convolution layers that get a pattern if nobody names them.
 
-    All but the last, the first if it is a convolution (few weights that see the image itself), and those that a glob in
-    `ignored` names. A first linear layer gets one: in a perceptron it holds most of the weights.
+    All but the last, the first if it is a convolution (few weights that see the image itself), and those that an entry
+    of `ignored` chooses. A first linear layer gets one: in a perceptron it holds most of the weights.
+
+    Args:
+        model: the network.
+        ignored: modules, module types or name globs, as for `prune`; what lies below them is ignored too.
 
     Raises:
-        ConfigError: a glob matches nothing, or nothing is left.
+        ConfigError: an entry matches no such layer, or nothing is left.
     """
     weighted = [(n, m) for n, m in model.named_modules() if takes_pattern(m) or isinstance(m, nn.Embedding)]
     names = [n for n, m in weighted if takes_pattern(m)]
-    for glob in ignored:
-        if not any(fnmatchcase(n, glob) for n in names):
-            raise ConfigError(f"ignored layer {glob!r}", "no linear or convolution layer has that name", "see analyze")
+    left_out = matching(ignored, model)
+    for chosen in ignored:
+        if not matching([chosen], model) & set(names):
+            where = f"ignored_layers entry {chosen!r}"
+            raise ConfigError(where, "it matches no linear or convolution layer", "see analyze")
     edges = {names[-1]} if names else set()
     if len(names) > 2 and isinstance(weighted[0][1], nn.modules.conv._ConvNd):
         edges.add(names[0])
-    found = [n for n in names if n not in edges and not any(fnmatchcase(n, g) for g in ignored)]
+    found = [n for n in names if n not in edges and n not in left_out]
     if not found:
         raise ConfigError("model", "no layer is left to put a pattern on", "ignore fewer layers")
     return found
@@ -117,7 +124,7 @@ def sparsify(
     *,
     method: DynamicProbabilisticPruning,
     layers: Sequence[str] | None = None,
-    ignored_layers: Sequence[str] = (),
+    ignored_layers: Sequence[Ignored] = (),
     batch_size: int = 64,
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -133,7 +140,7 @@ def sparsify(
         data: its data; masks are compared on the validation split, the test split is read once, at the end.
         method: pattern, schedule, bits.
         layers: names of the layers; None takes those of `maskable_layers`.
-        ignored_layers: globs of layers to leave, without `layers`.
+        ignored_layers: modules, module types or name globs to leave; not together with `layers`.
         batch_size: of the training.
         out: folder to write.
         seed: for everything random.
@@ -149,6 +156,10 @@ def sparsify(
             checked_by_first(lambda: check_run_folder(out))
     graph = trace(model, data.example_inputs)
     by_filter = Pattern.parse(method.pattern).granularity == "filter"
+    if layers is not None and ignored_layers:
+        raise ConfigError(
+            "ignored_layers", "they choose among all layers, and layers are named", "leave one of them out"
+        )
     names = list(layers) if layers is not None else maskable_layers(model, ignored_layers)
     if by_filter:
         names = [n for n in names if n in sole_writers(graph)] if layers is None else names
@@ -171,11 +182,15 @@ def sparsify(
     if by_filter:
         plan = plan_of_filters(graph, masked.masks, method.pattern)
         say(plan.explain())
+    else:
+        plan = with_masks(plan, masked.masks)
     small = masked.model
+    proof = _proof(masked, plan, data.example_inputs)
+    say(f"proof: the network is the masked one to {proof['max_error']:.1e} (relative)")
     scales = {n: q.scale for n, q in masked.inputs.items()}
     inside = {n: LayerMask(method.pattern, m, method.bits, scales.get(n)) for n, m in masked.masks.items()}
     packed = {} if by_filter else inside
-    summary = _summary(model, data, method, masked, inside, plan, judged, seed)
+    summary = _summary(model, data, method, masked, inside, plan, judged, seed) | {"proof": proof}
     saved = None
     if out is not None and rank == 0:
         inputs = data.example_inputs
@@ -186,7 +201,7 @@ def sparsify(
         judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
         with quantized_inputs(small, masked.inputs):
             judged["test"] = evaluate(small, data.test, loss_fn=data.loss_fn)
-        summary = _summary(model, data, method, masked, inside, plan, judged, seed)
+        summary = _summary(model, data, method, masked, inside, plan, judged, seed) | {"proof": proof}
         if saved is not None:
             saved.add_metrics(plan, _metrics(judged), packed)
             saved.add_summary(summary)
@@ -214,6 +229,14 @@ def _speed(
     # Advice on widths is for smaller layers, not for zeros inside them.
     speed = {k: v for k, v in compared.to_dict().items() if k != "warnings"}
     return {"speed": speed, "condensed_time_ratio": ratios}
+
+
+def _proof(masked: Masked, plan: Plan, example_inputs: Any) -> dict[str, Any]:
+    """That nothing but the kept weights counts; of filters that they were removed as they were masked."""
+    if masked.proof is not None:
+        return {"max_error": masked.proof.max_error, "rewritten": masked.proof.rewritten, "outside_of_masks": 0}
+    error, outside = masks_hold(masked.model, plan, example_inputs)
+    return {"max_error": error, "rewritten": False, "outside_of_masks": outside}
 
 
 def _summary(
