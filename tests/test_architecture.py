@@ -20,6 +20,7 @@ LAYERS = [
         "jsontext",
         "atomic",
         "decoding",
+        "manifest",
         "weightfile",
         "attention",
         "plain_attention",
