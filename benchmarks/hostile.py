@@ -38,9 +38,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prunus
-from prunus.checkpoint import MANIFEST, MASKS, PLAN, WEIGHTS
+from prunus.checkpoint import MASKS, PLAN, WEIGHTS
 from prunus.cli import main as command_line
 from prunus.errors import PruneError
+from prunus.manifest import MANIFEST
 from prunus.weightfile import read_state_dict
 
 SECONDS = 5.0
@@ -223,8 +224,8 @@ def weights_cases(whole: Path) -> Iterator[Case]:
         "half": lambda t: t.update({name: t[name].half()}),
         "double": lambda t: t.update({name: t[name].double()}),
         "int8": lambda t: t.update({name: t[name].to(torch.int8)}),
-        "NaN": lambda t: t[name].view(-1)[0].fill_(torch.nan),
-        "infinity": lambda t: t[name].view(-1)[0].fill_(torch.inf),
+        "NaN": lambda t: t[name].flatten()[:1].fill_(torch.nan),
+        "infinity": lambda t: t[name].flatten()[:1].fill_(torch.inf),
         "a tensor more": lambda t: t.update(more=torch.zeros(1)),
         "a tensor less": lambda t: t.pop(name),
         "another shape": lambda t: t.update({name: t[name].flatten()}),

@@ -70,7 +70,7 @@ LAYERS = [
         "filters",
     ],
     ["program"],
-    ["checkpoint", "export", "export_int8", "pretrained", "report", "measure"],
+    ["card", "checkpoint", "export", "export_int8", "pretrained", "report", "measure"],
     ["texts", "packing", "runfolder"],
     ["request"],
     ["sources", "pipeline", "demo"],

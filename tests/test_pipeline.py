@@ -141,7 +141,7 @@ def test_artifacts_come_back_equal(tmp_path: Path, coded: bool) -> None:
     assert result.verification.rewritten == coded
     folder = save(tmp_path / "a", result.model, result.plan, metrics={"accuracy": 1.0}, example_inputs=X)
     assert is_artifact(folder)
-    assert read_manifest(folder)["metrics"] == {"accuracy": 1.0}
+    assert read_manifest(folder).metrics == {"accuracy": 1.0}
     expected = result.model.eval()(X)
     with_code, without = load(folder, lambda: Net(coded)), load(folder)
     assert torch.allclose(with_code(X), expected, atol=1e-6)

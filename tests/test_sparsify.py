@@ -72,7 +72,7 @@ def test_the_folder_holds_what_was_kept(tmp_path: Path) -> None:
     # 16 neurons, 32 of 128 inputs each: 8 bits a value, 7 an index.
     assert summary["layers"]["6"]["stored_bytes"] == 16 * 32 * (8 + 7) // 8
     assert summary["layers"]["6"]["kept"] <= 16 * 32
-    assert "masks.safetensors" in read_manifest(artifact)["sha256"]
+    assert "masks.safetensors" in read_manifest(artifact).sha256
     assert "| 6 | weight 25% | 512 of 2,048 |" in (artifact / "README.md").read_text()
 
 

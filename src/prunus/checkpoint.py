@@ -13,7 +13,6 @@ artifact/
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -25,13 +24,16 @@ from safetensors.torch import save as stored_tensors
 from torch import nn
 
 from prunus.atomic import StrPath, check_replaceable, real_path, refusing, write_folder
+from prunus.card import model_card
 from prunus.configuration import keep_configuration_true_
 from prunus.entry import entry
 from prunus.errors import ArtifactError, ExportError, PruneError, TraceError, first_line
 from prunus.jsontext import strict_json
+from prunus.manifest import MANIFEST, Manifest
+from prunus.manifest import read_manifest as manifest_of
 from prunus.maskfile import LayerMask, packed_masks, read_masks
 from prunus.plan import Plan
-from prunus.program.files import GRAPH, program_files, read_program
+from prunus.program.files import GRAPH, TENSORS, program_files, read_program
 from prunus.rewrite import rewrite
 from prunus.rewritten import RewrittenModel
 from prunus.surgery import cut_
@@ -41,7 +43,8 @@ from prunus.weightfile import load_weights_, unique_tensors
 FORMAT = 2
 READABLE = (1, 2)
 """Formats that can be read; the first kept its program in a file that runs code when it is loaded."""
-WEIGHTS, PLAN, CARD, MANIFEST = "weights.safetensors", "plan.json", "README.md", "manifest.json"
+WEIGHTS, PLAN, CARD = "weights.safetensors", "plan.json", "README.md"
+OLD_PROGRAM = "program.pt2"
 MASKS = "masks.safetensors"
 
 
@@ -137,7 +140,7 @@ def description(
     manifest: Mapping[str, Any], plan: Plan, metrics: Mapping[str, Any], masks: Mapping[str, LayerMask]
 ) -> dict[str, bytes]:
     """The model card and the manifest with these metrics."""
-    card = _card(plan, metrics, masks, manifest["no_program"])
+    card = model_card(plan, metrics, masks, manifest["no_program"])
     return {CARD: card.encode(), MANIFEST: strict_json({**manifest, "metrics": metrics}, "artifact").encode()}
 
 
@@ -156,13 +159,13 @@ def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | N
     folder = Path(directory)
     manifest = read_manifest(folder)
     if factory is None:
-        if GRAPH not in manifest["sha256"]:
+        if GRAPH not in manifest.sha256:
             raise _no_program(folder, manifest)
         return read_program(folder, folder / WEIGHTS)
     plan = Plan.load(folder / PLAN)
     model = factory()
     try:
-        if manifest["rewritten"]:
+        if manifest.rewritten:
             model = rewrite(model, plan, proof_inputs(plan, None, model)[0])
         else:
             cut_(model, plan)
@@ -185,28 +188,13 @@ def load_masks(directory: str | os.PathLike[str]) -> dict[str, LayerMask]:
         ArtifactError: the artifact is damaged.
     """
     folder = Path(directory)
-    return read_masks(folder / MASKS) if MASKS in read_manifest(folder)["sha256"] else {}
+    return read_masks(folder / MASKS) if MASKS in read_manifest(folder).sha256 else {}
 
 
-def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """The manifest, after every file's checksum was found right. Raises ArtifactError otherwise."""
-    folder = Path(directory)
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        digests = manifest["sha256"]
-        if manifest["format"] not in READABLE:
-            raise ArtifactError(str(folder), f"unknown format {manifest['format']}", "install a newer prunus")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            str(folder), f"its {MANIFEST} is missing or damaged: {error}", "give the folder that prunus saved"
-        ) from error
-    for name, digest in digests.items():
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(str(path), "the file is missing", "copy the whole artifact again")
-        if _digest(path) != digest:
-            raise ArtifactError(str(path), "the file is truncated or damaged (checksum)", "copy the artifact again")
-    return manifest
+    known = (WEIGHTS, PLAN, MASKS, GRAPH, TENSORS, OLD_PROGRAM)
+    return manifest_of(Path(directory), READABLE, (WEIGHTS, PLAN), known)
 
 
 def is_artifact(path: str | os.PathLike[str]) -> bool:
@@ -214,12 +202,12 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
-def _no_program(folder: Path, manifest: Mapping[str, Any]) -> ArtifactError:
+def _no_program(folder: Path, manifest: Manifest) -> ArtifactError:
     fix = "pass the factory of the dense model: prunus.load(folder, factory)"
-    if manifest["format"] == 1 and "program.pt2" in manifest["sha256"]:
+    if OLD_PROGRAM in manifest.sha256:
         what = "it was saved by an older prunus, whose program.pt2 runs code of whoever made it when it is loaded"
         return ArtifactError(str(folder), what, f"{fix}; or read program.pt2 with torch.export.load if you trust it")
-    return ArtifactError(str(folder), f"it was saved without a program: {manifest.get('no_program')}", fix)
+    return ArtifactError(str(folder), f"it was saved without a program: {manifest.no_program}", fix)
 
 
 def _weights(model: nn.Module) -> bytes:
@@ -234,40 +222,3 @@ def _weights(model: nn.Module) -> bytes:
     except Exception as error:  # of a dtype or layout that the format doesn't know
         what = f"its tensors can't be stored: {first_line(error)}"
         raise ArtifactError(f"model {type(model).__name__}", what, "use dense tensors of common dtypes") from error
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    for block in iter(lambda: file.read(1 << 20), b""):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _card(plan: Plan, metrics: Mapping[str, Any], masks: Mapping[str, LayerMask], missing: str | None) -> str:
-    rows = "\n".join(f"| {name} | {value} |" for name, value in metrics.items())
-    table = f"\n| metric | value |\n|---|---|\n{rows}\n" if rows else ""
-    lines = [f"| {name} | {m.pattern} | {m.kept:,} of {m.mask.numel():,} |" for name, m in masks.items()]
-    inside = "\n".join(["\n| weight | pattern | kept |", "|---|---|---|", *lines, ""]) if masks else ""
-    alone = (
-        "or without any of its code, `prunus.load(folder)`" if missing is None else f"there is no program: {missing}"
-    )
-    return f"""# {plan.model}, compressed by Prunus
-
-Made from a dense {plan.model} by removing units for good ({plan.method}; asked: {plan.asked or "counts by hand"}).
-
-| | before | after |
-|---|---|---|
-| MACs per example | {plan.before.macs:,} | {plan.after.macs:,} |
-| parameters | {plan.before.params:,} | {plan.after.params:,} |
-{table}
-Load with the dense model's factory, `prunus.load(folder, factory)`; {alone}.
-
-```
-{plan.explain()}
-```
-{inside}"""

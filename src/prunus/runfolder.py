@@ -35,10 +35,11 @@ from prunus.atomic import (
     write_folder,
     write_new,
 )
-from prunus.checkpoint import MANIFEST, check_place, description
+from prunus.checkpoint import check_place, description
 from prunus.errors import ArtifactError
 from prunus.exchange import exchange
 from prunus.jsontext import strict_json
+from prunus.manifest import MANIFEST
 from prunus.maskfile import LayerMask
 from prunus.plan import Plan
 
