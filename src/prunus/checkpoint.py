@@ -173,7 +173,8 @@ def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | N
         raise ArtifactError(
             str(folder),
             f"made for another architecture ({plan.model}) than the factory's {type(model).__name__}: {error.what}",
-            "pass the factory of the dense model that was compressed",
+            "pass the factory of the dense model that was compressed; of the last of several rounds, that of the round "
+            "before it: lambda: prunus.load(folder_before, factory)",
         ) from error
     load_weights_(model, folder / WEIGHTS)
     keep_configuration_true_(model, plan)

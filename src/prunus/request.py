@@ -17,6 +17,9 @@ from prunus.graph.groups import ChannelGroup
 from prunus.plan import Plan
 from prunus.rounding import uneven
 
+SHOWN = 3
+"""How many layers a refusal names."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -72,13 +75,28 @@ def requested(
     return Request(parsed, ratio, counts, allocation or Allocation())
 
 
+def _nothing(graph: Graph) -> ConfigError:
+    """Why no unit may go: what is inexact, inside heads or ignored, or else the first layers with their reasons."""
+    free = graph.groups(inexact=True)
+    if free:
+        names = ", ".join(g.name for g in free[:SHOWN])
+        fix = "ignore fewer layers, or allow inexact=True or head_dims=True"
+        return ConfigError("groups", f"there is nothing to score: {names} are ignored, inexact or inside heads", fix)
+    lines = [str(line) for line in graph.unlisted] + graph.explain().splitlines()
+    reasons = "; ".join(" ".join(line.removeprefix("locked").split()) for line in lines[:SHOWN])
+    fix = "prunus.trace(model, example_inputs).explain() has a line for every layer"
+    return ConfigError("groups", f"there is nothing to score: {reasons}", fix)
+
+
 def check(request: Request, graph: Graph, groups: Sequence[ChannelGroup]) -> None:
     """Refuse what can't be met, whatever the scores.
 
     Raises:
         BudgetError: a budget or a ratio out of range or below what the floors allow, or counts that can't be kept.
-        ConfigError: counts of a group that may not be pruned or is not there.
+        ConfigError: counts of a group that may not be pruned or is not there, or no group at all.
     """
+    if not groups:
+        raise _nothing(graph)
     if request.counts is None:
         if request.budget is not None or request.ratio is not None:
             check_reachable(

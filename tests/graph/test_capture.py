@@ -140,3 +140,47 @@ def test_a_refusal_of_our_own_out_of_forward_stays_whole() -> None:
     found = refusal(Stops())
     assert isinstance(found, ConfigError)
     assert "pass padded sequences" in str(found)
+
+
+class Silent(nn.Module):
+    """Layers that no group tells of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.spare = nn.Linear(4, 8), nn.Linear(8, 1), nn.Linear(3, 3)
+        self.turned, self.again = nn.Linear(8, 8, bias=False), nn.GRU(8, 8, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.again(self.a(x).relu())[0]
+        h = self.attention(h, h, h)[0]
+        return self.b(nn.functional.linear(h, torch.linalg.qr(self.turned.weight)[0]))  # type: ignore[no-any-return]
+
+
+def test_every_layer_has_its_line() -> None:
+    graph = prunus.trace(Silent().eval(), torch.randn(2, 5, 4))
+    lines = graph.explain().splitlines()
+    names = [line.split()[1].rstrip(":") for line in lines[:-1]]
+    assert {"a", "b", "spare", "turned", "again", "attention"} <= set(names)
+    said = dict(zip(names, lines, strict=False))
+    assert "a single unit" in said["b"]
+    assert "not used" in said["spare"]
+    assert "linalg_qr" in said["turned"]
+    assert "prunus.separate_recurrence_(model)" in said["again"]
+    assert "prunus.separate_attention_(model)" in said["attention"]
+
+
+def test_where_nothing_can_go_the_refusal_says_why() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again, self.head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.again(x)[0])  # type: ignore[no-any-return]
+
+    with pytest.raises(ConfigError, match=r"nothing to score: again: .*prunus.separate_recurrence_\(model\)"):
+        prunus.prune(Recurrent().eval(), torch.randn(2, 5, 4), method="l1", pruning_ratio=0.5, progress=False)
+    plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    with pytest.raises(ConfigError, match="0 are ignored"):
+        prunus.prune(plain, torch.randn(2, 4), method="l1", pruning_ratio=0.5, ignored_layers=["0"], progress=False)

@@ -15,6 +15,7 @@ from prunus.graph.groups import ChannelGroup, Contraction, IntArray, Norm, Reade
 from prunus.graph.labels import varying_dims
 from prunus.graph.rows import equal_rows, filled_rows, tie_unlike_slices, unshared_rows
 from prunus.graph.summed import Site, gated_before, sites_of
+from prunus.graph.unlisted import Unlisted, unlisted_layers
 from prunus.graph.writers import judged_by, with_computed
 
 
@@ -38,6 +39,7 @@ class Graph:
         followed: branches on data went the way of the example inputs.
         computed: shapes of the weights that are computed from stored tensors, under names of their own.
         norms: weights that are directions and lengths (weight norm).
+        unlisted: layers that no group tells of, and why.
     """
 
     program: ExportedProgram
@@ -55,6 +57,7 @@ class Graph:
     followed: bool = False
     computed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     norms: tuple[Norm, ...] = ()
+    unlisted: tuple[Unlisted, ...] = ()
 
     def groups(self, *, locked: bool = False, inexact: bool = False) -> tuple[ChannelGroup, ...]:
         """The prunable groups in data-flow order; with `locked`, all; with `inexact`, inexact ones too."""
@@ -82,6 +85,7 @@ class Graph:
             else:
                 reason = group.locked
                 lines.append(f"locked    {group.name}: {group.units} units{rows}; {reason}  [{group.source}]")
+        lines += map(str, self.unlisted)
         free = [g for g in self.groups() if not g.inside_heads]
         units, total = sum(g.units for g in free), sum(g.units for g in self.channel_groups)
         lines.append(f"{units} of {total} units in {len(free)} of {len(self.channel_groups)} groups can go")
@@ -128,6 +132,7 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
         adopted=tuple(engine.adopted),
         computed={name: engine.parameters[name].shape for name in engine.computed},
         norms=tuple(dict.fromkeys(engine.norms)),
+        unlisted=unlisted_layers(engine, program, model, groups, roots, reasons),
     )
 
 
