@@ -19,6 +19,7 @@ LAYERS = [
         "exchange",
         "jsontext",
         "atomic",
+        "steady",
         "decoding",
         "manifest",
         "weightfile",
@@ -53,6 +54,8 @@ LAYERS = [
     [
         "fit",
         "finetuneconfig",
+        "fingerprint",
+        "stagefile",
         "recovery_state",
         "finetune",
         "batchnorm",

@@ -22,6 +22,7 @@ from prunus.demo import lenet5, train_dense
 from prunus.errors import ArtifactError, ConfigError, DataError
 from prunus.evaluate import evaluate
 from prunus.finetune import FinetuneConfig, distillation_loss, finetune, learning_rate_factor, make_optimizer
+from prunus.fingerprint import tree_digest
 from prunus.rewritten import as_module
 from prunus.sources import ArrayDataset, DataSource
 
@@ -158,13 +159,13 @@ def test_resuming_equals_the_unbroken_run_bit_for_bit(tmp_path: Path, optimizer:
     broken = toy_model()
     with pytest.raises(KeyboardInterrupt):
         finetune(broken, interrupting(stop_after), settings, teacher=teacher, progress=False, checkpoint=path)
-    fresh = toy_model(5)
+    fresh = toy_model()
     rest = finetune(fresh, toy_data(), settings, teacher=teacher, progress=False, checkpoint=path, resume=True)
     assert same(weights(fresh), weights(unbroken))
     assert repr(rest.history) == repr(whole.history)
     assert rest.best_epoch == whole.best_epoch
     assert [p.name for p in path.parent.iterdir()] == ["run.pt"]
-    again = finetune(toy_model(7), toy_data(), settings, teacher=teacher, checkpoint=path, resume=True)
+    again = finetune(fresh, toy_data(), settings, teacher=teacher, checkpoint=path, resume=True)
     assert same(weights(again.model), weights(unbroken))
 
 
@@ -196,6 +197,24 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     frozen[0].requires_grad_(False)
     with pytest.raises(ArtifactError, match="other parameters"):
         finetune(frozen, toy_data(), config(epochs=1), checkpoint=path, resume=True)
+    data = toy_data()
+    shifted = dataclasses.replace(data, train=ArrayDataset(data.train.inputs + 1, data.train.labels))
+    for named, given, teacher in (
+        ("model", (toy_model(5), data), None),
+        ("data", (toy_model(), shifted), None),
+        ("teacher", (toy_model(), data), toy_model(9)),
+    ):
+        with pytest.raises(ArtifactError, match=f"another {named} .* there, .* here"):
+            finetune(*given, config(epochs=1), teacher=teacher, checkpoint=path, resume=True)
+    whole = torch.load(path, weights_only=True)
+    nan = {n: t * math.nan for n, t in whole["model"].items()}
+    edits = ({"model": nan}, {"model": 3}, {"state": {}}, {"state": {**whole["state"], "epoch": 9}}, {"config": []})
+    for edit in edits:
+        rest = {k: v for k, v in {**whole, **edit}.items() if k not in ("format", "digest")}
+        torch.save({"format": whole["format"], "digest": tree_digest(rest), **rest}, path)
+        with pytest.raises(ArtifactError):
+            finetune(toy_model(), toy_data(), config(epochs=1), checkpoint=path, resume=True)
+    torch.save(whole, path)
     for content in (path.read_bytes()[:-200], b"nothing"):
         path.write_bytes(content)
         with pytest.raises(ArtifactError, match="damaged"):

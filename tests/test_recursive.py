@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import ArtifactError, ConfigError, DataError
+from prunus.fingerprint import tree_digest
 from prunus.fit import fit
 from prunus.fold import fold_
 from prunus.gate import attach
@@ -151,13 +152,57 @@ def test_resumed_is_unbroken(tmp_path: Path) -> None:
     assert resumed.plan.kept == whole.plan.kept
     assert resumed.stages == whole.stages
     assert same(resumed.model, whole.model)
-    with pytest.raises(ArtifactError, match="another model, method"):
+    with pytest.raises(ArtifactError, match=r"another method: .*kappa=30.* there, .*kappa=2.* here"):
         run(replace(method, kappa=2.0), checkpoint=path, resume=True)
+    other = [copy.deepcopy(model), [(x + 1, y) for x, y in batches]]
+    with torch.no_grad():
+        other[0][0].weight[0] += 1  # type: ignore[index, union-attr]
+    for named, given in (("model", (other[0], batches)), ("data", (model, other[1]))):
+        with pytest.raises(ArtifactError, match=f"another {named}: .* there, .* here"):
+            prune(given[0], x, method=method, data=given[1], loss_fn=F.cross_entropy, checkpoint=path, resume=True)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtifactError, match="cannot be read"):
         run(method, checkpoint=path, resume=True)
     with pytest.raises(ConfigError, match="no checkpoint"):
         run(method, resume=True)
+
+
+def test_an_edited_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Each edit comes with the right checksum: what an attacker, or a careful bug, would write."""
+    path = tmp_path / "stages.pt"
+    run(QUICK, checkpoint=path)
+    whole = torch.load(path, weights_only=True)
+    first = whole["stages"][0]
+
+    def stage(**values: object) -> dict[str, object]:
+        return {"stages": [{**first, **values}, *whole["stages"][1:]]}
+
+    name, tensor = next(iter(whole["weights"].items()))
+    edits: list[dict[str, object]] = [
+        {"kept": {**whole["kept"], "0": [99]}},
+        {"kept": {**whole["kept"], "0": [0, 0]}},
+        {"kept": 3},
+        {"stages": whole["stages"][::-1]},
+        {"stages": [{}]},
+        stage(kept=(1000,)),
+        stage(loss=float("nan")),
+        stage(importance={"0": (float("nan"),) * 6}),
+        stage(probability={}),
+        {"weights": {**whole["weights"], name: tensor * float("nan")}},
+        {"weights": {**whole["weights"], name: tensor.half()}},
+        {"weights": {**whole["weights"], name: tensor[:1]}},
+        {"weights": {}},
+        {"weights": []},
+        {"identity": []},
+    ]
+    for edit in edits:
+        rest = {k: v for k, v in {**whole, **edit}.items() if k not in ("format", "digest")}
+        torch.save({"format": whole["format"], "digest": tree_digest(rest), **rest}, path)
+        with pytest.raises(ArtifactError):
+            run(QUICK, checkpoint=path, resume=True)
+    torch.save({**whole, "error": 0.5}, path)
+    with pytest.raises(ArtifactError, match="edited"):
+        run(QUICK, checkpoint=path, resume=True)
 
 
 def test_a_budget_is_met_and_counts_are_obeyed() -> None:

@@ -156,6 +156,14 @@ def check_writable(folder: StrPath) -> None:
                     made.rmdir()
 
 
+def check_file(path: StrPath) -> None:
+    """`check_writable` of the folder of a file; a folder of its name is refused."""
+    target = real_path(path)
+    if target.is_dir():
+        raise ArtifactError(str(target), "cannot be written: it is a folder", CURES[errno.EISDIR])
+    check_writable(target.parent)
+
+
 @contextlib.contextmanager
 def staging(folder: Path) -> Iterator[Path]:
     """A free name in a folder; what stands under it at the end is removed."""

@@ -27,7 +27,7 @@ from prunus.atomic import StrPath, check_replaceable, real_path, refusing, write
 from prunus.card import model_card
 from prunus.configuration import keep_configuration_true_
 from prunus.entry import entry
-from prunus.errors import ArtifactError, ExportError, PruneError, TraceError, first_line
+from prunus.errors import ArtifactError, PruneError, first_line
 from prunus.jsontext import strict_json
 from prunus.manifest import MANIFEST, Manifest
 from prunus.manifest import read_manifest as manifest_of
@@ -36,6 +36,7 @@ from prunus.plan import Plan
 from prunus.program.files import GRAPH, TENSORS, program_files, read_program
 from prunus.rewrite import rewrite
 from prunus.rewritten import RewrittenModel
+from prunus.steady import steady
 from prunus.surgery import cut_
 from prunus.verify import proof_inputs
 from prunus.weightfile import load_weights_, unique_tensors
@@ -99,9 +100,13 @@ def missing_program(model: nn.Module, example_inputs: Any, *, follow_branches: b
     """Why an artifact of this model would have no program; None if it can be captured and said in plain data."""
     try:
         program_files(model, example_inputs, follow_branches=follow_branches)
-    except (TraceError, ExportError) as error:
-        return error.what
+    except Exception as error:
+        return _reason(error)
     return None
+
+
+def _reason(error: Exception) -> str:
+    return error.what if isinstance(error, PruneError) else first_line(error)
 
 
 def artifact_files(
@@ -118,8 +123,8 @@ def artifact_files(
     try:
         inputs = proof_inputs(plan, example_inputs, model)[0]
         files |= program_files(model, inputs, follow_branches=plan.followed)
-    except PruneError as error:
-        missing = error.what
+    except Exception as error:  # whatever is wrong with it, weights and plan are not lost for it
+        missing = _reason(error)
         warnings.warn(f"the artifact has no program and loads with its factory alone: {missing}", stacklevel=3)
     if masks:
         files[MASKS] = packed_masks(masks)
@@ -145,7 +150,8 @@ def description(
 
 
 @entry()
-def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | None = None) -> nn.Module:
+@steady
+def load(directory: StrPath, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
     """Load an artifact, in eval mode.
 
     Args:
@@ -182,7 +188,8 @@ def load(directory: str | os.PathLike[str], factory: Callable[[], nn.Module] | N
 
 
 @entry()
-def load_masks(directory: str | os.PathLike[str]) -> dict[str, LayerMask]:
+@steady
+def load_masks(directory: StrPath) -> dict[str, LayerMask]:
     """What an artifact keeps inside its weights, by layer; empty if it has no masks.
 
     Raises:
@@ -192,7 +199,8 @@ def load_masks(directory: str | os.PathLike[str]) -> dict[str, LayerMask]:
     return read_masks(folder / MASKS) if MASKS in read_manifest(folder).sha256 else {}
 
 
-def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
+@steady
+def read_manifest(directory: StrPath) -> Manifest:
     """The manifest, after every file's checksum was found right. Raises ArtifactError otherwise."""
     known = (WEIGHTS, PLAN, MASKS, GRAPH, TENSORS, OLD_PROGRAM)
     return manifest_of(Path(directory), READABLE, (WEIGHTS, PLAN), known)

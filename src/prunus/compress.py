@@ -32,6 +32,7 @@ from prunus.parallel import accelerator, checked_by_first
 from prunus.pipeline import Result, prune
 from prunus.report.figures import draw_stages
 from prunus.runfolder import RunFolder, check_run_folder, commit_or_rescue
+from prunus.stagefile import is_stage_file
 from prunus.submodules import Ignored
 
 Say = Callable[[str], None]
@@ -163,6 +164,8 @@ def compress(
     if out is not None and rank == 0:
         files = artifact_files(smaller, result.plan, metrics=_metrics(judged), example_inputs=data.example_inputs)
         saved = commit_or_rescue(out, files, _summary(data, chosen, result, judged, seed), say)
+        if not isinstance(chosen, StagedMethod) and is_stage_file(saved.path / "stages.pt"):
+            (saved.path / "stages.pt").unlink(missing_ok=True)  # of an earlier run, by another method
         say(f"saved in {saved.path}")
     with nullcontext() if saved is None else saved.standing():
         judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from prunus.atomic import check_file
 from prunus.copies import copied
 from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.entry import entry
@@ -30,6 +31,7 @@ from prunus.modes import hold_statistics_, modes_kept
 from prunus.parallel import (
     accelerator,
     average_over_ranks_,
+    checked_by_first,
     model_device,
     prepared,
     running_statistics,
@@ -38,7 +40,7 @@ from prunus.parallel import (
 )
 from prunus.precision import autocast, bf16_helps, fastest, to_device
 from prunus.progress import Bar, progress_bar
-from prunus.recovery_state import Epoch, RecoveryState, load_state, save_state
+from prunus.recovery_state import Epoch, RecoveryState, load_state, origin_of, save_state
 from prunus.verify import call
 
 if TYPE_CHECKING:
@@ -130,6 +132,8 @@ def finetune(
     _check(model, data, config, teacher, checkpoint, resume)
     began = time.perf_counter()
     with accelerator() as processes, _placed(model, teacher, data, config, processes) as channels_last:
+        if checkpoint is not None:
+            checked_by_first(lambda: check_file(checkpoint))
         recovery = _Recovery(model, data, config, teacher, processes, checkpoint)
         state = recovery.run(resume, progress)
         result = FinetuneResult(
@@ -234,6 +238,7 @@ class _Recovery:
     ) -> None:
         self.model, self.data, self.config, self.processes = model, data, config, processes
         self.checkpoint = checkpoint
+        self.origin = None if checkpoint is None else origin_of(model, teacher, (data.train, data.validation))
         self.device = training_device(processes)
         self.teacher = teacher.eval() if teacher is not None and config.distillation else None
         self.precision = fastest(self.device, config.precision)
@@ -275,11 +280,19 @@ class _Recovery:
 
     def _start(self, resume: bool) -> RecoveryState:
         if resume and self.checkpoint is not None and self.checkpoint.is_file():
-            return load_state(self.checkpoint, self.model, self.optimizer, self.config)
+            # Ranks may hold parts of the data each; the first one's is what was written down.
+            checked_by_first(self._resume)
+            return self._resume()
         first = self._evaluate()
         state = RecoveryState(0, 0, 0, {}, vars(first).copy(), [])
         state.best_model = _copied(self.model)
         state.history.append(Epoch(0, 0.0, math.nan, first.accuracy, first.loss))
+        return state
+
+    def _resume(self) -> RecoveryState:
+        assert self.checkpoint is not None
+        assert self.origin is not None
+        state, self.origin = load_state(self.checkpoint, self.model, self.optimizer, self.config, self.origin)
         return state
 
     def _epoch(self, wrapped: nn.Module, state: RecoveryState, bar: Bar) -> None:
@@ -305,8 +318,8 @@ class _Recovery:
         )
         self._keep_best(state, measured)
         bar.describe(f"epoch {number}: {measured.accuracy:.2f} % validation")
-        if self.checkpoint is not None and self.processes.is_main_process:
-            save_state(self.checkpoint, state, self.model, self.optimizer, self.config)
+        if self.checkpoint is not None and self.origin is not None and self.processes.is_main_process:
+            save_state(self.checkpoint, state, self.model, self.optimizer, self.config, self.origin)
 
     def _keep_best(self, state: RecoveryState, measured: Evaluation) -> None:
         best = state.best_validation

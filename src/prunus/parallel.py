@@ -72,7 +72,7 @@ def rank() -> int:
     return torch.distributed.get_rank() if distributed() else 0
 
 
-def checked_by_first(check: Callable[[], None]) -> None:
+def checked_by_first(check: Callable[[], object]) -> None:
     """Run a check on rank 0; what it refuses, all ranks refuse, so that none waits for another."""
     found: list[PruneError | None] = [None]
     if rank() == 0:

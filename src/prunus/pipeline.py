@@ -28,9 +28,10 @@ from prunus.methods.base import Method, PosteriorMethod, StagedMethod, WeightCri
 from prunus.methods.registry import resolve
 from prunus.plan import Plan
 from prunus.precision import lower
-from prunus.recursive import Stage, prune_in_stages
+from prunus.recursive import prune_in_stages
 from prunus.request import Request, check, remarks, requested
 from prunus.rounding import uneven
+from prunus.stagefile import Stage
 from prunus.submodules import Ignored, matching
 from prunus.verify import Verification
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from prunus.atomic import write_bytes
-from prunus.errors import ArtifactError, ConfigError
+from prunus.errors import ArtifactError, ConfigError, first_line
+from prunus.evaluate import Evaluation
 from prunus.finetuneconfig import FinetuneConfig
+from prunus.fingerprint import data_digest, tree_digest, weights_digest
 
-FORMAT = "prunus-finetune-1"
+FORMAT = "prunus-finetune-2"
 
 
 @dataclass(frozen=True)
@@ -57,31 +61,69 @@ class RecoveryState:
     history: list[Epoch]
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a run was made from, as digests.
+
+    Attributes:
+        weights: of the model as it came.
+        teacher: of the teacher; empty without one.
+        data: of the training and the validation split.
+    """
+
+    weights: str
+    teacher: str
+    data: str
+
+
+def origin_of(model: nn.Module, teacher: nn.Module | None, data: Sequence[Any]) -> Origin:
+    """Digests of a run that begins, from the model, the teacher and the splits it reads."""
+    taught = "" if teacher is None else weights_digest(teacher)
+    return Origin(tree_digest(model.state_dict()), taught, " ".join(data_digest(part) for part in data))
+
+
 def save_state(
-    path: Path, state: RecoveryState, model: nn.Module, optimizer: torch.optim.Optimizer, config: FinetuneConfig
+    path: Path,
+    state: RecoveryState,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: FinetuneConfig,
+    origin: Origin,
 ) -> None:
-    """Write a checkpoint under a temporary name, then rename it: at any time the file is whole.
+    """Write a checkpoint; at any time the file is whole.
 
     Raises:
         ArtifactError: it cannot be written; an older checkpoint stays.
     """
     content = {
-        "format": FORMAT,
+        "origin": asdict(origin),
         "config": asdict(config),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "state": {**vars(state), "history": [asdict(e) for e in state.history]},
     }
     file = io.BytesIO()
-    torch.save(content, file)
+    torch.save({"format": FORMAT, "digest": tree_digest(content), **content}, file)
     write_bytes(path, file.getvalue())
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: FinetuneConfig) -> RecoveryState:
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: FinetuneConfig, origin: Origin
+) -> tuple[RecoveryState, Origin]:
     """Read a checkpoint into the model and the optimiser; nothing is loaded unless all of it fits.
 
+    Args:
+        path: the file.
+        model: as the run began with it, or as an interrupted run left it.
+        optimizer: over the same parameters.
+        config: the same settings.
+        origin: what this run is made from.
+
+    Returns:
+        Where the run stands, and what it was made from at its very beginning.
+
     Raises:
-        ArtifactError: damaged, or of another architecture.
+        ArtifactError: damaged, edited, of another architecture, or made from other weights or data.
         ConfigError: written under other settings.
     """
     content = _read(path)
@@ -89,18 +131,65 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, c
         changed = sorted(k for k, v in asdict(config).items() if content["config"].get(k, None) != v)
         what = f"it was written with other settings ({', '.join(changed) or 'unknown ones'})"
         raise ConfigError(str(path), what, "resume with the same settings, or remove the checkpoint")
-    mine = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if {name: tensor.shape for name, tensor in content["model"].items()} != mine:
-        raise ArtifactError(str(path), "it is of another architecture", "resume with the same model")
+    _check_tensors(path, model, content["model"], content["state"]["best_model"])
+    _check_origin(path, origin, content)
+    before = copy.deepcopy(optimizer.state_dict())
     try:
+        stored = dict(content["state"])
+        stored["history"] = [Epoch(**e) for e in stored["history"]]
+        state = RecoveryState(**stored)
+        Evaluation(**state.best_validation)
+        if not 0 <= state.best_epoch <= state.epoch <= config.epochs or len(state.history) != state.epoch + 1:
+            raise ValueError("its epochs don't add up")
         optimizer.load_state_dict(content["optimizer"])
-    except ValueError as error:
-        what = f"its optimiser trained other parameters: {error}"
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what = f"its optimiser trained other parameters: {first_line(error)}"
         raise ArtifactError(str(path), what, "freeze the same parameters as before") from error
+    if not _fits(optimizer):
+        optimizer.load_state_dict(before)
+        what = "its optimiser holds tensors of other shapes, or numbers that are not finite"
+        raise ArtifactError(str(path), what, "remove it and start again")
     model.load_state_dict(content["model"])
-    stored = dict(content["state"])
-    stored["history"] = [Epoch(**e) for e in stored["history"]]
-    return RecoveryState(**stored)
+    return state, Origin(**content["origin"])
+
+
+def _check_tensors(path: Path, model: nn.Module, *states: Any) -> None:
+    mine = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    for state in states:
+        stored = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items() if isinstance(tensor, Tensor)}
+        if stored != mine or len(state) != len(mine):
+            raise ArtifactError(str(path), "it is of another architecture", "resume with the same model")
+        bad = [n for n, t in state.items() if bool((~torch.isfinite(t) if n in parameters else torch.isnan(t)).any())]
+        if bad:
+            raise ArtifactError(str(path), f"its tensor {bad[0]!r} is not finite", "remove it and start again")
+
+
+def _check_origin(path: Path, origin: Origin, content: Mapping[str, Any]) -> None:
+    """An interrupted run leaves its best weights in the model: these, the last and the first ones are its own."""
+    try:
+        first = Origin(**content["origin"])
+    except TypeError as error:
+        raise ArtifactError(str(path), f"damaged: {first_line(error)}", "remove it and start again") from error
+    own = (first.weights, tree_digest(content["model"]), tree_digest(content["state"]["best_model"]))
+    other = [
+        f"another {name} ({there or 'none'} there, {here or 'none'} here)"
+        for name, there, here, same in (
+            ("model", first.weights, origin.weights, origin.weights in own),
+            ("teacher", first.teacher, origin.teacher, origin.teacher == first.teacher),
+            ("data", first.data, origin.data, origin.data == first.data),
+        )
+        if not same
+    ]
+    if other:
+        what = f"it was made with {' and '.join(other)}"
+        raise ArtifactError(str(path), what, "resume what it was made with, or remove it and start again")
+
+
+def _fits(optimizer: torch.optim.Optimizer) -> bool:
+    """True if what the optimiser remembers of each parameter has its shape and is finite."""
+    kept = [(p, value) for p, held in optimizer.state.items() for value in held.values() if isinstance(value, Tensor)]
+    return all(v.shape in (p.shape, torch.Size([])) and bool(torch.isfinite(v).all()) for p, v in kept)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -109,7 +198,14 @@ def _read(path: Path) -> dict[str, Any]:
     except Exception as error:
         what = f"truncated or damaged: {type(error).__name__}"
         raise ArtifactError(str(path), what, "remove it and start again") from error
-    fields = {"config", "model", "optimizer", "state"}
+    fields = {"origin", "config", "model", "optimizer", "state"}
     if not isinstance(content, dict) or content.get("format") != FORMAT or not fields <= set(content):
         raise ArtifactError(str(path), f"not a checkpoint of format {FORMAT}", "give the file that finetune wrote")
-    return content
+    parts = [content[f] for f in sorted(fields)]
+    parts += [p.get("best_model") for p in parts[-1:] if isinstance(p, dict)]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ArtifactError(str(path), "damaged: its parts are no mappings", "remove it and start again")
+    rest: dict[str, Any] = {k: v for k, v in content.items() if k not in ("format", "digest")}
+    if content.get("digest") != tree_digest(rest):
+        raise ArtifactError(str(path), "damaged or edited (checksum)", "remove it and start again")
+    return rest

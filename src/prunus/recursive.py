@@ -5,7 +5,6 @@ With `simultaneous` there is one stage for all groups. A checkpoint is written a
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,54 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export.graph_signature import InputKind
 
 from prunus.apply import apply_and_verify_
-from prunus.atomic import write_bytes
+from prunus.atomic import check_file
 from prunus.batches import as_batches
 from prunus.budget import select
 from prunus.copies import copied
-from prunus.errors import ArtifactError, ConfigError, DataError
+from prunus.errors import ConfigError, DataError
+from prunus.fingerprint import data_digest, weights_digest
 from prunus.fit import BatchSource, LossFunction, Scores, fit_with_weights
 from prunus.fold import fold_
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup, Slot
 from prunus.graph.trace import trace
 from prunus.methods.base import StagedMethod
-from prunus.parallel import rank
+from prunus.parallel import checked_by_first, rank
 from prunus.plan import Plan
 from prunus.posteriors.base import DecidingPosterior
 from prunus.precision import Precision
+from prunus.stagefile import Stage, StageState, load_stages, resume_weights_, save_stages
 from prunus.tune import tune_
 from prunus.verify import Verification
-
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What one stage found.
-
-    Attributes:
-        groups: names of the groups whose noise was learned.
-        units: units of each before.
-        kept: units of each that stayed.
-        natural: units of each that the noise itself would have kept; other than `kept` under a budget or at the floor.
-        importance: the posterior's score of every unit, by group.
-        probability: the posterior probability of every unit to be among those that stayed, by group.
-        loss: mean loss of the last epoch of the learning.
-        error: relative difference between the smaller network and the masked one, folded.
-    """
-
-    groups: tuple[str, ...]
-    units: tuple[int, ...]
-    kept: tuple[int, ...]
-    natural: tuple[int, ...]
-    importance: Mapping[str, tuple[float, ...]]
-    probability: Mapping[str, tuple[float, ...]]
-    loss: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -133,13 +107,22 @@ def prune_in_stages(
     batches = as_batches(batches, model, example_inputs)
     ordered = _in_order(groups)
     plan_of_stages = [tuple(g.name for g in ordered)] if method.simultaneous else [(g.name,) for g in ordered]
-    identity = repr((VERSION, graph.model, method, seed, plan_of_stages, None if counts is None else dict(counts)))
     path = None if checkpoint is None else Path(checkpoint)
-    state = _load(path, identity) if resume and path is not None and path.exists() else _State({}, [], {}, 0.0)
+    identity = (
+        {} if path is None else _identity(model, graph, method, batches.data, num_data, counts, seed, plan_of_stages)
+    )
+    if path is not None:
+        checked_by_first(lambda: check_file(path))
+    state = StageState({}, [], {}, 0.0)
+    if resume and path is not None and path.exists():
+        # Ranks may see parts of the data each; the first one's is what was written down.
+        checked_by_first(lambda: load_stages(path, identity, plan_of_stages))
+        state = load_stages(path, identity if rank() == 0 else {}, plan_of_stages)
     current, verification = copied(model), None
     if state.stages:
+        assert path is not None
         current, verification = apply_and_verify_(current, Plan.from_kept(graph, state.kept), example_inputs)
-        current.load_state_dict(state.weights)
+        resume_weights_(current, state, path)
         verification = replace(verification, max_error=state.error)
     posteriors: dict[str, DecidingPosterior] = {}
     for number in range(len(state.stages), len(plan_of_stages)):
@@ -167,11 +150,33 @@ def prune_in_stages(
         worst = proof.max_error if verification is None else max(verification.max_error, proof.max_error)
         verification = replace(proof, max_error=worst)
         if path is not None and rank() == 0:
-            _save(path, identity, _State(state.kept, state.stages, current.state_dict(), worst))
+            save_stages(path, identity, StageState(state.kept, state.stages, current.state_dict(), worst))
     assert verification is not None
     values = {n: torch.tensor(v, dtype=torch.float32) for s in state.stages for n, v in s.importance.items()}
     scores = Scores(values, posteriors, method.name, tuple(s.loss for s in state.stages), method.cost_exponent)
     return Recursion(current, state.kept, tuple(state.stages), scores, verification)
+
+
+def _identity(
+    model: nn.Module,
+    graph: Graph,
+    method: StagedMethod,
+    data: Any,
+    num_data: int,
+    counts: Mapping[str, int] | None,
+    seed: int,
+    order: Sequence[Sequence[str]],
+) -> dict[str, str]:
+    """What a checkpoint must have been made from, by kind."""
+    return {
+        "model": f"{graph.model} ({weights_digest(model)})",
+        "data": f"{num_data} targets ({data_digest(data)})",
+        "method": repr(method),
+        "seed": str(seed),
+        "groups": repr(list(order)),
+        "request": "none" if counts is None else repr(dict(counts)),
+        "branches": repr(graph.followed),
+    }
 
 
 def _in_order(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
@@ -271,44 +276,3 @@ def _first_use(graph: Graph) -> dict[str, int]:
             name = graph.aliases.get(target, target)
             found[name] = min(found.get(name, len(nodes)), min(position[u] for u in node.users))
     return found
-
-
-@dataclass
-class _State:
-    kept: dict[str, tuple[int, ...]]
-    stages: list[Stage]
-    weights: dict[str, Tensor]
-    error: float
-
-
-def _save(path: Path, identity: str, state: _State) -> None:
-    data = {
-        "identity": identity,
-        "kept": {n: list(k) for n, k in state.kept.items()},
-        "stages": [vars(s) for s in state.stages],
-        "weights": state.weights,
-        "error": state.error,
-    }
-    file = io.BytesIO()
-    torch.save(data, file)
-    write_bytes(path, file.getvalue())
-
-
-def _load(path: Path, identity: str) -> _State:
-    try:
-        data = torch.load(path, weights_only=True)
-        state = _State(
-            {n: tuple(k) for n, k in data["kept"].items()},
-            [Stage(**s) for s in data["stages"]],
-            data["weights"],
-            data["error"],
-        )
-    except Exception as error:
-        raise ArtifactError(f"checkpoint {path}", f"it cannot be read: {error}", "delete it and start anew") from error
-    if data["identity"] != identity:
-        raise ArtifactError(
-            f"checkpoint {path}",
-            "it was made with another model, method, seed or request",
-            "use the settings it was made with, or another file",
-        )
-    return state

@@ -8,7 +8,7 @@ from typing import Any
 
 from prunus.errors import MissingDependencyError
 from prunus.fit_masks import Masked
-from prunus.recursive import Stage
+from prunus.stagefile import Stage
 
 MOST_NAMED = 20
 """Layers that a legend names at most; of more, every second, third, ... one."""
