@@ -306,7 +306,7 @@ ZOO: dict[str, Animal] = {
     "concat_into_grouped": Animal(
         lambda: Net(lambda m, x: m.head(m.mid(torch.cat([m.a(x), m.b(x)], 1))),
                     a=cbr(3, 8), b=cbr(3, 8), mid=cbr(16, 8, groups=2), head=head(8)),
-        image(), ("mid.0",), (("a.0", "per row"), ("b.0", "per row")), 8,
+        image(), ("a.0", "mid.0"), (), 16,
     ),
     "concat_with_input": Animal(
         lambda: Net(lambda m, x: m.head(m.mid(torch.cat([x, m.stem(x)], 1))),

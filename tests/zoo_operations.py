@@ -136,6 +136,28 @@ STAYS: dict[str, Animal] = {
 }
 
 
+def _concatenated(a: int, b: int, layer: Callable[[], nn.Module], read: int) -> Animal:
+    """Two maps side by side under a layer with groups: as many units must stay in each group."""
+
+    def made() -> nn.Module:
+        children = {"stem": cbr(3, 8), "a": cbr(8, a), "b": cbr(8, b), "layer": layer(), "mid": cbr(read, 6)}
+        return Net(lambda m, x: m.head(m.mid(m.layer(torch.cat([m.a(y := m.stem(x)), m.b(y)], 1)))), **children,
+                   head=head(6))  # fmt: skip
+
+    return Animal(made, image(), ("stem.0", "a.0", "mid.0"), (), None, None)
+
+
+COUNTS: dict[str, Animal] = {
+    "a_group_each": _concatenated(6, 6, lambda: nn.Conv2d(12, 8, 3, padding=1, groups=2), 8),
+    "groups_across": _concatenated(4, 8, lambda: nn.Conv2d(12, 9, 1, groups=3), 9),
+    "uneven": _concatenated(3, 9, lambda: nn.Conv2d(12, 8, 1, groups=2), 8),
+}
+"""Groups of a layer over several maps: units at one place of all groups go together."""
+MEANS["groups_over_two_maps"] = Animal(
+    _concatenated(4, 8, lambda: nn.GroupNorm(3, 12), 12).factory, image(), ("a.0", "mid.0"), (), None, None
+)
+
+
 class RepeatedKeys(GroupedQueries):
     """Keys and values repeated by one operation."""
 
@@ -175,6 +197,6 @@ HEADS: dict[str, Animal] = {
 OPERATIONS: dict[str, Any] = {
     f"{kind}_{name}": animal
     for kind, animals in (("channelwise", CHANNELWISE), ("norm", NORMS), ("mean", MEANS), ("stays", STAYS),
-                          ("heads", HEADS))
+                          ("counts", COUNTS), ("heads", HEADS))
     for name, animal in animals.items()
 }  # fmt: skip

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from examine import KINDS, Kind, examine, program_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_nets import ON_IMAGES, ON_TOKENS, Step, image_net, programs, token_net
@@ -23,6 +26,9 @@ from zeroed import zeroed_
 from zoo import untidy
 
 EXAMPLES = int(os.environ.get("PRUNUS_FUZZ", "50"))
+EXPLORE = int(os.environ.get("PRUNUS_EXPLORE", "0"))
+FEW, MANY = 12, 2000
+"""Networks of each kind with steps of all sorts: always, and with PRUNUS_EXPLORE=1 (or as many as it says)."""
 Maker = Callable[[list[Step]], tuple[nn.Module, Tensor]]
 
 
@@ -95,3 +101,18 @@ def test_networks_that_were_refused_once(make: Maker, seed: int, program: str) -
     assert "knows nothing of whole rows" in str(graph.group("steps.0.heads").locked)
     _, proof = apply_and_verify_(model, prunus.Plan.from_kept(graph, kept), x)
     assert proof.passed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_of_all_steps_are_proven_or_refused(kind: Kind) -> None:
+    """The first few seeds always; with PRUNUS_EXPLORE new ones, drawn from the clock (printed if one is wrong)."""
+    first = int(time.time()) if EXPLORE else 0
+    ends: Counter[str] = Counter()
+    for seed in range(first, first + (FEW if not EXPLORE else MANY if EXPLORE == 1 else EXPLORE)):
+        try:
+            ends[examine(kind, program_of(kind, seed), seed)] += 1
+        except Exception as error:
+            raise AssertionError(f"{kind} network of seed {seed}: {error}") from error
+    print(kind, dict(ends))
+    assert ends["proven"] + ends["rewritten"] > ends.total() / 4
+    assert ends["refused"] <= 1 + ends.total() // 100

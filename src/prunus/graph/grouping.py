@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from prunus.graph.engine import Call, Engine, Result, meta_shape, operation, source_line
 from prunus.graph.groups import ChannelGroup, Contraction, IntArray, Norm, Reader, Slot
 from prunus.graph.labels import varying_dims
-from prunus.graph.rows import equal_rows, filled_rows, tie_unlike_slices, unshared_rows
+from prunus.graph.rows import equal_rows, filled_rows, tie_groups, tie_unlike_slices, unshared_rows
 from prunus.graph.summed import Site, gated_before, sites_of
 from prunus.graph.unlisted import Unlisted, unlisted_layers
 from prunus.graph.writers import judged_by, with_computed
@@ -101,14 +101,17 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     if engine.summed:
         first = engine.labels.roots()
         tie_unlike_slices(engine, _signatures(_tensor_planes(engine, first), len(first))[0], first)
-    roots = engine.labels.roots()
-    tensors = _tensor_planes(engine, roots)
-    writer, outputs = _writers(engine, roots)
-    sites = sites_of(engine, model, roots)
-    reasons, inexact, rows = _constraints(engine, roots, model, sites.reasons)
-    inexact |= sites.unmasked
-    members = _families(tensors, writer, reasons, inexact, rows, len(roots))
-    rows = filled_rows(members, rows, engine, roots, reasons)
+    uneven: list[IntArray] | None = None
+    while uneven is None or uneven:
+        tie_groups(engine, uneven or ())
+        uneven, roots = [], engine.labels.roots()
+        tensors = _tensor_planes(engine, roots)
+        writer, outputs = _writers(engine, roots)
+        sites = sites_of(engine, model, roots)
+        reasons, inexact, rows = _constraints(engine, roots, model, sites.reasons, uneven)
+        inexact |= sites.unmasked
+        members = _families(tensors, writer, reasons, inexact, rows, len(roots))
+        rows = filled_rows(members, rows, engine, roots, reasons, uneven)
     readers = [*_calls_by_root(engine, roots, model, sites.found), *map(_Reading.behind, sites.found)]
     made = [(name, plane) for name, plane in tensors if name in engine.computed]
     tensors = [(name, plane) for name, plane in tensors if name not in engine.computed]
@@ -181,7 +184,7 @@ def _roots_of(found: Sequence[Tensor], roots: IntArray) -> IntArray:
 
 
 def _constraints(
-    engine: Engine, roots: IntArray, model: nn.Module, unsited: dict[int, str]
+    engine: Engine, roots: IntArray, model: nn.Module, unsited: dict[int, str], uneven: list[IntArray]
 ) -> tuple[dict[int, str], set[int], dict[int, tuple[int, int]]]:
     """Per root: why it is locked; whether removal is inexact; its (grid family, row)."""
     reasons: dict[int, str] = {}
@@ -201,7 +204,7 @@ def _constraints(
                 reasons.setdefault(root, f"read by a functional call, not by a layer ({source_line(call.node)})")
     for root in unshared_rows(engine, roots):
         reasons.setdefault(root, "its positions are those of a layer that knows nothing of whole rows")
-    rows = equal_rows(engine, roots, reasons)
+    rows = equal_rows(engine, roots, reasons, uneven)
     return reasons, inexact, rows
 
 

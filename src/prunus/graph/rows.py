@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from prunus.graph.engine import Engine
 from prunus.graph.groups import IntArray
@@ -71,8 +72,17 @@ def _positions_and_rows(engine: Engine, roots: IntArray) -> IntArray:
     return np.unique(np.concatenate(found), axis=0)
 
 
-def equal_rows(engine: Engine, roots: IntArray, reasons: dict[int, str]) -> dict[int, tuple[int, int]]:
-    """Merge all grids into one row per root. Grids must be nested and touch each unit in one row, else they lock."""
+GROUPS = " groups of "
+"""In the words for a grid: it is that of a grouped layer, each group of which has as many units as any other."""
+
+
+def equal_rows(
+    engine: Engine, roots: IntArray, reasons: dict[int, str], uneven: list[IntArray]
+) -> dict[int, tuple[int, int]]:
+    """Merge all grids into one row per root. Grids must be nested and touch each unit in one row.
+
+    Those of grouped layers that are not, or that hold some units that must stay, are added to `uneven`; others lock.
+    """
     rows: dict[int, tuple[int, int]] = {}
     found = ((_rows_and_columns(roots[labels.numpy()]), why) for labels, why in engine.grids)
     grids = sorted(((grid, why) for grid, why in found if grid is not None), key=lambda g: -len(g[0]))
@@ -96,7 +106,9 @@ def equal_rows(engine: Engine, roots: IntArray, reasons: dict[int, str]) -> dict
             known = {r: rows[r] for r in members if r in rows}
             if known and lock is None and not _nested(known, place, members):
                 lock = f"two different divisions into rows meet ({why})"
-            if lock is not None:
+            if lock is not None and GROUPS in why and members - reasons.keys():
+                uneven.append(grid)
+            elif lock is not None:
                 fresh = members - reasons.keys()
                 for root in fresh:
                     reasons[root] = f"shares equal counts ({why}) with units that must stay: {lock}"
@@ -143,17 +155,31 @@ def _rows_and_columns(plane: IntArray) -> IntArray | None:
     return plane.reshape(-1, sizes[-1])
 
 
+def tie_groups(engine: Engine, uneven: Sequence[IntArray]) -> None:
+    """Let the units at one place of all groups go together: then any choice leaves as many in each.
+
+    Args:
+        engine: the label run.
+        uneven: roots of the units, [groups, places].
+    """
+    for grid in uneven:
+        engine.labels.unite(torch.from_numpy(grid), torch.from_numpy(grid[:1]))
+
+
 def filled_rows(
     families: Sequence[IntArray],
     rows: dict[int, tuple[int, int]],
     engine: Engine,
     roots: IntArray,
     reasons: dict[int, str],
+    uneven: list[IntArray],
 ) -> dict[int, tuple[int, int]]:
     """Rows only where a family fills each of them equally; equal counts between families cannot be promised.
 
-    Uneven families of equal chunks lose the constraint (the rewritten graph splits unevenly), others lock.
+    Uneven families of equal chunks lose the constraint (the rewritten graph splits unevenly); grids of grouped layers
+    are added to `uneven`; others lock.
     """
+    layers = [roots[labels.numpy()] for labels, why in engine.grids if GROUPS in why]
     size: dict[int, int] = {}
     for identity, row in rows.values():
         size[identity] = max(size.get(identity, 0), row + 1)
@@ -166,6 +192,8 @@ def filled_rows(
         places = [rows[r] for r in family.tolist() if r in rows]
         if not places or len(set(np.bincount([p[1] for p in places], minlength=size[places[0][0]]).tolist())) == 1:
             continue
+        over = [_rows_and_columns(grid) for grid in layers if np.isin(family, grid).any()]
+        uneven += [grid for grid in over if grid is not None]
         for root in family.tolist():
             del settled[root]
             if root in grouped or root not in chunked:

@@ -289,7 +289,7 @@ def _channel(node: fx.Node) -> int:
     name = operation(node)
     if name in ("linear", "addmm"):
         return len(shape) - 1
-    return 1 if name == "batch_norm" else len(shape) - int(name[4]) - 1
+    return 1 if name == "batch_norm" else len(shape) - int(name[-2]) - 1
 
 
 def _ends(node: fx.Node, path: str) -> bool:
