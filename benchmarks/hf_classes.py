@@ -21,9 +21,10 @@ from torch import nn
 
 import prunus
 from prunus.budget import Allocation
+from prunus.comparison import difference
 from prunus.errors import ConfigError, PruneError
 from prunus.pretrained import save_pretrained
-from prunus.verify import call, difference, flat_outputs, outputs
+from prunus.verify import call, flat_outputs, outputs
 from record import RESULTS, Log
 from zoo import stir_
 from zoo_models import transformers_model

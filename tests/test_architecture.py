@@ -50,6 +50,7 @@ LAYERS = [
     ],
     ["configuration", "gate", "frozen", "budget", "fold", "surgery", "optimizer"],
     ["kept", "nodesizes", "graphlayers", "rewritten", "rewrite"],
+    ["comparison", "masked", "keptstatistics", "reference", "observation", "proofinputs", "noise", "power"],
     ["methods", "sparse"],
     [
         "fit",
@@ -61,6 +62,7 @@ LAYERS = [
         "batchnorm",
         "evaluate",
         "verify",
+        "judge",
         "apply",
         "weightmasks",
         "livememory",

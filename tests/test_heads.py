@@ -16,9 +16,10 @@ from prunus.apply import apply_and_verify_
 from prunus.budget import Allocation
 from prunus.fold import fold_
 from prunus.gate import attach
+from prunus.masked import masked
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.verify import masked, outputs
+from prunus.verify import outputs
 from zoo_attention import HEADS, SIZE, WIDTH, Block, Fused, GroupedQueries, WidthInCode
 
 USELESS = (1, 3)

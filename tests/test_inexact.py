@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
@@ -133,7 +132,8 @@ def test_two_constructions_must_agree_where_no_mask_can_tell() -> None:
     assert not plan.exact
     smaller, proof = apply_and_verify_(model, plan, x)
     assert proof.rewritten
-    assert math.isnan(proof.max_error)
+    assert proof.passed
+    assert "statistics of what stays" in proof.reference
     assert smaller.stem.weight.shape == (8, 6)
     alone = prunus.Plan.from_kept(graph, {"stem": list(range(8))})
     assert not apply_and_verify_(model, alone, x)[1].rewritten

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunus.configuration import keep_configuration_true_
 from prunus.entry import entry
-from prunus.errors import SurgeryError, TraceError
+from prunus.errors import PruneError, SurgeryError, first_line
+from prunus.judge import Judge, Judgement, judge_for
+from prunus.observation import observe
 from prunus.plan import Plan
 from prunus.rewrite import fixed_batch, rewrite
-from prunus.rewritten import RewrittenModel
+from prunus.rewritten import RewrittenModel, what_is_lost
 from prunus.surgery import Undo, check_fits, cut_, rescale_queries_
-from prunus.verify import (
-    TOLERANCE,
-    Verification,
-    check_backward,
-    difference,
-    masked,
-    outputs,
-    proof_inputs,
-    recorded_layers,
-)
+from prunus.verify import Verification
 from prunus.weightmasks import masks_first
 
 NOISE, CLEARLY = 0.01, 4.0
@@ -67,34 +57,20 @@ def apply_and_verify_(
 ) -> tuple[nn.Module, Verification]:
     """Like `apply_`, and return what was proven."""
     check_fits(model, plan)
-    inputs = proof_inputs(plan, example_inputs, model)
-    twin = _twin(model, plan, inputs[0]) if rewrite_graph and not plan.exact else None
-    layers: Mapping[str, list[Tensor]] = {}
-    if twin is not None:
-        reference = [outputs(twin, i) for i in inputs]
-    else:
-        with masked(model, plan), _recorded(model, plan) as layers:
-            reference = [outputs(model, i) for i in inputs]
-    compare = plan.exact or twin is not None
-    strictness = NOISE if twin is not None and _delicate(plan) else 1.0
-    undo = cut_(model, plan)
-    proof = _prove(model, plan, inputs, reference, layers, compare, strictness)
-    rescaled = rescale_queries_(model, plan) if compare and proof.gap > NOISE * proof.tolerance else None
-    if rescaled is not None:
-        second = _prove(model, plan, inputs, reference, layers, compare, strictness)
-        if second.gap * CLEARLY < proof.gap:
-            proof = second
-        else:
-            rescaled()
-    if proof.problem is None:
-        return model, proof.verification(plan, len(inputs))
-    undo()
+    judge = judge_for(model, plan, example_inputs)
+    own = _own_class(model, plan, judge)
+    if own.problem is None and own.proof is not None:
+        return model, own.proof
     if not rewrite_graph:
-        raise _refusal(plan, proof.problem)
-    rewritten = rewrite(model, plan, inputs[0]) if twin is None else twin
-    other = _prove(rewritten, plan, inputs, reference, {}, plan.exact)
-    if other.problem is not None:
-        raise _refusal(plan, f"{proof.problem}; and as a rewritten graph: {other.problem}")
+        raise _refusal(plan, str(own.problem))
+    rewritten = _rewritten(model, plan, judge, str(own.problem))
+    if judge.seen is None:
+        return model, _agreement(model, plan, judge, rewritten)
+    other = judge.held(rewritten)
+    if other.rounding and judge.doubt():
+        other = judge.held(rewritten)
+    if other.problem is not None or other.proof is None:
+        raise _refusal(plan, f"{own.problem}; and as a rewritten graph: {other.problem}")
     only = fixed_batch(rewritten.graph)
     if only is not None:
         warnings.warn(
@@ -103,78 +79,76 @@ def apply_and_verify_(
             RuntimeWarning,
             stacklevel=3,
         )
-    return rewritten, replace(other.verification(plan, len(inputs)), rewritten=True)
+    notes = (f"its own class does not do: {own.problem}", *what_is_lost(model, rewritten))
+    return rewritten, replace(other.proof, rewritten=True, notes=(*other.proof.notes, *notes))
 
 
-def _twin(model: nn.Module, plan: Plan, example_inputs: Any) -> RewrittenModel | None:
-    """The rewritten graph, where equality with the masked model can't be asked for: two constructions that must agree.
-
-    None if the model can't be captured with a free batch size: then only running is checked, and `max_error` is NaN.
-    """
+def _own_class(model: nn.Module, plan: Plan, judge: Judge) -> Judgement:
+    """Cut the model and hold it against the reference; it is whole again unless that went well."""
+    undo = cut_(model, plan)
+    done = False
     try:
-        return rewrite(model, plan, example_inputs)
-    except TraceError:
+        found = judge.held(model)
+        rescaled = _rescaled_if_better(model, plan, judge, found)
+        found = rescaled or found
+        if found.rounding:  # the judge needs the dense model once more
+            undo()
+            judge.doubt()
+            undo = cut_(model, plan)
+            if rescaled is not None:
+                rescale_queries_(model, plan)
+            found = judge.held(model)
+        done = found.problem is None
+    finally:
+        if not done:
+            undo()
+    return found
+
+
+def _rescaled_if_better(model: nn.Module, plan: Plan, judge: Judge, found: Judgement) -> Judgement | None:
+    """The judgement with rescaled queries, if they bring the model much nearer to the reference (and stay so)."""
+    if found.proof is None or not found.gap > NOISE * found.proof.tolerance:
         return None
+    undo = rescale_queries_(model, plan)
+    if undo is None:
+        return None
+    second = judge.held(model)
+    if second.gap * CLEARLY < found.gap:
+        return second
+    undo()
+    return None
+
+
+def _rewritten(model: nn.Module, plan: Plan, judge: Judge, problem: str) -> RewrittenModel:
+    try:
+        return rewrite(model, plan, judge.inputs[0], judge.captured)
+    except PruneError as refusal:
+        raise _refusal(plan, f"{problem}; and its graph can't be rewritten: {refusal.what}") from refusal
+    except Exception as failure:
+        raise _refusal(plan, f"{problem}; and its graph can't be rewritten: {first_line(failure)}") from failure
+
+
+def _agreement(model: nn.Module, plan: Plan, judge: Judge, rewritten: RewrittenModel) -> Verification:
+    """Without a reference the two constructions have to agree; the model is cut if they do."""
+    undo = cut_(model, plan)
+    agreed = False
+    try:
+        against = observe(model, plan, judge.inputs, mask=False, layers=judge.layers)
+        found = judge.held(rewritten, against)
+        agreed = found.problem is None
+    except Exception as failure:
+        found = Judgement(f"the smaller model does not run: {first_line(failure)[:200]}")
+    finally:
+        if not agreed:
+            undo()
+    if found.problem is not None or found.proof is None:
+        raise _refusal(plan, f"{judge.without}; and its own code and the rewritten graph disagree: {found.problem}")
+    return replace(found.proof, notes=(*found.proof.notes, str(judge.without)))
 
 
 def cut_without_proof_(model: nn.Module, plan: Plan) -> Undo:
     """Cut the model's own tensors and prove nothing (for loading weights that were proven when they were saved)."""
     return cut_(model, plan)
-
-
-@dataclass(frozen=True)
-class _Proof:
-    """What a comparison with the masked model found: relative errors of the outputs, and of the worst layer too."""
-
-    problem: str | None
-    error: float = float("inf")
-    gap: float = float("inf")
-    tolerance: float = TOLERANCE[torch.float32]
-
-    def verification(self, plan: Plan, inputs: int) -> Verification:
-        return Verification(self.error, self.tolerance, inputs, plan.exact)
-
-
-def _prove(
-    model: nn.Module,
-    plan: Plan,
-    inputs: list[Any],
-    reference: list[list[Tensor]],
-    layers: Mapping[str, list[Tensor]],
-    compare: bool,
-    strictness: float = 1.0,
-) -> _Proof:
-    try:
-        with _recorded(model, plan) as now:
-            pruned = [outputs(model, i) for i in inputs]
-        check_backward(model, inputs[0])
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as failure:
-        return _Proof(f"the smaller model does not run: {str(failure).strip().splitlines()[0][:200]}")
-    error, tolerance = difference(reference, pruned)
-    gaps = {name: difference([before], [now[name]])[0] for name, before in layers.items()}
-    worst = max(gaps, key=gaps.__getitem__, default="")
-    gap = max(error, gaps.get(worst, 0.0))
-    problem, other = None, "masked model's" if plan.exact else "rewritten graph's"
-    if compare and not error <= strictness * tolerance:
-        problem = f"its outputs differ from the {other} by {error:.1e} (relative; {tolerance:.0e} allowed)"
-    elif compare and not gap <= tolerance:
-        problem = f"the output of {worst!r} differs from the {other} by {gap:.1e} (relative)"
-    elif not _finite(pruned) and _finite(reference):
-        problem = "its outputs are not finite"
-    return _Proof(problem, error if compare else float("nan"), gap, tolerance)
-
-
-def _finite(batches: list[list[Tensor]]) -> bool:
-    return all(bool(torch.isfinite(t).all()) for batch in batches for t in batch)
-
-
-def _recorded(model: nn.Module, plan: Plan) -> AbstractContextManager[dict[str, list[Tensor]]]:
-    """Outputs of the layers too, where dimensions inside heads go: there the network's output alone proves little."""
-    return recorded_layers(model, plan) if _delicate(plan) else nullcontext({})
-
-
-def _delicate(plan: Plan) -> bool:
-    return any(g.inside_heads and len(g.kept) < g.units for g in plan.groups)
 
 
 def _refusal(plan: Plan, problem: str) -> SurgeryError:

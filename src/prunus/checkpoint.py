@@ -34,11 +34,11 @@ from prunus.manifest import read_manifest as manifest_of
 from prunus.maskfile import LayerMask, packed_masks, read_masks
 from prunus.plan import Plan
 from prunus.program.files import GRAPH, TENSORS, program_files, read_program
+from prunus.proofinputs import proof_inputs
 from prunus.rewrite import rewrite
 from prunus.rewritten import RewrittenModel
 from prunus.steady import steady
 from prunus.surgery import cut_
-from prunus.verify import proof_inputs
 from prunus.weightfile import load_weights_, unique_tensors
 
 FORMAT = 2

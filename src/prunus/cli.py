@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.registry import METHODS, resolve
 from prunus.methods.settings import configure
 from prunus.pretrained import write_pretrained
+from prunus.proofinputs import proof_inputs
 from prunus.report.tables import before_and_after, masks_table, prunability
 from prunus.runfolder import RunFolder, check_run_folder
 from prunus.sources import load_data, load_model
@@ -309,14 +309,9 @@ def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
         _add_onnx(done.saved, done.model, source)
     proof = done.result.verification
     how = "by its captured graph, rewritten" if proof.rewritten else "in its own class"
-    if proof.exact:
-        console.print(f"proof: pruned = masked to {proof.max_error:.1e} (relative), {how}")
-    else:
-        console.print(f"no equality with the masked model (a normalisation counts what was removed); it runs, {how}")
-        if not math.isnan(proof.max_error):
-            console.print(f"proof: its own code = the captured graph, rewritten, to {proof.max_error:.1e} (relative)")
-        elif not proof.rewritten:
-            console.print("only running was checked: the model can't be captured with a free batch size")
+    console.print(f"proof: pruned = {proof.reference} to {proof.max_error:.1e} (of each channel), {how}")
+    for note in proof.notes:
+        _say(f"note: {note}")
     console.print(before_and_after(done.summary))
     for warning in done.comparison.warnings:
         console.print(Text.assemble(("warning", "yellow"), f": {warning}"))
@@ -391,7 +386,7 @@ def _example_inputs(inputs: Any, data: str | None, shape: str | None, artifact: 
     if artifact is not None and is_artifact(artifact):
         from prunus.plan import Plan
 
-        return tuple(torch.randn(size) for size, _ in Plan.load(artifact / "plan.json").inputs)
+        return proof_inputs(Plan.load(artifact / "plan.json"), None, nn.Identity())[0]
     raise ConfigError(
         "example inputs", "none are known", "give --shape 1,3,224,224 or --data, or return (model, inputs)"
     )

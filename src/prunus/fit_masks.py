@@ -222,7 +222,7 @@ def _without_filters(
     if not units or graph is None:
         return model, masks, None
     first = batches.first()[0]
-    examples = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[: graph.inputs[0][0][0]], first)
+    examples = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[: graph.inputs[0].shape[0]], first)
     plan = plan_of_filters(graph, {n: m.fixed for n, m in units.items()})
     small, proof = apply_and_verify_(model, plan, examples)
     keep_configuration_true_(small, plan)

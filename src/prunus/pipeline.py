@@ -133,6 +133,7 @@ def prune(
     plan, scores = _planned(model, graph, groups, chosen, batches, loss, request, seed, progress)
     smaller, verification = apply_and_verify_(copied(model), plan, example_inputs)
     keep_configuration_true_(smaller, plan)
+    plan = plan.with_notes(*verification.notes) if verification.rewritten else plan
     return Result(smaller, plan, scores, verification, graph)
 
 

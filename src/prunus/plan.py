@@ -17,7 +17,7 @@ from prunus.cost import Cost, CostModel
 from prunus.decoding import Malformed
 from prunus.errors import PlanError
 from prunus.graph.grouping import Graph
-from prunus.graph.groups import ChannelGroup, Norm, Slot
+from prunus.graph.groups import ChannelGroup, ExampleInput, Norm, Slot
 
 UNDECIDED = (0.05, 0.95)
 FOLLOWED = "branches on data go the way of the example inputs; other ways were not analysed and may not run"
@@ -138,7 +138,7 @@ class Plan:
         before: dense cost.
         after: predicted cost.
         model: class name of the model it was made for.
-        inputs: (shape, dtype) of the example inputs.
+        inputs: every tensor of the example inputs: shape, dtype, place among the arguments, range of whole numbers.
         method: what scored the units.
         asked: the budget, in words.
         exact: False if a normalisation takes statistics across units that go.
@@ -154,7 +154,7 @@ class Plan:
     before: Cost
     after: Cost
     model: str = ""
-    inputs: tuple[tuple[tuple[int, ...], str], ...] = ()
+    inputs: tuple[ExampleInput, ...] = ()
     method: str = ""
     asked: str = ""
     exact: bool = True

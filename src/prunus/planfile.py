@@ -14,7 +14,7 @@ import torch
 from prunus.cost import Cost
 from prunus.decoding import Malformed, decode, parse_json
 
-FORMAT = 1
+FORMAT, OLDER = 2, (1,)
 LONGEST = 256 << 20
 """Characters of a plan; a million kept positions take about seven million."""
 
@@ -35,8 +35,10 @@ def from_json(kind: Any, text: str) -> Any:
     if len(text) > LONGEST:
         raise Malformed(f"{len(text):,} characters are too many")
     data = parse_json(text)
-    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+    if not isinstance(data, dict) or data.get("format") not in (FORMAT, *OLDER):
         raise Malformed(f"it has no format number {FORMAT}")
+    if data.pop("format") in OLDER and isinstance(data.get("inputs"), list):
+        data["inputs"] = [_named_input(number, entry) for number, entry in enumerate(data["inputs"])]
     plan = decode(kind, data, "plan")
     _check(plan)
     return plan
@@ -100,13 +102,23 @@ def _check_cost(cost: Cost) -> None:
         raise Malformed("a cost is negative")
 
 
+def _named_input(number: int, entry: Any) -> Any:
+    """An example input of format 1, which was a pair of shape and dtype, given by position."""
+    if not isinstance(entry, list) or len(entry) != 2:
+        raise Malformed(f"plan.inputs[{number}] is no pair of shape and dtype")
+    return {"shape": entry[0], "dtype": entry[1], "path": [number]}
+
+
 def _check_input(entry: Any) -> None:
-    """An example input: its shape and dtype come first, whatever else is recorded of it."""
-    shape, dtype = entry[0], entry[1]
+    shape, dtype = entry.shape, entry.dtype
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise Malformed(f"{dtype!r} is no dtype of inputs")
     if len(shape) > 8 or any(size < 0 for size in shape) or math.prod(shape) > 1 << 28:
         raise Malformed(f"inputs of shape {shape[:8]} are none that a model takes")
+    if not entry.path or any(isinstance(p, int) and not 0 <= p < 1024 for p in entry.path):
+        raise Malformed(f"inputs at {entry.path[:8]} are no arguments")
+    if (entry.low is None) != (entry.high is None) or (entry.low or 0) > (entry.high or 0):
+        raise Malformed("the range of an input's numbers is empty")
 
 
 def _positions(positions: Sequence[int], size: int, where: str) -> None:

@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from prunus.atomic import StrPath, check_replaceable, real_path, refusing, replacing
+from prunus.comparison import difference
 from prunus.configuration import expressed
 from prunus.entry import entry
 from prunus.errors import ArtifactError, ConfigError, ExportError, MissingDependencyError, first_line
 from prunus.plan import Plan
-from prunus.verify import difference, outputs
+from prunus.verify import outputs
 
 
 def import_transformers(where: str) -> Any:

@@ -116,6 +116,20 @@ def as_module(program: torch.export.ExportedProgram) -> RewrittenModel:
     return RewrittenModel(exported, exported.graph)
 
 
+def what_is_lost(model: nn.Module, rewritten: RewrittenModel) -> tuple[str, ...]:
+    """What a captured graph in the place of a class does not have, in words."""
+    methods = [n for n in dir(type(model)) if not n.startswith("_") and n not in dir(nn.Module)]
+    methods = [n for n in methods if callable(getattr(type(model), n, None))]
+    gone = f", its methods {', '.join(methods)} are gone" if methods else ""
+    found = [f"a rewritten graph takes the place of the class {type(model).__name__}{gone}; own_class=True keeps it"]
+    for number, sizes in enumerate(rewritten.takes or ()):
+        if sizes is not None and None not in sizes[:1]:
+            found.append(f"it takes batches of {sizes[0]} alone as input {number}")
+        if sizes is not None and len(sizes) > 2 and all(s is not None for s in sizes[2:]):
+            found.append(f"it takes inputs {number} of {' x '.join(map(str, sizes[1:]))} alone")
+    return tuple(found)
+
+
 def _sizes(graph: fx.Graph) -> Sizes | None:
     """What sizes a captured graph takes, None if it does not say (an unpickled one)."""
     from torch.fx.experimental.symbolic_shapes import is_concrete_int

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunus.comparison import difference
 from prunus.errors import ConfigError, PlanError, SurgeryError
 from prunus.masks.layers import MaskedWeight, attach, bake_, layer_of
 from prunus.masks.patterns import Pattern
 from prunus.plan import Plan, WeightPattern
-from prunus.verify import Verification, difference, outputs, proof_inputs
+from prunus.proofinputs import proof_inputs
+from prunus.verify import Verification, outputs
 
 Applied = tuple[nn.Module, Verification]
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves_with_path
 
-from prunus.graph.engine import Call, Engine, Result, meta_shape, operation, source_line
-from prunus.graph.groups import ChannelGroup, Contraction, IntArray, Norm, Reader, Slot
+from prunus.graph.engine import Call, Engine, Result, operation, source_line
+from prunus.graph.groups import ChannelGroup, Contraction, ExampleInput, IntArray, Norm, Reader, Slot
 from prunus.graph.labels import varying_dims
 from prunus.graph.rows import equal_rows, filled_rows, tie_groups, tie_unlike_slices, unshared_rows
 from prunus.graph.summed import Site, gated_before, sites_of
@@ -31,7 +34,7 @@ class Graph:
         aliases: every name of a tied tensor, mapped to its first name.
         trainable: names of the parameters (as opposed to buffers).
         model: class name of the model.
-        inputs: (shape, dtype) of every example input tensor.
+        inputs: every tensor of the example inputs.
         labels: root label -> (number of its group, index of its unit).
         roots: root of every label.
         values: labels of every node's result.
@@ -49,7 +52,7 @@ class Graph:
     aliases: dict[str, str]
     trainable: frozenset[str]
     model: str
-    inputs: tuple[tuple[tuple[int, ...], str], ...]
+    inputs: tuple[ExampleInput, ...]
     labels: dict[int, tuple[int, int]] = field(repr=False)
     roots: IntArray = field(repr=False)
     values: dict[fx.Node, Result] = field(repr=False)
@@ -144,10 +147,20 @@ def _contraction(call: Call, roots: IntArray) -> Contraction:
     return Contraction(call.weight, call.positions, call.module, source_line(call.node), over)
 
 
-def _inputs(program: ExportedProgram) -> tuple[tuple[tuple[int, ...], str], ...]:
-    user = set(program.graph_signature.user_inputs)
-    tensors = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in user]
-    return tuple((meta_shape(t), str(t.dtype).removeprefix("torch.")) for t in tensors if isinstance(t, Tensor))
+def _inputs(program: ExportedProgram) -> tuple[ExampleInput, ...]:
+    """Every tensor of the example inputs; whole numbers with their range, so that others like them can be made."""
+    args, kwargs = program.example_inputs or ((), {})
+    leaves = [*tree_leaves_with_path(tuple(args)), *tree_leaves_with_path(dict(kwargs or {}))]
+    return tuple(_input(keys, value) for keys, value in leaves if isinstance(value, Tensor))
+
+
+def _input(keys: Any, value: Tensor) -> ExampleInput:
+    path = tuple(next(k for k in (getattr(key, "idx", None), getattr(key, "key", None), getattr(key, "name", None))
+                      if k is not None) for key in keys)  # fmt: skip
+    whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    known = whole and value.numel() > 0 and value.device.type != "meta"
+    low, high = (int(value.min()), int(value.max())) if known else (None, None)
+    return ExampleInput(tuple(value.shape), str(value.dtype).removeprefix("torch."), path, low, high)
 
 
 TensorPlane = tuple[str, IntArray]

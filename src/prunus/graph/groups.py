@@ -10,6 +10,25 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class ExampleInput:
+    """One tensor of the example inputs.
+
+    Attributes:
+        shape: its shape.
+        dtype: its dtype, without `torch.`.
+        path: where it is among the arguments: a position or a keyword, then places inside it.
+        low: least whole number in it, None for other numbers.
+        high: greatest whole number in it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    path: tuple[str | int, ...] = (0,)
+    low: int | None = None
+    high: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Slot:
     """Where a group's units live in one parameter or buffer.
