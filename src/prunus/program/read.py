@@ -25,7 +25,7 @@ from prunus.program.structure import from_plain_structure, is_name
 from prunus.program.values import Malformed, from_plain
 from prunus.rewritten import RewrittenModel, Sizes
 
-MOST_NODES = 50_000
+MOST_NODES = 20_000
 PART = re.compile(r"[A-Za-z0-9_ /:+@#=-]{1,200}")
 """A part of a tensor's name: letters, digits and signs that end no text."""
 SHADOWED = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", "slice", "getattr", "math"}
@@ -128,7 +128,9 @@ class _Build:
 
     def nodes(self, said: Any) -> None:
         """Make the other nodes, in order."""
-        for entry in _list(said, "nodes"):
+        if len(_list(said, "nodes")) > self.left[0]:
+            raise Malformed(f"more than {MOST_NODES} nodes")
+        for entry in said:
             if type(entry) is dict and {*entry} == {"tensor"}:
                 if type(entry["tensor"]) is not str or entry["tensor"] not in self.tensors:
                     raise Malformed(f"a node reads {str(entry['tensor'])[:60]!r}, which is no tensor of the program")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -25,25 +26,46 @@ LARGEST_LITERAL = 2**32
 def result_of(name: str, overload: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any],
               kinds: Mapping[fx.Node, Kind]) -> Kind:  # fmt: skip
     """The kind of what the call gives. Raises Malformed if the arguments don't fit the schema."""
-    schema = overload._schema
-    positional = [a for a in schema.arguments if not a.kwarg_only]
+    arguments, returns = _schema(overload)
+    positional = [a.name for a in arguments if not a.by_name]
     if len(args) > len(positional):
         raise Malformed(f"{name} with {len(args)} arguments")
-    given = dict(zip((a.name for a in positional), args, strict=False))
+    given = dict(zip(positional, args, strict=False))
     for key, value in kwargs.items():
-        if key in given or key not in {a.name for a in schema.arguments}:
+        if key in given or key not in {a.name for a in arguments}:
             raise Malformed(f"{name} with an argument {key!r}")
         given[key] = value
-    for argument in schema.arguments:
+    for argument in arguments:
         if argument.name in given:
-            value, kind = given[argument.name], str(argument.real_type)
-            if not _fits(value, kind, kinds, getattr(argument, "N", None) is not None):
-                raise Malformed(f"{name} with {argument.name}={str(value)[:40]!r}, which is no {kind}")
-        elif not argument.has_default_value():
+            value = given[argument.name]
+            if not _fits(value, argument.kind, kinds, argument.repeats):
+                raise Malformed(f"{name} with {argument.name}={str(value)[:40]!r}, which is no {argument.kind}")
+        elif not argument.optional:
             raise Malformed(f"{name} without {argument.name}")
-    if not any(plain_type(a.real_type) == "Tensor" for a in schema.arguments):
-        _refuse_giants(name, given)
-    return _kind_of([str(r.real_type) for r in schema.returns])
+    if not any("Tensor" in a.kind for a in arguments):
+        _refuse_giants(name, given, arguments)
+    return returns
+
+
+class _Argument(NamedTuple):
+    """What a schema says of one argument; `repeats`: one number stands for a list of it."""
+
+    name: str
+    kind: str
+    by_name: bool
+    optional: bool
+    repeats: bool
+
+
+@cache
+def _schema(overload: OpOverload) -> tuple[tuple[_Argument, ...], Kind]:
+    """An operation's arguments, and the kind of what it gives."""
+    schema = overload._schema
+    arguments = tuple(
+        _Argument(a.name, str(a.real_type), a.kwarg_only, a.has_default_value(), getattr(a, "N", None) is not None)
+        for a in schema.arguments
+    )
+    return arguments, _kind_of([str(r.real_type) for r in schema.returns])
 
 
 def number_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], kinds: Mapping[fx.Node, Kind]) -> Kind:
@@ -106,10 +128,16 @@ LITERALS: dict[str, Any] = {
 }
 
 
-def _refuse_giants(name: str, given: Mapping[str, Any]) -> None:
-    for value in given.values():
-        elements = 1
-        for size in value if isinstance(value, list) else [value]:
-            elements *= abs(size) if type(size) is int and size else 1
-        if elements > LARGEST_LITERAL:
-            raise Malformed(f"{name} of {elements} elements")
+def _refuse_giants(name: str, given: Mapping[str, Any], arguments: Sequence[_Argument]) -> None:
+    """Raise Malformed if an operation that makes a tensor of nothing but numbers would make a giant one."""
+    elements = 1.0
+    ranges = name.startswith(("aten.arange.", "aten.range."))
+    for argument in arguments:
+        value = given.get(argument.name)
+        if ranges and argument.kind == "number" and isinstance(value, int | float):
+            elements *= max(abs(value), 1.0)
+        elif plain_type(argument.kind) == "int":
+            for size in value if isinstance(value, list) else [value]:
+                elements *= max(abs(size), 1) if type(size) is int else 1
+    if elements > LARGEST_LITERAL:
+        raise Malformed(f"{name} of {elements:.0e} elements")
