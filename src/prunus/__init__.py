@@ -2,6 +2,7 @@
 
 from prunus.apply import apply_
 from prunus.attention import separate_attention_
+from prunus.batchnorm import reestimate_batch_norm, reestimate_if_better
 from prunus.budget import Allocation, Budget, allocate, select
 from prunus.checkpoint import load, load_masks, save
 from prunus.compress import compress
@@ -51,6 +52,8 @@ __all__ = [
     "load",
     "load_masks",
     "prune",
+    "reestimate_batch_norm",
+    "reestimate_if_better",
     "register_operation",
     "save",
     "save_pretrained",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,9 +20,10 @@ from prunus.errors import ConfigError, DataError
 from prunus.graph.engine import operation
 from prunus.modes import eval_mode
 from prunus.parallel import distributed, model_device
-from prunus.precision import to_device
+from prunus.precision import full_precision, lower, to_device
 
 MEAN = 3
+HALF = (torch.float16, torch.bfloat16)
 
 
 class _Moments:
@@ -31,14 +33,6 @@ class _Moments:
         self.count = 0.0
         self.mean = torch.zeros(channels, dtype=torch.float64, device="cpu")
         self.squares = torch.zeros(channels, dtype=torch.float64, device="cpu")
-
-    def add(self, values: Tensor) -> None:
-        """Take activations [B, C, ...] in."""
-        dims = [d for d in range(values.dim()) if d != 1]
-        wide = values.detach().double() if values.device.type == "cpu" else values.detach().float()
-        variance, mean = torch.var_mean(wide, dims, correction=0)
-        count = values.numel() / max(values.shape[1], 1)
-        self.merge(count, mean.double().cpu(), variance.double().cpu() * count)
 
     def merge(self, count: float, mean: Tensor, squares: Tensor) -> None:
         """Take the moments of other data in."""
@@ -89,16 +83,38 @@ class _Watch(TorchFunctionMode):
         call = {"training": False, **dict(zip(names, args, strict=False)), **kwargs}
         if call.get("running_mean") is None or call["training"]:
             return func(*args, **kwargs)
-        self._add(call["input"], call["running_mean"], call["running_var"])
         with torch._C.DisableTorchFunction():
-            return F.batch_norm(
-                call["input"], None, None, call.get("weight"), call.get("bias"), True, 0.0, call.get("eps", 1e-5)
+            return self._normalised(
+                call["input"], call["running_mean"], call["running_var"], call.get("weight"), call.get("bias"), call
             )
 
-    def _add(self, values: Tensor, mean: Tensor, variance: Tensor) -> None:
-        if id(mean) not in self.found:
-            self.found[id(mean)] = (mean, variance, _Moments(len(mean)))
-        self.found[id(mean)][2].add(values)
+    def _normalised(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        call: dict[str, Any],
+    ) -> Tensor:
+        """The layer's output in training, whose kernel also tells the statistics of the batch."""
+        _, _, pooled = self.found.setdefault(id(mean), (mean, variance, _Moments(len(mean))))
+        eps, values = call.get("eps", 1e-5), x.numel() // max(x.shape[1], 1)
+        kind = torch.float32 if mean.dtype in HALF else mean.dtype
+        batch_mean, batch_variance = torch.zeros_like(mean, dtype=kind), torch.zeros_like(variance, dtype=kind)
+        weight, bias = (None if (t := call.get(name)) is None else t.to(kind) for name in ("weight", "bias"))
+        if values > 1:
+            # With momentum 1 the "running" statistics are the batch's own, and cost no pass over the activations.
+            out = F.batch_norm(x, batch_mean, batch_variance, weight, bias, True, 1.0, eps)
+            pooled.merge(values, batch_mean.double().cpu(), batch_variance.double().cpu() * (values - 1))
+            return out
+        if values:
+            pooled.merge(1, x.detach().double().cpu().reshape(len(mean)), torch.zeros_like(pooled.squares))
+        if pooled.count < 2:
+            what = f"a batch norm over {len(mean)} channels sees {values} values of each in the first batch"
+            raise DataError("batch norm statistics", what, "give batches of at least two examples")
+        pooled.write_(batch_mean, batch_variance)
+        return F.batch_norm(x, batch_mean, batch_variance, weight, bias, False, 0.0, eps)
 
 
 @entry()
@@ -107,9 +123,12 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
 
     The statistics are pooled over examples and positions, so neither a smaller last batch nor batches that differ from
     each other (sorted data) bias them; for one batch this is what PyTorch computes with `momentum=None`. While they are
-    gathered each layer normalises by its batch, and the rest of the network runs in eval mode. Nothing but running
-    statistics changes. Works on modules and on captured graphs (`RewrittenModel`); under several processes the data of
-    all of them count.
+    gathered each layer normalises by its batch, and the rest of the network runs in eval mode: one forward pass, about
+    as dear as any. Nothing but running statistics changes. Works on modules and on captured graphs (`RewrittenModel`);
+    under several processes the data of all of them count.
+
+    A batch's statistics are those of PyTorch's training kernel: rounded to fp32, its sums fp64 on a CPU, and fp32 on
+    GPUs and for tensors that are channels-last. Batches are merged in fp64, without cancellation.
 
     Args:
         model: any module; one without running statistics is returned as it is.
@@ -121,14 +140,18 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
 
     Raises:
         ConfigError: num_batches below 1.
-        DataError: no batch, or NaN or infinity in the new statistics; the old ones stay.
+        DataError: no batch, a first batch with one value of a channel, or NaN or infinity in the new statistics; the
+            old ones stay.
+
+    Example:
+        >>> prunus.reestimate_batch_norm(result.model, loader, num_batches=64)
     """
     if num_batches is not None and num_batches < 1:
         raise ConfigError(f"num_batches={num_batches}", "no batch to estimate from", "give at least 1, or None")
     if not _has_statistics(model):
         return model
     device = model_device(model)
-    with eval_mode(model), torch.no_grad(), _Watch() as watch:
+    with eval_mode(model), torch.no_grad(), full_precision(), _Watch() as watch:
         for inputs, _ in itertools.islice(as_batches(batches, model), num_batches):
             args, kwargs = as_arguments(to_device(inputs, device), model)
             model(*args, **kwargs)
@@ -151,24 +174,40 @@ def reestimate_if_better(
 
     Args:
         model: any module; changed in place.
-        batches: (inputs, targets) pairs.
-        loss: what a model is judged by, lower is better; called before and after.
+        batches: as for `reestimate_batch_norm`.
+        loss: what a model is judged by on data that it did not learn from, lower is better; called before and after,
+            in eval mode and without gradients. A difference within the rounding of fp32 is none.
         num_batches: stop after as many; None takes all.
 
     Returns:
         Whether the new statistics stay.
 
     Raises:
-        ConfigError, DataError: as `reestimate_batch_norm`.
+        ConfigError, DataError: as `reestimate_batch_norm`. Whatever is raised, the old statistics stay.
+
+    Example:
+        >>> def held_out(model):
+        ...     return sum(float(F.cross_entropy(model(x), y, reduction="sum")) for x, y in validation)
+        >>> prunus.reestimate_if_better(result.model, loader, held_out, num_batches=64)
+        True
     """
-    before, old = loss(model), {name: buffer.clone() for name, buffer in model.named_buffers()}
-    reestimate_batch_norm(model, batches, num_batches=num_batches)
-    if loss(model) <= before:
-        return True
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(old[name])
-    return False
+
+    def judged() -> float:
+        with eval_mode(model), torch.no_grad(), full_precision():
+            return float(loss(model))
+
+    before, old = judged(), {name: buffer.clone() for name, buffer in model.named_buffers()}
+    better = False
+    try:
+        reestimate_batch_norm(model, batches, num_batches=num_batches)
+        after = judged()
+        better = not math.isnan(after) and not lower(before, than=after)
+    finally:
+        if not better:
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    buffer.copy_(old[name])
+    return better
 
 
 def _has_statistics(model: nn.Module) -> bool:
