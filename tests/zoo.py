@@ -475,7 +475,7 @@ ZOO: dict[str, Animal] = {
     ),
     "equalised_learning_rate": Animal(
         lambda: seq(weights.Equalised(6, 8), nn.ReLU(), weights.Equalised(8, 10), nn.ReLU(), weights.Equalised(10, 3)),
-        noise(6), ("0", "2"), (), 18, True,
+        noise(6), ("0", "2"), (), 18,
     ),
     "standardised_weights": Animal(
         lambda: seq(cbr(3, 8), weights.Standardised(8, 10, 3, padding=1), nn.ReLU(), head(10)),
@@ -489,6 +489,18 @@ ZOO: dict[str, Animal] = {
     "pieces_of_one": Animal(weights.PiecesOfOne, noise(6), ("stem",), (), None),
     "stored_matmul": Animal(weights.StoredMatmul, noise(6), ("stem", "first", "second"), (), 22),
     "splines": Animal(weights.Splines, noise(6), ("stem", "base"), (), 18),
+    "einsum_with_a_parameter": Animal(weights.EinsumLayer, noise(5, 6), ("stem", "kernel"), (), 18),
+    "einsum_heads": Animal(
+        weights.EinsumHeads, noise(5, 6), ("stem", "q", "v"), (("q#2", "einsum comes between"),), 17
+    ),
+    "parameter_on_the_left": Animal(weights.OnTheLeft, noise(5, 7), ("stem", "left", "right"), (), 24),
+    "kernel_for_each_position": Animal(weights.EdgeKernels, noise(5, 6), ("stem", "kernels"), (), 18),
+    "transposed_grouped": Animal(lambda: weights.transposed(2, 12), image(4), ("0", "2", "4"), (), 26),
+    "transposed_depthwise": Animal(lambda: weights.transposed(8, 8), image(4), ("0", "4"), (), 14),
+    "transposed_multiplied": Animal(lambda: weights.transposed(8, 16), image(4), ("0", "4"), (), 14),
+    "transposed_grouped_1d": Animal(lambda: weights.transposed(4, 8, 1), noise(3, 6), ("0", "2", "4"), (), 22),
+    "transposed_grouped_3d": Animal(lambda: weights.transposed(2, 4, 3), noise(3, 3, 3, 3), ("0", "2", "4"), (), 18),
+    "volumes": Animal(weights.three_dimensional, noise(2, 4, 4, 4), ("0", "4", "6"), (), 26),
     "read_twice": Animal(weights.ReadTwice, noise(6), ("stem", "mid"), (), 18),
     "autocast_inside": Animal(weights.Autocast, image(), ("stem.0", "mid.0"), (), 14),
     "torch_prune_masks": Animal(lambda: weights.layers(weights.masked), image(), ("0", "2", "6"), (), 24),

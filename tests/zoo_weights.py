@@ -38,8 +38,12 @@ class PointwiseAsLinear(nn.Conv2d):
 class Equalised(nn.Linear):
     """Equalised learning rate: the weight is scaled at run time."""
 
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.scale = (2.0 / inputs) ** 0.5
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * (2.0 / self.in_features**0.5), self.bias)
+        return F.linear(x, self.weight * self.scale, self.bias)
 
 
 class Standardised(nn.Conv2d):
@@ -209,3 +213,72 @@ def grouped(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """Grouped and depthwise convolutions whose weights are computed."""
     body = (cbr(3, 8), wrap(nn.Conv2d(8, 8, 3, padding=1, groups=8)), nn.ReLU(), cbr(8, 12))
     return seq(*body, wrap(nn.Conv2d(12, 8, 3, padding=1, groups=2)), nn.ReLU(), head(8))
+
+
+class EinsumLayer(nn.Module):
+    """A linear layer as an einsum with a stored parameter, in the middle of a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Linear(6, 8), nn.Linear(10, 3)
+        self.kernel, self.shift = nn.Parameter(torch.randn(8, 10)), nn.Parameter(torch.randn(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(torch.einsum("bnc,cd->bnd", F.relu(self.stem(x)), self.kernel) + self.shift))
+
+
+class EinsumHeads(nn.Module):
+    """Attention by einsum with weights that are stored per head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(8, 4, 5)) for _ in range(3))
+        self.merge = nn.Parameter(torch.randn(4, 5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        q, k, v = (torch.einsum("bnc,chd->bhnd", h, w) for w in (self.q, self.k, self.v))
+        scores = torch.einsum("bhnd,bhmd->bhnm", q, k).softmax(-1)
+        return self.out(h + torch.einsum("bhnd,hdc->bnc", torch.einsum("bhnm,bhmd->bhnd", scores, v), self.merge))
+
+
+class OnTheLeft(nn.Module):
+    """A parameter multiplied from the left, and one expanded over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv1d(5, 8, 3, padding=1), nn.Linear(10, 3)
+        self.left, self.right = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(1, 6, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(torch.matmul(self.left, F.relu(self.stem(x))))
+        return self.out(F.relu(torch.bmm(h.transpose(1, 2), self.right.expand(x.shape[0], -1, -1))))
+
+
+class EdgeKernels(nn.Module):
+    """A matrix for each position of a fixed dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Linear(6, 8), nn.Linear(10, 3)
+        self.kernels = nn.Parameter(torch.randn(5, 8, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(torch.einsum("bnc,ncd->bnd", F.relu(self.stem(x)), self.kernels)))
+
+
+def transposed(groups: int, outputs: int, dims: int = 2) -> nn.Module:
+    """A grouped or depthwise transposed convolution between plain ones."""
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    up = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
+    pool = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[dims - 1]
+    body = (conv(3, 8, 3, padding=1), nn.ReLU(), up(8, outputs, 4, 2, 1, groups=groups), nn.ReLU())
+    return seq(*body, conv(outputs, 6, 3, padding=1), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(6, 3))
+
+
+def three_dimensional() -> nn.Module:
+    """Grouped, depthwise and transposed convolutions of volumes."""
+    body = (nn.Conv3d(2, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 8, 3, padding=1, groups=8))
+    tail = (nn.Conv3d(8, 12, 1, groups=2), nn.ReLU(), nn.ConvTranspose3d(12, 6, 2, 2), nn.ReLU())
+    return seq(*body, *tail, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 3))

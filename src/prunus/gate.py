@@ -236,6 +236,9 @@ def _writer_sites(groups: Sequence[ChannelGroup]) -> Sites:
     sites: Sites = {}
     for group in groups:
         for slot in group.writers:
+            if slot.dim < 0:
+                what = f"{slot.tensor!r} of a grouped transposed convolution writes it, in no one dimension"
+                raise ConfigError(f"group {group.name!r}", what, "use placement='reader'")
             dim = 1 - slot.plane.ndim if slot.plane.ndim > 2 else -1
             units = torch.from_numpy(slot.units_along_dim)
             sites.setdefault((slot.tensor.rpartition(".")[0], dim, True), []).append((group, units))

@@ -285,9 +285,10 @@ def _sizes(module: nn.Module) -> dict[str, Any]:
 
 def _convolution_sizes(module: nn.modules.conv._ConvNd) -> dict[str, Any]:
     rows, columns = module.weight.shape[:2]
-    if module.transposed:
-        return {"in_channels": rows, "out_channels": columns * module.groups}
     groups = module.groups
+    if module.transposed:
+        groups = rows if 1 < groups == module.in_channels else groups
+        return {"in_channels": rows, "out_channels": columns * groups, "groups": groups}
     if groups > 1 and groups == module.in_channels:
         groups = rows // (module.out_channels // module.in_channels)
     return {"out_channels": rows, "in_channels": columns * groups, "groups": groups}

@@ -348,7 +348,9 @@ def _make_groups(
                 stored, product = reading.product or ("", -1)
                 place = (reading.module, reading.dim, units, reading.weight, reading.axis)
                 readers[number].append(Reader(*place, reading.output, reading.length, product, stored))
-    first_axis = {c.weight: 1 - c.axis for c in reversed(calls) if not c.depthwise}
+    axes: dict[str, set[int]] = {}
+    for call in (c for c in calls if c.outputs is not None and not c.depthwise):
+        axes.setdefault(call.weight, set()).add(1 - call.axis)
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}
     for number, family in enumerate(families):
@@ -360,7 +362,7 @@ def _make_groups(
         base += ".heads" if heads_of is not None else ""
         taken[base] = taken.get(base, 0) + 1
         first = int(family[0])
-        written = tuple(s for s in slots[number] if first_axis.get(s.tensor) == s.dim)
+        written = tuple(s for s in slots[number] if _writes(s, axes))
         locked = reasons.get(first)
         if locked is None and first in rows and len(family) == 1 + max(rows[r][1] for r in family.tolist()):
             locked = "every unit is a whole row of a reshape, and rows can't go yet"
@@ -403,3 +405,12 @@ def _inside_rows(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
         ]
         marked.append(replace(group, within=names[0]) if names and group.heads_of is None else group)
     return tuple(marked)
+
+
+def _writes(slot: Slot, axes: Mapping[str, set[int]]) -> bool:
+    """True if the slot lies along a dimension that its weight produces.
+
+    In the weight of a grouped transposed convolution that is no one dimension: each input has outputs of its own.
+    """
+    produced = axes.get(slot.tensor, set())
+    return slot.dim in produced or (1 in produced and slot.dim < 0)

@@ -103,6 +103,10 @@ def writer_filters(model: nn.Module, group: ChannelGroup) -> list[Tensor]:
     filters = []
     for slot in group.writers:
         weight = held(model, slot.tensor)
+        if slot.dim < 0:  # a grouped transposed convolution
+            owner = torch.from_numpy(slot.plane).expand(weight.shape)
+            filters.append(torch.stack([weight[owner == u] for u in range(group.units)]))
+            continue
         rows = weight.movedim(slot.dim, 0).reshape(weight.shape[slot.dim], -1)
         units = torch.from_numpy(slot.units_along_dim)
         columns = [rows[units == u].reshape(-1) for u in range(group.units)]

@@ -86,15 +86,12 @@ def convolution(engine: Engine, node: fx.Node) -> Result:
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", rows=True)
 def transposed_convolution(engine: Engine, node: fx.Node) -> Result:
-    """Transposed convolution; weight [I, O/groups, ...]. Grouped ones stay as they are."""
+    """Transposed convolution, plain, depthwise or grouped; weight [I, O/groups, ...]."""
     source, weight = engine.value(node.args[0]), weight_of(engine, node, engine.value(node.args[1]))
     groups = int(argument(node, 6, "groups", 1))
     spatial = weight.ndim - 2
-    if groups > 1:
-        engine.lock([*source.planes, *source.rows, *weight.planes], "grouped transposed convolution has no rule", node)
-        return Value(meta_shape(node.meta["val"]))
     outputs = engine.parameter_plane(weight, 1)
-    return _convolve(engine, node, weight, 1, outputs, 0, math.prod(source.shape[-spatial:]))
+    return _convolve(engine, node, weight, groups, outputs, 0, math.prod(source.shape[-spatial:]))
 
 
 def _convolve(
@@ -123,7 +120,10 @@ def _convolve(
         read = _read_rows(engine, [r.movedim(channel, -1) for r in over], weight, input_axis, node)
     else:
         inputs = engine.parameter_plane(source, channel)
-        outputs = _grouped(engine, node, weight, groups, inputs, outputs, depthwise)
+        if input_axis == 0:
+            outputs = _grouped_transposed(engine, node, weight, groups, inputs, depthwise)
+        else:
+            outputs = _grouped(engine, node, weight, groups, inputs, outputs, depthwise)
         if depthwise and outputs is not None and len(outputs) == groups:
             rows = engine.adopt_along(source, channel, node)
         else:
@@ -174,6 +174,33 @@ def _grouped(
     return outputs
 
 
+def _grouped_transposed(
+    engine: Engine, node: fx.Node, weight: Value, groups: int, inputs: Tensor | None, depthwise: bool
+) -> Tensor | None:
+    """Depthwise: output channels are their input channel. Grouped: equal counts per group on both sides.
+
+    No dimension of the weight is that of the outputs: each of its elements is of the output that its group makes of it.
+    """
+    own = engine.parameter_plane(weight, 0)
+    per_group = weight.shape[1]
+    if inputs is None or own is None or weight.parameter is None:
+        fixed = [line for line in (inputs, *weight.planes) if line is not None]
+        engine.lock(fixed, "grouped convolution of channels of fixed size or with a computed weight", node)
+        return None
+    engine.labels.unite(own, inputs)
+    if depthwise:
+        engine.lock(weight.varying(1), "several outputs of a depthwise convolution", node)
+        return inputs.repeat_interleave(per_group)
+    outputs = engine.labels.fresh(groups * per_group)
+    rows = f"{groups} groups of a convolution"
+    engine.grids.append((inputs.reshape(groups, -1), rows))
+    engine.grids.append((outputs.reshape(groups, -1), rows))
+    elements = outputs.reshape(groups, 1, -1).expand(groups, len(inputs) // groups, -1).reshape(len(inputs), -1)
+    if not lay_elements(engine, weight, elements.reshape(*elements.shape, *([1] * (weight.ndim - 2))), node):
+        engine.lock([inputs, outputs, *weight.planes], "the weight of a grouped convolution is computed", node)
+    return outputs
+
+
 def _contract(engine: Engine, source: Value, dim: int, weight: Value, axis: int, node: fx.Node) -> Tensor | None:
     """Unite the contracted dimension of the input with the weight's; a fixed side fixes the other."""
     if len(weight.varying(axis)) > 1 and weight.parameter in engine.computed:
@@ -216,10 +243,10 @@ def record(
     over: Sequence[Tensor],
     depthwise: bool = False,
     rows: Sequence[Tensor] = (),
-    source: int = 0,
+    source: int | None = 0,
     axis: int = 1,
 ) -> None:
-    """Note a call of a layer, for readers, writers and costs; see `Call`."""
+    """Note a call of a layer, for readers, writers and costs; see `Call`. Without `source` no module is given it."""
     if weight.parameter is None:
         lines = [line for line in (inputs, outputs, *rows) if line is not None]
         engine.lock(lines, "the layer's weight is computed, not stored", node)
@@ -227,7 +254,7 @@ def record(
     examples = max(min(1, positions), positions // engine.batch) if positions % engine.batch == 0 else positions
     call = Call(
         node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise,
-        tuple(over), axis, bool(rows), _reads_its_input(node, source), engine.products.get(node),
+        tuple(over), axis, bool(rows), source is not None and _reads_its_input(node, source), engine.products.get(node),
     )  # fmt: skip
     engine.calls.append(call)
 

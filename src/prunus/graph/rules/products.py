@@ -176,11 +176,14 @@ def contract(
         _meet(engine, node, [n for n in named if n.sizes.get(letter, 1) > 1], order.index(letter))
     shape = meta_shape(node.meta["val"]) if shape is None else shape
     found = Value(shape)
+    read = _read_stored(engine, node, operands, result) if sources else ""
     for planes, kind in ((found.planes, "planes"), (found.rows, "rows")):
         taken: dict[int, Tensor] = {}
         for operand in named:
             for plane in getattr(operand, kind):
                 own = owned(plane)
+                if order[own] in read:
+                    continue
                 if order[own] not in result and sources and kind == "planes":
                     sides = [n for n, o in zip(sources, named, strict=True) if o.sizes.get(order[own], 1) > 1]
                     itself = len(sources) > 1 and len(set(sources)) == 1
@@ -199,6 +202,36 @@ def contract(
     batches = [r for n in named for r in n.rows if sum(order[owned(r)] in o.sizes for o in named) > 1]
     engine.batched_rows += [r for r in batches if order[owned(r)] in result]
     return found
+
+
+def _read_stored(engine: Engine, node: fx.Node, operands: Sequence[tuple[Value, str]], result: str) -> str:
+    """Note a product of an activation with a stored tensor as a layer's call; returns the letters that it contracts.
+
+    Letters of both that are in the result (a matrix for each head) only pass.
+    """
+    if len(operands) != 2 or sum(bool(value.stored) for value, _ in operands) != 1 or node not in engine.products:
+        return ""
+    source, letters = next(o for o in operands if not o[0].stored)
+    stored, own = next(o for o in operands if o[0].stored)
+    weight = weight_of(engine, node, stored)
+    if weight.transposed:
+        weight, own = engine.parameters[weight.parameter or ""], own[::-1]
+    contracted = "".join(k for k in own if k in letters and k not in result)
+    for at, k in enumerate(own):
+        for line in engine.lines(weight, at) if k in result and k not in letters else ():
+            record(engine, node, weight, None, line, 0, 0, (), source=None, axis=1 - at)
+    around = [k for k in letters if k not in own]
+    positions = math.prod(source.shape[letters.index(k)] for k in around)
+    over = [p for p in source.planes if all(letters[d] in around for d in varying_dims(p))]
+    for k in contracted:
+        dim = letters.index(k)
+        rows = [r.reshape(-1) for r in source.rows if varying_dims(r) == (dim,)]
+        columns = engine.lines(Value(source.shape, [p for p in source.planes if owned(p) == dim]), dim)
+        for read in (*columns, *rows) or (None,):
+            place = (dim - source.ndim, positions)
+            record(engine, node, weight, read, None, *place, over, source=None, axis=own.index(k))
+            positions = 0  # one call, however many dimensions it reads
+    return contracted
 
 
 def _named(value: Value, letters: str, order: str) -> _Named:

@@ -1,0 +1,166 @@
+"""Weights that reach their layer through operations: removal equals zeros, in fp64, for any plan and batch size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_zoo import gap, halved
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+import prunus
+import zoo_weights as weights
+from prunus import gate
+from prunus.apply import apply_and_verify_
+from prunus.copies import copied
+from prunus.methods.criteria import L1
+from prunus.plan import Plan
+from prunus.verify import masked, outputs
+from zeroed import zeroed_
+from zoo import ZOO
+
+SUBJECTS = [
+    "cast_weights", "pointwise_as_linear", "equalised_learning_rate", "standardised_weights", "low_rank_added",
+    "fused_from_pieces", "pieces_of_one", "stored_matmul", "splines", "read_twice", "autocast_inside",
+    "torch_prune_masks", "parametrized_elementwise", "weight_norm", "weight_norm_by_hook", "weight_norm_of_all",
+    "weight_norm_along_inputs", "weight_norm_vocoder", "weight_norm_vocoder_by_hook", "weight_norm_grouped",
+    "masks_grouped", "einsum_with_a_parameter", "einsum_heads", "parameter_on_the_left", "kernel_for_each_position",
+    "transposed_grouped", "transposed_depthwise", "transposed_multiplied", "transposed_grouped_1d",
+    "transposed_grouped_3d", "volumes", "functional_conv", "functional_conv_in_a_block", "tied_transposed",
+]  # fmt: skip
+FUNCTIONAL = ["stored_matmul", "splines", "read_twice", "einsum_heads", "parameter_on_the_left", "pieces_of_one"]
+
+
+def doubles(value: Any) -> Any:
+    return tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, value)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_removal_equals_zeros_in_the_users_class_for_any_batch(name: str) -> None:
+    animal = ZOO[name]
+    model = animal.make().double()
+    graph = prunus.trace(model, doubles(animal.inputs(2)))
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        chosen = [g for g in graph.groups() if rng.random() < 0.7] or list(graph.groups())
+        kept = {g.name: halved(g, rng, None if seed else 1) for g in chosen if g.units > g.multiple}
+        pruned, proof = apply_and_verify_(copied(model), Plan.from_kept(graph, kept), doubles(animal.inputs(2)))
+        assert type(pruned) is type(model)
+        assert proof.passed
+        reference = zeroed_(copied(model), graph, kept)
+        for batch in (1, 2, 3):
+            inputs = doubles(animal.inputs(batch))
+            assert gap(outputs(reference, inputs), outputs(pruned, inputs)) < 1e-9
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_gates_stand_before_products_that_are_no_modules(name: str) -> None:
+    """Zeros at the gates are the masked model; each example has its own draw, and its own gradient."""
+    animal = ZOO[name]
+    model, inputs = animal.make(), animal.inputs(3)
+    graph = prunus.trace(model, inputs)
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    for group in graph.groups():
+        keep = torch.ones(group.units)
+        keep[0] = 0
+        with gate.attach(model, [group]) as gates:
+            gates.off()
+            assert gap(outputs(model, inputs), outputs(model, inputs)) == 0
+            gates.fix({group.name: keep})
+            gated = outputs(model, inputs)
+            gates.fix({group.name: torch.stack([torch.ones(group.units), keep, torch.ones(group.units)])})
+            second = outputs(model, inputs)
+            gates.probe()
+            torch.stack([t.square().sum() for t in outputs_with_gradients(model, inputs)]).sum().backward()
+            gradient = gates.probes[group.name].grad
+        with masked(model, Plan.from_kept(graph, {group.name: range(1, group.units)})):
+            assert gap(outputs(model, inputs), gated) < 1e-6
+        clean = outputs(model, inputs)
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(clean, second, strict=True))
+        assert all(torch.allclose(a[1], b[1], atol=1e-6) for a, b in zip(gated, second, strict=True))
+        assert gradient is not None
+        assert gradient.shape == (3, group.units)
+        assert bool((gradient.abs().sum(0) > 0).any())
+    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+
+
+def outputs_with_gradients(model: nn.Module, inputs: Any) -> list[Tensor]:
+    result = model(inputs)
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def test_a_pass_that_breaks_leaves_nothing_behind() -> None:
+    model = weights.StoredMatmul()
+    graph = prunus.trace(model, torch.randn(2, 6))
+    with gate.attach(model, list(graph.groups())) as gates:
+        gates.probe()
+        with pytest.raises(RuntimeError, match="shape"):
+            model(torch.randn(2, 5))
+        assert torch.overrides._get_current_function_mode() is None
+        model(torch.randn(2, 6))
+    assert torch.overrides._get_current_function_mode() is None
+
+
+@pytest.mark.parametrize("method", ["l1", "l2", "random", "taylor", "dirichlet"])
+@pytest.mark.parametrize("name", ["splines", "weight_norm", "torch_prune_masks", "einsum_with_a_parameter"])
+def test_methods_judge_them(name: str, method: str) -> None:
+    animal = ZOO[name]
+    model = animal.make()
+    out = outputs(model, animal.inputs(2))[0]
+    data = [(animal.inputs(4), torch.zeros(4, *out.shape[1:]))] * 2
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    needs = {} if method in ("l1", "l2", "random") else {"data": data, "loss_fn": nn.functional.mse_loss}
+    result = prunus.prune(model, animal.inputs(2), method=method, pruning_ratio=0.4, progress=False, **needs)
+    assert result.verification.passed
+    assert result.plan.after.params < result.plan.before.params
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_a_weight_norm_is_judged_by_its_weight() -> None:
+    """Directions have any length: a long one says nothing."""
+    model = weights.layers(weights.weight_norm)
+    graph = prunus.trace(model, torch.randn(2, 3, 8, 8))
+    scores = L1(normalize="none").score(model, graph.group("0"), 0)
+    with torch.no_grad():
+        model[0].parametrizations.weight.original1[3] *= 100
+    assert torch.allclose(scores, L1(normalize="none").score(model, graph.group("0"), 0), rtol=1e-4)
+    assert torch.allclose(scores, model[0].weight.abs().sum((1, 2, 3)), rtol=1e-4)
+
+
+def test_norms_that_come_off_after_removal_leave_the_same_network() -> None:
+    x = torch.randn(2, 5, 6)
+    model = weights.vocoder(weights.weight_norm_by_hook)
+    pruned = prunus.prune(model, x, method="l1", pruning_ratio=0.5, progress=False).model
+    before = outputs(pruned, x)
+    for module in pruned.modules():
+        if hasattr(module, "weight_g"):
+            nn.utils.remove_weight_norm(module)
+    assert gap(before, outputs(pruned, x)) < 1e-5
+
+
+def test_what_torch_masked_stays_masked() -> None:
+    """Rows that torch's tool set to zero go first; what stays is still the stored weight times its mask."""
+    x, model = torch.randn(2, 3, 8, 8), weights.layers(weights.masked)
+    alive = torch.flatnonzero(model[0].weight_mask.flatten(1).any(1)).tolist()
+    result = prunus.prune(model, x, method="l1", kept_counts={"0": len(alive)}, progress=False)
+    layer = result.model.get_submodule("0")
+    assert list(result.plan.kept["0"]) == alive
+    assert len(alive) < 8
+    assert layer.weight_mask.shape == layer.weight_orig.shape == layer.weight.shape
+    assert torch.equal(layer.weight, layer.weight_orig * layer.weight_mask)
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_copies_don_t_need_leaves(stepped: bool) -> None:
+    """Masked weights are results of a computation, and so may any attribute be after a training step."""
+    model, x = weights.layers(weights.masked), torch.randn(2, 3, 8, 8)
+    if stepped:
+        model.last = model(x)
+    twin = copied(model)
+    assert gap(outputs(model, x), outputs(twin, x)) == 0
+    with torch.no_grad():
+        twin[0].weight_orig.zero_()
+    assert gap(outputs(model, x), outputs(twin, x)) > 0
