@@ -144,7 +144,7 @@ def test_norms_that_come_off_after_removal_leave_the_same_network() -> None:
 def test_what_torch_masked_stays_masked() -> None:
     """Rows that torch's tool set to zero go first; what stays is still the stored weight times its mask."""
     x, model = torch.randn(2, 3, 8, 8), weights.layers(weights.masked)
-    alive = torch.flatnonzero(model[0].weight_mask.flatten(1).any(1)).tolist()
+    alive = np.flatnonzero(model[0].weight_mask.flatten(1).any(1)).tolist()
     result = prunus.prune(model, x, method="l1", kept_counts={"0": len(alive)}, progress=False)
     layer = result.model.get_submodule("0")
     assert list(result.plan.kept["0"]) == alive
