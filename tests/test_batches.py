@@ -336,3 +336,30 @@ def test_a_structure_is_told_in_the_refusal() -> None:
         unpack((X, Y), Form(arguments=3, required=3))
     with pytest.raises(ConfigError, match="num_data"):
         fit(Net(), prunus.trace(Net(), X[:2]).groups(), Taylor(), PAIRS, CE, num_data=0)
+
+
+def test_processes_with_the_same_data_are_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prunus.batches.distributed", lambda: True)
+    monkeypatch.setattr("prunus.batches.gathered", lambda t: [t, t.clone()])
+    with pytest.warns(RuntimeWarning, match="DistributedSampler"):
+        as_batches(PAIRS).warn_of_shared_data()
+    assert as_batches(PAIRS).num_labels() == 12  # not counted once per process
+    monkeypatch.setattr("prunus.batches.gathered", lambda t: [t, t + 1])
+    monkeypatch.setattr("prunus.batches.summed", lambda t: 2 * t)
+    assert not as_batches(PAIRS).same_on_all_ranks()
+    assert as_batches(PAIRS).num_labels() == 24
+
+
+def test_broken_weights_are_named_and_half_precision_is_not_trained() -> None:
+    for method in METHODS:
+        model = Net()
+        with torch.no_grad():
+            model.b.weight[0, 0] = torch.nan
+        with pytest.raises(DataError, match=r"as in the weights: b\.weight"):
+            prune(model, X[:2], method=method, data=PAIRS, loss_fn=CE, pruning_ratio=0.5)
+    half = halves(X.half(), Y)
+    with pytest.raises(ConfigError, match="fp16"):
+        prune(Net().half(), X[:2].half(), method=METHODS[2], data=half, loss_fn=CE, kept_counts={"a": 4})
+    assert kept(Net().half(), half, CE, METHODS[1], X[:2].half())
+    brain = halves(X.bfloat16(), Y)
+    assert kept(Net().bfloat16(), brain, CE, METHODS[2], X[:2].bfloat16())

@@ -369,10 +369,11 @@ class _Problem:
 def _sorted_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> Line:
     values = scores[group.name].detach().double().cpu().numpy()
     if values.shape != (group.units,) or not np.isfinite(values).all():
+        finite = int(np.isfinite(values).sum())
         raise ConfigError(
             f"scores of group {group.name!r}",
-            f"expected {group.units} finite numbers, got shape {values.shape}",
-            "check the method that made them",
+            f"expected {group.units} finite numbers, got shape {values.shape} with {finite} finite",
+            "look for weights or activations beyond what fp32 holds, or use another method",
         )
     return np.sort(values)[::-1]
 

@@ -154,7 +154,7 @@ def _loss(
         inputs = to_device(x, device)
         with autocast(device, deciding(precision)):
             loss = mean_of(loss_fn)(widened(forward(model, inputs)), widened(to_device(y, device)))
-        check_loss(loss, inputs, f"batch {step}")
+        check_loss(loss, inputs, f"batch {step}", model)
         total += float(loss)
     if not distributed():
         return total / len(batches)

@@ -171,7 +171,14 @@ def fit_with_weights(
 
 @contextlib.contextmanager
 def only_trainable(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Within the context only `weights` need gradients; afterwards what needed them before, and no gradient is left."""
+    """Within the context only `weights` need gradients; afterwards what needed them before, and no gradient is left.
+
+    Raises:
+        ConfigError: weights in fp16, in which Adam's second moments vanish and the first step divides by zero.
+    """
+    if any(w.dtype == torch.float16 for w in weights):
+        fix = "call model.float() or model.bfloat16() first, or keep the weights as they are (train_weights)"
+        raise ConfigError("model", "its weights are fp16, which can't be trained as they are", fix)
     needs = {p: p.requires_grad for p in model.parameters()}
     try:
         for parameter in needs:
@@ -202,7 +209,7 @@ def _accumulate(
             inputs, targets = to_device(x, device), to_device(y, device)
             with recompute_products(), autocast(device, precision):
                 loss = loss_of(forward(model, inputs), targets, examples_in(inputs))
-            check_loss(loss, inputs, f"epoch 0, step {step}")
+            check_loss(loss, inputs, f"epoch 0, step {step}", model)
             backward(loss)
             for group in groups:
                 probe = gates.probes.get(group.name)
@@ -274,7 +281,7 @@ def _learn_round(
                 loss = _sampled_loss(model, inputs, targets, method, loss_fn)
             weight = method.complexity_weight(progress, num_data)
             objective = loss + weight * gates.penalty(num_data, method.unit_weight) if weight else loss
-            check_loss(objective, inputs, f"epoch {epoch}, step {step}")
+            check_loss(objective, inputs, f"epoch {epoch}, step {step}", model)
             optimizer.zero_grad(set_to_none=True)
             backward(objective, loss)
             average_gradients_([*parameters, *weights])
@@ -295,20 +302,22 @@ def _sampled_loss(
     return torch.stack([loss_of(out, targets) for out in draws]).mean()
 
 
-def check_loss(loss: Tensor, inputs: Any, where: str) -> None:
-    """Raise DataError on every rank if the loss is NaN or infinite on any of them, saying whether the inputs were."""
+def check_loss(loss: Tensor, inputs: Any, where: str, model: nn.Module) -> None:
+    """Raise DataError on every rank if the loss is NaN or infinite on any of them, and say what else is."""
     finite = torch.isfinite(loss.detach()).all().float()
     if bool(summed(1 - finite) == 0):
         return
     tensors = [t for t in tensors_in(inputs) if t.is_floating_point()]
     if bool(finite):
         raise DataError(where, "NaN or infinity on another rank", "see that rank's message")
-    what = "the loss" if all(bool(torch.isfinite(t).all()) for t in tensors) else "the inputs"
-    raise DataError(
-        where,
-        f"NaN or infinity in {what}",
-        "clean the data" if what == "the inputs" else "lower the learning rate or use precision='fp32'",
-    )
+    if not all(bool(torch.isfinite(t).all()) for t in tensors):
+        raise DataError(where, "NaN or infinity in the inputs", "clean the data")
+    broken = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if broken:
+        fix = "load finite weights; where they trained along, lower the learning rate"
+        raise DataError(where, f"NaN or infinity in the loss, as in the weights: {', '.join(broken[:4])}", fix)
+    fix = "lower the learning rate or use precision='fp32'; look for activations beyond what the model's dtype holds"
+    raise DataError(where, "NaN or infinity in the loss", fix)
 
 
 def backward(objective: Tensor, loss: Tensor | None = None) -> None:

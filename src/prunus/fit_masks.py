@@ -303,7 +303,7 @@ def _train(
                 objective = loss
                 if drawing and method.entropy_weight:
                     objective = loss + method.entropy_weight * masks.entropy()
-                check_loss(objective, inputs, f"epoch {epoch}, step {step}")
+                check_loss(objective, inputs, f"epoch {epoch}, step {step}", model)
                 optimizer.zero_grad(set_to_none=True)
                 backward(objective, loss)
                 average_gradients_(trained)

@@ -58,7 +58,7 @@ def tune_(
                 inputs = to_device(x, device)
                 with autocast(device, deciding(precision)):
                     loss = loss_of(forward(model, inputs), to_device(y, device))
-                check_loss(loss, inputs, f"tuning, epoch {epoch}, step {step}")
+                check_loss(loss, inputs, f"tuning, epoch {epoch}, step {step}", model)
                 optimizer.zero_grad(set_to_none=True)
                 backward(loss)
                 average_gradients_(weights)
