@@ -319,6 +319,8 @@ def full_disk(work: Path, smoke: bool) -> list[str]:
                 faults.append(f"level {level}: the process ended with {status}")
             faults += [f"level {level}: {f}" for f in site.faults()]
             ballast.unlink(missing_ok=True)
+            ends["put elsewhere, said"] += any(site.root.with_name("rescue").iterdir())
+            shutil.rmtree(site.root.with_name("rescue"))
             faults += [f"level {level}, next run: {f}" for f in site.leftovers()]
     finally:
         if mounted:
@@ -337,7 +339,8 @@ def made_once(seed: int) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 
 def _publish_within(out: Path, ready: tuple[dict[str, bytes], dict[str, Any]], room: int | None) -> None:
-    tempfile.tempdir = str(out.parent)  # the last resort is full too
+    tempfile.tempdir = str(out.parent.parent / "rescue")  # the last resort is on the same disk
+    os.makedirs(tempfile.tempdir, exist_ok=True)
     if room is not None:
         left, write = [room], os.write
 

@@ -188,6 +188,35 @@ def test_a_result_that_cannot_be_written_after_all_is_put_elsewhere(
     assert (tmp_path / "rescued" / "artifact" / "plan.json").read_text() == "1"
 
 
+def test_nowhere_to_put_it_is_the_first_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["prunus.runfolder"].tempfile, "tempdir", str(tmp_path / "none"))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ArtifactError, match="cannot be written") as caught:
+        commit_or_rescue(tmp_path / "out", files("1"), {})
+    assert "rescued" not in str(caught.value)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_a_program_that_there_will_not_be_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masks: bool
+) -> None:
+    def refused(*_: object, **__: object) -> bytes:
+        raise TraceError("model Net", WHY, "none")
+
+    def loss_fn(*_: object, **__: object) -> Tensor:
+        raise ZeroDivisionError  # the work has begun
+
+    monkeypatch.setattr(sys.modules["prunus.checkpoint"], "program_files", refused)
+    said: list[str] = []
+    out, data = tmp_path / "out", source(loss_fn)
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+        if masks:
+            sparsify(network(), data, method=DynamicProbabilisticPruning(pattern="2:3"), out=out, say=said.append)
+        else:
+            compress(network(), data, method="taylor", budget="macs<=60%", out=out, say=said.append)
+    assert any("no program" in line and WHY in line for line in said)
+
+
 def test_stages_of_another_method_go_with_its_result(tmp_path: Path) -> None:
     compressed(tmp_path, method=prunus.RecursiveBayesianPruning(epochs=1, tune_epochs=0), pruning_ratio=None)
     assert (tmp_path / "stages.pt").exists()

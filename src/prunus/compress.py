@@ -16,7 +16,7 @@ from torch import nn
 
 from prunus.batchnorm import reestimate_if_better
 from prunus.budget import Allocation
-from prunus.checkpoint import artifact_files, missing_program
+from prunus.checkpoint import artifact_files
 from prunus.copies import copied
 from prunus.datasets import Batches, DataSource
 from prunus.entry import entry
@@ -28,10 +28,10 @@ from prunus.losses import on_main_output
 from prunus.measure import Comparison, compare
 from prunus.methods.base import Method, StagedMethod
 from prunus.methods.registry import resolve
-from prunus.parallel import accelerator, checked_by_first
+from prunus.parallel import accelerator
 from prunus.pipeline import Result, prune
 from prunus.report.figures import draw_stages
-from prunus.runfolder import RunFolder, check_run_folder, commit_or_rescue
+from prunus.runfolder import RunFolder, commit_or_rescue, prepare_run
 from prunus.stagefile import is_stage_file
 from prunus.submodules import Ignored
 
@@ -118,7 +118,7 @@ def compress(
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
     if out is not None:
-        _prepare(out, model, data, follow_branches, say)
+        prepare_run(out, model, data.example_inputs, say, follow_branches=follow_branches)
     chosen = resolve(method)
     judged: dict[str, Evaluation] = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn)}
     say(f"dense: {judged['dense']} on {len(data.validation)} validation examples")
@@ -182,14 +182,6 @@ def compress(
             _draw(result, saved, say)
     directory = None if saved is None or out is None else Path(out)
     return Compression(smaller, result, summary["accuracy"], summary["loss"], comparison, summary, directory, saved)
-
-
-def _prepare(out: str | os.PathLike[str], model: nn.Module, data: DataSource, follow_branches: bool, say: Say) -> None:
-    """Refuse a folder that can't be written, and say what the artifact will lack, before the work."""
-    checked_by_first(lambda: check_run_folder(out))
-    missing = missing_program(model, data.example_inputs, follow_branches=follow_branches)
-    if missing is not None:
-        say(f"the artifact will have weights and plan, and no program, so that it loads with its factory: {missing}")
 
 
 def _draw(result: Result, saved: RunFolder, say: Say) -> None:

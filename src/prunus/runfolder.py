@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from prunus.atomic import (
     StrPath,
     check_writable,
@@ -35,12 +37,13 @@ from prunus.atomic import (
     write_folder,
     write_new,
 )
-from prunus.checkpoint import check_place, description
+from prunus.checkpoint import check_place, description, missing_program
 from prunus.errors import ArtifactError
 from prunus.exchange import exchange
 from prunus.jsontext import strict_json
 from prunus.manifest import MANIFEST
 from prunus.maskfile import LayerMask
+from prunus.parallel import checked_by_first
 from prunus.plan import Plan
 
 ARTIFACT, SUMMARY = "artifact", "summary.json"
@@ -63,6 +66,16 @@ def check_run_folder(out: StrPath) -> None:
         if _in_the_way(folder, name):
             what = "it is not what the run there wrote, and would have to be replaced"
             raise ArtifactError(str(folder / name), what, "move it away, or choose another folder")
+
+
+def prepare_run(
+    out: StrPath, model: nn.Module, example_inputs: Any, say: Say, *, follow_branches: bool = False
+) -> None:
+    """Before the work, on all ranks: `check_run_folder`, and say what the artifact will lack."""
+    checked_by_first(lambda: check_run_folder(out))
+    missing = missing_program(model, example_inputs, follow_branches=follow_branches)
+    if missing is not None:
+        say(f"the artifact will have weights and plan, and no program, so that it loads with its factory: {missing}")
 
 
 @dataclass(frozen=True)
@@ -188,7 +201,10 @@ def commit_or_rescue(
         return commit(out, files, summary, say)
     except ArtifactError as error:
         refused = error
-    place = Path(tempfile.mkdtemp(prefix="prunus-rescued-"))
+    try:
+        place = Path(tempfile.mkdtemp(prefix="prunus-rescued-"))
+    except OSError:
+        raise refused from None
     try:
         write_folder(place / ARTIFACT, files)
     except ArtifactError:

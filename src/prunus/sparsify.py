@@ -33,11 +33,11 @@ from prunus.masks.patterns import Pattern, takes_pattern
 from prunus.measure import NOTICEABLE, compare
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.packing import condense_where_faster_
-from prunus.parallel import accelerator, checked_by_first
+from prunus.parallel import accelerator
 from prunus.plan import Plan, WeightPattern
 from prunus.precision import to_device
 from prunus.report.figures import draw_masks
-from prunus.runfolder import RunFolder, check_run_folder, commit_or_rescue
+from prunus.runfolder import RunFolder, commit_or_rescue, prepare_run
 from prunus.submodules import Ignored, matching
 from prunus.weightmasks import masks_hold, with_masks
 
@@ -153,7 +153,7 @@ def sparsify(
     """
     if out is not None:
         with accelerator():  # starts the process group, if there are several
-            checked_by_first(lambda: check_run_folder(out))
+            prepare_run(out, model, data.example_inputs, say)
     graph = trace(model, data.example_inputs)
     by_filter = Pattern.parse(method.pattern).granularity == "filter"
     if layers is not None and ignored_layers:
