@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import prunus
 
-METHODS = ("l1", "taylor", "bn_scale", "dirichlet", "sbp", "rbp")
+METHODS = ("l1", "taylor", "dirichlet", "sbp", "random")
 
 
 def network(seed: int) -> nn.Module:

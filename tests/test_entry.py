@@ -181,3 +181,53 @@ def test_models_without_values_or_code_are_refused(kind: str) -> None:
 def test_a_copy_of_a_model_made_in_inference_mode_is_pruned() -> None:
     model, x = copy.deepcopy(in_inference_mode()), made()[1]
     assert prunus.prune(model, x, method="l1", pruning_ratio=0.5, progress=False).verification.passed
+
+
+class Holding(nn.Sequential):
+    def __init__(self, held: Any, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.held = held
+
+
+def replaced() -> nn.Module:
+    model = made()[0]
+    inner = model.forward
+    model.forward = lambda x: inner(x)  # type: ignore[method-assign]
+    return model
+
+
+def test_what_cannot_be_copied_is_refused_before_anything_is_learned() -> None:
+    model, x, data = made()
+
+    def never(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("nothing is to be learned")
+
+    settings: dict[str, Any] = {"pruning_ratio": 0.5, "data": data, "loss_fn": never, "progress": False}
+    with pytest.raises(ConfigError, match="a copy would run the original"):
+        prunus.prune(replaced(), x, method="taylor", **settings)
+    with pytest.raises(ConfigError, match="can't be copied"):
+        prunus.prune(Holding(threading.Lock(), *model), x, method="taylor", **settings)
+    kept = Holding({"features": [model(x).mul(2)]}, *model)
+    assert prunus.prune(kept, x, method="l1", pruning_ratio=0.5, progress=False).verification.passed
+
+
+def test_data_made_in_inference_mode_are_learned_from() -> None:
+    model, x, data = made()
+    with torch.inference_mode():
+        mine = [(a.clone(), b.clone()) for a, b in data]
+        mine_x = x.clone()
+    found = [
+        prunus.prune(model, i, method="taylor", pruning_ratio=0.5, data=d, loss_fn=F.cross_entropy, progress=False)
+        for i, d in ((x, data), (mine_x, mine))
+    ]
+    assert found[0].plan.kept == found[1].plan.kept
+
+
+def test_wrappers_over_devices_and_sparse_inputs_are_refused() -> None:
+    model, x, _ = made()
+    spread = nn.DataParallel(model)
+    spread.device_ids = [0, 1]
+    with pytest.raises(TraceError, match=r"model\.module"):
+        prunus.trace(spread, x)
+    with pytest.raises(TraceError, match="sparse"):
+        prunus.prune(model, x.to_sparse(), method="l1", pruning_ratio=0.5, progress=False)

@@ -141,7 +141,7 @@ def plain(value: Any) -> Any:
     return tree_map(lambda leaf: plain(leaf) if _has_fields(leaf) else leaf, value)
 
 
-def _has_fields(leaf: Any) -> bool:
-    if isinstance(leaf, Tensor | nn.Module | type) or not hasattr(leaf, "__dict__"):
+def _has_fields(leaf: Any, depth: int = 3) -> bool:
+    if depth == 0 or isinstance(leaf, Tensor | nn.Module | type) or not hasattr(leaf, "__dict__"):
         return False
-    return any(isinstance(v, Tensor) or tensors_in(v) or _has_fields(v) for v in vars(leaf).values())
+    return any(tensors_in(v) or _has_fields(v, depth - 1) for v in vars(leaf).values())

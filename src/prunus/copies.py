@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from types import CellType, FunctionType
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
+
+from prunus.arguments import plain, tensors_in
+from prunus.errors import ConfigError, first_line
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -18,7 +22,53 @@ def copied(model: Module) -> Module:
 
     Args:
         model: the network; not touched.
+
+    Raises:
+        ConfigError: see `check_copyable`.
     """
-    held: list[Any] = [vars(module) for module in model.modules()]
-    leaves = [t for t in torch.utils._pytree.tree_leaves(held) if isinstance(t, Tensor) and not t.is_leaf]
-    return copy.deepcopy(model, {id(t): t.detach().clone() for t in leaves})
+    check_copyable(model)
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in _held_tensors(model) if not t.is_leaf})
+
+
+def check_copyable(model: nn.Module) -> None:
+    """Find out whether a model can be copied, without copying a number.
+
+    Raises:
+        ConfigError: it holds what Python can't copy, or a `forward` was replaced by a function that holds the model,
+            so that the copy would run the original.
+    """
+    _check_forwards(model)
+    try:
+        tensors = [*model.parameters(), *model.buffers(), *_held_tensors(model)]
+        copy.deepcopy(model, {id(t): t for t in tensors})
+    except Exception as error:
+        fix = "keep locks, files and the like outside of the model"
+        raise ConfigError(f"model {type(model).__name__}", f"it can't be copied: {first_line(error)}", fix) from error
+
+
+def _held_tensors(model: nn.Module) -> list[Tensor]:
+    """Tensors in the attributes of modules, in lists and dicts there, and in the plain objects among them."""
+    held: list[Any] = [plain(dict(vars(module))) for module in model.modules()]
+    return tensors_in(held)
+
+
+def _check_forwards(model: Module) -> None:
+    originals = {id(module) for module in model.modules()}
+    for name, module in model.named_modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, FunctionType) and originals & {id(held) for held in _held(forward)}:
+            raise ConfigError(
+                f"module {name!r}" if name else f"model {type(model).__name__}",
+                "its forward was replaced by a function that holds the module, so that a copy would run the original",
+                "put the class's own forward back: del module.forward",
+            )
+
+
+def _held(function: FunctionType) -> Iterator[Any]:
+    """What a function's closure and defaults hold: objects, and those whose methods they are."""
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    for held in (*defaults, *cells):
+        yield getattr(held, "__self__", held)
+        if isinstance(held, FunctionType) and held is not function:
+            yield from _held(held)

@@ -15,7 +15,7 @@ from prunus.batches import Loader, as_batches
 from prunus.budget import Allocation, Budget, Scope, allocate, select
 from prunus.calibrate import first_batches, masked_loss, measured_scores
 from prunus.configuration import keep_configuration_true_
-from prunus.copies import copied
+from prunus.copies import check_copyable, copied
 from prunus.entry import entry
 from prunus.errors import ConfigError
 from prunus.fields import as_seed
@@ -120,6 +120,7 @@ def prune(
     if not staged and (resume or checkpoint is not None):
         where = "resume=True" if resume else "checkpoint"
         raise ConfigError(where, f"method {chosen.name!r} has no stages", "leave it out, or use method='rbp'")
+    check_copyable(model)
     graph = trace(model, example_inputs, follow_branches=follow_branches)
     groups = prunable_groups(graph, model, ignored_layers, head_dims=head_dims, inexact=inexact)
     if staged and request.allocation.scope == "auto":

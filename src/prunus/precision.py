@@ -90,4 +90,10 @@ def widened(value: Any) -> Any:
 
 def to_device(value: Any, device: torch.device) -> Any:
     """A tensor, or every tensor in a tuple, list or dict, on the device."""
-    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), value)
+
+    def moved(tensor: Tensor) -> Tensor:
+        there = tensor.to(device, non_blocking=True)
+        # Autograd can't keep what was made in inference mode.
+        return there.clone() if there.is_inference() and not torch.is_inference_mode_enabled() else there
+
+    return torch.utils._pytree.tree_map_only(Tensor, moved, value)

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map, tree_map_only
 
 from prunus.arguments import as_arguments as as_arguments
-from prunus.arguments import is_plain, plain, signature_of
+from prunus.arguments import is_plain, plain, signature_of, tensors_in
 from prunus.entry import one_at_a_time
 from prunus.errors import PruneError, TraceError, first_line
 from prunus.graph.branches import Recording, Replay
@@ -38,6 +38,7 @@ def capture(
     Raises:
         TraceError: the inputs don't fit the model, or its code cannot be captured.
     """
+    _check(model, example_inputs)
     given = at_least_two(example_inputs) if dynamic_batch else example_inputs
     args, kwargs = as_arguments(given, model)
     with one_at_a_time(), torch.no_grad(), warnings.catch_warnings():
@@ -66,6 +67,15 @@ def at_least_two(example_inputs: Any) -> Any:
         return torch.cat([tensor, tensor]) if tensor.dim() and tensor.shape[0] == 1 else tensor
 
     return tree_map_only(Tensor, double, example_inputs)
+
+
+def _check(model: nn.Module, example_inputs: Any) -> None:
+    kind = type(model).__name__
+    if isinstance(model, nn.parallel.DistributedDataParallel) or getattr(model, "device_ids", None):
+        fix = "pass model.module, and wrap the smaller one again"
+        raise TraceError(f"model {kind}", "it spreads another model over processes or devices", fix)
+    if any(tensor.layout != torch.strided for tensor in tensors_in(example_inputs)):
+        raise TraceError("example_inputs", "there is a sparse tensor among them", "pass it dense: tensor.to_dense()")
 
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Any]]:
