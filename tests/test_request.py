@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from torch import nn
 
 import prunus
 from prunus.budget import Allocation, Budget, Limit, allocate
+from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.errors import BudgetError, ConfigError, PlanError, PruneError
+from prunus.finetuneconfig import FinetuneConfig
+from prunus.methods.criteria import Taylor
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline import prune
 from prunus.ranking import merged_ranks
@@ -246,3 +250,27 @@ def test_kept_indices_are_whole_numbers() -> None:
         with pytest.raises(PlanError, match="whole numbers"):
             prunus.Plan.from_kept(graph, {"0": bad})  # type: ignore[dict-item]
     assert prunus.Plan.from_kept(graph, {"0": np.array([2, 0])}).kept["0"] == (0, 2)  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("seed", [None, "0", 1.5, True, 2**70])
+def test_every_door_takes_the_same_seeds(seed: Any) -> None:
+    model, batches = net(), [(torch.randn(8, 6), torch.randint(0, 3, (8,)))]
+    groups = prunus.trace(model, X).groups()
+    part = ArrayDataset(batches[0][0], batches[0][1])
+    source, method = DataSource("toy", part, part, part, 3), prunus.DynamicProbabilisticPruning("weight 50%", epochs=1)
+    calls: list[Callable[[], Any]] = [
+        lambda: prunus.fit(model, groups, Taylor(), batches, F.cross_entropy, num_data=8, seed=seed),
+        lambda: prunus.fit_masks(model, ["3"], method, batches, F.cross_entropy, seed=seed),
+        lambda: prunus.compress(model, source, budget="macs<=50%", seed=seed),
+        lambda: prunus.sparsify(model, source, method=method, seed=seed),
+        lambda: FinetuneConfig(seed=seed),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match="seed"):
+            call()
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, "64", None])
+def test_batch_sizes_are_numbers_of_examples(size: Any) -> None:
+    with pytest.raises(ConfigError):
+        Batches(ArrayDataset(torch.randn(8, 6), torch.arange(8)), size)

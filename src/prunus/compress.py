@@ -22,6 +22,7 @@ from prunus.datasets import Batches, DataSource
 from prunus.entry import entry
 from prunus.errors import MissingDependencyError
 from prunus.evaluate import Evaluation, evaluate
+from prunus.fields import as_seed
 from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.losses import on_main_output
@@ -115,11 +116,11 @@ def compress(
         PruneError: one of its kinds; the given model is as it was, and `out` holds what was there before
             (and the stages done so far, if the method works in stages), or the whole new result, if `say` was told so.
     """
+    seed, chosen = as_seed(seed), resolve(method)
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
     if out is not None:
         prepare_run(out, model, data.example_inputs, say, follow_branches=follow_branches)
-    chosen = resolve(method)
     judged: dict[str, Evaluation] = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn)}
     say(f"dense: {judged['dense']} on {len(data.validation)} validation examples")
     batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)

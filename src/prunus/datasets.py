@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunus.errors import ConfigError, DataError
+from prunus.fields import allows
 from prunus.losses import IGNORED, cross_entropy
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -191,6 +192,8 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        if not allows(int, batch_size):
+            raise ConfigError("Batches", f"batch_size={batch_size!r} is no number of examples", "give for example 64")
         if batch_size < world or not 0 <= rank < world:
             found = f"batch_size={batch_size}, rank={rank}, world={world}"
             raise ConfigError("Batches", f"impossible: {found}", "give every rank at least one example per batch")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prunus.errors import ConfigError
-from prunus.fields import check_fields
+from prunus.fields import as_seed, check_fields
 from prunus.precision import Precision
 
 
@@ -58,6 +58,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        as_seed(self.seed)
         self._require("epochs", self.epochs >= 1, "at least 1")
         self._require("batch_size", self.batch_size >= 1, "at least 1")
         self._require("lr", 0 < self.lr < math.inf, "above 0")

@@ -14,6 +14,7 @@ from prunus.arguments import tensors_in
 from prunus.batches import Loader, as_batches, examples_in, forward
 from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
+from prunus.fields import as_seed
 from prunus.frozen import frozen
 from prunus.gate import GateSet, attach, recompute_products
 from prunus.graph.groups import ChannelGroup
@@ -97,6 +98,7 @@ def fit(
     """
     if not groups:
         raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
+    seed = as_seed(seed)
     if isinstance(method, WeightCriterion):
         values = {g.name: method.score(model, g, seed) for g in groups}
         return Scores(values, method=method.name, cost_exponent=method.cost_exponent)

@@ -20,6 +20,7 @@ from prunus.configuration import keep_configuration_true_
 from prunus.copies import copied
 from prunus.entry import entry
 from prunus.errors import ConfigError
+from prunus.fields import as_seed
 from prunus.filters import gated_filters, plan_of_filters
 from prunus.fit import BatchSource, LossFunction, backward, check_loss, only_trainable
 from prunus.gate import Draws
@@ -150,7 +151,7 @@ def fit_masks(
     if isinstance(layers, str) or twice:
         found = f"{', '.join(twice)} named twice" if twice else f"{layers!r} is no list"
         raise ConfigError("layers", found, "give a list of names, each once")
-    work = copied(model)
+    seed, work = as_seed(seed), copied(model)
     masks = method.masks(work, list(layers), seed)
     device = model_device(work)
     loader = as_batches(batches, work)

@@ -22,6 +22,7 @@ from prunus.entry import entry
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.evaluate import Evaluation, evaluate
 from prunus.export_int8 import int8_bytes
+from prunus.fields import as_seed
 from prunus.filters import check_filters, plan_of_filters, sole_writers
 from prunus.fit_masks import Masked, fit_masks
 from prunus.graph.grouping import Graph
@@ -155,6 +156,7 @@ def sparsify(
         with accelerator():  # starts the process group, if there are several
             prepare_run(out, model, data.example_inputs, say)
     graph = trace(model, data.example_inputs)
+    seed = as_seed(seed)
     by_filter = Pattern.parse(method.pattern).granularity == "filter"
     if layers is not None and ignored_layers:
         raise ConfigError(
