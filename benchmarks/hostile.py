@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hostile_programs import program_cases
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prunus
+from hostile_programs import program_cases
 from prunus.checkpoint import MASKS, PLAN, WEIGHTS
 from prunus.cli import main as command_line
 from prunus.errors import PruneError
