@@ -18,6 +18,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,18 @@ def cases() -> list[Case]:
     """Every case; loading each without a factory must end in an ArtifactError, and in nothing else."""
     return [*_operations(), *_code_in_names(), *_code_in_texts(), *_references(), *_values(), *_shapes(), *_nesting(),
             *_tensors(), *_regions(), *_outputs(), *_files(), *_old_programs()]  # fmt: skip
+
+
+def program_cases(whole: Path) -> list[tuple[str, Callable[[Path, Path], None]]]:
+    """The cases for `hostile.py`: names, and what turns the folder of any artifact into the case."""
+    sound = sound_artifact(whole.with_name("sound program"))
+
+    def made(case: Case, folder: Path, canary: Path) -> None:
+        shutil.rmtree(folder)
+        shutil.copytree(sound, folder)
+        case.make(folder, canary)
+
+    return [(case.name, partial(made, case)) for case in cases()]
 
 
 def _edited(name: str, edit: Callable[[Document, str], Any]) -> Case:
@@ -358,6 +371,8 @@ def _nesting() -> list[Case]:
         _edited("outputs 200 deep", lambda d, _: d.update(outputs=deep(200, "tuple"))),
         _edited("inputs 200 deep", lambda d, _: d["inputs"]["arguments"][0].__setitem__(1, deep(200, "list"))),
         _edited("60,000 nodes", many),
+        _edited("tensors 700 deep", lambda d, _: d.update(tensors={"conv.weight": deep(700)})),
+        _edited("an operation 700 deep", _call(deep(700), X)),
         _raw("JSON 100,000 deep", lambda b, _: b"[" * 100_000 + b"]" * 100_000),
         _raw("a million and a half lists", lambda b, _: b"[" + b"[]," * 1_500_000 + b"[]]"),
         _raw("20 MB of spaces", lambda b, _: b + b" " * 20_000_000),
@@ -388,6 +403,8 @@ def _tensors() -> list[Case]:
         _edited("a tensor in another file", entry(stored="/etc/passwd")),
         _edited("a tensor outside the folder", entry(stored="../../weights")),
         _edited("a tensor by a number", entry(name=0)),
+        _edited("a tensor in a file by a list", entry(stored=[])),
+        _edited("a tensor of a kind by a table", entry(kind={})),
         _edited("a tensor of unknown kind", entry(kind="open('CANARY','w')")),
         _edited("a tensor that learns by text", entry(learns="yes")),
         _edited("a tensor with more said", entry(hook="os.system")),
@@ -481,6 +498,13 @@ def _header(said: Any, data: bytes = b"") -> bytes:
 def _files() -> list[Case]:
     giant = {"scale": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}
     small = {"scale": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4]}}
+
+    def unsigned(folder: Path, canary: Path) -> None:
+        path = folder / MANIFEST
+        manifest = json.loads(path.read_text())
+        del manifest["sha256"][TENSORS]
+        path.write_text(json.dumps(manifest))
+
     return [
         _raw("an empty graph", lambda b, _: b""),
         _raw("half a graph", lambda b, _: b[: len(b) // 2]),
@@ -496,6 +520,7 @@ def _files() -> list[Case]:
         _raw("tensors with a giant header", lambda b, _: struct.pack("<Q", 2**60) + b, TENSORS),
         _raw("tensors larger than their file", lambda b, _: _header(giant), TENSORS),
         _raw("tensors of other sizes than their bytes", lambda b, _: _header(small, b"\0" * 4), TENSORS),
+        Case("tensors without a checksum", unsigned),
         _raw("other tensors", lambda b, _: _header({}), TENSORS),
         _raw("weights of no tensors", lambda b, _: _header({}), WEIGHTS),
         _raw("a pickle for weights", lambda b, c: _pickled(c), WEIGHTS),

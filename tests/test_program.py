@@ -46,12 +46,13 @@ def stored(model: nn.Module, inputs: Any, folder: Path) -> RewrittenModel:
     from safetensors.torch import save_file
 
     folder.mkdir(exist_ok=True)
-    for name, content in program_files(model, inputs).items():
+    files = program_files(model, inputs)
+    for name, content in files.items():
         (folder / name).write_bytes(content)
     first = {id(t): n for n, t in reversed(list(model.state_dict(keep_vars=True).items()))}
     tensors = {n: t.detach().contiguous() for n, t in model.state_dict(keep_vars=True).items() if first[id(t)] == n}
     save_file(tensors, folder / "weights.safetensors")
-    return read_program(folder, folder / "weights.safetensors")
+    return read_program(folder, folder / "weights.safetensors", own_tensors="program.safetensors" in files)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -167,7 +167,7 @@ def load(directory: StrPath, factory: Callable[[], nn.Module] | None = None) -> 
     if factory is None:
         if GRAPH not in manifest.sha256:
             raise _no_program(folder, manifest)
-        return read_program(folder, folder / WEIGHTS)
+        return read_program(folder, folder / WEIGHTS, own_tensors=TENSORS in manifest.sha256)
     plan = Plan.load(folder / PLAN)
     model = factory()
     try:

@@ -56,12 +56,13 @@ def program_files(model: nn.Module, example_inputs: Any, *, follow_branches: boo
     return {GRAPH: text} | ({TENSORS: stored} if own else {})
 
 
-def read_program(folder: Path, weights: Path) -> RewrittenModel:
+def read_program(folder: Path, weights: Path, *, own_tensors: bool) -> RewrittenModel:
     """The module of a folder's program: in eval mode, trainable, on the processor, with the model's parameter names.
 
     Args:
         folder: where the program's files lie.
         weights: the file of the model's weights.
+        own_tensors: the program has tensors of its own, in a file whose checksum is known.
 
     Raises:
         ArtifactError: a file is missing or damaged, or holds what no program may.
@@ -71,13 +72,12 @@ def read_program(folder: Path, weights: Path) -> RewrittenModel:
         if path.stat().st_size > LARGEST_GRAPH:
             raise Malformed(f"more than {LARGEST_GRAPH} bytes")
         document = _parsed(path.read_bytes())
-        own = folder / TENSORS
         with torch.inference_mode(False):
-            stored = {"weights": _tensors(weights), "program": _tensors(own) if own.is_file() else {}}
+            stored = {"weights": _tensors(weights), "program": _tensors(folder / TENSORS) if own_tensors else {}}
             module = to_module(document, stored)
     except OSError as error:
         raise ArtifactError(str(path), f"cannot be read: {error}", AGAIN) from error
-    except Malformed as error:
+    except (Malformed, RecursionError) as error:
         raise ArtifactError(str(path), f"not a program that may be loaded: {error}", AGAIN) from error
     module.eval()
     return module

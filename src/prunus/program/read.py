@@ -220,7 +220,8 @@ def _register(root: nn.Module, said: Any, stored: Mapping[str, Mapping[str, Tens
     for name, entry in said.items():
         parts = _fields(entry, {"kind", "stored", "name"}, f"tensor {name[:60]!r}", optional={"learns"})
         kind, file, stored_as = parts["kind"], parts["stored"], parts["name"]
-        if kind not in ("parameter", "buffer", "constant") or file not in stored or type(stored_as) is not str:
+        words = all(type(said) is str for said in (kind, file, stored_as))
+        if not words or kind not in ("parameter", "buffer", "constant") or file not in stored:
             raise Malformed(f"the tensor {name[:60]!r} is said as {str(entry)[:80]}")
         if stored_as not in stored[file]:
             raise Malformed(f"the tensor {name[:60]!r} is stored nowhere")
