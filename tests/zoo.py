@@ -503,6 +503,9 @@ ZOO: dict[str, Animal] = {
     "volumes": Animal(weights.three_dimensional, noise(2, 4, 4, 4), ("0", "4", "6"), (), 26),
     "read_twice": Animal(weights.ReadTwice, noise(6), ("stem", "mid"), (), 18),
     "autocast_inside": Animal(weights.Autocast, image(), ("stem.0", "mid.0"), (), 14),
+    "autocast_hard_coded": Animal(
+        weights.AutocastHardCoded, image(4), ("stem.0", "mid", "last"), (), 42, rewritten=True
+    ),
     "torch_prune_masks": Animal(lambda: weights.layers(weights.masked), image(), ("0", "2", "6"), (), 24),
     "parametrized_elementwise": Animal(lambda: weights.layers(weights.doubled), image(), ("0", "2", "6"), (), 24),
     "weight_norm": Animal(lambda: weights.layers(weights.weight_norm), image(), ("0", "2", "6"), (), 24),

@@ -152,6 +152,19 @@ class Autocast(nn.Module):
             return self.out(h)
 
 
+class AutocastHardCoded(nn.Module):
+    """Sizes in the code inside and outside of a region of another precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.last, self.out = cbr(3, 8), nn.Linear(128, 10), nn.Linear(10, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+            h = F.relu(self.mid(self.stem(x).view(-1, 128)))
+        return self.out(F.relu(self.last(h).view(-1, 2, 12)).view(-1, 24))
+
+
 class Doubled(nn.Module):
     """An elementwise parametrization."""
 

@@ -40,16 +40,26 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any, graph: Graph | No
     exported = graph.program.module(check_guards=False)
     kept = Kept(graph, plan)
     give_layers_(exported, exported.graph)
-    nodes = {n.name: n for n in exported.graph.nodes}
+    nodes = _counterparts(graph.program.graph_module, exported)
     for source, result in graph.values.items():
-        target = nodes.get(source.name)
+        target = nodes[source.graph].get(source.name)
         if target is not None and source.op == target.op == "call_function":
             resize_(target, source, result, graph, kept)
     exported.graph.lint()
+    for part in exported.modules():
+        if isinstance(part, fx.GraphModule):
+            part.recompile()
     rewritten = RewrittenModel(exported, exported.graph, class_name=f"Pruned{type(model).__name__}")
     _copy_tensors(model, rewritten)
     cut_(rewritten, plan)
     return rewritten.train(model.training)
+
+
+def _counterparts(captured: fx.GraphModule, exported: fx.GraphModule) -> dict[fx.Graph, dict[str, fx.Node]]:
+    """For each captured graph, also of regions inside it (autocast), the nodes of its copy by name."""
+    parts = [(name, part) for name, part in captured.named_modules() if isinstance(part, fx.GraphModule)]
+    copies = {part.graph: exported.get_submodule(name) for name, part in parts}
+    return {graph: {n.name: n for n in copy.graph.nodes} for graph, copy in copies.items()}  # type: ignore[union-attr]
 
 
 def captured_freely(model: nn.Module, plan: Plan, example_inputs: Any) -> Graph:
