@@ -49,7 +49,9 @@ def toy_model(seed: int = 0) -> nn.Sequential:
 
 
 def config(**changes: Any) -> FinetuneConfig:
-    return dataclasses.replace(FinetuneConfig(epochs=3, lr=0.05, batch_size=8, precision="fp32"), **changes)
+    return dataclasses.replace(
+        FinetuneConfig(epochs=3, lr=0.05, batch_size=8, precision="fp32", channels_last=False), **changes
+    )
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
