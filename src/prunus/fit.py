@@ -24,6 +24,7 @@ from prunus.modes import modes_kept
 from prunus.parallel import (
     average_gradients_,
     average_over_ranks_,
+    distributed,
     model_device,
     rank,
     running_statistics,
@@ -203,7 +204,7 @@ def _accumulate(
     precision: Precision,
     progress: bool,
 ) -> Scores:
-    totals = {g.name: torch.zeros(g.units, dtype=torch.float32, device="cpu") for g in groups}
+    totals = {g.name: torch.zeros(g.units, dtype=torch.float64, device="cpu") for g in groups}
     examples, device, loss_of = 0, model_device(model), sum_of(loss_fn)
     with attach(model, groups) as gates, progress_bar(method.name, len(batches), progress) as bar:
         gates.probe()
@@ -219,9 +220,10 @@ def _accumulate(
                     totals[group.name] += method.contribution(probe.grad.float()).cpu()
             examples += examples_in(inputs)
             bar.advance()
-    totals = {name: summed(total.to(device)).cpu() for name, total in totals.items()}
-    examples = int(summed(torch.tensor(float(examples), device=device, dtype=torch.float32)))
-    return Scores({n: method.finish(t, examples) for n, t in totals.items()}, method=method.name)
+    if distributed():
+        totals = {name: summed(total.to(device)).cpu() for name, total in totals.items()}
+        examples = int(summed(torch.tensor(float(examples), device=device, dtype=torch.float64)))
+    return Scores({n: method.finish(t, examples).float() for n, t in totals.items()}, method=method.name)
 
 
 def _learn(

@@ -77,7 +77,7 @@ class GradientCriterion(Method):
 
     @abstractmethod
     def finish(self, total: Tensor, num_examples: int) -> Tensor:
-        """Turn the sum of contributions over `num_examples` examples into the score of each unit: fp32 [K]."""
+        """Turn the fp64 sum of contributions over `num_examples` examples into each unit's score, [K]."""
 
 
 @dataclass(frozen=True)
