@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.apply import apply_and_verify_
+from prunus.arguments import as_arguments
 from prunus.checkpoint import load, save
 from prunus.errors import PruneError
 from prunus.export import export_onnx
-from prunus.graph.capture import as_arguments, capture
+from prunus.graph.capture import capture
 from prunus.graph.grouping import Graph
 from prunus.pipeline import prunable_groups
 from prunus.surgery import cut_

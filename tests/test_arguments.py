@@ -152,6 +152,18 @@ def test_it_is_pruned_proven_and_saved(way: str, tmp_path: Path) -> None:
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("way", ["one dict", "**kwargs", "*args", "one list"])
+def test_a_plan_knows_how_the_model_is_called(way: str, tmp_path: Path) -> None:
+    kind, inputs = WAYS[way]
+    torch.manual_seed(0)
+    model = kind().eval()
+    result = prunus.prune(model, inputs, method="l1", pruning_ratio=0.5, progress=False)
+    prunus.save(tmp_path / "artifact", result.model, result.plan)
+    again = prunus.load(tmp_path / "artifact")
+    for a, b in zip(outputs(result.model, inputs), outputs(again, inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("way", ["layer by keyword", "keyword only, another order", "second argument of a layer"])
 @pytest.mark.parametrize("method", ["taylor", "dirichlet"])
 def test_gates_find_the_input(way: str, method: str) -> None:

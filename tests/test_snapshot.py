@@ -172,3 +172,23 @@ def test_a_module_made_by_the_first_call_is_told() -> None:
     assert not hasattr(model, "b")
     model(x)
     assert prunus.prune(model, x, method="l1", pruning_ratio=0.5, progress=False).verification.passed
+
+
+def test_deep_inside_other_modules_too(model: Keeper) -> None:
+    x = torch.randn(4, 5, 4)
+    hidden = nn.Sequential(nn.Sequential(nn.Sequential(nn.Sequential(model))))
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.outside = [hidden]  # not among the submodules
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outside[0](x)  # type: ignore[no-any-return]
+
+    for outer in (hidden, Outer()):
+        before = state(model)
+        with eval_mode(outer), torch.no_grad():
+            outer(x)
+            assert not same(state(model), before)
+        assert same(state(model), before)

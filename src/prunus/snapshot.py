@@ -61,7 +61,7 @@ class _Snapshot:
         elif isinstance(value, nn.Module):
             self._seen[id(value)] = value
             self._class(type(value))
-            self._mapping(value.__dict__, depth)
+            self._mapping(value.__dict__, DEPTH)
         elif depth > 0:
             self._seen[id(value)] = value
             self._container(value, depth)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map, tree_map_only
 
-from prunus.arguments import as_arguments as as_arguments
-from prunus.arguments import is_plain, plain, signature_of, tensors_in
+from prunus.arguments import as_arguments, is_plain, plain, signature_of, tensors_in
 from prunus.entry import one_at_a_time
 from prunus.errors import PruneError, TraceError, first_line
 from prunus.graph.branches import Recording, Replay
