@@ -437,7 +437,7 @@ ZOO: dict[str, Animal] = {
     "units_meet_ones": Animal(
         lambda: Net(lambda m, x: m.out(m.free(m.fixed(x) + torch.ones(12))),
                     fixed=nn.Linear(6, 12), free=nn.Linear(12, 10), out=nn.Linear(10, 3)),
-        noise(6), ("free",), (("fixed", "fixed size"),), 10,
+        noise(6), ("free", "fixed"), (), 22, True,
     ),
     "heads_normalised_keys": Animal(
         attention.NormalisedKeys, noise(5, 6), ("q.heads", "v", "up"), (("q", "statistics"),), 44, None

@@ -158,6 +158,14 @@ MEANS["groups_over_two_maps"] = Animal(
 )
 
 
+def _whole_groups() -> nn.Module:
+    children = {"stem": cbr(3, 8), "layer": nn.Conv2d(16, 8, 1, groups=8), "mid": cbr(8, 6), "head": head(6)}
+    return Net(lambda m, x: m.head(m.mid(m.layer(m.stem(x).repeat_interleave(2, 1)))), **children)
+
+
+STAYS["whole_groups"] = Animal(_whole_groups, image(), ("mid.0",), (("stem.0", "whole row"),), None, None)
+
+
 class RepeatedKeys(GroupedQueries):
     """Keys and values repeated by one operation."""
 

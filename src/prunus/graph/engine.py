@@ -113,7 +113,6 @@ class Engine:
     parameters: dict[str, Value] = field(default_factory=dict)
     locks: list[Lock] = field(default_factory=list)
     inexact: list[Lock] = field(default_factory=list)
-    fills: list[Lock] = field(default_factory=list)
     grids: list[tuple[Tensor, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     summed: list[Summed] = field(default_factory=list)

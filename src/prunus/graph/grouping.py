@@ -204,10 +204,6 @@ def _constraints(
     for lock in engine.locks:
         for root in np.unique(roots[lock.labels.numpy()]).tolist():
             reasons.setdefault(root, f"{lock.reason} ({lock.source})" if lock.source else lock.reason)
-    attended = _roots_of(engine.batched_rows, roots)
-    for fill in engine.fills:
-        for root in np.setdiff1d(roots[fill.labels.numpy()], attended).tolist():
-            reasons.setdefault(root, f"{fill.reason} ({fill.source})")
     for root, why in unsited.items():
         reasons.setdefault(root, why)
     inexact = {r for lock in engine.inexact for r in np.unique(roots[lock.labels.numpy()]).tolist()}

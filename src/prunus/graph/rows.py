@@ -84,7 +84,7 @@ def equal_rows(
     Those of grouped layers that are not, or that hold some units that must stay, are added to `uneven`; others lock.
     """
     rows: dict[int, tuple[int, int]] = {}
-    found = ((_rows_and_columns(roots[labels.numpy()]), why) for labels, why in engine.grids)
+    found = ((_rows_and_columns(roots[labels.numpy()], why), why) for labels, why in engine.grids)
     grids = sorted(((grid, why) for grid, why in found if grid is not None), key=lambda g: -len(g[0]))
     changed = True
     while changed:
@@ -143,16 +143,19 @@ def tie_unlike_slices(engine: Engine, kinds: npt.NDArray[np.uint64], roots: IntA
                 engine.labels.tie(labels, [dim])
 
 
-def _rows_and_columns(plane: IntArray) -> IntArray | None:
-    """A plane as [rows, columns]; None if a unit turned out to be a whole block of it (a channel of [8, 4, 4])."""
-    for dim in range(plane.ndim):
+def _rows_and_columns(plane: IntArray, why: str) -> IntArray | None:
+    """A plane as [rows, columns]; None if a unit turned out to be a whole block of it (a channel of [8, 4, 4]).
+
+    Whole groups of a layer can't go: its code holds their number.
+    """
+    for dim in range(plane.ndim if GROUPS not in why else 0):
         first = plane.take([0], axis=dim)
         if (plane == first).all():
             plane = first
     sizes = [size for size in plane.shape if size > 1]
-    if len(sizes) < 2:
+    if len(sizes) < 2 and GROUPS not in why:
         return None
-    return plane.reshape(-1, sizes[-1])
+    return plane.reshape(-1, plane.shape[-1] if GROUPS in why else sizes[-1])
 
 
 def tie_groups(engine: Engine, uneven: Sequence[IntArray]) -> None:
@@ -192,7 +195,7 @@ def filled_rows(
         places = [rows[r] for r in family.tolist() if r in rows]
         if not places or len(set(np.bincount([p[1] for p in places], minlength=size[places[0][0]]).tolist())) == 1:
             continue
-        over = [_rows_and_columns(grid) for grid in layers if np.isin(family, grid).any()]
+        over = [_rows_and_columns(grid, GROUPS) for grid in layers if np.isin(family, grid).any()]
         uneven += [grid for grid in over if grid is not None]
         for root in family.tolist():
             del settled[root]

@@ -7,7 +7,6 @@ from torch import Tensor, fx
 
 from prunus.graph.engine import (
     Engine,
-    Lock,
     Result,
     argument,
     example_size,
@@ -15,7 +14,6 @@ from prunus.graph.engine import (
     meta_value,
     operation,
     rule,
-    source_line,
 )
 from prunus.graph.labels import Value, along, owned, squeeze_constant, varying_dims, view_plane
 
@@ -301,12 +299,11 @@ FILLS = {"zeros": 0, "ones": 0, "full": 0, "new_zeros": 1, "new_ones": 1, "new_f
 
 @rule(*FILLS, rows=True)
 def fill(engine: Engine, node: fx.Node) -> Result:
-    """There can be less of what is the same everywhere where whole rows go, nowhere else."""
+    """There can be less of what is the same everywhere: it takes the units of what it meets."""
     shape = meta_shape(node.meta["val"])
-    planes = [along(engine.labels.fresh(size), dim, len(shape)) for dim, size in enumerate(shape) if size > 1]
-    reason = f"meets a tensor of fixed size {shape}"
-    engine.fills += [Lock(plane.reshape(-1), reason, source_line(node)) for plane in planes]
-    return Value(shape, planes)
+    real = node.meta["val"].shape
+    sizes = [(d, size) for d, size in enumerate(shape) if size > 1 and isinstance(real[d], int)]
+    return Value(shape, [along(engine.new_free(size), dim, len(shape)) for dim, size in sizes])
 
 
 @rule("empty", "arange", "rand", "randn", "eye", "linspace", "scalar_tensor", "new_empty", "sym_size",
