@@ -249,7 +249,7 @@ def crash_at_every_operation(work: Path, smoke: bool) -> list[str]:
     with watched(copy):
         run(site.out, 0)
     faults = [f"point {n} ({name}): {f}" for n, (name, at) in enumerate(states) for f in site.faults(at)]
-    real = range(len(states) // 20, len(states), max(1, len(states) // (3 if smoke else 10)))
+    real = range(len(states) // 20, len(states), max(1, len(states) // (3 if smoke else 6)))
     for number in real:
         faults += _really_crashed(site, work, number, states[number][1])
     for number, (name, at) in enumerate(states):
@@ -465,7 +465,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="prunus-crash-") as folder:
             found = PARTS[name](Path(folder), given.smoke)
         faults += [f"{name}: {f}" for f in found]
-    print(f"{len(faults)} violations")
+    print(f"{len(faults)} violations", flush=True)
     for fault in faults[:50]:
         print(fault)
     sys.exit(bool(faults))

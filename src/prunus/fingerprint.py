@@ -40,7 +40,7 @@ def data_digest(batches: Any) -> str:
         batches: a list of batches, a loader with a `dataset`, or an object that holds its tensors.
     """
     dataset = getattr(batches, "dataset", None)
-    source = batches if dataset is None else dataset
+    source = batches if dataset is None or hasattr(batches, "__getitem__") else dataset
     parts: list[Any] = [type(source).__name__, _length(batches), getattr(batches, "batch_size", None)]
     if isinstance(source, list | tuple | Mapping):
         return tree_digest([*parts, source])
