@@ -121,7 +121,9 @@ def _lengthened(old: Tensor, new: dict[str, Tensor], norm: Norm, length: Tensor,
         before = before.index_select(norm.dim, torch.tensor(list(kept), device=old.device))
     others = [d for d in range(old.dim()) if d != norm.dim]
     after = new[norm.tensor].detach().double()
-    ratio = torch.linalg.vector_norm(after, dim=others) / torch.linalg.vector_norm(before, dim=others)
+    left = torch.linalg.vector_norm(after, dim=others, keepdim=True)
+    new[norm.tensor].detach().masked_fill_(left == 0, 1.0)  # nothing of it stays: any direction, of length 0
+    ratio = left / torch.linalg.vector_norm(before, dim=others, keepdim=True)
     stays = new.get(norm.scale, length)
     scaled = (stays.detach().double() * ratio.reshape(stays.shape)).to(stays.dtype)
     return nn.Parameter(scaled, length.requires_grad) if isinstance(length, nn.Parameter) else scaled

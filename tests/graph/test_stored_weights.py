@@ -16,9 +16,10 @@ import zoo_weights as weights
 from prunus import gate
 from prunus.apply import apply_and_verify_
 from prunus.copies import copied
+from prunus.masked import masked
 from prunus.methods.criteria import L1
 from prunus.plan import Plan
-from prunus.verify import masked, outputs
+from prunus.verify import outputs
 from zeroed import zeroed_
 from zoo import ZOO
 
@@ -164,3 +165,13 @@ def test_copies_don_t_need_leaves(stepped: bool) -> None:
     with torch.no_grad():
         twin[0].weight_orig.zero_()
     assert gap(outputs(model, x), outputs(twin, x)) > 0
+
+
+def test_a_filter_of_which_only_zeros_stay_has_no_length() -> None:
+    model, x = weights.layers(weights.weight_norm), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        model[2].parametrizations.weight.original1[1, 4:] = 0
+    graph = prunus.trace(model, x)
+    pruned, proof = apply_and_verify_(copied(model), Plan.from_kept(graph, {"0": range(4, 8)}), x)
+    assert proof.passed
+    assert bool((pruned.get_submodule("2").weight[1] == 0).all())
