@@ -63,6 +63,8 @@ LAYERS = [
         "evaluate",
         "verify",
         "judge",
+        "imagesizes",
+        "ownclass",
         "apply",
         "weightmasks",
         "livememory",

@@ -11,9 +11,11 @@ from torch import nn
 from prunus.configuration import keep_configuration_true_
 from prunus.entry import entry
 from prunus.errors import PruneError, SurgeryError, first_line
+from prunus.imagesizes import try_another_size_
 from prunus.judge import Judge, Judgement, judge_for
 from prunus.observation import observe
 from prunus.plan import Plan
+from prunus.proofinputs import examples
 from prunus.rewrite import fixed_batch, rewrite
 from prunus.rewritten import RewrittenModel, what_is_lost
 from prunus.surgery import Undo, check_fits, cut_, rescale_queries_
@@ -79,7 +81,8 @@ def apply_and_verify_(
             RuntimeWarning,
             stacklevel=3,
         )
-    notes = (f"its own class does not do: {own.problem}", *what_is_lost(model, rewritten))
+    sizes = try_another_size_(rewritten, model, plan, min(judge.inputs, key=examples), judge.graph)
+    notes = (f"its own class does not do: {own.problem}", *what_is_lost(model, rewritten), *sizes)
     return rewritten, replace(other.proof, rewritten=True, notes=(*other.proof.notes, *notes))
 
 

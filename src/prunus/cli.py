@@ -63,7 +63,7 @@ Shape = Annotated[str | None, typer.Option("--shape", help="shape of one example
 Seed = Annotated[int, typer.Option("--seed", help="seeds everything random")]
 
 WHERE_UNITS_GO = ("lr", "optimizer", "distillation", "scope", "round_to", "head_dims", "inexact", "follow_branches",
-                  "compiled", "resume")  # fmt: skip
+                  "own_class", "compiled", "resume")  # fmt: skip
 """Options that say how units are removed and the network recovers; masks inside weights have none of it."""
 
 
@@ -112,6 +112,9 @@ def compress_command(
     ] = False,
     follow_branches: Annotated[
         bool, typer.Option("--follow-branches", help="where code branches on data, go the way of the examples")
+    ] = False,
+    own_class: Annotated[
+        bool, typer.Option("--own-class", help="only what the model's own code survives; no rewritten graph")
     ] = False,
     round_to: Annotated[
         int | None,
@@ -183,6 +186,7 @@ def compress_command(
         head_dims=head_dims,
         inexact=inexact,
         follow_branches=follow_branches,
+        own_class=own_class,
         allocation=_allocation(context, scope, round_to),
         recovery=FinetuneConfig(
             epochs=epochs,

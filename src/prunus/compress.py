@@ -78,6 +78,7 @@ def compress(
     head_dims: bool = False,
     inexact: bool = False,
     follow_branches: bool = False,
+    own_class: bool = False,
     allocation: Allocation | None = None,
     recovery: FinetuneConfig | None = None,
     batch_size: int = 64,
@@ -102,6 +103,7 @@ def compress(
         head_dims: as for `prune`.
         inexact: as for `prune`.
         follow_branches: as for `trace`.
+        own_class: as for `prune`.
         allocation: as for `prune`.
         recovery: fine-tuning; None for none.
         batch_size: for learning the gates.
@@ -136,6 +138,7 @@ def compress(
         head_dims=head_dims,
         inexact=inexact,
         follow_branches=follow_branches,
+        own_class=own_class,
         allocation=allocation,
         seed=seed,
         progress=progress,

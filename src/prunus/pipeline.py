@@ -26,6 +26,7 @@ from prunus.graph.trace import trace
 from prunus.losses import own_loss
 from prunus.methods.base import Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.methods.registry import resolve
+from prunus.ownclass import Survivors, equalised, survivors
 from prunus.plan import Plan
 from prunus.precision import lower
 from prunus.recursive import prune_in_stages
@@ -72,6 +73,7 @@ def prune(
     head_dims: bool = False,
     inexact: bool = False,
     follow_branches: bool = False,
+    own_class: bool = False,
     allocation: Allocation | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -96,9 +98,12 @@ def prune(
             keys (in pairs where rotary positions turn them). Few classes take keys and values of unequal widths: where
             a layer keeps different shares of the two, expect a rewritten graph.
         inexact: also remove units across which a normalisation takes statistics (the stream of a transformer). Removal
-            then differs from masking by definition: what is checked is that the model cut in its own class agrees with
-            the rewritten graph. Recover afterwards.
+            then differs from masking by definition: what is left is held against the masked network whose
+            normalisations take statistics of what stays. Recover afterwards.
         follow_branches: as for `trace`.
+        own_class: let only those groups and counts through that the class's own code survives, so that no rewritten
+            graph takes its place: groups that its code can't lose stay, halves of a `chunk` keep equal counts (the
+            smaller of the two). A note in the plan says which. Methods in stages leave such halves whole.
         allocation: scope, cost exponent, rounding, floor. By default the scope is `auto`: of the global plan and the
             one by measured losses that which costs less loss on the first batches, where there are data; methods in
             stages take `global`.
@@ -123,6 +128,9 @@ def prune(
     check_copyable(model)
     graph = trace(model, example_inputs, follow_branches=follow_branches)
     groups = prunable_groups(graph, model, ignored_layers, head_dims=head_dims, inexact=inexact)
+    kind = survivors(model, graph, groups, example_inputs) if own_class else Survivors(groups, (), ())
+    alike = {name for names in kind.equal for name in names} if staged else set()
+    groups = [g for g in kind.groups if g.name not in alike]
     if staged and request.allocation.scope == "auto":
         request = replace(request, allocation=replace(request.allocation, scope="global"))
     check(request, graph, groups)
@@ -132,7 +140,11 @@ def prune(
             model, example_inputs, graph, groups, chosen, batches, loss, request, seed, progress, checkpoint, resume
         )
     plan, scores = _planned(model, graph, groups, chosen, batches, loss, request, seed, progress)
-    smaller, verification = apply_and_verify_(copied(model), plan, example_inputs)
+    if kind.equal:
+        counts = equalised({g.name: len(g.kept) for g in plan.groups}, kind.equal)
+        plan = replace(make_plan(graph, groups, scores, kept_counts=counts, seed=seed), asked=plan.asked)
+    plan = plan.with_notes(*kind.notes)
+    smaller, verification = apply_and_verify_(copied(model), plan, example_inputs, rewrite_graph=not own_class)
     keep_configuration_true_(smaller, plan)
     plan = plan.with_notes(*verification.notes) if verification.rewritten else plan
     return Result(smaller, plan, scores, verification, graph)

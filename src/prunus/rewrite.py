@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from prunus.arguments import tensors_in
 from prunus.entry import entry
 from prunus.errors import TraceError
 from prunus.graph.grouping import Graph
@@ -68,18 +69,39 @@ def captured_freely(model: nn.Module, plan: Plan, example_inputs: Any) -> Graph:
     Raises:
         TraceError: the model cannot be captured, or no longer has the groups of the plan.
     """
+    graph = _with_free_images(model, plan, example_inputs)
+    if graph is not None:
+        return graph
     graph = trace(model, example_inputs, dynamic_batch=True, follow_branches=plan.followed)
-    if (
-        fixed_batch(graph.program.graph, graph.program.graph_signature.user_inputs) == 2
-        and _examples(example_inputs) == 1
-    ):  # doubled for nothing
+    if _only_batch(graph) == 2 and _examples(example_inputs) == 1:  # doubled for nothing
         graph = trace(model, example_inputs, follow_branches=plan.followed)
-    sizes = {g.name: g.units for g in graph.channel_groups}
-    lost = [g.name for g in plan.groups if sizes.get(g.name) != g.units]
-    if lost:
-        what = f"captured with a free batch size the model has no group {lost[0]!r} of the planned size"
+    lost = _lost(graph, plan)
+    if lost is not None:
+        what = f"captured with a free batch size the model has no group {lost!r} of the planned size"
         raise TraceError(f"model {type(model).__name__}", what, "report the model: this should not happen")
     return graph
+
+
+def _with_free_images(model: nn.Module, plan: Plan, example_inputs: Any) -> Graph | None:
+    """Captured with free heights and widths, if there are images and the code leaves their sizes free."""
+    images = [t for t in tensors_in(example_inputs) if t.dim() > 3 and t.is_floating_point()]
+    if not images:
+        return None
+    try:
+        graph = trace(model, example_inputs, dynamic_batch=True, follow_branches=plan.followed, free_sizes=True)
+    except TraceError:
+        return None
+    return None if _only_batch(graph) is not None or _lost(graph, plan) is not None else graph
+
+
+def _only_batch(graph: Graph) -> int | None:
+    return fixed_batch(graph.program.graph, graph.program.graph_signature.user_inputs)
+
+
+def _lost(graph: Graph, plan: Plan) -> str | None:
+    """The first group of the plan that the graph does not have in the planned size."""
+    sizes = {g.name: g.units for g in graph.channel_groups}
+    return next((g.name for g in plan.groups if sizes.get(g.name) != g.units), None)
 
 
 def fixed_batch(graph: fx.Graph, inputs: Collection[Any] | None = None) -> int | None:

@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,12 @@ from prunus.modes import eval_mode
 
 
 def capture(
-    model: nn.Module, example_inputs: Any, *, dynamic_batch: bool = False, follow_branches: bool = False
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    dynamic_batch: bool = False,
+    follow_branches: bool = False,
+    free_sizes: bool = False,
 ) -> ExportedProgram:
     """Export the model in eval mode, without gradients and dead code; the model holds afterwards what it held before.
 
@@ -33,6 +39,7 @@ def capture(
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
         dynamic_batch: leave dimension 0 of every tensor input free, and dimension 1 of integers (the length of texts).
         follow_branches: where the code branches on data, go the way that the example inputs go.
+        free_sizes: with `dynamic_batch`, leave height and width (and depth) of images free too, where the code does.
 
     Raises:
         TraceError: the inputs don't fit the model, or its code cannot be captured.
@@ -46,7 +53,7 @@ def capture(
         way = Replay(answers) if follow_branches else None
         try:
             with eval_mode(model), way or contextlib.nullcontext(), _plain_outputs(model, result):
-                program = _export(model, args, kwargs, dynamic_batch)
+                program = _export(model, args, kwargs, dynamic_batch, free_sizes)
             if way is not None:
                 way.finish()
         except PruneError:
@@ -107,25 +114,29 @@ def _parameter_names(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool) -> ExportedProgram:
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool, free_sizes: bool
+) -> ExportedProgram:
     signature = signature_of(model)
     shapes: Any = None
+    free = partial(_free, images=free_sizes)
     with contextlib.ExitStack() as stack:
         # Torch prints the whole graph to stderr where it fails.
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         if dynamic_batch and signature is not None:
             named = stack.enter_context(_named_keywords(model, signature, kwargs))
-            shapes = {n: tree_map(_free, value) for n, value in named.bind(*args, **kwargs).arguments.items()}
+            shapes = {n: tree_map(free, value) for n, value in named.bind(*args, **kwargs).arguments.items()}
         elif dynamic_batch:
-            shapes = {k: _free(v) for k, v in kwargs.items()} if kwargs else tuple(_free(a) for a in args)
+            shapes = {k: free(v) for k, v in kwargs.items()} if kwargs else tuple(free(a) for a in args)
         return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
 
 
-def _free(value: Any) -> Any:
+def _free(value: Any, images: bool) -> Any:
     if not isinstance(value, Tensor) or not value.dim():
         return None
     texts = value.dim() == 2 and not value.is_floating_point()
-    return {0: Dim.AUTO, 1: Dim.AUTO} if texts else {0: Dim.AUTO}
+    inner = range(2, value.dim()) if images and value.dim() > 3 and value.is_floating_point() else range(0)
+    return dict.fromkeys((0, 1) if texts else (0, *inner), Dim.AUTO)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ def trace(
     dynamic_batch: bool = False,
     strict: bool = False,
     follow_branches: bool = False,
+    free_sizes: bool = False,
 ) -> Graph:
     """Find by itself what is coupled with what.
 
@@ -44,6 +45,7 @@ def trace(
         strict: refuse a model with an operation that has no rule, instead of locking what it touches.
         follow_branches: where the code branches on data, analyse the way that the example inputs take; the others are
             not looked at, and may not run after removal.
+        free_sizes: with `dynamic_batch`, capture images with free heights and widths too, where the code leaves them.
 
     Returns:
         The graph, with its channel groups, costs and reasons.
@@ -51,7 +53,9 @@ def trace(
     Raises:
         TraceError: the model cannot be captured, or `strict` and an operation has no rule.
     """
-    program = capture(model, example_inputs, dynamic_batch=dynamic_batch, follow_branches=follow_branches)
+    program = capture(
+        model, example_inputs, dynamic_batch=dynamic_batch, follow_branches=follow_branches, free_sizes=free_sizes
+    )
     return replace(analyse(program, model, strict=strict), followed=follow_branches)
 
 

@@ -1,0 +1,123 @@
+"""The user's own class first: what its code survives, and what a rewritten graph is said to lose."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunus
+from prunus.errors import DataError, PruneError
+from prunus.ownclass import survivors
+from prunus.plan import Plan
+from zoo import ZOO
+from zoo_nets import C2f, HardCodedView, cbr
+
+
+class Detector(nn.Module):
+    """Blocks that cut a layer in two equal halves, a head that keeps its resolution, and methods of its own."""
+
+    def __init__(self, by_size: bool = False) -> None:
+        super().__init__()
+        self.stem, self.block = cbr(3, 8), C2f(8, 4, by_size)
+        self.last, self.out = cbr(8, 10), nn.Conv2d(10, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.last(self.block(self.stem(x))))
+
+    def fuse(self) -> str:
+        return "fused"
+
+
+def made(by_size: bool = False) -> tuple[Detector, Tensor]:
+    torch.manual_seed(0)
+    return Detector(by_size).eval(), torch.randn(1, 3, 8, 8)
+
+
+def test_equal_halves_keep_a_detector_in_its_class() -> None:
+    model, x = made()
+    result = prunus.prune(model, x, method="l1", pruning_ratio=0.5, own_class=True, progress=False)
+    assert type(result.model) is Detector
+    assert result.model.fuse() == "fused"
+    assert not result.verification.rewritten
+    assert result.verification.passed
+    kept = {g.name: len(g.kept) for g in result.plan.groups}
+    halves = [n for n in kept if n.startswith("block.cv1.0")]
+    assert len({kept[n] for n in halves}) == 1
+    assert kept[halves[0]] < 4
+    assert any("equal" in note for note in result.plan.notes) == (len(halves) > 1)
+    assert result.model(torch.randn(2, 3, 12, 16)).shape == (2, 3, 12, 16)
+
+
+@pytest.mark.parametrize("kind", ["split", "view"])
+def test_what_the_code_does_not_survive_stays_and_is_named(kind: str) -> None:
+    model: nn.Module = made(True)[0] if kind == "split" else ZOO["hard_coded_view"].make()
+    x = torch.randn(2, 3, 8, 8)
+    before = copy.deepcopy(model.state_dict())
+    result = prunus.prune(model, x, method="l1", pruning_ratio=0.3, own_class=True, progress=False)
+    assert type(result.model) is type(model)
+    assert result.verification.passed
+    assert "does not survive its removal" in result.plan.explain()
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    free = prunus.prune(model, x, method="l1", pruning_ratio=0.5, progress=False)
+    assert free.plan.after.macs <= result.plan.after.macs
+
+
+def test_models_that_survive_everything_are_not_restricted() -> None:
+    animal = ZOO["residual_option_b"]
+    model, x = animal.make(), animal.inputs(2)
+    graph = prunus.trace(model, x)
+    found = survivors(model, graph, graph.groups(), x)
+    assert found.groups == list(graph.groups())
+    assert found.notes == ()
+
+
+def unequal(model: Detector, x: Tensor) -> tuple[Any, Any]:
+    graph = prunus.trace(model, x)
+    plan = Plan.from_kept(graph, {g.name: list(range(g.units - 1 - i % 2)) for i, g in enumerate(graph.groups())})
+    return plan, prunus.apply.apply_and_verify_(model, plan, x)
+
+
+def test_a_rewritten_graph_takes_images_of_other_sizes_where_its_code_does() -> None:
+    model, x = made(True)
+    dense = copy.deepcopy(model)
+    _, (smaller, proof) = unequal(model, x)
+    assert proof.rewritten
+    assert any("other sizes" in note for note in proof.notes)
+    assert any("fuse" in note for note in proof.notes)
+    larger = torch.randn(3, 3, 12, 20)
+    assert smaller(larger).shape == dense(larger).shape
+
+
+class OneSize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = HardCodedView()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def test_a_graph_of_one_size_says_so_before_and_at_the_call() -> None:
+    torch.manual_seed(0)
+    result = prunus.prune(OneSize().eval(), torch.randn(2, 3, 8, 8), method="l1", pruning_ratio=0.5, progress=False)
+    assert result.verification.rewritten
+    assert "8 x 8 alone" in result.plan.explain()
+    with pytest.raises(DataError, match="captured graph takes"):
+        result.model(torch.randn(2, 3, 16, 16))
+
+
+def test_nothing_but_the_own_class_is_refused_if_nothing_survives() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu().view(-1, 8))
+
+    with pytest.raises(PruneError):
+        prunus.prune(Fixed().eval(), torch.randn(2, 4), method="l1", pruning_ratio=0.5, own_class=True, progress=False)
