@@ -150,9 +150,9 @@ def attempt(model: nn.Module, wrong: Wrong, inputs: Any) -> Verification | None:
 
 
 def half_of_all(graph: Graph) -> dict[str, list[int]]:
-    """Every second unit of each row of every prunable group, at least one."""
+    """Every second unit of each row of every prunable group but dimensions inside heads (whose scale is mended)."""
     kept = {}
-    for group in graph.groups():
+    for group in [g for g in graph.groups() if not g.inside_heads]:
         rows = np.zeros(group.units, int) if group.rows is None else group.rows
         parts = [np.flatnonzero(rows == row) for row in np.unique(rows)]
         kept[group.name] = sorted(int(u) for part in parts for u in part[::2])
