@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from prunus.graph.engine import Engine
+from prunus.graph.labels import align
 
 
 def settle(engine: Engine) -> None:
@@ -47,5 +48,13 @@ def settle(engine: Engine) -> None:
             engine.labels.unite(pairs[0][1], plane)
     for planes, index, labels in places:
         found = stands.get(labels)
-        if found is not None and found.dim() == planes[index].dim():
-            planes[index] = found
+        if found is None:
+            continue
+        ndim = planes[index].dim()
+        extra = found.dim() - ndim
+        if extra <= 0:
+            planes[index] = align(found, ndim)
+        elif all(size == 1 for size in found.shape[:extra]):  # what broadcasting put in front
+            planes[index] = found.reshape(found.shape[extra:])
+        else:
+            engine.labels.unite(align(planes[index], found.dim()), found)
