@@ -379,7 +379,8 @@ def test_evaluation_refuses_nan() -> None:
 
 
 def as_graph(model: nn.Module, x: Tensor) -> nn.Module:
-    return as_module(torch.export.export(model.eval(), (x,)))
+    free = {0: torch.export.Dim.AUTO}  # the number of examples
+    return as_module(torch.export.export(model.eval(), (x,), dynamic_shapes=(free,)))
 
 
 @pytest.mark.parametrize("wrap", [lambda m, _: m, as_graph], ids=["module", "captured"])
