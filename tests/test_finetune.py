@@ -521,7 +521,7 @@ def test_evaluation_leaves_a_captured_graph_in_its_mode() -> None:
 def test_statistics_stand_still_when_asked(rewritten: bool, held: bool) -> None:
     model: nn.Module = toy_model()
     if rewritten:
-        model = as_module(torch.export.export(model.eval(), (toy_data().train.inputs[:8],)))
+        model = as_graph(model, toy_data().train.inputs[:8])
     before = {n: b.clone() for n, b in model.named_buffers()}
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     finetune(model, toy_data(), config(batch_norm="eval" if held else "auto"), progress=False)

@@ -68,12 +68,14 @@ def apply_and_verify_(
     rewritten = _rewritten(model, plan, judge, str(own.problem))
     if judge.seen is None:
         return model, _agreement(model, plan, judge, rewritten)
+    only = fixed_batch(rewritten.graph)
+    if only is not None:
+        judge.only_batches_of(only)
     other = judge.held(rewritten)
     if other.rounding and judge.doubt():
         other = judge.held(rewritten)
     if other.problem is not None or other.proof is None:
         raise _refusal(plan, f"{own.problem}; and as a rewritten graph: {other.problem}")
-    only = fixed_batch(rewritten.graph)
     if only is not None:
         warnings.warn(
             f"the rewritten graph of {type(model).__name__} runs on batches of {only} alone: its code makes a number "

@@ -76,6 +76,15 @@ class Judge:
             return observe_graph(self.graph, inputs, layers=self.layers, precise=precise)
         return observe(self.model, self.plan, inputs, mask=True, layers=self.layers, precise=precise)
 
+    def only_batches_of(self, size: int) -> None:
+        """Leave out batches of other sizes, on which the construction to judge doesn't run, if any of this one remain."""
+        stay = [number for number, batch in enumerate(self.inputs) if examples(batch) == size]
+        stay = stay or list(range(len(self.inputs)))
+        self.inputs = [self.inputs[number] for number in stay]
+        for seen in (self.seen, self.doubled):
+            if seen is not None:
+                seen.outputs, seen.layers = ([of[n] for n in stay] for of in (seen.outputs, seen.layers))
+
     def doubt(self) -> bool:
         """Make the reference in fp64 while the model is dense. False if its code allows no fp64."""
         if self.doubled is None:
