@@ -88,7 +88,7 @@ def recorded_layers(model: nn.Module, plan: Plan) -> Iterator[dict[str, list[Ten
     handles = []
     gated = {entry.module for entry in plan.masked if entry.output}
     for name, module in model.named_modules():
-        if name in gated or not _is_layer(module):
+        if name in gated or not _is_layer(module) or not outputs_known(module):
             continue
         keep = kept_outputs(plan, f"{name}.weight", module)
         handles.append(module.register_forward_hook(_note(found, name, keep)))
@@ -101,6 +101,15 @@ def recorded_layers(model: nn.Module, plan: Plan) -> Iterator[dict[str, list[Ten
 
 def _is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or is_conv1d(module)
+
+
+def outputs_known(layer: nn.Module) -> bool:
+    """True if a layer's outputs lie along a dimension of its stored weight, where the plan says which of them stay.
+
+    They don't where the weight is computed (weight norm, masks), nor in a grouped transposed convolution.
+    """
+    stored = layer._parameters.get("weight") is not None or layer._buffers.get("weight") is not None
+    return stored and not (getattr(layer, "transposed", False) and layer.groups != 1)
 
 
 def kept_outputs(plan: Plan, weight: str, module: nn.Module) -> tuple[int, int, tuple[int, ...]] | None:

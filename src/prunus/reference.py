@@ -19,7 +19,7 @@ from prunus.graph.engine import RULES, module_path, operation, source_line
 from prunus.graph.grouping import Graph
 from prunus.kept import BoolArray, Kept, presence
 from prunus.keptstatistics import STATISTICS
-from prunus.masked import kept_outputs, kept_part
+from prunus.masked import kept_outputs, kept_part, outputs_known
 from prunus.plan import Plan
 
 SEES_NO_ZEROS = (
@@ -138,7 +138,7 @@ class MaskedGraph(fx.Interpreter):
         weight = node.args[2 if operation(node) == "addmm" else 1]
         module = self.model.get_submodule(path)
         named = isinstance(weight, fx.Node) and str(weight.target) == f"{path}.weight"
-        if named and type(module).__module__.startswith("torch.nn.modules"):
+        if named and type(module).__module__.startswith("torch.nn.modules") and outputs_known(module):
             keep = kept_outputs(self.plan, f"{path}.weight", module)
             self.layers.setdefault(path, []).append(kept_part(result, keep))
 

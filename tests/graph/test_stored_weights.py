@@ -175,3 +175,27 @@ def test_a_filter_of_which_only_zeros_stay_has_no_length() -> None:
     pruned, proof = apply_and_verify_(copied(model), Plan.from_kept(graph, {"0": range(4, 8)}), x)
     assert proof.passed
     assert bool((pruned.get_submodule("2").weight[1] == 0).all())
+
+
+@pytest.mark.parametrize("wrap", [weights.weight_norm, weights.weight_norm_by_hook, weights.masked])
+def test_dimensions_inside_heads_go_from_computed_weights(wrap: Any) -> None:
+    """There every layer's output is compared, as far as the plan knows what stays of it."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (wrap(nn.Linear(6, 16)) for _ in range(3))
+            self.merge = wrap(nn.Linear(16, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (m(x).unflatten(-1, (4, -1)).transpose(1, 2) for m in (self.q, self.k, self.v))
+            scores = (q @ k.transpose(-1, -2) * 0.5).softmax(-1)
+            return self.merge((scores @ v).transpose(1, 2).flatten(2))
+
+    model, x = Attention().eval(), torch.randn(2, 5, 6)
+    graph = prunus.trace(model, x)
+    kept = {g.name: halved(g, np.random.default_rng(0)) for g in graph.groups() if g.inside_heads}
+    assert len(kept) == 2
+    pruned, proof = apply_and_verify_(copied(model), Plan.from_kept(graph, kept), x)
+    assert proof.passed
+    assert gap(outputs(zeroed_(copied(model), graph, kept), x), outputs(pruned, x)) < 1e-5
