@@ -190,3 +190,16 @@ def test_weights_between_stages_and_masks_are_learned_in_fp32(monkeypatch: pytes
     plain = learned()
     pin(monkeypatch, True)
     assert all(torch.equal(a, b) for a, b in zip(plain, learned(), strict=True))
+
+
+def test_every_rank_draws_its_own_dropout_between_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tuned() -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(72, 3))
+        tune_(model, list(model.parameters()), batches(), F.cross_entropy, epochs=1, lr=1e-2)
+        return model[2].weight.detach()
+
+    first = tuned()
+    assert torch.equal(tuned(), first)
+    monkeypatch.setattr(importlib.import_module("prunus.tune"), "rank", lambda: 1)
+    assert not torch.equal(tuned(), first)

@@ -77,7 +77,7 @@ class Judge:
         return observe(self.model, self.plan, inputs, mask=True, layers=self.layers, precise=precise)
 
     def only_batches_of(self, size: int) -> None:
-        """Leave out batches of other sizes, on which the construction to judge doesn't run, if any of this one remain."""
+        """Leave out batches of other sizes, on which a construction doesn't run, if any of this one remain."""
         stay = [number for number, batch in enumerate(self.inputs) if examples(batch) == size]
         stay = stay or list(range(len(self.inputs)))
         self.inputs = [self.inputs[number] for number in stay]
