@@ -83,7 +83,8 @@ class Judge:
         self.inputs = [self.inputs[number] for number in stay]
         for seen in (self.seen, self.doubled):
             if seen is not None:
-                seen.outputs, seen.layers = ([of[n] for n in stay] for of in (seen.outputs, seen.layers))
+                seen.outputs = [seen.outputs[number] for number in stay]
+                seen.layers = [seen.layers[number] for number in stay]
 
     def doubt(self) -> bool:
         """Make the reference in fp64 while the model is dense. False if its code allows no fp64."""
