@@ -276,7 +276,7 @@ def test_a_finished_run_comes_back_even_as_a_rewritten_graph(tmp_path: Path) -> 
 
 def test_nothing_to_prune_is_said() -> None:
     model, x, batches = small()
-    with pytest.raises(ConfigError, match="nothing to prune"):
+    with pytest.raises(ConfigError, match="nothing to score"):
         prune(model, x, method=QUICK, data=batches, loss_fn=F.cross_entropy, ignored_layers=[nn.Conv2d, nn.Linear])
 
 
