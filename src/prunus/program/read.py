@@ -22,7 +22,7 @@ from prunus.program.operators import GETITEM, NUMBERS, resolve
 from prunus.program.regions import DEPTH, REGIONS, arguments_of, checked_settings
 from prunus.program.signature import Kind, item_of, number_of, result_of
 from prunus.program.structure import from_plain_structure, is_name
-from prunus.program.values import Malformed, from_plain
+from prunus.program.values import Malformed, dtype_name, from_plain
 from prunus.rewritten import RewrittenModel, Sizes
 
 MOST_NODES = 20_000
@@ -218,7 +218,8 @@ def _register(root: nn.Module, said: Any, stored: Mapping[str, Mapping[str, Tens
         raise Malformed("tensors that are no table")
     made: dict[tuple[str, str, bool], Tensor] = {}
     for name, entry in said.items():
-        parts = _fields(entry, {"kind", "stored", "name"}, f"tensor {name[:60]!r}", optional={"learns"})
+        wanted = {"kind", "stored", "name", "dtype", "shape"}
+        parts = _fields(entry, wanted, f"tensor {name[:60]!r}", optional={"learns"})
         kind, file, stored_as = parts["kind"], parts["stored"], parts["name"]
         words = all(type(said) is str for said in (kind, file, stored_as))
         if not words or kind not in ("parameter", "buffer", "constant") or file not in stored:
@@ -226,6 +227,9 @@ def _register(root: nn.Module, said: Any, stored: Mapping[str, Mapping[str, Tens
         if stored_as not in stored[file]:
             raise Malformed(f"the tensor {name[:60]!r} is stored nowhere")
         value, learns = stored[file][stored_as], parts.get("learns", False)
+        if [parts["dtype"], parts["shape"]] != [dtype_name(value.dtype), list(value.shape)]:
+            said_as = f"{parts['dtype']} {parts['shape']}"[:80]
+            raise Malformed(f"the tensor {name[:60]!r} is {dtype_name(value.dtype)} {list(value.shape)}, not {said_as}")
         if type(learns) is not bool or (learns and not (value.is_floating_point() or value.is_complex())):
             raise Malformed(f"the tensor {name[:60]!r} of {value.dtype} can't learn")
         key = (file, stored_as, kind == "parameter")

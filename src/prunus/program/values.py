@@ -50,6 +50,11 @@ class Inexpressible(Exception):
     """What a captured program holds and plain data can't say; its text says what."""
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def to_plain(value: Any, number_of: Mapping[fx.Node, int]) -> Any:
     """An argument of a node as plain data. Raises Inexpressible."""
     if isinstance(value, fx.Node):

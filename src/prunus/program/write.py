@@ -1,6 +1,7 @@
 """A captured model as plain data: the nodes of its graph in order, and the tensors that are not among its weights.
 
-    {"tensors": {"0.weight": {"kind": "parameter", "learns": true, "stored": "weights", "name": "0.weight"}, ...},
+    {"tensors": {"0.weight": {"kind": "parameter", "learns": true, "stored": "weights", "name": "0.weight",
+                              "dtype": "float32", "shape": [4, 6]}, ...},
      "inputs": {"arguments": [["x", {"input": 0}]], "keywords": [], "sizes": [[null, 6]]},
      "nodes": [{"tensor": "0.weight"}, {"call": "aten.linear.default", "with": [{"node": 0}, {"node": 1}]}, ...],
      "outputs": {"node": 2}}
@@ -23,7 +24,7 @@ from prunus.errors import ExportError
 from prunus.program.operators import GETITEM, NUMBERS, refusal
 from prunus.program.regions import REGIONS, graphs_of
 from prunus.program.structure import to_plain_structure
-from prunus.program.values import Inexpressible, to_plain
+from prunus.program.values import Inexpressible, dtype_name, to_plain
 from prunus.rewritten import RewrittenModel
 
 NAMES: dict[Any, str] = {f: n for n, f in NUMBERS.items()}
@@ -80,7 +81,7 @@ def _document(module: RewrittenModel, weights: Mapping[str, Tensor]) -> tuple[di
             here = next((n for n, t in constants.items() if t is value), name)
             constants[here] = value
             place = {"stored": "program", "name": here}
-        entry = {"kind": kind, **place}
+        entry = {"kind": kind, **place, "dtype": dtype_name(value.dtype), "shape": list(value.shape)}
         tensors[name] = entry | ({"learns": value.requires_grad} if parameter else {})
         return {"tensor": name}
 
