@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, Task
+    from rich.text import Text
 
 
 class Bar:
@@ -28,24 +31,33 @@ class Bar:
             self._progress.update(self._task, description=text)  # type: ignore[arg-type]
 
 
-class RateColumn(ProgressColumn):
-    """Steps per second."""
-
-    def render(self, task: Task) -> Text:
-        """The rate of one task."""
-        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
-
-
 @contextmanager
 def progress_bar(text: str, total: int, wanted: bool = True) -> Iterator[Bar]:
     """A bar over `total` steps if wanted, on a terminal, and on rank 0."""
-    console = Console(stderr=True)
     first = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
         torch.distributed.get_rank() == 0
     )
-    if not (wanted and first and console.is_terminal):
+    if not (wanted and first):
         yield Bar(None, 0)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Bar(None, 0)
+        return
+    with _display(console) as progress:
         yield Bar(progress, progress.add_task(text, total=total))
+
+
+def _display(console: Console) -> Progress:
+    """Description, bar, steps done, steps per second, remaining time."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.1f}/s")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
