@@ -217,7 +217,7 @@ def _without_filters(
 ) -> tuple[nn.Module, Mapping[str, MaskedWeight], Verification | None]:
     """The network without what masks of filters leave out, and the masks that remain: all there is of each filter.
 
-    Where the captured graph had to be rewritten there are no layers any more, and no masks remain.
+    Where the captured graph had to be rewritten and a layer is none of its own, no mask of it remains.
     """
     units = {n: m for n, m in masks.items() if isinstance(m, MaskedUnits)}
     if not units or graph is None:
