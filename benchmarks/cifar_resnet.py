@@ -23,7 +23,7 @@ from torch import nn
 from compare_methods import Entry, Setting, run, table
 from compare_staged import run_others, run_staged, table_at_equal_cost
 from nets import load_checkpoint, resnet20, resnet56
-from prunus.budget import Allocation
+from prunus.allocation import Allocation
 from prunus.datasets import DataSource
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.methods.base import StagedMethod

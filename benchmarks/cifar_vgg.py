@@ -25,7 +25,7 @@ from compare_natural import run_natural, table_natural
 from compare_staged import run_others, staged_cost, table_at_equal_cost
 from lenet_mnist import trained
 from nets import CifarVGG16
-from prunus.budget import Allocation
+from prunus.allocation import Allocation
 from prunus.cost import count_cost
 from prunus.datasets import DataSource
 from prunus.evaluate import evaluate

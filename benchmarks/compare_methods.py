@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import prunus
+from prunus.allocation import Allocation
 from prunus.apply import apply_and_verify_
 from prunus.batchnorm import reestimate_batch_norm
-from prunus.budget import Allocation, Budget
+from prunus.budget import Budget
 from prunus.datasets import Batches, DataSource
 from prunus.evaluate import evaluate
 from prunus.finetune import finetune

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from nets import load_checkpoint, resnet20
+from prunus.allocation import Allocation
 from prunus.batchnorm import reestimate_batch_norm
-from prunus.budget import Allocation
 from prunus.datasets import Batches
 from prunus.evaluate import evaluate
 from prunus.methods.base import Method

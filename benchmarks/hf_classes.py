@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.budget import Allocation
+from prunus.allocation import Allocation
 from prunus.comparison import difference
 from prunus.errors import ConfigError, PruneError
 from prunus.pretrained import save_pretrained

@@ -20,7 +20,7 @@ from torch import nn
 from compare_methods import Entry, Setting, run, table
 from compare_natural import run_natural, table_natural
 from nets import LeNet300, SmallLeNet
-from prunus.budget import Allocation
+from prunus.allocation import Allocation
 from prunus.datasets import DataSource
 from prunus.demo import LeNet5
 from prunus.evaluate import evaluate

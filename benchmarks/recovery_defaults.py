@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from compare_methods import Entry, RememberingTeacher, Setting, planned
 from nets import load_checkpoint, resnet20
+from prunus.allocation import Allocation
 from prunus.apply import apply_and_verify_
 from prunus.batchnorm import reestimate_batch_norm
-from prunus.budget import Allocation
 from prunus.datasets import Batches
 from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig

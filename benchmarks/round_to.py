@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import prunus
 from nets import CifarVGG16, load_checkpoint, resnet56
-from prunus.budget import Allocation
+from prunus.allocation import Allocation
 from prunus.errors import BudgetError
 from prunus.export import export_onnx
 from real_nets import MobileNetV2

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunus
+from prunus.allocation import Allocation, allocate, select
 from prunus.apply import apply_and_verify_
-from prunus.budget import Allocation, Budget, allocate, select
+from prunus.budget import Budget
 from prunus.cost import CostModel, count_cost
 from prunus.errors import BudgetError, ConfigError
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunus
-from prunus.budget import Allocation, select
+from prunus.allocation import Allocation, select
 from prunus.calibrate import first_batches, masked_loss, measured_scores
 from prunus.errors import ConfigError, DataError
 from prunus.fit import Scores

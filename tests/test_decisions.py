@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.budget import Allocation
+from prunus.allocation import Allocation
 from prunus.calibrate import masked_loss, measured_scores
 from prunus.fit import fit
 from prunus.fit_masks import fit_masks, mean_loss

@@ -23,6 +23,7 @@ from prunus.errors import ArtifactError, ConfigError, DataError
 from prunus.evaluate import evaluate
 from prunus.finetune import FinetuneConfig, distillation_loss, finetune, learning_rate_factor, make_optimizer
 from prunus.fingerprint import tree_digest
+from prunus.placement import runs_channels_last
 from prunus.rewritten import as_module
 from prunus.sources import ArrayDataset, DataSource
 
@@ -310,10 +311,10 @@ class Viewing(nn.Module):
 
 def test_channels_last_only_where_the_code_allows_it() -> None:
     data, device = toy_data(), torch.device("cpu")
-    assert finetune_module._runs_channels_last(toy_model(), data, device)
-    assert not finetune_module._runs_channels_last(Viewing(), data, device)
+    assert runs_channels_last(toy_model(), data, device)
+    assert not runs_channels_last(Viewing(), data, device)
     captured = as_graph(toy_model(), data.example_inputs)
-    assert not finetune_module._runs_channels_last(captured, data, device)
+    assert not runs_channels_last(captured, data, device)
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"channels_last": True}, {"clip_grad_norm": 0.1}])

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
+from prunus.allocation import Allocation
 from prunus.apply import apply_and_verify_
-from prunus.budget import Allocation
 from prunus.fold import fold_
 from prunus.gate import attach
 from prunus.masked import masked

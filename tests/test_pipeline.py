@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.budget import Allocation, Budget
+from prunus.allocation import Allocation
+from prunus.budget import Budget
 from prunus.checkpoint import is_artifact, load, read_manifest, save
 from prunus.compress import compress
 from prunus.datasets import ArrayDataset, Batches, DataSource

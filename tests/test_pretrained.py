@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import prunus
-from prunus.budget import Allocation
+from prunus.allocation import Allocation
 from prunus.checkpoint import load_masks
 from prunus.cli import main
 from prunus.configuration import expressed

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunus
-from prunus.budget import Allocation, Budget, Limit, allocate
+from prunus.allocation import Allocation, allocate
+from prunus.budget import Budget, Limit
 from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.errors import BudgetError, ConfigError, PlanError, PruneError
 from prunus.finetuneconfig import FinetuneConfig

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.budget import Allocation, Budget, allocate
+from prunus.allocation import Allocation, allocate
+from prunus.budget import Budget
 from prunus.errors import BudgetError
 from prunus.graph.grouping import Graph
 from prunus.rounding import step_of

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 
-from prunus.budget import Allocation
+from prunus.allocation import Allocation
 from prunus.errors import ConfigError
 from prunus.fields import allows
 from prunus.finetuneconfig import FinetuneConfig

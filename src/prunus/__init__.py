@@ -1,9 +1,10 @@
 """Prunus: make trained PyTorch networks physically smaller by learning a probability distribution over what to keep."""
 
+from prunus.allocation import Allocation, allocate, select
 from prunus.apply import apply_
 from prunus.attention import separate_attention_
 from prunus.batchnorm import reestimate_batch_norm, reestimate_if_better
-from prunus.budget import Allocation, Budget, allocate, select
+from prunus.budget import Budget
 from prunus.checkpoint import load, load_masks, save
 from prunus.compress import compress
 from prunus.cost import count_cost

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from prunus.allocation import select
 from prunus.batches import as_batches, forward
-from prunus.budget import select
 from prunus.errors import ConfigError
 from prunus.fit import LossFunction, check_loss
 from prunus.frozen import frozen

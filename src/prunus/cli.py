@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,24 +13,23 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
-from prunus.budget import Allocation
+from prunus.allocation import Allocation
 from prunus.checkpoint import is_artifact, load
 from prunus.compress import Compression, compress
-from prunus.configuration import expressed
 from prunus.datasets import DataSource
 from prunus.demo import LeNet5, train_dense
 from prunus.errors import ConfigError, MissingDependencyError, PruneError, first_line
 from prunus.evaluate import evaluate
-from prunus.export import export_onnx, export_program, onnx_bytes, onnx_runtime
+from prunus.export import export_onnx, export_program, onnx_runtime
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.graph.trace import trace
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.registry import METHODS, resolve
 from prunus.methods.settings import configure
-from prunus.pretrained import write_pretrained
 from prunus.proofinputs import proof_inputs
 from prunus.report.tables import before_and_after, masks_table, prunability
-from prunus.runfolder import RunFolder, check_run_folder
+from prunus.runextras import add_onnx, add_pretrained
+from prunus.runfolder import check_run_folder
 from prunus.sources import load_data, load_model
 from prunus.sparsify import Sparsified, sparsify
 from prunus.weightfile import read_state_dict
@@ -207,7 +205,9 @@ def compress_command(
     )
     _finish(done, source, onnx)
     if model.startswith("hf:") and done.saved is not None:
-        _finish_pretrained(done, source, done.saved, Path(model.removeprefix("hf:")))
+        add_pretrained(
+            done.saved, done.model, done.result.plan, source.example_inputs, Path(model.removeprefix("hf:")), _say
+        )
 
 
 @app.command(name="evaluate")
@@ -310,7 +310,7 @@ def _onnx_wanted(asked: bool | None) -> bool:
 
 def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
     if onnx and done.saved is not None:
-        _add_onnx(done.saved, done.model, source)
+        add_onnx(done.saved, done.model, source.example_inputs, _say)
     proof = done.result.verification
     how = "by its captured graph, rewritten" if proof.rewritten else "in its own class"
     console.print(f"proof: pruned = {proof.reference} to {proof.max_error:.1e} (of each channel), {how}")
@@ -322,34 +322,11 @@ def _finish(done: Compression, source: DataSource, onnx: bool) -> None:
     _say(f"written to {done.directory}")
 
 
-def _add_onnx(saved: RunFolder, model: nn.Module, source: DataSource) -> None:
-    with saved.standing():
-        data, error = onnx_bytes(model, source.example_inputs)
-        saved.add("model.onnx", data)
-    console.print(f"ONNX agrees with PyTorch: largest relative difference {error:.1e}")
-
-
-def _finish_pretrained(done: Compression, source: DataSource, saved: RunFolder, origin: Path) -> None:
-    """A folder for stock `from_pretrained` where the configuration can say the widths, with the tokenizer's files."""
-    try:
-        config = expressed(done.model, done.result.plan)
-        with saved.adding("pretrained") as folder:
-            folder.mkdir()
-            write_pretrained(done.model, config, folder, source.example_inputs)
-            for file in origin.iterdir() if origin.is_dir() else ():
-                if not (folder / file.name).exists() and file.suffix in (".json", ".txt", ".model", ".jinja"):
-                    shutil.copy2(file, folder)
-    except PruneError as error:
-        _say(f"no folder for from_pretrained: {error.what}; prunus.load reads the artifact")
-        return
-    _say(f"from_pretrained reads {saved.path / 'pretrained'}")
-
-
 def _finish_masks(done: Sparsified, source: DataSource, onnx: bool) -> None:
     if onnx and done.masked.inputs:
         console.print("no model.onnx: without the grids of its inputs it would be another network")
     elif onnx and done.saved is not None:
-        _add_onnx(done.saved, done.model, source)
+        add_onnx(done.saved, done.model, source.example_inputs, _say)
         if any(layout.pattern.granularity != "filter" for layout in done.masked.layouts.values()):
             console.print("its masked weights are dense, with their zeros: ONNX has no condensed layers")
     console.print(masks_table(done.summary))

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.allocation import Allocation
 from prunus.batchnorm import reestimate_if_better
-from prunus.budget import Allocation
 from prunus.checkpoint import artifact_files
 from prunus.copies import copied
 from prunus.datasets import Batches, DataSource

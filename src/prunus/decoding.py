@@ -19,22 +19,31 @@ class Malformed(ValueError):
     """What is wrong with the data, and where in it. Callers turn it into their own typed refusal."""
 
 
-def parse_json(text: str) -> Any:
-    """JSON in the strict sense: no NaN or infinity, no depth that exhausts the interpreter.
+def parse_json(text: str | bytes) -> Any:
+    """JSON in the strict sense: no NaN or infinity, no name twice, no depth that exhausts the interpreter.
 
     Raises:
         Malformed: the text is not that.
     """
-
-    def refuse(constant: str) -> None:
-        raise Malformed(f"{constant} is not JSON")
-
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_once)
     except RecursionError:
         raise Malformed("it is nested too deeply") from None
     except ValueError as error:
-        raise Malformed(str(error)) from None
+        raise Malformed(f"it is no JSON: {str(error)[:100]}") from None
+
+
+def _finite(written: str) -> float:
+    if not math.isfinite(number := float(written)):
+        raise ValueError(f"the number {written[:40]}")
+    return number
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name twice in one object")
+    return found
 
 
 def decode(hint: Any, value: Any, where: str) -> Any:

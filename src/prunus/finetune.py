@@ -9,36 +9,33 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from prunus.atomic import check_file
-from prunus.copies import copied
 from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
 from prunus.evaluate import Evaluation, evaluate
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.losses import classes_last, main_output
-from prunus.modes import hold_statistics_, modes_kept
+from prunus.modes import hold_statistics_
 from prunus.parallel import (
     accelerator,
     average_over_ranks_,
     checked_by_first,
-    model_device,
     prepared,
     running_statistics,
     training_device,
     unprepare_,
 )
-from prunus.precision import autocast, bf16_helps, fastest, to_device
+from prunus.placement import placed
+from prunus.precision import autocast, fastest, to_device
 from prunus.progress import Bar, progress_bar
 from prunus.recovery_state import Epoch, RecoveryState, load_state, origin_of, save_state
 from prunus.verify import call
@@ -131,7 +128,7 @@ def finetune(
     config = config or FinetuneConfig()
     _check(model, data, config, teacher, checkpoint, resume)
     began = time.perf_counter()
-    with accelerator() as processes, _placed(model, teacher, data, config, processes) as channels_last:
+    with accelerator() as processes, placed(model, teacher, data, config, processes) as channels_last:
         if checkpoint is not None:
             checked_by_first(lambda: check_file(checkpoint))
         recovery = _Recovery(model, data, config, teacher, processes, checkpoint)
@@ -167,61 +164,6 @@ def _check(
     if config.label_smoothing and "label_smoothing" not in inspect.signature(data.loss_fn).parameters:
         what = f"the loss function {data.loss_fn} has no such argument"
         raise ConfigError(f"label_smoothing={config.label_smoothing}", what, "use 0, or a loss that takes it")
-
-
-@contextmanager
-def _placed(
-    model: nn.Module,
-    teacher: nn.Module | None,
-    data: DataSource,
-    config: FinetuneConfig,
-    processes: Accelerator,
-) -> Iterator[bool]:
-    """Models on the training device and in the fastest layout within, and back where they were afterwards."""
-    homes = [(m, model_device(m)) for m in (model, teacher) if m is not None]
-    layouts = [(p, p.is_contiguous()) for m, _ in homes for p in m.parameters()]
-    device = training_device(processes)
-    for module, _ in homes:
-        module.to(device)
-    channels_last = _wants_channels_last(model, data, config, device)
-    if channels_last:
-        for module, _ in homes:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    try:
-        with nullcontext() if teacher is None else modes_kept(teacher):
-            yield channels_last
-    finally:
-        for module, home in homes:
-            module.to(home)
-        model.eval()
-        for parameter, contiguous in layouts if channels_last else []:
-            if contiguous:
-                parameter.data = parameter.data.contiguous()
-
-
-def _wants_channels_last(model: nn.Module, data: DataSource, config: FinetuneConfig, device: torch.device) -> bool:
-    if config.channels_last != "auto":
-        return bool(config.channels_last)
-    if device.type != "cuda" and not bf16_helps(device.type):
-        return False
-    images = isinstance(data.example_inputs, Tensor) and data.example_inputs.dim() == 4
-    return images and any(p.dim() == 4 for p in model.parameters()) and _runs_channels_last(model, data, device)
-
-
-def _runs_channels_last(model: nn.Module, data: DataSource, device: torch.device) -> bool:
-    """False for models whose code needs contiguous activations, as a `view` after a convolution does."""
-    if any(isinstance(m, fx.GraphModule) for m in model.modules()):
-        return False
-    trial = copied(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inputs = data.example_inputs.to(device, memory_format=torch.channels_last)
-    try:
-        with torch.no_grad():
-            trial(inputs)
-    except RuntimeError as error:
-        if "view" in str(error) or "stride" in str(error):
-            return False
-        raise
-    return True
 
 
 class _Recovery:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.allocation import Allocation, Scope, allocate, select
 from prunus.apply import apply_and_verify_
 from prunus.batches import Loader, as_batches
-from prunus.budget import Allocation, Budget, Scope, allocate, select
+from prunus.budget import Budget
 from prunus.calibrate import first_batches, masked_loss, measured_scores
 from prunus.configuration import keep_configuration_true_
 from prunus.copies import check_copyable, copied

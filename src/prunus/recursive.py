@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.export.graph_signature import InputKind
 
+from prunus.allocation import select
 from prunus.apply import apply_and_verify_
 from prunus.atomic import check_file
 from prunus.batches import as_batches
-from prunus.budget import select
 from prunus.copies import copied
 from prunus.errors import ConfigError, DataError
 from prunus.fingerprint import data_digest, weights_digest

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from prunus.budget import Allocation, Budget, check_reachable
+from prunus.allocation import Allocation, check_reachable
+from prunus.budget import Budget
 from prunus.errors import BudgetError, ConfigError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup

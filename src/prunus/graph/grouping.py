@@ -13,11 +13,12 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves_with_path
 
-from prunus.graph.engine import Call, Engine, Result, operation, source_line
+from prunus.graph.engine import Call, Engine, Result, source_line
 from prunus.graph.groups import ChannelGroup, Contraction, ExampleInput, IntArray, Norm, Reader, Slot
 from prunus.graph.labels import varying_dims
+from prunus.graph.readings import Reading, gated_at_input, readings
 from prunus.graph.rows import equal_rows, filled_rows, tie_groups, tie_unlike_slices, unshared_rows
-from prunus.graph.summed import Site, gated_before, sites_of
+from prunus.graph.summed import sites_of
 from prunus.graph.unlisted import Unlisted, unlisted_layers
 from prunus.graph.writers import judged_by, with_computed
 
@@ -115,7 +116,7 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
         inexact |= sites.unmasked
         members = _families(tensors, writer, reasons, inexact, rows, len(roots))
         rows = filled_rows(members, rows, engine, roots, reasons, uneven)
-    readers = [*_calls_by_root(engine, roots, model, sites.found), *map(_Reading.behind, sites.found)]
+    readers = [*readings(engine, roots, model, sites.found), *map(Reading.behind, sites.found)]
     made = [(name, plane) for name, plane in tensors if name in engine.computed]
     tensors = [(name, plane) for name, plane in tensors if name not in engine.computed]
     whole = frozenset(_roots_of(engine.batched_rows, roots).tolist())
@@ -208,7 +209,7 @@ def _constraints(
         reasons.setdefault(root, why)
     inexact = {r for lock in engine.inexact for r in np.unique(roots[lock.labels.numpy()]).tolist()}
     for call in engine.calls:
-        if call.inputs is not None and not call.depthwise and not _gated_at_input(call, model) and _hidden(call, model):
+        if call.inputs is not None and not call.depthwise and not gated_at_input(call, model) and _hidden(call, model):
             for root in np.unique(roots[call.inputs.numpy()]).tolist():
                 reasons.setdefault(root, f"read by a functional call, not by a layer ({source_line(call.node)})")
     for root in unshared_rows(engine, roots):
@@ -217,22 +218,10 @@ def _constraints(
     return reasons, inexact, rows
 
 
-def _gated_at_input(call: Call, model: nn.Module) -> bool:
-    """True if what is contracted is the input of a module that is a layer: gates stand there."""
-    layer = model.get_submodule(call.module)
-    known = isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
-    return call.at_input and (known or (call.weight == f"{call.module}.weight" and _is_called(layer)))
-
-
 def _hidden(call: Call, model: nn.Module) -> bool:
     """True if the product is one that Python code does not make: inside one of torch's own layers."""
     layer = type(model.get_submodule(call.module))
     return call.product is None or layer.__module__.startswith("torch.nn.modules.")
-
-
-def _is_called(layer: nn.Module) -> bool:
-    """True if the module has a forward of its own; those of a captured graph only hold the parameters."""
-    return type(layer).forward is not nn.Module.forward
 
 
 def _families(
@@ -270,46 +259,6 @@ def _signatures(tensors: Sequence[TensorPlane], size: int) -> tuple[npt.NDArray[
     return signature, position
 
 
-@dataclass(frozen=True, eq=False)
-class _Reading:
-    """A reader before its units are known: the root label of each position (-1: none)."""
-
-    module: str
-    dim: int
-    weight: str
-    axis: int
-    roots: IntArray
-    output: bool = False
-    length: bool = False
-    product: tuple[str, int] | None = None
-
-    @classmethod
-    def behind(cls, site: Site) -> _Reading:
-        return cls(site.module, site.dim, site.weight, site.axis, site.roots, True, site.length)
-
-
-def _calls_by_root(engine: Engine, roots: IntArray, model: nn.Module, sites: list[Site]) -> list[_Reading]:
-    """What every call contracts: its columns, and the whole rows over them; not what is gated before anyway.
-
-    Rows are looked up in the weight: a call may read positions that a later reshape made rows of.
-    """
-    found = []
-    for call in engine.calls:
-        columns = [] if call.inputs is None else [call.inputs]
-        over = [r for r in engine.parameters[call.weight].rows if varying_dims(r) == (call.axis,)]
-        rows = [r.reshape(-1) for r in over if not columns or r.numel() == len(columns[0])]
-        if call.depthwise or not (columns or rows):
-            continue
-        position = 1 if operation(call.node) == "addmm" else 0
-        before = gated_before(engine, model, roots, sites, call.node.args[position])
-        product = None if _gated_at_input(call, model) else call.product
-        for line in (*columns, *rows):
-            read = roots[line.numpy()]
-            read = np.where(np.isin(read, list(before)), -1, read) if before else read
-            found.append(_Reading(call.module, call.input_dim, call.weight, call.axis, read, product=product))
-    return found
-
-
 def _make_groups(
     families: Sequence[IntArray],
     tensors: Sequence[TensorPlane],
@@ -318,7 +267,7 @@ def _make_groups(
     reasons: dict[int, str],
     inexact: set[int],
     rows: dict[int, tuple[int, int]],
-    inputs: Sequence[_Reading],
+    inputs: Sequence[Reading],
     whole: frozenset[int],
     judged: Mapping[str, Set[tuple[str, int]]],
 ) -> tuple[tuple[ChannelGroup, ...], dict[int, tuple[int, int]]]:

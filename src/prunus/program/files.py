@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from prunus.decoding import Malformed, parse_json
 from prunus.errors import ArtifactError, ExportError
 from prunus.graph.capture import capture
 from prunus.program.read import to_module
-from prunus.program.values import Malformed
 from prunus.program.write import to_document
 from prunus.rewritten import RewrittenModel, as_module
 
@@ -92,21 +92,7 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _parsed(text: bytes) -> Any:
-    """JSON of at most so many values, without the numbers and the repeated names that JSON doesn't have."""
+    """The JSON, if it holds no more values than a graph has."""
     if len(text) > LARGEST_GRAPH or sum(text.count(sign) for sign in (b"[", b"{", b",")) > MOST_VALUES:
         raise Malformed("a larger graph than is ever read")
-    try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"no JSON: {str(error)[:100]}") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name twice in one object")
-    return found
-
-
-def _no_number(word: str) -> Any:
-    raise ValueError(f"the number {word}")
+    return parse_json(text)

@@ -18,11 +18,12 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
+from prunus.decoding import Malformed
 from prunus.program.operators import GETITEM, NUMBERS, resolve
 from prunus.program.regions import DEPTH, REGIONS, arguments_of, checked_settings
 from prunus.program.signature import Kind, item_of, number_of, result_of
 from prunus.program.structure import from_plain_structure, is_name
-from prunus.program.values import Malformed, dtype_name, from_plain
+from prunus.program.values import dtype_name, from_plain
 from prunus.rewritten import RewrittenModel, Sizes
 
 MOST_NODES = 20_000

@@ -16,7 +16,8 @@ import torch
 from torch import fx
 from torch._ops import HigherOrderOperator
 
-from prunus.program.values import Inexpressible, Malformed
+from prunus.decoding import Malformed
+from prunus.program.values import Inexpressible
 
 REGIONS: dict[str, HigherOrderOperator] = {
     "autocast": torch.ops.higher_order.wrap_with_autocast,

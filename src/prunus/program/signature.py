@@ -15,8 +15,8 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from prunus.decoding import Malformed
 from prunus.program.operators import NUMBERS, arity, plain_type
-from prunus.program.values import Malformed
 
 Kind = Any
 LARGEST_LITERAL = 2**32

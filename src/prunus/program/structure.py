@@ -17,7 +17,8 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-from prunus.program.values import TEXT, Inexpressible, Malformed
+from prunus.decoding import Malformed
+from prunus.program.values import TEXT, Inexpressible
 
 DEPTH = 16
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from prunus.decoding import Malformed
+
 DTYPES = {
     str(d).removeprefix("torch."): d
     for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
@@ -40,10 +42,6 @@ TEXT = re.compile(r"[A-Za-z0-9_ .,:;<>=!()\[\]*/+-]{0,300}")
 """Words of options, equations and messages: nothing that ends or escapes a string."""
 LARGEST = 2**63
 DEPTH = 6
-
-
-class Malformed(Exception):
-    """What a program holds and may not; its text says what."""
 
 
 class Inexpressible(Exception):
