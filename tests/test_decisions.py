@@ -75,7 +75,7 @@ def quick(name: str) -> Method:
 
 
 def pin(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
-    for module in ("precision", "finetune"):
+    for module in ("precision", "placement"):
         monkeypatch.setattr(importlib.import_module(f"prunus.{module}"), "bf16_helps", lambda _: helps)
 
 
