@@ -20,7 +20,7 @@ from prunus.gate import GateSet, attach, recompute_products
 from prunus.graph.groups import ChannelGroup
 from prunus.losses import mean_of, sum_of
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
-from prunus.modes import modes_kept
+from prunus.modes import eval_mode, modes_kept
 from prunus.parallel import (
     average_gradients_,
     average_over_ranks_,
@@ -101,7 +101,8 @@ def fit(
         raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
     seed = as_seed(seed)
     if isinstance(method, WeightCriterion):
-        values = {g.name: method.score(model, g, seed) for g in groups}
+        with eval_mode(model):
+            values = {g.name: method.score(model, g, seed) for g in groups}
         return Scores(values, method=method.name, cost_exponent=method.cost_exponent)
     if num_data < 1:
         raise ConfigError("num_data", f"{num_data} labels", "give the number of labels in the training data")

@@ -63,7 +63,8 @@ def _mixed(tensors: dict[str, Tensor]) -> Tensor:
 def _largest(model: nn.Module, plan: Plan, number: int, slope: Tensor) -> int:
     """The position to try: the steepest, and if nothing is steep the one with the largest weights."""
     entry = plan.masked[number]
-    weight = getattr(model.get_submodule(entry.module), "weight", None)
+    with eval_mode(model):
+        weight = getattr(model.get_submodule(entry.module), "weight", None)
     axis = entry.axis if entry.output else 1
     if float(slope.max()) <= 0 and isinstance(weight, Tensor) and weight.dim() > 1 and weight.shape[axis] == entry.size:
         size = weight.detach().abs().float().movedim(axis, 0).flatten(1).sum(1).cpu()

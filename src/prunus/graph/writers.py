@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunus.graph.engine import Engine
 from prunus.graph.groups import ChannelGroup, IntArray, Slot
 from prunus.graph.stored import writing
+from prunus.modes import eval_mode
 
 Judged = Mapping[str, Set[tuple[str, int]]]
 """Name of a computed weight -> (tensor, dimension) of what its filters are judged by."""
@@ -24,11 +25,12 @@ def judged_by(engine: Engine, model: nn.Module) -> Judged:
     """
     axes = {c.weight: 1 - c.axis for c in reversed(engine.calls) if not c.depthwise and c.weight in engine.computed}
     judged = {}
-    for name, axis in axes.items():
-        path, _, attribute = name.rpartition(".")
-        held = None if name.endswith("*") else getattr(model.get_submodule(path), attribute, None)
-        shown = isinstance(held, Tensor) and tuple(held.shape) == engine.parameters[name].shape
-        judged[name] = {(name, axis)} if shown else writing(engine, name, axis)
+    with eval_mode(model):  # in training some parametrizations count how often their weight is asked for
+        for name, axis in axes.items():
+            path, _, attribute = name.rpartition(".")
+            held = None if name.endswith("*") else getattr(model.get_submodule(path), attribute, None)
+            shown = isinstance(held, Tensor) and tuple(held.shape) == engine.parameters[name].shape
+            judged[name] = {(name, axis)} if shown else writing(engine, name, axis)
     return judged
 
 
