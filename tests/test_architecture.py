@@ -12,7 +12,7 @@ import prunus
 
 ROOT = Path(prunus.__file__).parent
 LAYERS = [
-    ["errors", "fields", "ranking", "submodules", "reparametrised", "snapshot", "arguments"],
+    ["errors", "fields", "advice", "ranking", "submodules", "reparametrised", "snapshot", "arguments"],
     [
         "addresses",
         "copies",

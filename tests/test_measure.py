@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from prunus.advice import remedies
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.livememory import LiveBytes, peak_memory
 from prunus.measure import ModeComparison, Timing, compare, interleaved, warnings_for
@@ -100,13 +101,34 @@ def test_it_says_where_macs_fell_and_time_did_not() -> None:
     stuck = ModeComparison("eager", timing(1.0), timing(1.0))
     fast = ModeComparison("compiled", timing(1.0), timing(0.5))
     slower = ModeComparison("onnx", timing(1.0), timing(1.5))
-    (said,) = warnings_for([stuck, fast], (100, 50))
+    (said,) = warnings_for([stuck, fast], (100, 50), "less")
     assert said.startswith("eager: MACs fell by 50 % and time did not")
-    assert "round_to=8" in said
-    assert warnings_for([stuck, fast], (100, 100)) == ()
-    assert warnings_for([stuck, fast], None) == ()
-    assert "slower" in warnings_for([slower], None)[0]
-    assert "scatter" in warnings_for([ModeComparison("eager", Timing(1, 0.5, 1.5), timing(0.5))], None)[0]
+    assert said.endswith("what may help: less")
+    assert warnings_for([stuck, fast], (100, 100), "") == ()
+    assert warnings_for([stuck, fast], None, "") == ()
+    assert "slower" in warnings_for([slower], None, "")[0]
+    assert "scatter" in warnings_for([ModeComparison("eager", Timing(1, 0.5, 1.5), timing(0.5))], None, "")[0]
+
+
+@pytest.mark.parametrize(
+    ("kept", "step"), [(37, "round_to=8:"), (40, "round_to=16:"), (48, "round_to=32:"), (64, None)]
+)
+def test_the_remedy_fits_the_widths(kept: int, step: str | None) -> None:
+    said = remedies(net(128), net(kept), 32)
+    assert ("round_to" in said) == (step is not None)
+    assert step is None or step in said
+    assert "depthwise" not in said
+    assert "this was 32" in said
+
+
+def test_narrowed_depthwise_layers_are_named() -> None:
+    def mobile(width: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, width, 1), nn.Conv2d(width, width, 3, groups=width), nn.Conv2d(width, 4, 1))
+
+    assert "ignored_layers: 1)" in remedies(mobile(64), mobile(32), 1)
+    assert "depthwise" not in remedies(mobile(64), mobile(64), 1)
+    grey = [nn.Sequential(nn.Conv2d(1, width, 3), nn.Conv2d(width, 4, 1)) for width in (64, 32)]
+    assert "depthwise" not in remedies(*grey, 1)
 
 
 def test_a_mode_that_cannot_run_is_listed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

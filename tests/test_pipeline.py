@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -216,7 +219,7 @@ def test_onnx_and_program_agree(tmp_path: Path) -> None:
     assert torch.allclose(program(X), result.model(X), atol=1e-6)
     with pytest.raises(ExportError):
         export_onnx(nn.Sequential(nn.Linear(3, 2)), torch.randn(2, 4), tmp_path / "bad.onnx")
-    assert not list(tmp_path.glob("*.part*"))
+    assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.pt2"}
 
 
 def test_plans_are_read_and_refused(tmp_path: Path) -> None:
@@ -255,6 +258,34 @@ def test_compress_writes_everything(tmp_path: Path) -> None:
     assert set(summary["accuracy"]) == {"dense", "one_shot", "batch_norm", "recovered", "dense_test", "test"}
     assert Plan.load(tmp_path / "run" / "plan.json") == done.result.plan
     assert torch.allclose(load(tmp_path / "run" / "artifact")(X), done.model(X), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"budget": "flops<=50%"}, "flops"),
+        ({"budget": "macs<=60%", "pruning_ratio": 0.5}, "exactly one"),
+        ({"budget": "macs<=60%", "modes": ("eager", "fast")}, "fast"),
+        ({"budget": "macs<=60%", "recovery": FinetuneConfig(label_smoothing=0.1)}, "label_smoothing"),
+    ],
+)
+def test_compress_refuses_before_it_works(options: dict[str, Any], named: str) -> None:
+    def loss_fn(*_: Any, reduction: str = "mean") -> Any:
+        raise AssertionError("the work has begun")
+
+    with pytest.raises(PruneError, match=named):
+        compress(network(), replace(source(), loss_fn=loss_fn), method="taylor", progress=False, **options)
+
+
+@pytest.mark.parametrize("after", [0.5, 1.5])
+def test_a_slower_result_is_said_aloud(monkeypatch: pytest.MonkeyPatch, after: float) -> None:
+    monkeypatch.setattr(sys.modules["prunus.measure"], "interleaved", lambda *_: ([1.0] * 3, [after] * 3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        done = compress(network(), source(), method="l1", budget="macs<=60%", modes=("eager",), progress=False)
+    said = [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
+    assert [s.startswith("the smaller network is slower: eager") for s in said] == [True] * (after > 1)
+    assert all(done.comparison.warnings[0] in s and "batch size" in s for s in said)
 
 
 def test_statistics_that_make_it_worse_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

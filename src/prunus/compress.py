@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -21,17 +22,18 @@ from prunus.copies import copied
 from prunus.datasets import Batches, DataSource
 from prunus.entry import entry
 from prunus.errors import MissingDependencyError
-from prunus.evaluate import Evaluation, evaluate
+from prunus.evaluate import Evaluation, evaluate, metrics_of
 from prunus.fields import as_seed
-from prunus.finetune import finetune
+from prunus.finetune import check_settings, finetune
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.losses import on_main_output
-from prunus.measure import Comparison, compare
+from prunus.measure import Comparison, check_modes, compare
 from prunus.methods.base import Method, StagedMethod
 from prunus.methods.registry import resolve
 from prunus.parallel import accelerator
 from prunus.pipeline import Result, prune
 from prunus.report.figures import draw_stages
+from prunus.request import requested
 from prunus.runfolder import RunFolder, commit_or_rescue, prepare_run
 from prunus.stagefile import is_stage_file
 from prunus.submodules import Ignored
@@ -115,10 +117,14 @@ def compress(
         say: receives a line of text at every stage.
 
     Raises:
-        PruneError: one of its kinds; the given model is as it was, and `out` holds what was there before
+        PruneError: one of its kinds; what can be refused before the work is; the given model is as it was, and `out` holds what was there before
             (and the stages done so far, if the method works in stages), or the whole new result, if `say` was told so.
     """
     seed, chosen = as_seed(seed), resolve(method)
+    requested(budget, pruning_ratio, None, allocation, optional=isinstance(chosen, StagedMethod))
+    check_modes(modes)
+    if recovery is not None:
+        check_settings(recovery, data)
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
     if out is not None:
@@ -166,7 +172,7 @@ def compress(
         say(f"recovered: {judged['recovered']}")
     saved = None
     if out is not None and rank == 0:
-        files = artifact_files(smaller, result.plan, metrics=_metrics(judged), example_inputs=data.example_inputs)
+        files = artifact_files(smaller, result.plan, metrics=metrics_of(judged), example_inputs=data.example_inputs)
         saved = commit_or_rescue(out, files, _summary(data, chosen, result, judged, seed), say)
         if not isinstance(chosen, StagedMethod) and is_stage_file(saved.path / "stages.pt"):
             (saved.path / "stages.pt").unlink(missing_ok=True)  # of an earlier run, by another method
@@ -176,7 +182,7 @@ def compress(
         judged["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn)
         summary = _summary(data, chosen, result, judged, seed)
         if saved is not None:
-            saved.add_metrics(result.plan, _metrics(judged), {})
+            saved.add_metrics(result.plan, metrics_of(judged), {})
             saved.add_summary(summary)
         macs = (result.plan.before.macs, result.plan.after.macs)
         comparison = compare(model, smaller, data.example_inputs, modes=modes, macs=macs)
@@ -184,6 +190,10 @@ def compress(
         if saved is not None:
             saved.add_summary(summary)
             _draw(result, saved, say)
+    for mode in comparison.modes:
+        if mode.slower:
+            told = "; ".join(w for w in comparison.warnings if w.startswith(f"{mode.mode}:"))
+            warnings.warn(f"the smaller network is slower: {told}", RuntimeWarning, stacklevel=3)
     directory = None if saved is None or out is None else Path(out)
     return Compression(smaller, result, summary["accuracy"], summary["loss"], comparison, summary, directory, saved)
 
@@ -195,11 +205,6 @@ def _draw(result: Result, saved: RunFolder, say: Say) -> None:
         saved.add("figures", draw_stages(result.stages))
     except MissingDependencyError as error:
         say(f"no figures: {error.what}; {error.fix}")
-
-
-def _metrics(judged: Mapping[str, Evaluation]) -> dict[str, float]:
-    metrics = {f"accuracy {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
-    return metrics | {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
 
 
 def _summary(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,12 @@ class Evaluation:
 
     def __str__(self) -> str:
         return f"{self.accuracy:.2f} %, loss {self.loss:.4f}"
+
+
+def metrics_of(judged: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Accuracies and losses by stage, rounded, as a model card shows them."""
+    metrics = {f"accuracy {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
+    return metrics | {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
 
 
 @entry()

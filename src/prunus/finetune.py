@@ -161,6 +161,11 @@ def _check(
         raise ConfigError("resume=True", "no checkpoint to go on from", "pass checkpoint=PATH")
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("model", "every parameter is frozen", "set requires_grad_(True) on what may be trained")
+    check_settings(config, data)
+
+
+def check_settings(config: FinetuneConfig, data: DataSource) -> None:
+    """Raise ConfigError if the loss of the data can't take what the settings ask of it."""
     if config.label_smoothing and "label_smoothing" not in inspect.signature(data.loss_fn).parameters:
         what = f"the loss function {data.loss_fn} has no such argument"
         raise ConfigError(f"label_smoothing={config.label_smoothing}", what, "use 0, or a loss that takes it")

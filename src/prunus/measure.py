@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from prunus.advice import remedies
 from prunus.arguments import as_arguments, tensors_in
 from prunus.entry import entry
 from prunus.errors import ConfigError, PruneError
@@ -69,6 +70,11 @@ class ModeComparison:
     def ratio(self) -> float | None:
         """Time after / time before; below 1 is faster."""
         return None if self.before is None or self.after is None else self.after.median / self.before.median
+
+    @property
+    def slower(self) -> bool:
+        """True if the pruned model takes noticeably longer."""
+        return self.ratio is not None and self.ratio > 1 / NOTICEABLE
 
 
 @dataclass(frozen=True)
@@ -137,27 +143,29 @@ def compare(
     Raises:
         ConfigError: unknown modes, impossible repeats, or models on different devices.
     """
-    _check(dense, pruned, modes, repeats, warmup)
+    check_modes(modes)
+    _check(dense, pruned, repeats, warmup)
     device = model_device(dense)
     inputs = to_device(example_inputs, device)
     with eval_mode(dense), eval_mode(pruned), torch.no_grad():
         results = tuple(_compare_mode(m, dense, pruned, inputs, repeats, warmup) for m in modes)
         peaks = peak_memory(dense, inputs), peak_memory(pruned, inputs)
     shapes = [t.shape for t in tensors_in(inputs) if t.dim()]
+    batch_size = shapes[0][0] if shapes else 1
     return Comparison(
         modes=results,
         parameters=(_parameters(dense), _parameters(pruned)),
         parameter_bytes=(_bytes(dense), _bytes(pruned)),
         peak_bytes=peaks,
         macs=macs,
-        batch_size=shapes[0][0] if shapes else 1,
+        batch_size=batch_size,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
-        warnings=warnings_for(results, macs),
+        warnings=warnings_for(results, macs, remedies(dense, pruned, batch_size)),
     )
 
 
-def warnings_for(modes: Sequence[ModeComparison], macs: tuple[int, int] | None) -> tuple[str, ...]:
+def warnings_for(modes: Sequence[ModeComparison], macs: tuple[int, int] | None, remedy: str) -> tuple[str, ...]:
     """What must be said about the modes' times, given MACs before and after; empty if the time fell with them."""
     said = [f"{m.mode}: not measured: {m.reason}" for m in modes if m.reason]
     for mode in modes:
@@ -167,15 +175,11 @@ def warnings_for(modes: Sequence[ModeComparison], macs: tuple[int, int] | None) 
             continue
         if macs is not None and macs[1] < NOTICEABLE * macs[0]:
             fell = f"MACs fell by {100 * (1 - macs[1] / macs[0]):.0f} % and time did not"
-        elif mode.ratio > 1 / NOTICEABLE:
+        elif mode.slower:
             fell = "the pruned model is slower"
         else:
             continue
-        said.append(
-            f"{mode.mode}: {fell} (time x {mode.ratio:.2f}). Prune again with round_to=8, so that widths fill the "
-            "hardware's vectors and tiles; measure with the batch size you deploy; small models are bound by the cost "
-            "of calls and memory traffic, not by MACs"
-        )
+        said.append(f"{mode.mode}: {fell} (time x {mode.ratio:.2f}); what may help: {remedy}")
     return tuple(said)
 
 
@@ -183,10 +187,14 @@ def _spread(timing: Timing | None) -> float:
     return 0.0 if timing is None else (timing.high - timing.low) / timing.median
 
 
-def _check(dense: nn.Module, pruned: nn.Module, modes: Sequence[str], repeats: int, warmup: int) -> None:
+def check_modes(modes: Sequence[str]) -> None:
+    """Raise ConfigError if one of them is none of `MODES`."""
     unknown = sorted(set(modes) - set(MODES))
     if unknown:
         raise ConfigError(f"modes {unknown}", "unknown", f"choose from {', '.join(MODES)}")
+
+
+def _check(dense: nn.Module, pruned: nn.Module, repeats: int, warmup: int) -> None:
     if repeats < 1 or warmup < 0:
         raise ConfigError(f"repeats={repeats}, warmup={warmup}", "outside their range", "repeats >= 1, warmup >= 0")
     if model_device(dense) != model_device(pruned):

@@ -20,7 +20,7 @@ from prunus.copies import copied
 from prunus.datasets import Batches, DataSource, each
 from prunus.entry import entry
 from prunus.errors import ConfigError, MissingDependencyError
-from prunus.evaluate import Evaluation, evaluate
+from prunus.evaluate import Evaluation, evaluate, metrics_of
 from prunus.export_int8 import int8_bytes
 from prunus.fields import as_seed
 from prunus.filters import check_filters, plan_of_filters, sole_writers
@@ -152,16 +152,16 @@ def sparsify(
         PruneError: one of its kinds; the model is as it was, and `out` holds what was there before, or the whole new
             result, if `say` was told so.
     """
-    if out is not None:
-        with accelerator():  # starts the process group, if there are several
-            prepare_run(out, model, data.example_inputs, say)
-    graph = trace(model, data.example_inputs)
     seed = as_seed(seed)
-    by_filter = Pattern.parse(method.pattern).granularity == "filter"
     if layers is not None and ignored_layers:
         raise ConfigError(
             "ignored_layers", "they choose among all layers, and layers are named", "leave one of them out"
         )
+    if out is not None:
+        with accelerator():  # starts the process group, if there are several
+            prepare_run(out, model, data.example_inputs, say)
+    graph = trace(model, data.example_inputs)
+    by_filter = Pattern.parse(method.pattern).granularity == "filter"
     names = list(layers) if layers is not None else maskable_layers(model, ignored_layers)
     if by_filter:
         names = [n for n in names if n in sole_writers(graph)] if layers is None else names
@@ -196,7 +196,7 @@ def sparsify(
     saved = None
     if out is not None and rank == 0:
         inputs = data.example_inputs
-        files = artifact_files(small, plan, metrics=_metrics(judged), example_inputs=inputs, masks=packed)
+        files = artifact_files(small, plan, metrics=metrics_of(judged), example_inputs=inputs, masks=packed)
         saved = commit_or_rescue(out, files, summary, say)
         say(f"saved in {saved.path}")
     with nullcontext() if saved is None else saved.standing():
@@ -205,7 +205,7 @@ def sparsify(
             judged["test"] = evaluate(small, data.test, loss_fn=data.loss_fn)
         summary = _summary(model, data, method, masked, inside, plan, judged, seed) | {"proof": proof}
         if saved is not None:
-            saved.add_metrics(plan, _metrics(judged), packed)
+            saved.add_metrics(plan, metrics_of(judged), packed)
             saved.add_summary(summary)
             _describe(saved, small, masked, packed, data, say)
         summary |= _speed(model, small, packed, data, say)
@@ -283,11 +283,6 @@ def _summary(
         "loss_of_fixed": masked.fixed_loss,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
-
-
-def _metrics(judged: Mapping[str, Evaluation]) -> dict[str, float]:
-    metrics = {f"accuracy {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
-    return metrics | {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
 
 
 def _describe(
