@@ -60,7 +60,7 @@ def row_of(name: str) -> dict[str, Any]:
     try:
         result = prunus.prune(model, inputs, method="l1", pruning_ratio=0.5, allocation=Allocation(scope="uniform"))
     except PruneError as refusal:
-        return row | {"refused": str(refusal)[:300]}
+        return row | {"refused": f"{refusal.where}: {refusal.what}; {refusal.fix}"[:300]}
     small, plan = result.model, result.plan
     speaks = name not in ("t5-encoder",) and hasattr(model, "generate") and model.can_generate()
     row |= {

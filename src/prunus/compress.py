@@ -117,8 +117,12 @@ def compress(
         say: receives a line of text at every stage.
 
     Raises:
-        PruneError: one of its kinds; what can be refused before the work is; the given model is as it was, and `out` holds what was there before
-            (and the stages done so far, if the method works in stages), or the whole new result, if `say` was told so.
+        PruneError: one of its kinds, before the work where it can be; the given model is as it was, and `out` holds
+            what was there before (and the stages done so far, if the method works in stages), or the whole new result,
+            if `say` was told so.
+
+    Warns:
+        RuntimeWarning: a way to run that was timed takes longer than before, with what may help.
     """
     seed, chosen = as_seed(seed), resolve(method)
     requested(budget, pruning_ratio, None, allocation, optional=isinstance(chosen, StagedMethod))
