@@ -8,7 +8,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -353,3 +353,20 @@ def test_a_rewritten_model_in_training_stays_in_training() -> None:
         assert "True" not in str(written())
     assert written() == before
     assert all(m.training for m in rewritten.modules())
+
+
+def test_what_is_no_plan_no_path_and_no_factory_is_refused(tmp_path: Path) -> None:
+    result = prune(network(), X, method="l1", budget="macs<=50%")
+    folder, no_plan = save(tmp_path / "a", result.model, result.plan), cast(Any, None)
+    for call in (
+        lambda: save(tmp_path / "b", result.model, no_plan),
+        lambda: prunus.apply_(network(), no_plan),
+    ):
+        with pytest.raises(PlanError, match="NoneType is none"):
+            call()
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(ConfigError, match="no path"):
+        load(cast(Any, 3))
+    for factory in (lambda: None, result.model, 3):
+        with pytest.raises(ConfigError, match=r"makes no model|no torch\.nn\.Module"):
+            load(folder, cast(Any, factory))

@@ -26,8 +26,8 @@ from torch import nn
 from prunus.atomic import StrPath, check_replaceable, real_path, refusing, write_folder
 from prunus.card import model_card
 from prunus.configuration import keep_configuration_true_
-from prunus.entry import entry
-from prunus.errors import ArtifactError, PruneError, first_line
+from prunus.entry import check_model, entry
+from prunus.errors import ArtifactError, ConfigError, PruneError, first_line
 from prunus.jsontext import strict_json
 from prunus.manifest import MANIFEST, Manifest
 from prunus.manifest import read_manifest as manifest_of
@@ -38,7 +38,7 @@ from prunus.proofinputs import proof_inputs
 from prunus.rewrite import rewrite
 from prunus.rewritten import RewrittenModel
 from prunus.steady import steady
-from prunus.surgery import cut_
+from prunus.surgery import check_plan, cut_
 from prunus.weightfile import load_weights_, unique_tensors
 
 FORMAT = 2
@@ -76,9 +76,12 @@ def save(
 
     Raises:
         ArtifactError: the folder exists and is no artifact, or the disk refuses; nothing has changed then.
-        ConfigError: metrics that are no numbers or texts.
+        ConfigError: no model, or metrics that are no numbers or texts.
+        PlanError: no plan.
     """
     check_place(directory)
+    check_plan(plan)
+    check_model(model)
     files = artifact_files(model, plan, metrics=metrics, example_inputs=example_inputs, masks=masks)
     return write_folder(directory, files)
 
@@ -161,8 +164,12 @@ def load(directory: StrPath, factory: Callable[[], nn.Module] | None = None) -> 
 
     Raises:
         ArtifactError: files are missing, truncated or damaged, or the factory makes another architecture.
+        ConfigError: no path, or a factory that makes no model.
     """
-    folder = Path(directory)
+    folder = real_path(directory)
+    if factory is not None and (isinstance(factory, nn.Module) or not callable(factory)):
+        what = f"a {type(factory).__name__} makes no model"
+        raise ConfigError("factory", what, "give the class of the dense model, or a function without arguments")
     manifest = read_manifest(folder)
     if factory is None:
         if GRAPH not in manifest.sha256:
@@ -170,6 +177,7 @@ def load(directory: StrPath, factory: Callable[[], nn.Module] | None = None) -> 
         return read_program(folder, folder / WEIGHTS, own_tensors=TENSORS in manifest.sha256)
     plan = Plan.load(folder / PLAN)
     model = factory()
+    check_model(model)
     try:
         if manifest.rewritten:
             model = rewrite(model, plan, proof_inputs(plan, None, model)[0])
@@ -195,7 +203,7 @@ def load_masks(directory: StrPath) -> dict[str, LayerMask]:
     Raises:
         ArtifactError: the artifact is damaged.
     """
-    folder = Path(directory)
+    folder = real_path(directory)
     return read_masks(folder / MASKS) if MASKS in read_manifest(folder).sha256 else {}
 
 

@@ -141,6 +141,9 @@ def load_state(
         Evaluation(**state.best_validation)
         if not 0 <= state.best_epoch <= state.epoch <= config.epochs or len(state.history) != state.epoch + 1:
             raise ValueError("its epochs don't add up")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(str(path), f"damaged: {first_line(error)}", "remove it and start again") from error
+    try:
         optimizer.load_state_dict(content["optimizer"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"its optimiser trained other parameters: {first_line(error)}"

@@ -61,6 +61,13 @@ def cut_(model: nn.Module, plan: Plan) -> Undo:
     return Undo(tuple(steps))
 
 
+def check_plan(plan: Any) -> None:
+    """Raise PlanError if it is none."""
+    if not isinstance(plan, Plan):
+        fix = "give the plan that prune made (result.plan), or Plan.load(path)"
+        raise PlanError("plan", f"a {type(plan).__name__} is none", fix)
+
+
 def check_fits(model: nn.Module, plan: Plan) -> None:
     """Check that the model has every tensor of the plan in the shape it was planned for, and every masked layer.
 

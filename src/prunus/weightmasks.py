@@ -19,6 +19,7 @@ from prunus.masks.layers import MaskedWeight, attach, bake_, layer_of
 from prunus.masks.patterns import Pattern
 from prunus.plan import Plan, WeightPattern
 from prunus.proofinputs import proof_inputs
+from prunus.surgery import check_plan
 from prunus.verify import Verification, outputs
 
 Applied = tuple[nn.Module, Verification]
@@ -69,6 +70,7 @@ def masks_first(function: Callable[..., Applied]) -> Callable[..., Applied]:
 
     @functools.wraps(function)
     def applied(model: nn.Module, plan: Plan, example_inputs: Any = None, **options: Any) -> Applied:
+        check_plan(plan)
         if not plan.patterns:
             return function(model, plan, example_inputs, **options)
         masks = _masked_weights(model, plan)
