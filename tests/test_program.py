@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.checkpoint import read_manifest
-from prunus.errors import ArtifactError, ExportError
+from prunus.errors import ArtifactError, DataError, ExportError
 from prunus.export import export_onnx
 from prunus.graph.capture import capture
 from prunus.program.files import program_files, read_program
@@ -227,6 +227,28 @@ def test_texts_of_any_length_and_keywords(tmp_path: Path) -> None:
     for inputs in (texts(1, 3), texts(4, 9)):
         assert torch.equal(read(**inputs), model(**inputs))
         assert torch.equal(read(mask=inputs["mask"], ids=inputs["ids"]), model(**inputs))
+
+
+class LongTexts(nn.Module):
+    """Asks the length of its text for a flag, and keeps a sparse table for methods that no program has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.end = nn.Embedding(9, 8), nn.Linear(8, 3)
+        self.register_buffer("table", torch.eye(4).to_sparse(), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        q = self.embedding(ids)[:, None]
+        return self.end(F.scaled_dot_product_attention(q, q, q, is_causal=ids.shape[1] > 1)[:, 0])
+
+
+def test_where_a_length_is_asked_for_a_flag_texts_keep_it_and_sparse_tables_stay_out(tmp_path: Path) -> None:
+    model = LongTexts().eval()
+    read = stored(model, torch.randint(9, (2, 6)), tmp_path)
+    ids = torch.randint(9, (5, 6))
+    torch.testing.assert_close(read(ids), model(ids))
+    with pytest.raises(DataError, match="any, 6"):
+        read(ids[:, :4])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

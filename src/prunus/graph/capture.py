@@ -37,7 +37,8 @@ def capture(
     Args:
         model: any module that `torch.export` can capture.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        dynamic_batch: leave dimension 0 of every tensor input free, and dimension 1 of integers (the length of texts).
+        dynamic_batch: leave dimension 0 of every tensor input free, and dimension 1 of integers (the length of texts)
+            where the code does: not where it hands `length > 1` to an operation.
         follow_branches: where the code branches on data, go the way that the example inputs go.
         free_sizes: with `dynamic_batch`, leave height and width (and depth) of images free too, where the code does.
 
@@ -50,12 +51,26 @@ def capture(
     with one_at_a_time(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result, answers = _run(model, args, kwargs)
-        way = Replay(answers) if follow_branches else None
-        try:
+
+        def exported(free: Callable[[Any], Any] | None) -> ExportedProgram:
+            way = Replay(answers) if follow_branches else None
             with eval_mode(model), way or contextlib.nullcontext(), _plain_outputs(model, result):
-                program = _export(model, args, kwargs, dynamic_batch, free_sizes)
+                program = _export(model, args, kwargs, free)
             if way is not None:
                 way.finish()
+            return program
+
+        free = partial(_free, images=free_sizes) if dynamic_batch else None
+        try:
+            try:
+                program = exported(free)
+            except Exception as error:
+                if not dynamic_batch or not any(map(_is_text, tensors_in((args, kwargs)))):
+                    raise
+                try:
+                    program = exported(partial(_free, images=free_sizes, texts=False))
+                except Exception:
+                    raise error from None
         except PruneError:
             raise
         except Exception as error:
@@ -115,28 +130,31 @@ def _parameter_names(model: nn.Module) -> set[str]:
 
 
 def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool, free_sizes: bool
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: Callable[[Any], Any] | None
 ) -> ExportedProgram:
+    """The exported program; `free` says which dimensions of a value are free."""
     signature = signature_of(model)
     shapes: Any = None
-    free = partial(_free, images=free_sizes)
     with contextlib.ExitStack() as stack:
         # Torch prints the whole graph to stderr where it fails.
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        if dynamic_batch and signature is not None:
+        if free and signature is not None:
             named = stack.enter_context(_named_keywords(model, signature, kwargs))
             shapes = {n: tree_map(free, value) for n, value in named.bind(*args, **kwargs).arguments.items()}
-        elif dynamic_batch:
+        elif free:
             shapes = {k: free(v) for k, v in kwargs.items()} if kwargs else tuple(free(a) for a in args)
         return torch.export.export(model, args, kwargs or None, dynamic_shapes=shapes, strict=False)
 
 
-def _free(value: Any, images: bool) -> Any:
+def _is_text(tensor: Tensor) -> bool:
+    return tensor.dim() == 2 and not tensor.is_floating_point()
+
+
+def _free(value: Any, images: bool, texts: bool = True) -> Any:
     if not isinstance(value, Tensor) or not value.dim():
         return None
-    texts = value.dim() == 2 and not value.is_floating_point()
     inner = range(2, value.dim()) if images and value.dim() > 3 and value.is_floating_point() else range(0)
-    return dict.fromkeys((0, 1) if texts else (0, *inner), Dim.AUTO)
+    return dict.fromkeys((0, 1) if texts and _is_text(value) else (0, *inner), Dim.AUTO)
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def _document(module: RewrittenModel, weights: Mapping[str, Tensor]) -> tuple[di
         value = _attribute(module, name)
         if not isinstance(value, Tensor):
             raise Inexpressible(f"{name!r}, which is a {type(value).__name__}")
-        if value.layout != torch.strided or type(value) not in (Tensor, nn.Parameter):
+        if not _is_plain(value):
             raise Inexpressible(f"{name!r}, which is no plain tensor")
         parameter = isinstance(value, nn.Parameter)
         kind = "parameter" if parameter else "buffer" if name in persistent else "constant"
@@ -99,6 +99,10 @@ def _document(module: RewrittenModel, weights: Mapping[str, Tensor]) -> tuple[di
         "outputs": to_plain_structure(outside, _leaf),
     }
     return document, {n: t.detach() for n, t in constants.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and type(tensor) in (Tensor, nn.Parameter)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -142,6 +146,8 @@ def _graph(module: fx.GraphModule, tensor: Any) -> tuple[int, list[Any], list[An
             outputs = [to_plain(v, number_of) for v in (found if isinstance(found, tuple | list) else [found])]
         elif node.op == "get_attr" and isinstance(_attribute(module, node.target), fx.GraphModule):
             continue  # said where it is called
+        elif node.op == "get_attr" and not node.users and not _is_plain(_attribute(module, node.target)):
+            continue  # a sparse buffer for the class's other methods, say
         elif node.op != "placeholder":
             nodes.append(tensor(node.target) if node.op == "get_attr" else _call(module, node, number_of))
             number_of[node] = len(placeholders) + len(nodes) - 1
