@@ -301,8 +301,9 @@ FILLS = {"zeros": 0, "ones": 0, "full": 0, "new_zeros": 1, "new_ones": 1, "new_f
 def fill(engine: Engine, node: fx.Node) -> Result:
     """There can be less of what is the same everywhere: it takes the units of what it meets."""
     shape = meta_shape(node.meta["val"])
-    real = node.meta["val"].shape
-    sizes = [(d, size) for d, size in enumerate(shape) if size > 1 and isinstance(real[d], int)]
+    given = node.args[FILLS[operation(node)]]
+    batch = {d for d, s in enumerate(given) if isinstance(s, fx.Node) and operation(s) == "sym_size"}  # type: ignore[union-attr,arg-type]
+    sizes = [(d, size) for d, size in enumerate(shape) if size > 1 and d not in batch]
     return Value(shape, [along(engine.new_free(size), dim, len(shape)) for dim, size in sizes])
 
 
