@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
+from prunus.datasets import ArrayDataset, Batches, crop_and_flip, split_indices
 from prunus.errors import ConfigError, PruneError, TraceError
 
 
@@ -54,6 +55,21 @@ def deterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_data_do_not_depend_on_the_default_device(place: str) -> None:
+    labels = torch.arange(20) % 4
+    data = ArrayDataset(torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0)), labels)
+    with torch.device(place):
+        batches = list(Batches(data, 6, shuffle=True, augment=crop_and_flip))
+        stays, held_out = split_indices(labels, 0.25, seed=0)
+    assert {t.device.type for batch in batches for t in batch} == {"cpu"}
+    expected = list(Batches(data, 6, shuffle=True, augment=crop_and_flip))
+    assert all(
+        torch.equal(a, b) for one, two in zip(batches, expected, strict=True) for a, b in zip(one, two, strict=True)
+    )
+    assert torch.equal(torch.cat([stays, held_out]).sort().values, torch.arange(20))
 
 
 AMBIENT: dict[str, Callable[[], AbstractContextManager[Any]]] = {

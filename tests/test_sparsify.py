@@ -16,7 +16,7 @@ from prunus.cli import WHERE_UNITS_GO, compress_command, main
 from prunus.datasets import DataSource
 from prunus.errors import ArtifactError, ConfigError
 from prunus.filters import plan_of_filters, sole_writers
-from prunus.maskfile import LayerMask, read_masks, write_masks
+from prunus.maskfile import LayerMask, packed_masks, read_masks
 from prunus.masks.layers import layer_of
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
 from prunus.plan import Plan
@@ -192,10 +192,10 @@ def test_edges_stay_unless_named() -> None:
 def test_masks_survive_the_disk_and_damage_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     mask = torch.tensor([[True, False, True] * 4, [False, True, True] * 4])
-    write_masks(path, {"a.b": LayerMask("weight 8/12", mask, 4), "c": LayerMask("2:4", mask[:, :4])})
+    path.write_bytes(packed_masks({"a.b": LayerMask("weight 8/12", mask, 4), "c": LayerMask("2:4", mask[:, :4])}))
     with pytest.raises(ArtifactError, match="different numbers"):
         read_masks(path)
-    write_masks(path, {"a.b": LayerMask("weight 8/12", mask, 4)})
+    path.write_bytes(packed_masks({"a.b": LayerMask("weight 8/12", mask, 4)}))
     found = read_masks(path)["a.b"]
     assert torch.equal(found.mask, mask)
     assert (found.pattern, found.bits, found.kept) == ("weight 8/12", 4, 16)

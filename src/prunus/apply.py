@@ -18,7 +18,7 @@ from prunus.plan import Plan
 from prunus.proofinputs import examples
 from prunus.rewrite import fixed_batch, rewrite
 from prunus.rewritten import RewrittenModel, what_is_lost
-from prunus.surgery import Undo, check_fits, cut_, rescale_queries_
+from prunus.surgery import check_fits, cut_, rescale_queries_
 from prunus.verify import Verification
 from prunus.weightmasks import masks_first
 
@@ -149,11 +149,6 @@ def _agreement(model: nn.Module, plan: Plan, judge: Judge, rewritten: RewrittenM
     if found.problem is not None or found.proof is None:
         raise _refusal(plan, f"{judge.without}; and its own code and the rewritten graph disagree: {found.problem}")
     return replace(found.proof, notes=(*found.proof.notes, str(judge.without)))
-
-
-def cut_without_proof_(model: nn.Module, plan: Plan) -> Undo:
-    """Cut the model's own tensors and prove nothing (for loading weights that were proven when they were saved)."""
-    return cut_(model, plan)
 
 
 def _refusal(plan: Plan, problem: str) -> SurgeryError:

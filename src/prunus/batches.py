@@ -129,7 +129,7 @@ class Loader:
         if not distributed():
             return False
         sums = [t.detach().double().cpu().flatten() for t in tensors_in(self.first())]
-        digest = torch.stack([(s * torch.arange(1, len(s) + 1)).sum() for s in sums]).sum()
+        digest = torch.stack([(s * torch.arange(1, len(s) + 1, device="cpu")).sum() for s in sums]).sum()
         return len({float(d) for d in gathered(digest)}) == 1
 
     def warn_of_shared_data(self) -> None:

@@ -225,7 +225,9 @@ class Batches:
     def _order(self) -> tuple[Tensor, torch.Generator]:
         generator = torch.Generator().manual_seed(_mixed_seed(self.seed, self.epoch))
         count = len(self.dataset)
-        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        order = torch.arange(count, device="cpu")
+        if self.shuffle:
+            order = torch.randperm(count, generator=generator, device="cpu")
         # The order is the same on every rank, the augmentation is not.
         return order, torch.Generator().manual_seed(_mixed_seed(self.seed, self.epoch, self.rank + 1))
 
@@ -255,12 +257,12 @@ def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
         New images of the same shape and dtype.
     """
     count, _, height, width = images.shape
-    top = torch.randint(0, 9, (count, 1), generator=generator)
-    left = torch.randint(0, 9, (count, 1), generator=generator)
-    mirrored = torch.rand((count, 1), generator=generator, dtype=torch.float32) < 0.5
-    columns = torch.arange(width).expand(count, width)
+    top = torch.randint(0, 9, (count, 1), generator=generator, device="cpu")
+    left = torch.randint(0, 9, (count, 1), generator=generator, device="cpu")
+    mirrored = torch.rand((count, 1), generator=generator, dtype=torch.float32, device="cpu") < 0.5
+    columns = torch.arange(width, device="cpu").expand(count, width)
     columns = torch.where(mirrored, width - 1 - columns, columns) + left
-    rows = torch.arange(height) + top
+    rows = torch.arange(height, device="cpu") + top
     device = images.device
     which = torch.arange(count, device=device)[:, None, None]
     padded = F.pad(images, (4, 4, 4, 4)).permute(0, 2, 3, 1)
@@ -289,10 +291,10 @@ def split_indices(labels: Tensor, held_out: float | int, seed: int) -> tuple[Ten
         fix = "give a fraction between 0 and 1, or a number of examples smaller than the training set"
         raise ConfigError(f"validation={held_out}", f"it would hold out {wanted} of {total} examples", fix)
     generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(total, generator=generator)
+    shuffled = torch.randperm(total, generator=generator, device="cpu").to(labels.device)
     by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
     # Equally spaced picks from the list ordered by class take every class in proportion.
-    picks = (torch.arange(wanted, dtype=torch.float64) + 0.5) * (total / wanted)
-    mask = torch.zeros(total, dtype=torch.bool)
+    picks = (torch.arange(wanted, dtype=torch.float64, device=labels.device) + 0.5) * (total / wanted)
+    mask = torch.zeros(total, dtype=torch.bool, device=labels.device)
     mask[by_class[picks.long().clamp_(max=total - 1)]] = True
     return (~mask).nonzero().flatten(), mask.nonzero().flatten()

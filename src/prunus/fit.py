@@ -90,7 +90,7 @@ def fit(
         num_data: number of training examples N in the bound.
         seed: seeds every draw; the global random state is put back.
         precision: of the network's forward and backward pass; gates are always fp32. `auto` is fp32 on every
-            processor: the scores decide what stays. `bf16` is faster where the hardware has it.
+            processor: the scores decide what stays. `bf16` has to be asked for by name, and rounds what decides.
         progress: show a bar where there is a terminal.
 
     Raises:

@@ -235,7 +235,7 @@ def _without_filters(
             layout = Pattern.parse("filter 100%").layout(layer, name)
             left[name] = MaskedWeight(
                 layout,
-                torch.zeros(1, layout.n, dtype=torch.float32),
+                torch.zeros(1, layout.n, dtype=torch.float32, device="cpu"),
                 bits=mask.bits,
                 per_channel=mask.per_channel,
                 scheme=mask.scheme,

@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from prunus.atomic import StrPath, write_bytes
 from prunus.errors import ArtifactError, PruneError
 from prunus.masks.layers import layer_of
 from prunus.masks.patterns import Layout, Pattern
@@ -53,11 +52,6 @@ class LayerMask:
         bits = self.bits or 32
         indices = stored_bits(k, n, rows, 0)
         return -(-(rows * k * weights_per_element * bits + indices) // 8)
-
-
-def write_masks(path: StrPath, masks: Mapping[str, LayerMask]) -> None:
-    """Write masks as packed bits. Raises ArtifactError if the file can't be written."""
-    write_bytes(path, packed_masks(masks))
 
 
 def packed_masks(masks: Mapping[str, LayerMask]) -> bytes:

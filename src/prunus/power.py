@@ -54,7 +54,7 @@ def _mixed(tensors: dict[str, Tensor]) -> Tensor:
         if tensor.is_floating_point() and tensor.numel():
             flat = tensor.double() if tensor.dim() > 1 else tensor.double().reshape(1, -1)
             scale = flat.detach().abs().amax([d for d in range(flat.dim()) if d != 1], keepdim=True)
-            signs = torch.randint(0, 2, flat.shape, generator=generator).to(flat) * 2 - 1
+            signs = torch.randint(0, 2, flat.shape, generator=generator, device="cpu").to(flat) * 2 - 1
             finite = torch.where(flat.isfinite(), flat, 0.0)
             total = total.to(flat) + (finite / scale.clamp_min(1e-30) * signs).sum()
     return total

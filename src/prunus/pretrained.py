@@ -70,17 +70,18 @@ def _inputs_for(model: Any) -> dict[str, Tensor]:
     """Keyword inputs for a batch of two, of the sizes that the configuration names."""
     config, kind = model.config, model.main_input_name
     generator = torch.Generator().manual_seed(0)
+    drawn: dict[str, Any] = {"generator": generator, "device": "cpu"}
     if kind == "input_ids":
         length = min(16, getattr(config, "max_position_embeddings", None) or 16)
-        ids = torch.randint(0, config.get_text_config().vocab_size, (2, length), generator=generator)
+        ids = torch.randint(0, config.get_text_config().vocab_size, (2, length), **drawn)
         return {"input_ids": ids, **({"decoder_input_ids": ids[:, :8]} if config.is_encoder_decoder else {})}
     if kind == "pixel_values":
         size = getattr(config, "image_size", None) or 224
         height, width = size if isinstance(size, list | tuple) else (size, size)
         channels = getattr(config, "num_channels", 3)
-        return {"pixel_values": torch.randn(2, channels, height, width, generator=generator)}
+        return {"pixel_values": torch.randn(2, channels, height, width, dtype=torch.float32, **drawn)}
     if kind == "input_values":
-        return {"input_values": torch.randn(2, 16_000, generator=generator)}
+        return {"input_values": torch.randn(2, 16_000, dtype=torch.float32, **drawn)}
     what = f"a {type(model).__name__} starts from {kind!r}"
     raise ConfigError("example inputs", what, "write FILE.py:callable that returns (model, example inputs)")
 

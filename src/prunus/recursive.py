@@ -152,7 +152,9 @@ def prune_in_stages(
         if path is not None and rank() == 0:
             save_stages(path, identity, StageState(state.kept, state.stages, current.state_dict(), worst))
     assert verification is not None
-    values = {n: torch.tensor(v, dtype=torch.float32) for s in state.stages for n, v in s.importance.items()}
+    values = {
+        n: torch.tensor(v, dtype=torch.float32, device="cpu") for s in state.stages for n, v in s.importance.items()
+    }
     scores = Scores(values, posteriors, method.name, tuple(s.loss for s in state.stages), method.cost_exponent)
     return Recursion(current, state.kept, tuple(state.stages), scores, verification)
 

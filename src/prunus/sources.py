@@ -171,7 +171,8 @@ def _timm_model(name: str) -> LoadedModel:
         fix = "choose from timm.list_models(pretrained=True); the weights are downloaded at first use"
         raise ConfigError(f"model 'timm:{name}'", f"timm cannot make it: {error}", fix) from error
     size = tuple(model.default_cfg.get("input_size", (3, 224, 224)))
-    return LoadedModel(model, torch.randn((2, *size), generator=torch.Generator().manual_seed(0)), name)
+    generator = torch.Generator().manual_seed(0)
+    return LoadedModel(model, torch.randn((2, *size), generator=generator, dtype=torch.float32, device="cpu"), name)
 
 
 def _resolve(spec: str, forms: str) -> Any:

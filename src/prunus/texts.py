@@ -57,7 +57,7 @@ def read_text(path: Path, tokenize: Tokenize, *, validation: float | int, length
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(str(path), f"cannot be read as text: {error}", "give a UTF-8 text file") from error
-    ids = torch.tensor(tokenize(text), dtype=torch.int64)
+    ids = torch.tensor(tokenize(text), dtype=torch.int64, device="cpu")
     count = (len(ids) - 1) // length
     if count < 10:
         what = f"{len(ids)} tokens make {count} sequences of {length}"

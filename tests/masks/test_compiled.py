@@ -202,3 +202,18 @@ def test_nan_among_logits_is_refused_in_one_pass_too() -> None:
         mask.logits[0, 1] = torch.nan
     with pytest.raises(DataError, match="NaN among what is ranked"):
         mask(torch.ones(2, 4))
+
+
+def test_draws_do_not_depend_on_the_default_dtype() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, weight = (torch.randn(5, 40, generator=generator) for _ in range(2))
+    expected = compiled.draw(logits, weight, (0,), 0.3, 7, by_draw=True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = compiled.draw(logits, weight, (0,), 0.3, 7, by_draw=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert expected is not None
+    assert found is not None
+    assert found[0].dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True) if a is not None and b is not None)

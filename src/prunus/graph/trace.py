@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind
 
 from prunus.entry import entry
 from prunus.errors import TraceError
-from prunus.graph import rules
+from prunus.graph import rules  # noqa: F401 - importing them registers them
 from prunus.graph.capture import capture
 from prunus.graph.engine import ROW_RULES, RULES, Engine, meta_shape, meta_value, operation
 from prunus.graph.free import settle
@@ -22,7 +22,6 @@ from prunus.graph.rules.elementwise import pointwise
 from prunus.graph.rules.movement import create, unknown
 from prunus.graph.stored import note_product, note_stored, values_of
 
-FAMILIES = rules.__all__
 REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
 
 

@@ -82,9 +82,9 @@ def draw(
     """
     # By their addresses: numba unpacks every field of an array at each call, as long as a small layer's loop takes.
     (rows, n), most, wanted = logits.shape, room(k, logits.shape[1]), 0 if by_draw is None else k
-    z, masked = torch.empty(rows, n), torch.empty_like(weight)
-    mask = torch.empty(rows if with_mask else 0, n, dtype=torch.bool)
-    listed, drawn = np.empty((rows, most), np.int64), torch.empty(rows, wanted, dtype=torch.int32)
+    z, masked = torch.empty_like(logits), torch.empty_like(weight)
+    mask = torch.empty(rows if with_mask else 0, n, dtype=torch.bool, device=logits.device)
+    listed, drawn = np.empty((rows, most), np.int64), torch.empty(rows, wanted, dtype=torch.int32, device="cpu")
     list_at, mask_at = listed.__array_interface__["data"][0], mask.data_ptr()
     at = logits.data_ptr(), weight.data_ptr(), z.data_ptr(), masked.data_ptr(), mask_at, list_at
     if not list_rows()(*at, rows, n, len(mask), most, k, key_of(seed), np.float32(noise_scale)):

@@ -47,7 +47,7 @@ class Posterior(nn.Module, ABC):
         """
         if not 1 <= k <= self.units:
             raise ConfigError("keep_probability", f"k = {k} is not between 1 and {self.units}", "give a kept count")
-        hits = torch.zeros(self.units, dtype=torch.float32)
+        hits = torch.zeros(self.units, dtype=torch.float32, device="cpu")
         on = {p.device for p in self.parameters() if p.device.type == "cuda"}
         with torch.no_grad(), torch.random.fork_rng(devices=list(on)):
             torch.manual_seed(seed)

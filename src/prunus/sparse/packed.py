@@ -71,7 +71,7 @@ def pack(values: Tensor, index: Tensor, inputs: int, columns: int) -> Packed:
     blocks, tiles = -(-inputs // columns), -(-rows // ROWS)
     values, index = sources[0].contiguous(), index.contiguous()
     made = torch.empty_like(values).view(-1), torch.empty_like(index).view(-1)
-    counts = torch.zeros(tiles, blocks, ROWS, dtype=torch.int16)
+    counts = torch.zeros(tiles, blocks, ROWS, dtype=torch.int16, device=values.device)
     given = (t.data_ptr() for t in (values, index, *made, counts))
     _pack(values.dtype, index.dtype)(*given, k, rows, columns, blocks)
     return Packed(*made, counts, sources, (sources[0]._version, sources[1]._version))
