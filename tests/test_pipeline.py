@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from prunus.compress import compress
 from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.errors import ArtifactError, ConfigError, DataError, ExportError, PlanError, PruneError, TraceError
 from prunus.export import export_onnx, export_program
+from prunus.finetune import finetune
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.frozen import frozen
 from prunus.methods.dirichlet import DirichletPruning
@@ -370,3 +372,22 @@ def test_what_is_no_plan_no_path_and_no_factory_is_refused(tmp_path: Path) -> No
     for factory in (lambda: None, result.model, 3):
         with pytest.raises(ConfigError, match=r"makes no model|no torch\.nn\.Module"):
             load(folder, cast(Any, factory))
+
+
+def test_arguments_of_other_kinds_are_named() -> None:
+    model, loader = network(), cast(Any, [(X, torch.zeros(len(X), dtype=torch.int64))])
+    groups = prunus.trace(model, X).groups()
+    wrong: dict[str, Callable[[], Any]] = {
+        "data": lambda: compress(model, loader, method="l1", budget="macs<=50%"),
+        "config": lambda: compress(model, source(), method="l1", budget="macs<=50%", recovery=cast(Any, 5)),
+        "method": lambda: prunus.sparsify(model, source(), method=cast(Any, "dpp")),
+        "budget": lambda: prunus.allocate(prunus.trace(model, X), groups, {}, budget=cast(Any, "macs<=50%")),
+        "scores": lambda: prunus.select(groups, {}, {}),
+    }
+    for name, call in wrong.items():
+        with pytest.raises(ConfigError, match=f"^{name}\n"):
+            call()
+    with pytest.raises(ConfigError, match=r"^data\n"):
+        finetune(model, loader)
+    with pytest.raises(ConfigError, match=r"^method\n"):
+        prunus.fit(model, groups, cast(Any, "l1"), loader, F.cross_entropy, num_data=4)

@@ -18,7 +18,7 @@ from torch import Tensor
 from prunus.budget import Budget
 from prunus.cost import Cost, CostModel
 from prunus.errors import BudgetError, ConfigError
-from prunus.fields import allows, check_fields
+from prunus.fields import allows, check_fields, check_kind
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.ranking import Line, merged_ranks
@@ -95,8 +95,10 @@ def allocate(
 
     Raises:
         BudgetError: nothing to prune, no budget and no ratio, or one that the floors do not allow.
-        ConfigError: non-finite scores.
+        ConfigError: scores that are not finite, or none of a group.
     """
+    if budget is not None:
+        check_kind("budget", budget, Budget, "Budget.parse('macs<=50%')")
     settings = allocation or Allocation()
     lines = [_sorted_scores(g, scores) for g in groups]
     *preferred, last = _steps(settings)
@@ -300,8 +302,14 @@ class _Problem:
         return sum(getattr(cost, limit.resource) / limit.bound(self.dense) for limit in budget.limits)
 
 
+def _scores_of(group: ChannelGroup, scores: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
+    if group.name not in scores:
+        raise ConfigError("scores", f"none of group {group.name!r}", "score these groups, or leave the group out")
+    return scores[group.name].detach().double().cpu().numpy()
+
+
 def _sorted_scores(group: ChannelGroup, scores: Mapping[str, Tensor]) -> Line:
-    values = scores[group.name].detach().double().cpu().numpy()
+    values = _scores_of(group, scores)
     if values.shape != (group.units,) or not np.isfinite(values).all():
         finite = int(np.isfinite(values).sum())
         raise ConfigError(
@@ -319,6 +327,7 @@ def select(
 
     Raises:
         BudgetError: a count that is out of range or no multiple of the group's rows.
+        ConfigError: a group without scores.
     """
     kept = {}
     for group in groups:
@@ -329,7 +338,7 @@ def select(
                 f"cannot keep {count} of {group.units} units in {group.multiple} rows",
                 f"choose a multiple of {group.multiple} between {group.multiple} and {group.units}",
             )
-        values = scores[group.name].detach().double().cpu().numpy()
+        values = _scores_of(group, scores)
         order = np.argsort(-values, kind="stable")
         if group.rows is None:
             chosen = order[:count]

@@ -23,7 +23,7 @@ from prunus.datasets import Batches, DataSource
 from prunus.entry import entry
 from prunus.errors import MissingDependencyError
 from prunus.evaluate import Evaluation, evaluate, metrics_of
-from prunus.fields import as_seed
+from prunus.fields import as_seed, check_kind
 from prunus.finetune import check_settings, finetune
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.losses import on_main_output
@@ -124,6 +124,7 @@ def compress(
     Warns:
         RuntimeWarning: a way to run that was timed takes longer than before, with what may help.
     """
+    check_kind("data", data, DataSource, "DataSource(name, train, validation, test, classes) of prunus.datasets")
     seed, chosen = as_seed(seed), resolve(method)
     requested(budget, pruning_ratio, None, allocation, optional=isinstance(chosen, StagedMethod))
     check_modes(modes)

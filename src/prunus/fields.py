@@ -31,6 +31,12 @@ def check_fields(config: Any) -> None:
             raise ConfigError(f"{kind.__name__}.{field.name}", what, f"give {named(hint)}")
 
 
+def check_kind(name: str, value: Any, kind: type, fix: str) -> None:
+    """Raise ConfigError if an argument is of another class, saying what to give."""
+    if not isinstance(value, kind):
+        raise ConfigError(name, f"a {type(value).__name__} is no {kind.__name__}", f"give {fix}")
+
+
 def allows(hint: Any, value: Any) -> bool:
     """Whether a value is of an annotated type; numbers must be finite."""
     origin, arguments = get_origin(hint), get_args(hint)

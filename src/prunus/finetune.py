@@ -22,6 +22,7 @@ from prunus.datasets import ArrayDataset, Batches, DataSource
 from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
 from prunus.evaluate import Evaluation, evaluate
+from prunus.fields import check_kind
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.losses import classes_last, main_output
 from prunus.modes import hold_statistics_
@@ -155,17 +156,19 @@ def _check(
     checkpoint: Path | None,
     resume: bool,
 ) -> None:
+    check_settings(config, data)
     if teacher is model:
         raise ConfigError("teacher", "it is the model itself", "pass a copy of the dense model")
     if resume and checkpoint is None:
         raise ConfigError("resume=True", "no checkpoint to go on from", "pass checkpoint=PATH")
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("model", "every parameter is frozen", "set requires_grad_(True) on what may be trained")
-    check_settings(config, data)
 
 
 def check_settings(config: FinetuneConfig, data: DataSource) -> None:
-    """Raise ConfigError if the loss of the data can't take what the settings ask of it."""
+    """Raise ConfigError if these are no settings and no data, or the loss can't take what the settings ask of it."""
+    check_kind("data", data, DataSource, "DataSource(name, train, validation, test, classes) of prunus.datasets")
+    check_kind("config", config, FinetuneConfig, "FinetuneConfig(epochs=...) of prunus.finetuneconfig")
     if config.label_smoothing and "label_smoothing" not in inspect.signature(data.loss_fn).parameters:
         what = f"the loss function {data.loss_fn} has no such argument"
         raise ConfigError(f"label_smoothing={config.label_smoothing}", what, "use 0, or a loss that takes it")

@@ -14,7 +14,7 @@ from prunus.arguments import tensors_in
 from prunus.batches import Loader, as_batches, examples_in, forward
 from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
-from prunus.fields import as_seed
+from prunus.fields import as_seed, check_kind
 from prunus.frozen import frozen
 from prunus.gate import GateSet, attach, recompute_products
 from prunus.graph.groups import ChannelGroup
@@ -94,9 +94,10 @@ def fit(
         progress: show a bar where there is a terminal.
 
     Raises:
-        ConfigError: no groups.
+        ConfigError: no groups, or no method.
         DataError: NaN or infinity in inputs or loss, naming epoch and step; or no batches.
     """
+    check_kind("method", method, Method, "one, such as DirichletPruning()")
     if not groups:
         raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
     seed = as_seed(seed)

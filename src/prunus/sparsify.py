@@ -22,7 +22,7 @@ from prunus.entry import entry
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.evaluate import Evaluation, evaluate, metrics_of
 from prunus.export_int8 import int8_bytes
-from prunus.fields import as_seed
+from prunus.fields import as_seed, check_kind
 from prunus.filters import check_filters, plan_of_filters, sole_writers
 from prunus.fit_masks import Masked, fit_masks
 from prunus.graph.grouping import Graph
@@ -152,6 +152,8 @@ def sparsify(
         PruneError: one of its kinds; the model is as it was, and `out` holds what was there before, or the whole new
             result, if `say` was told so.
     """
+    check_kind("data", data, DataSource, "DataSource(name, train, validation, test, classes) of prunus.datasets")
+    check_kind("method", method, DynamicProbabilisticPruning, "DynamicProbabilisticPruning(pattern='2:4')")
     seed = as_seed(seed)
     if layers is not None and ignored_layers:
         raise ConfigError(
