@@ -41,6 +41,13 @@ def test_outputs_and_gradients_are_those_of_torch(dims: int, affine: bool) -> No
     torch.testing.assert_close(gradient, expected_gradient)
 
 
+def test_norms_are_called_by_keyword_too() -> None:
+    model, x = normed(2, True), example(2).requires_grad_()
+    norm = model.get_submodule("0")
+    with frozen(model):
+        assert torch.equal(norm(input=x), norm(x))
+
+
 def test_norms_that_learn_or_move_are_left_to_torch() -> None:
     model, x = normed(2, True), example(2).requires_grad_()
     with affine_norms(model):

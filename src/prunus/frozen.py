@@ -56,12 +56,12 @@ def affine_norms(model: nn.Module) -> Iterator[None]:
 def _forward_of(norm: Any) -> Callable[[Tensor], Tensor]:
     own = norm.forward
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(input: Tensor) -> Tensor:  # the name is torch's, for calls by keyword
         learns = norm.training or (norm.affine and (norm.weight.requires_grad or norm.bias.requires_grad))
-        if learns or not x.requires_grad:
-            return own(x)  # type: ignore[no-any-return]
-        norm._check_input_dim(x)
-        return _Affine.apply(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[no-any-return, no-untyped-call]
+        if learns or not input.requires_grad:
+            return own(input)  # type: ignore[no-any-return]
+        norm._check_input_dim(input)
+        return _Affine.apply(input, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[no-any-return, no-untyped-call]
 
     return forward
 
