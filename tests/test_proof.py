@@ -205,6 +205,28 @@ def test_inputs_that_no_machine_holds_are_refused() -> None:
         apply_and_verify_(model, odd)
 
 
+class OverTokens(nn.Module):
+    """Units pass through a layer that maps tokens, in a gate behind a normalisation (gMLP)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.mix, self.b = nn.Linear(6, 16), nn.LayerNorm(16), nn.Linear(5, 5), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        return self.b(h * self.mix(self.norm(h).transpose(1, 2)).transpose(1, 2)).argmax(-1)
+
+
+def test_layers_that_units_pass_through_are_judged_by_what_reads_them() -> None:
+    model, x = OverTokens().eval(), torch.randn(2, 5, 6)
+    result = prunus.prune(model, x, method="l1", pruning_ratio=0.5, inexact=True, progress=False)
+    assert result.model.b.in_features == 8  # type: ignore[union-attr]
+    assert result.verification.passed
+    assert not result.verification.rewritten
+    assert not any(name.startswith("layer mix") for name in result.verification.compared)
+    assert any(name.startswith("layer b") for name in result.verification.errors)
+
+
 class TwoConstructions(nn.Module):
     """A norm behind code that computes another function from the width it sees: neither is the masked network's."""
 

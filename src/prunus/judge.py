@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.comparison import TOLERANCE, compare, describe, has_nan
 from prunus.errors import DataError, PruneError, first_line
 from prunus.graph.grouping import Graph
+from prunus.masked import units_pass_through
 from prunus.noise import refuse_noise, refuse_undefined
 from prunus.observation import Observed, observe, observe_graph
 from prunus.plan import Plan
@@ -117,6 +118,13 @@ class Judge:
     def _name(self) -> str:
         return MASKED if self.graph is None else MASKED_STATISTICS
 
+    def _comparable(self, layer: str, whole: list[Tensor], smaller: list[Tensor]) -> bool:
+        """True if what a layer made lies at the same places in both."""
+        if len(whole) != len(smaller):
+            return False
+        module = self.model.get_submodule(layer)
+        return not any(units_pass_through(module, a, b) for a, b in zip(whole, smaller, strict=True))
+
     def _compared(self, reference: Observed, now: Observed, name: str) -> Judgement:
         coarse = max(reference.coarsest, now.coarsest, key=lambda d: TOLERANCE.get(d, LOW))
         tolerance = TOLERANCE.get(coarse, LOW)
@@ -124,7 +132,7 @@ class Judge:
         floor = (1.0 if in_doubt else ROUNDINGS * _terms(self.model) ** 0.5) * torch.finfo(coarse).eps / tolerance
         outer = compare(reference.outputs, now.outputs, floor)
         layers = [(a, b) for a, b in zip(reference.layers, now.layers, strict=True)]
-        both = [{n for n in a if n in b and len(a[n]) == len(b[n])} for a, b in layers]
+        both = [{n for n in a if n in b and self._comparable(n, a[n], b[n])} for a, b in layers]
         inner = compare(
             [named_layers((n, a[n]) for n in sorted(s)) for (a, _), s in zip(layers, both, strict=True)],
             [named_layers((n, b[n]) for n in sorted(s)) for (_, b), s in zip(layers, both, strict=True)],

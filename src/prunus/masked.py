@@ -118,8 +118,23 @@ def kept_outputs(plan: Plan, weight: str, module: nn.Module) -> tuple[int, int, 
     axis = int(is_conv1d(module) or bool(getattr(module, "transposed", False)))
     if edit is None or axis not in edit.keep:
         return None
-    dim = -1 if isinstance(module, nn.Linear) or is_conv1d(module) else 1
-    return dim, edit.shape[axis], edit.keep[axis]
+    return _output_dim(module), edit.shape[axis], edit.keep[axis]
+
+
+def _output_dim(layer: nn.Module) -> int:
+    return -1 if isinstance(layer, nn.Linear) or is_conv1d(layer) else 1
+
+
+def units_pass_through(layer: nn.Module, whole: Tensor, smaller: Tensor) -> bool:
+    """True if a layer's output lost units along other dimensions than its own: it maps tokens, or each head by itself.
+
+    Which of them stay is known where they are read, not here.
+    """
+    own = _output_dim(layer)
+    if whole.dim() != smaller.dim() or whole.shape[own] != smaller.shape[own]:
+        return False
+    pairs = list(zip(whole.shape, smaller.shape, strict=True))
+    return any(b < a for a, b in pairs) and all(b <= a for a, b in pairs)
 
 
 def kept_part(output: Tensor, keep: tuple[int, int, tuple[int, ...]] | None) -> Tensor:
