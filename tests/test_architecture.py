@@ -38,6 +38,7 @@ LAYERS = [
         "rounding",
         "cost",
         "planfile",
+        "kept",
         "plan",
         "stored_products",
         "posteriors",
@@ -49,7 +50,7 @@ LAYERS = [
         "datasets",
     ],
     ["configuration", "gate", "frozen", "budget", "allocation", "fold", "surgery", "optimizer"],
-    ["kept", "nodesizes", "graphlayers", "rewritten", "rewrite"],
+    ["nodesizes", "graphlayers", "rewritten", "rewrite"],
     ["comparison", "masked", "keptstatistics", "reference", "observation", "proofinputs", "noise", "power"],
     ["methods", "sparse"],
     [

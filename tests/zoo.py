@@ -172,7 +172,7 @@ ZOO: dict[str, Animal] = {
     ),
     "selected_units": Animal(
         lambda: seq(nn.Linear(4, 6), nn.ReLU(), SelectInputs(6), nn.Linear(6, 3)), noise(4),
-        locked=(("0", "selected by index"),), units=0,
+        prunable=("0",), units=6,
     ),
     "plain_cnn": Animal(
         lambda: seq(cbr(3, 8), nn.MaxPool2d(2), cbr(8, 12), head(12)),
@@ -353,7 +353,7 @@ ZOO: dict[str, Animal] = {
         moved(lambda x: x.view(-1, 2, 4, 8, 8).amax(1), 4), image(), ("stem.0", "mid.0"), (), 10, True
     ),
     "chosen_channels": Animal(
-        moved(lambda x: x[:, [0, 2, 4, 6]], 4), image(), ("mid.0",), (("stem.0", "index"),), 6
+        moved(lambda x: x[:, [0, 2, 4, 6]], 4), image(), ("stem.0", "mid.0"), (), None, True
     ),
     "rolled_channels": Animal(
         moved(lambda x: x.roll(3, 1)), image(), ("stem.0", "mid.0"), (), 14, True

@@ -54,6 +54,12 @@ def put(x: Tensor) -> Tensor:
     return y
 
 
+def changed_index(x: Tensor) -> Tensor:
+    index = torch.arange(3)
+    index[:2] = index[:2] + 4
+    return x[..., index]
+
+
 def complex_turn(x: Tensor) -> Tensor:
     pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * torch.complex(torch.tensor(0.6), torch.tensor(0.8))).flatten(-2)
@@ -87,6 +93,12 @@ CHANNELWISE: dict[str, Animal] = {
     "index_put_tokens": on_tokens(put),
     "index_fill_tokens": on_tokens(lambda x: x.index_fill(1, torch.tensor([1, 2]), 0.0)),
     "index_select_tokens": on_tokens(lambda x: x.index_select(1, torch.tensor([0, 3]))),
+    "selected_by_a_list": on_images(lambda x: x[:, [7, 0, 3, 4, 1, 6, 5, 2]]),
+    "selected_from_the_end": on_images(lambda x: x[:, [-1, -2, 0]], 3),
+    "selected_twice_and_never": on_images(lambda x: x[:, torch.tensor([1, 1, 5, 0, 5, 2])], 6),
+    "selected_and_added": on_images(lambda x: x + x[:, [1, 0, 3, 2, 5, 4, 7, 6]]),
+    "selected_by_a_computed_index": on_images(lambda x: x[:, torch.arange(8).view(2, 4).t().reshape(-1)]),
+    "index_select_units": on_tokens(lambda x: x.index_select(-1, torch.tensor([11, 2, 3, 3, 0])), 5),
     "fourier_over_tokens": on_tokens(lambda x: torch.fft.rfft(x, dim=1).abs()),
     "complex_pairs": on_tokens(complex_turn),
 }
@@ -131,6 +143,8 @@ STAYS: dict[str, Animal] = {
     "local_response_norm": on_images(lambda x: F.local_response_norm(x, 3), stays="over units"),
     "fourier_over_units": on_tokens(lambda x: torch.fft.rfft(x, dim=-1).abs(), 7, stays="mixes the units"),
     "gather_units": on_tokens(lambda x: x.gather(-1, torch.tensor([[[3, 1, 4]]]).expand(*x.shape[:2], 3)), 3, "index"),
+    "selected_by_a_changed_index": on_tokens(changed_index, 3, stays="index"),
+    "selected_by_a_mask": on_tokens(lambda x: x[..., torch.arange(12) != 3].sum(-1, keepdim=True), 1, stays="index"),
     "smallest_norm": on_tokens(lambda x: x / (x.norm(p=-1, dim=-1, keepdim=True) + 1), stays="over the units"),
     "rolled_flat": on_tokens(lambda x: x.roll(3), stays="rolled"),
 }

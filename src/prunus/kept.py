@@ -1,30 +1,31 @@
-"""Which labels, positions and elements of a captured graph's values stay after a plan."""
+"""Which labels, positions and elements of a captured graph's values stay if some units of its groups do."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from prunus.graph.grouping import Graph
+from prunus.graph.groups import IntArray, Selection
 from prunus.graph.labels import Value
-from prunus.plan import Plan
 
 BoolArray = npt.NDArray[np.bool_]
 
 
 class Kept:
-    """Which labels stay after a plan.
+    """Which labels stay, given the units that stay of each group that loses some.
 
     A position in a row that goes goes with it. But where a value still has its rows apart, the label of a row's first
     position stands for its column in all rows, and stays as long as the column does.
     """
 
-    def __init__(self, graph: Graph, plan: Plan) -> None:
+    def __init__(self, graph: Graph, units: Mapping[str, Iterable[int]]) -> None:
         kept = np.ones(len(graph.roots), bool)
         names = [g.name for g in graph.channel_groups]
-        stays = {name: set(units) for name, units in plan.kept.items()}
+        stays = {name: set(map(int, stays)) for name, stays in units.items()}
         for root, (number, unit) in graph.labels.items():
             if names[number] in stays and unit not in stays[names[number]]:
                 kept[root] = False
@@ -81,3 +82,32 @@ def count(value: Value, dim: int, kept: Kept) -> int | None:
         return None
     mask = np.asarray(mask.any(axis=tuple(range(dim + 1, mask.ndim))))
     return int(mask.sum()) // max(int(mask.any(axis=dim).sum()), 1)
+
+
+def renumbered(selection: Selection, stays: BoolArray) -> IntArray | None:
+    """What an index that selects units becomes, int64 [entries that stay]; None if it stays as it is.
+
+    Args:
+        selection: units and the index.
+        stays: label -> whether it stays.
+    """
+    alive = stays[selection.units]
+    if bool(alive.all()):
+        return None
+    place = np.cumsum(alive) - 1
+    return np.asarray(place[selection.index[alive[selection.index]]], np.int64)
+
+
+def selecting_buffers(graph: Graph, units: Mapping[str, Iterable[int]]) -> dict[str, tuple[int, ...]]:
+    """What the buffers hold that select units of which some go, by name.
+
+    Args:
+        graph: the analysed model.
+        units: the units that stay of each group that loses some.
+    """
+    held = [s for s in graph.selections.values() if s.tensor]
+    if not held:
+        return {}
+    stays = Kept(graph, units).positions
+    found = {s.tensor: renumbered(s, stays) for s in held}
+    return {tensor: tuple(values.tolist()) for tensor, values in found.items() if values is not None}

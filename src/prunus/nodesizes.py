@@ -17,9 +17,10 @@ from torch import fx
 
 from prunus.graph.engine import argument, operation
 from prunus.graph.grouping import Graph
+from prunus.graph.groups import Selection
 from prunus.graph.labels import Value
 from prunus.graph.rules.movement import FILLS
-from prunus.kept import BoolArray, Kept, alive, count, line
+from prunus.kept import BoolArray, Kept, alive, count, line, renumbered
 
 SHAPED = {
     "view": 1, "reshape": 1, "_unsafe_view": 1, "expand": 1, "broadcast_to": 1, "unflatten": 2, **FILLS,
@@ -31,6 +32,9 @@ REPEATS = ("repeat", "tile", "repeat_interleave")
 
 def resize_(target: fx.Node, source: fx.Node, result: Any, graph: Graph, kept: Kept) -> None:
     """Rewrite the sizes in `target`, the node that became of `source`, whose labels are `result`."""
+    if source in graph.selections:
+        select_(target, source, graph.selections[source], kept)
+        return
     name = operation(source)
     arguments: list[Any] = list(target.args)
     operand = graph.values.get(source.args[0]) if source.args and isinstance(source.args[0], fx.Node) else None
@@ -85,6 +89,21 @@ def resize_(target: fx.Node, source: fx.Node, result: Any, graph: Graph, kept: K
         axes = len(arguments[1])
         arguments[1] = [count(before, before.ndim - axes + d, kept) or size for d, size in enumerate(arguments[1])]
     target.args = tuple(arguments)
+
+
+def select_(target: fx.Node, source: fx.Node, selection: Selection, kept: Kept) -> None:
+    """Give an operation that selects units an index of its own; one in a buffer is edited with the other tensors."""
+    values = None if selection.tensor else renumbered(selection, kept.positions)
+    if values is None:
+        return
+    where = next(n for n in target.all_input_nodes[1:])
+    held = source.all_input_nodes[1].meta["val"]
+    owner = target.graph.owning_module
+    assert owner is not None
+    name = f"{target.name}_positions"
+    owner.register_buffer(name, torch.tensor(values, dtype=held.dtype, device=held.device), persistent=False)
+    with target.graph.inserting_before(target):
+        target.replace_input_with(where, target.graph.get_attr(name))
 
 
 def _dense_again(target: fx.Node, measured: Value, dim: int, kept: Kept) -> None:

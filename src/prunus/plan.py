@@ -18,6 +18,7 @@ from prunus.decoding import Malformed
 from prunus.errors import PlanError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup, ExampleInput, Norm, Slot
+from prunus.kept import selecting_buffers
 
 UNDECIDED = (0.05, 0.95)
 FOLLOWED = "branches on data go the way of the example inputs; other ways were not analysed and may not run"
@@ -60,15 +61,17 @@ class TensorEdit:
         shape: shape before.
         keep: dimension -> kept positions, ascending.
         columns: for the weight of a grouped convolution, the kept input positions of each group.
+        values: for a buffer that selects units by index, what it holds then: positions among those that stay.
     """
 
     shape: tuple[int, ...]
     keep: Mapping[int, tuple[int, ...]]
     columns: tuple[tuple[int, ...], ...] | None = None
+    values: tuple[int, ...] | None = None
 
     def only(self, dim: int) -> bool:
         """True if nothing is cut along another dimension than `dim`."""
-        return self.columns is None and set(self.keep) <= {dim}
+        return self.columns is None and self.values is None and set(self.keep) <= {dim}
 
 
 @dataclass(frozen=True)
@@ -345,12 +348,14 @@ def _edits(graph: Graph, kept: Mapping[str, Any]) -> dict[str, TensorEdit]:
     removed_from: dict[str, list[tuple[Slot, Any]]] = {}
     for name, units in kept.items():
         group = graph.group(name)
-        gone = np.ones(group.units, bool)
-        gone[units] = False
+        gone = ~np.isin(np.arange(group.units), units)
         for slot in group.slots:
             hit = np.where(slot.plane >= 0, gone[slot.plane], False)
             removed_from.setdefault(slot.tensor, []).append((slot, hit))
-    return {tensor: _edit(graph.shapes[tensor], hits) for tensor, hits in removed_from.items()}
+    edits = {tensor: _edit(graph.shapes[tensor], hits) for tensor, hits in removed_from.items()}
+    for tensor, values in selecting_buffers(graph, kept).items():
+        edits[tensor] = replace(edits.get(tensor, TensorEdit(graph.shapes[tensor], {})), values=values)
+    return edits
 
 
 def _edit(shape: tuple[int, ...], hits: Sequence[tuple[Slot, Any]]) -> TensorEdit:
@@ -374,8 +379,7 @@ def _masked(graph: Graph, kept: Mapping[str, Any]) -> tuple[MaskedInput, ...]:
     within: dict[tuple[str, int, int, bool, int, bool, int, str], Any] = {}
     for name, units in kept.items():
         group: ChannelGroup = graph.group(name)
-        gone = np.ones(group.units, bool)
-        gone[units] = False
+        gone = ~np.isin(np.arange(group.units), units)
         for reader in group.readers:
             axis = reader.axis if reader.output else 0
             product = (reader.product, reader.stored)

@@ -88,6 +88,8 @@ def _check_edit(where: str, edit: Any) -> None:
         _positions(kept, edit.shape[dim], where)
         if not kept:
             raise Malformed(f"{where} keeps nothing of dimension {dim}")
+    if edit.values is not None:
+        _check_values(where, edit)
     if edit.columns is not None:
         if len(edit.shape) < 2 or len({len(c) for c in edit.columns}) > 1:
             raise Malformed(f"{where}: its groups keep unequal numbers of columns")
@@ -95,6 +97,13 @@ def _check_edit(where: str, edit: Any) -> None:
             raise Malformed(f"{where}: columns are given for another number of rows")
         for columns in edit.columns:
             _positions(columns, edit.shape[1], where)
+
+
+def _check_values(where: str, edit: Any) -> None:
+    if len(edit.shape) != 1 or len(edit.values) != len(edit.keep.get(0, range(edit.shape[0]))):
+        raise Malformed(f"{where}: {len(edit.values)} values are not as many as stay of it")
+    if any(not 0 <= value < 1 << 40 for value in edit.values):
+        raise Malformed(f"{where}: its values are no positions")
 
 
 def _check_cost(cost: Cost) -> None:

@@ -48,7 +48,7 @@ class MaskedGraph(fx.Interpreter):
         self.plan, self.model, self.batch = plan, model, _example_batch(graph)
         self.layers: dict[str, list[Tensor]] = {}
         self.precise = False
-        kept = Kept(graph, plan)
+        kept = Kept(graph, plan.kept)
         self.masks: dict[str, list[BoolArray | None]] = {}
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
         for node, result in graph.values.items():

@@ -39,7 +39,7 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any, graph: Graph | No
     """
     graph = captured_freely(model, plan, example_inputs) if graph is None else graph
     exported = graph.program.module(check_guards=False)
-    kept = Kept(graph, plan)
+    kept = Kept(graph, plan.kept)
     give_layers_(exported, exported.graph)
     nodes = _counterparts(graph.program.graph_module, exported)
     for source, result in graph.values.items():

@@ -117,6 +117,8 @@ def edited(old: Tensor, edit: TensorEdit) -> Tensor:
     if columns is not None:
         index = torch.tensor(columns, device=old.device)
         kept = kept.gather(1, index.reshape(*index.shape, *([1] * (kept.dim() - 2))).expand(-1, -1, *kept.shape[2:]))
+    if edit.values is not None:
+        kept = torch.tensor(edit.values, dtype=old.dtype, device=old.device)
     return kept.contiguous(memory_format=_memory_format(old))
 
 

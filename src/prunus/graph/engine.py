@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from prunus.graph.groups import Norm
+from prunus.graph.groups import Norm, Selection
 from prunus.graph.labels import Labels, Value, align, owned, varying_dims
 
 Result = Value | list[Value]
@@ -119,6 +119,7 @@ class Engine:
     computed: dict[str, tuple[Lies, ...]] = field(default_factory=dict)
     buffers: set[str] = field(default_factory=set)
     norms: list[Norm] = field(default_factory=list)
+    selections: dict[fx.Node, Selection] = field(default_factory=dict)
     products: dict[fx.Node, tuple[str, int]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     batch: int = 1

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves_with_path
 
 from prunus.graph.engine import Call, Engine, Result, source_line
-from prunus.graph.groups import ChannelGroup, Contraction, ExampleInput, IntArray, Norm, Reader, Slot
+from prunus.graph.groups import ChannelGroup, Contraction, ExampleInput, IntArray, Norm, Reader, Selection, Slot
 from prunus.graph.labels import varying_dims
 from prunus.graph.readings import Reading, gated_at_input, readings
 from prunus.graph.rows import equal_rows, filled_rows, tie_groups, tie_unlike_slices, unshared_rows
@@ -44,6 +44,7 @@ class Graph:
         computed: shapes of the weights that are computed from stored tensors, under names of their own.
         norms: weights that are directions and lengths (weight norm).
         unlisted: layers that no group tells of, and why.
+        selections: operations that select units by an index that is known before anything runs.
     """
 
     program: ExportedProgram
@@ -62,6 +63,7 @@ class Graph:
     computed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     norms: tuple[Norm, ...] = ()
     unlisted: tuple[Unlisted, ...] = ()
+    selections: dict[fx.Node, Selection] = field(default_factory=dict, repr=False)
 
     def groups(self, *, locked: bool = False, inexact: bool = False) -> tuple[ChannelGroup, ...]:
         """The prunable groups in data-flow order; with `locked`, all; with `inexact`, inexact ones too."""
@@ -139,6 +141,7 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
         adopted=tuple(engine.adopted),
         computed={name: engine.parameters[name].shape for name in engine.computed},
         norms=tuple(dict.fromkeys(engine.norms)),
+        selections=engine.selections,
         unlisted=unlisted_layers(engine, program, model, groups, roots, reasons),
     )
 

@@ -103,6 +103,23 @@ class Norm:
 
 
 @dataclass(frozen=True, eq=False)
+class Selection:
+    """Units selected by an index whose numbers are known before anything runs.
+
+    Attributes:
+        dim: the dimension along which is selected.
+        index: the positions there that are selected, int64 [n].
+        units: labels along that dimension, one for each position.
+        tensor: name of the buffer that the index is, or "".
+    """
+
+    dim: int
+    index: IntArray
+    units: IntArray
+    tensor: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Contraction:
     """One call of a convolution or linear layer, for cost accounting.
 

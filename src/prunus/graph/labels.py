@@ -23,7 +23,8 @@ class Value:
 
     A plane decides along the last dimension on which it varies; the others index it. `rows` are planes of whole rows
     (heads): what a reshape made of a labelled dimension, its last new dimension apart. `stored` names the parameters
-    and buffers that it is computed from if nothing else comes in; None if it depends on the model's input.
+    and buffers that it is computed from if nothing else comes in; None if it depends on the model's input. `constant`
+    holds the numbers of a buffer, or of a tensor in the code.
     """
 
     shape: tuple[int, ...]
@@ -32,6 +33,7 @@ class Value:
     rows: list[Tensor] = field(default_factory=list)
     transposed: bool = False
     stored: frozenset[str] | None = None
+    constant: Tensor | None = None
 
     @property
     def ndim(self) -> int:

@@ -20,6 +20,7 @@ from prunus.graph.grouping import Graph, build_graph
 from prunus.graph.labels import Value, along
 from prunus.graph.rules.elementwise import pointwise
 from prunus.graph.rules.movement import create, unknown
+from prunus.graph.rules.selecting import tie_selections
 from prunus.graph.stored import note_product, note_stored, values_of
 
 REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
@@ -63,10 +64,11 @@ def analyse(program: ExportedProgram, model: nn.Module, *, strict: bool = False)
     engine = Engine()
     inputs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     aliases = _aliases(model)
+    numbers = {**dict(model.named_buffers(remove_duplicate=False)), **program.constants}
     engine.batch = _batch_size(program, inputs)
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            engine.values[node] = _placeholder(engine, node, inputs[node.name], aliases)
+            engine.values[node] = _placeholder(engine, node, inputs[node.name], aliases, numbers)
         elif node.op == "call_function":
             _call(engine, node)
         elif node.op == "output":
@@ -77,6 +79,7 @@ def analyse(program: ExportedProgram, model: nn.Module, *, strict: bool = False)
     if strict:
         _refuse_unknown(engine)
     settle(engine)
+    tie_selections(engine)
     return build_graph(engine, program, model, aliases)
 
 
@@ -128,10 +131,12 @@ def _is_pointwise(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
 
 
-def _placeholder(engine: Engine, node: fx.Node, spec: Any, aliases: dict[str, str]) -> Value | list[Value]:
+def _placeholder(
+    engine: Engine, node: fx.Node, spec: Any, aliases: dict[str, str], numbers: dict[str, Any]
+) -> Value | list[Value]:
     """Parameters and buffers get one plane of fresh labels per dimension; inputs have fixed sizes."""
     if spec.kind == InputKind.CONSTANT_TENSOR:
-        return Value(meta_shape(node.meta["val"]), stored=frozenset())
+        return Value(meta_shape(node.meta["val"]), stored=frozenset(), constant=numbers.get(spec.target))
     if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER) or not isinstance(node.meta.get("val"), Tensor):
         return meta_value(node.meta.get("val"))
     name = aliases.get(spec.target, spec.target)
@@ -141,6 +146,7 @@ def _placeholder(engine: Engine, node: fx.Node, spec: Any, aliases: dict[str, st
         engine.parameters[name] = Value(shape, planes, name, stored=frozenset({name}))
         if spec.kind == InputKind.BUFFER:
             engine.buffers.add(name)
+            engine.parameters[name].constant = numbers.get(spec.target)
     return engine.parameters[name]
 
 

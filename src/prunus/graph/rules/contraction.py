@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from prunus.graph.engine import Call, Engine, Result, argument, meta_shape, module_path, operation, rule
 from prunus.graph.labels import Value, along, varying_dims
+from prunus.graph.rules.selecting import CHOSEN, selected_by
 from prunus.graph.stored import lay_elements, lay_rows, matching, weight_of
 
 
@@ -280,14 +281,18 @@ def _made_in(node: fx.Node, path: str) -> bool:
 
 @rule("index_select")
 def index_select(engine: Engine, node: fx.Node) -> Result:
-    """A stored selection of fixed features writes units: one per entry of the index. Any other selection stays."""
+    """A stored selection of fixed features writes units: one per entry of the index. Units are selected by an index
+    that is known, and stay for any other."""
     source, index = engine.value(node.args[0]), engine.value(node.args[2])
     dim = int(node.args[1]) % source.ndim  # type: ignore[arg-type]
+    selected = selected_by(engine, source, dim, node.args[2], node)  # type: ignore[arg-type]
+    if selected is not None:
+        return selected
     shape = meta_shape(node.meta["val"])
     outputs = engine.parameter_plane(index, 0)
     planes = [p for p in source.planes if p.shape[dim] == 1]
     if index.parameter is None or outputs is None or source.varying(dim):
-        engine.lock([*source.varying(dim), *index.planes], "units are selected by index", node)
+        engine.lock([*source.varying(dim), *index.planes], CHOSEN, node)
         return Value(shape, planes)
     record(engine, node, index, None, outputs, dim - source.ndim, 0, planes)
     return Value(shape, [*planes, along(outputs, dim, len(shape))])

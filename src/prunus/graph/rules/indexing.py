@@ -1,4 +1,4 @@
-"""Look-ups by index: along the indexed dimension units stay, along all others they pass."""
+"""Look-ups by index: along the indexed dimension units stay, unless the index is known; along all others they pass."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from torch import Tensor, fx
 
 from prunus.graph.engine import Engine, Result, argument, example_size, meta_shape, operation, rule
 from prunus.graph.labels import Value, varying_dims
-
-CHOSEN = "units are selected by index"
+from prunus.graph.rules.selecting import CHOSEN, selected_by
 
 
 @rule("index", rows=True)
 def index(engine: Engine, node: fx.Node) -> Result:
-    """Positions looked up by index tensors stay; labels along the other dimensions pass."""
+    """Positions looked up by index tensors stay, unless one known index selects them; other labels pass."""
     source = engine.value(node.args[0])
+    indices: list[Any] = list(node.args[1])  # type: ignore[arg-type]
+    given = [d for d, entry in enumerate(indices) if entry is not None]
+    if len(given) == 1:
+        selected = selected_by(engine, source, given[0], indices[given[0]], node)
+        if selected is not None:
+            return selected
     return _looked_up(engine, source, _indexed(engine, node), meta_shape(node.meta["val"]), node)
 
 
