@@ -17,7 +17,7 @@ import prunus
 from prunus.checkpoint import artifact_files, load, save
 from prunus.compress import compress
 from prunus.datasets import ArrayDataset, DataSource
-from prunus.errors import ArtifactError, ConfigError, TraceError
+from prunus.errors import ArtifactError, ConfigError, DataError, TraceError
 from prunus.finetuneconfig import FinetuneConfig
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.pipeline import prune
@@ -141,6 +141,24 @@ def test_what_is_in_the_way_is_said_before_the_work(tmp_path: Path, name: str, m
 def compressed(out: Path, **options: Any) -> Any:
     settings = {"method": "l1", "pruning_ratio": 0.5, "modes": ("eager",), "progress": False, "batch_size": 8}
     return compress(options.pop("model", network()), source(), out=out, **{**settings, **options})
+
+
+def test_a_recovery_that_fails_leaves_the_pruned_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: nn.Module, *_: Any, **__: Any) -> None:
+        with torch.no_grad():
+            next(model.parameters()).fill_(torch.nan)
+        raise DataError("epoch 3, step 7", "NaN or infinity in the loss", "lower the learning rate")
+
+    monkeypatch.setattr(sys.modules["prunus.compress"], "finetune", broken)
+    told: list[str] = []
+    with pytest.raises(DataError, match="epoch 3"):
+        compressed(tmp_path / "out", recovery=FinetuneConfig(epochs=5), say=told.append)
+    monkeypatch.undo()
+    smaller = load(tmp_path / "out" / "artifact")
+    wanted = compressed(tmp_path / "other", recovery=None)
+    assert all(torch.equal(t, wanted.model.state_dict()[n]) for n, t in smaller.state_dict().items())
+    assert any("recovery failed" in line for line in told)
+    assert "recovered" not in json.loads((tmp_path / "out" / "summary.json").read_text())["accuracy"]
 
 
 def test_ctrl_c_while_it_is_timed_leaves_the_whole_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

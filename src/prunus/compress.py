@@ -21,7 +21,7 @@ from prunus.checkpoint import artifact_files
 from prunus.copies import copied
 from prunus.datasets import Batches, DataSource
 from prunus.entry import entry
-from prunus.errors import MissingDependencyError
+from prunus.errors import MissingDependencyError, PruneError
 from prunus.evaluate import Evaluation, evaluate, metrics_of
 from prunus.fields import as_seed, check_kind
 from prunus.finetune import check_settings, finetune
@@ -119,7 +119,7 @@ def compress(
     Raises:
         PruneError: one of its kinds, before the work where it can be; the given model is as it was, and `out` holds
             what was there before (and the stages done so far, if the method works in stages), or the whole new result,
-            if `say` was told so.
+            if `say` was told so: the pruned network, where it is the recovery that failed.
 
     Warns:
         RuntimeWarning: a way to run that was timed takes longer than before, with what may help.
@@ -170,9 +170,10 @@ def compress(
         say("the old statistics are better on the validation split: they stay")
         if recovery is not None and recovery.batch_norm == "auto":
             recovery = replace(recovery, batch_norm="eval")
-    if recovery is not None:
-        teacher = copied(model)
-        finetune(smaller, data, recovery, teacher=teacher, progress=progress)
+    failed = None if recovery is None else _recovered(smaller, model, data, recovery, progress)
+    if failed is not None:
+        say(f"recovery failed, and the network is saved as it was pruned: {failed.what}")
+    elif recovery is not None:
         judged["recovered"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
         say(f"recovered: {judged['recovered']}")
     saved = None
@@ -182,6 +183,8 @@ def compress(
         if not isinstance(chosen, StagedMethod) and is_stage_file(saved.path / "stages.pt"):
             (saved.path / "stages.pt").unlink(missing_ok=True)  # of an earlier run, by another method
         say(f"saved in {saved.path}")
+    if failed is not None:
+        raise failed
     with nullcontext() if saved is None else saved.standing():
         judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
         judged["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn)
@@ -201,6 +204,19 @@ def compress(
             warnings.warn(f"the smaller network is slower: {told}", RuntimeWarning, stacklevel=3)
     directory = None if saved is None or out is None else Path(out)
     return Compression(smaller, result, summary["accuracy"], summary["loss"], comparison, summary, directory, saved)
+
+
+def _recovered(
+    smaller: nn.Module, dense: nn.Module, data: DataSource, recovery: FinetuneConfig, progress: bool
+) -> PruneError | None:
+    """Recover in place. What stopped it, if something did; the network is then as it was before."""
+    before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
+    try:
+        finetune(smaller, data, recovery, teacher=copied(dense), progress=progress)
+    except PruneError as error:
+        smaller.load_state_dict(before)
+        return error
+    return None
 
 
 def _draw(result: Result, saved: RunFolder, say: Say) -> None:
