@@ -277,3 +277,6 @@ def test_a_text_is_data_for_a_language_model(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", f"hf:{folder}", "--data", f"text:{text}"])
     assert "test examples" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(["analyze", f"hf:{folder}", "--data", f"text:{text}"])
+    assert "c_fc" in capsys.readouterr().out

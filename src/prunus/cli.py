@@ -75,7 +75,7 @@ def analyze(
 ) -> None:
     """Say what may be removed from a model, what is locked, and why."""
     network, inputs = _model(model, None)
-    graph = trace(network, _example_inputs(inputs, data, shape))
+    graph = trace(network, _example_inputs(inputs, data, shape, model))
     console.print(prunability(graph))
 
 
@@ -231,7 +231,7 @@ def export(
 ) -> None:
     """Write a model or an artifact as ONNX or as an exported program, with a free batch size."""
     network, inputs = _model(model, weights)
-    example = _example_inputs(inputs, data, shape, Path(model))
+    example = _example_inputs(inputs, data, shape, model)
     if path.suffix == ".onnx":
         error = export_onnx(network, example, path)
         _say(f"{path}: agrees with PyTorch, largest relative difference {error:.1e}")
@@ -354,20 +354,20 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         raise ConfigError(f"--weights {path}", f"they don't fit: {first_line(error)}", fix) from error
 
 
-def _example_inputs(inputs: Any, data: str | None, shape: str | None, artifact: Path | None = None) -> Any:
+def _example_inputs(inputs: Any, data: str | None, shape: str | None, model: str) -> Any:
     if shape is not None:
         try:
             return torch.randn([int(s) for s in shape.split(",")])
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"--shape {shape!r}", "not a list of sizes", "write for example 1,3,224,224") from error
     if data is not None:
-        return load_data(data).example_inputs
+        return load_data(data, model=model).example_inputs
     if inputs is not None:
         return inputs
-    if artifact is not None and is_artifact(artifact):
+    if is_artifact(model):
         from prunus.plan import Plan
 
-        return proof_inputs(Plan.load(artifact / "plan.json"), None, nn.Identity())[0]
+        return proof_inputs(Plan.load(Path(model) / "plan.json"), None, nn.Identity())[0]
     raise ConfigError(
         "example inputs", "none are known", "give --shape 1,3,224,224 or --data, or return (model, inputs)"
     )
