@@ -103,6 +103,16 @@ def test_networks_that_were_refused_once(make: Maker, seed: int, program: str) -
     assert proof.passed
 
 
+def test_units_that_are_tied_already_are_not_tied_again_for_ever() -> None:
+    text = "activation 0 4 10 11, grouped 11 8 2 4, multiply 0 9 11 8, chunk 5 11 6 8, multiply 8 3 3 3, add 7 0 0 10, "
+    steps = [Step(name, *map(int, n)) for name, *n in (s.split() for s in (text + "grouped 11 8 2 4").split(", "))]
+    model, x = made(image_net, steps)
+    graph = prunus.trace(model, x)
+    kept = some_of_each_row(graph, np.random.default_rng(100001))
+    _, proof = apply_and_verify_(model, prunus.Plan.from_kept(graph, kept), x)
+    assert proof.passed
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_networks_of_all_steps_are_proven_or_refused(kind: Kind) -> None:
     """The first few seeds always; with PRUNUS_EXPLORE new ones, drawn from the clock (printed if one is wrong)."""

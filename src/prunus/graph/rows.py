@@ -196,7 +196,7 @@ def filled_rows(
         if not places or len(set(np.bincount([p[1] for p in places], minlength=size[places[0][0]]).tolist())) == 1:
             continue
         over = [_rows_and_columns(grid, GROUPS) for grid in layers if np.isin(family, grid).any()]
-        uneven += [grid for grid in over if grid is not None]
+        uneven += [grid for grid in over if grid is not None and (grid != grid[:1]).any()]  # what is tied stays locked
         for root in family.tolist():
             del settled[root]
             if root in grouped or root not in chunked:
