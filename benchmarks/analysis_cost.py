@@ -17,8 +17,8 @@ import torch
 
 import prunus
 from imagenet_nets import resnet50
-from prunus.apply import apply_and_verify_
-from prunus.surgery import cut_
+from prunus.proof.apply import apply_and_verify_
+from prunus.surgery.cut import cut_
 from record import interleaved, ratio, write
 
 

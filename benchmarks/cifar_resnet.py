@@ -23,14 +23,14 @@ from torch import nn
 from compare_methods import Entry, Setting, run, table
 from compare_staged import run_others, run_staged, table_at_equal_cost
 from nets import load_checkpoint, resnet20, resnet56
-from prunus.allocation import Allocation
-from prunus.datasets import DataSource
-from prunus.finetuneconfig import FinetuneConfig
+from prunus.data.datasets import DataSource
+from prunus.data.sources import load_data
 from prunus.methods.base import StagedMethod
 from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.sources import load_data
+from prunus.plan.allocation import Allocation
+from prunus.recovery.config import FinetuneConfig
 from record import RESULTS
 
 MODELS = {"resnet20": resnet20, "resnet56": resnet56}

@@ -25,16 +25,16 @@ from compare_natural import run_natural, table_natural
 from compare_staged import run_others, staged_cost, table_at_equal_cost
 from lenet_mnist import trained
 from nets import CifarVGG16
-from prunus.allocation import Allocation
-from prunus.cost import count_cost
-from prunus.datasets import DataSource
-from prunus.evaluate import evaluate
-from prunus.finetune import finetune
-from prunus.finetuneconfig import FinetuneConfig
+from prunus.data.datasets import DataSource
+from prunus.data.evaluation import evaluate
+from prunus.data.sources import load_data
 from prunus.methods.base import ComplexityPer
 from prunus.methods.criteria import L1
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.sources import load_data
+from prunus.plan.allocation import Allocation
+from prunus.plan.cost import count_cost
+from prunus.recovery.config import FinetuneConfig
+from prunus.recovery.finetuning import finetune
 from record import RESULTS, Log
 
 

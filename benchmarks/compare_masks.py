@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from prunus import trace
-from prunus.datasets import Batches, DataSource
-from prunus.evaluate import evaluate
-from prunus.fit_masks import fit_masks
+from prunus.data.datasets import Batches, DataSource
+from prunus.data.evaluation import evaluate
+from prunus.learning.masks import fit_masks
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from record import Log, mean_std
 

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.allocation import Allocation
-from prunus.apply import apply_and_verify_
-from prunus.batchnorm import reestimate_batch_norm
-from prunus.budget import Budget
-from prunus.datasets import Batches, DataSource
-from prunus.evaluate import evaluate
-from prunus.finetune import finetune
-from prunus.finetuneconfig import FinetuneConfig
+from prunus.data.datasets import Batches, DataSource
+from prunus.data.evaluation import evaluate
 from prunus.methods.base import Method
-from prunus.pipeline import make_plan, score
-from prunus.plan import Plan
+from prunus.pipeline.prune import make_plan, score
+from prunus.plan.allocation import Allocation
+from prunus.plan.budget import Budget
+from prunus.plan.plan import Plan
+from prunus.proof.apply import apply_and_verify_
+from prunus.recovery.batchnorm import reestimate_batch_norm
+from prunus.recovery.config import FinetuneConfig
+from prunus.recovery.finetuning import finetune
 from record import Log, mean_std
 
 

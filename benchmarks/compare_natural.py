@@ -14,15 +14,15 @@ from typing import Any
 from torch import nn
 
 from compare_staged import Slices
-from prunus.atomic import write_text
-from prunus.batchnorm import reestimate_if_better
-from prunus.checkpoint import load, save
-from prunus.datasets import Batches, DataSource
-from prunus.evaluate import evaluate
-from prunus.finetune import finetune
-from prunus.finetuneconfig import FinetuneConfig
+from prunus.data.datasets import Batches, DataSource
+from prunus.data.evaluation import evaluate
+from prunus.export.artifact import load, save
+from prunus.files.atomic import write_text
 from prunus.methods.base import StagedMethod
-from prunus.pipeline import prune
+from prunus.pipeline.prune import prune
+from prunus.recovery.batchnorm import reestimate_if_better
+from prunus.recovery.config import FinetuneConfig
+from prunus.recovery.finetuning import finetune
 from record import Log, mean_std
 
 

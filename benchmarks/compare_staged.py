@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 import prunus
 from compare_methods import Entry, RememberingTeacher, Setting, recipe_of, run
-from prunus.batchnorm import reestimate_batch_norm, reestimate_if_better
-from prunus.datasets import ArrayDataset, Batches, DataSource
-from prunus.evaluate import evaluate
-from prunus.finetune import finetune
+from prunus.data.datasets import ArrayDataset, Batches, DataSource
+from prunus.data.evaluation import evaluate
 from prunus.graph.grouping import Graph
 from prunus.methods.base import StagedMethod, WeightCriterion
-from prunus.pipeline import prune
-from prunus.plan import Plan
+from prunus.pipeline.prune import prune
+from prunus.plan.plan import Plan
+from prunus.recovery.batchnorm import reestimate_batch_norm, reestimate_if_better
+from prunus.recovery.finetuning import finetune
 from record import Log, mean_std
 
 

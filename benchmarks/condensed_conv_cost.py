@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from condensed_cost import timed
+from prunus.kernels import products as loops
 from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import gumbel, largest
-from prunus.sparse import loops
 from prunus.sparse.layers import condense
 from record import interleaved, ratio, write
 

@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunus.sparse.kernels import bagged
 from prunus.sparse.layers import CondensedLinear
+from prunus.sparse.operations import bagged
 from record import interleaved, ratio, write
 
 FEWEST, MOST = 16, 1024
@@ -63,7 +63,7 @@ def twin(weight: Any) -> Any:
 
 def ways(size: int, density: float, batch: int, device: torch.device, cache: int) -> dict[str, Way]:
     """Every way, checked against the dense product in double precision."""
-    from prunus.sparse.triton_kernels import triton_product
+    from prunus.kernels.triton import triton_product
 
     values, index = drawn(size, round(density * size), device)
     x = torch.randn(batch, size, generator=torch.Generator().manual_seed(1)).to(device)

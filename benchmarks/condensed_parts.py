@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from condensed_cost import timed
-from prunus.sparse import loops
-from prunus.sparse.packed import block_for, pack, packed_product
-from prunus.sparse.processor import has_dots
+from prunus.kernels import products as loops
+from prunus.kernels.packed import block_for, pack, packed_product
+from prunus.kernels.processor import has_dots
 from record import interleaved, ratio, write
 
 

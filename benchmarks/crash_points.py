@@ -35,16 +35,16 @@ from typing import Any
 import torch
 from torch import nn
 
-import prunus.atomic
-import prunus.runfolder
-from prunus.checkpoint import artifact_files, load
-from prunus.cli import main as command
-from prunus.compress import compress
-from prunus.datasets import ArrayDataset, DataSource
+import prunus.export.run
+import prunus.files.atomic
+from prunus.cli.app import main as command
+from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.errors import PruneError
+from prunus.export.artifact import artifact_files, load
+from prunus.export.run import commit, commit_or_rescue
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.pipeline import prune
-from prunus.runfolder import commit, commit_or_rescue
+from prunus.pipeline.compress import compress
+from prunus.pipeline.prune import prune
 
 TOY = """
 import sys
@@ -209,17 +209,17 @@ def watched(before: Callable[[str], None]) -> Iterator[None]:
         return call
 
     write, fsync = os.write, os.fsync
-    exchanges = (prunus.atomic.exchange, prunus.runfolder.exchange)
+    exchanges = (prunus.files.atomic.exchange, prunus.export.run.exchange)
     sys.addaudithook(hook)  # it stays for good, and is silent afterwards
     os.write, os.fsync = told("os.write", write), told("os.fsync", fsync)  # type: ignore[assignment]
-    prunus.atomic.exchange = told("exchange", exchanges[0])
-    prunus.runfolder.exchange = told("exchange", exchanges[1])
+    prunus.files.atomic.exchange = told("exchange", exchanges[0])
+    prunus.export.run.exchange = told("exchange", exchanges[1])
     try:
         yield
     finally:
         active[0] = False
         os.write, os.fsync = write, fsync
-        prunus.atomic.exchange, prunus.runfolder.exchange = exchanges
+        prunus.files.atomic.exchange, prunus.export.run.exchange = exchanges
 
 
 def old_and_new(root: Path) -> Site:
@@ -417,7 +417,7 @@ def savers(work: Path, smoke: bool) -> list[str]:
     def saving(which: int) -> None:
         for _ in range(each):
             commit(site.out, *ready[which])
-            (prunus.atomic.write_bytes)(site.out / "shared.json", ready[which][0]["plan.json"])
+            (prunus.files.atomic.write_bytes)(site.out / "shared.json", ready[which][0]["plan.json"])
 
     pids = []
     for which in range(2):

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 
 import prunus
 from nets import resnet56
-from prunus.frozen import frozen
-from prunus.gate import attach, recompute_products
-from prunus.livememory import LiveBytes
+from prunus.gates.frozen import frozen
+from prunus.gates.gate import attach, recompute_products
+from prunus.measure.memory import LiveBytes
 from prunus.methods.dirichlet import DirichletPruning
-from prunus.precision import autocast
+from prunus.runtime.precision import autocast
 from record import interleaved, ratio, write
 
 

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 from nets import load_checkpoint, resnet20
-from prunus.allocation import Allocation
-from prunus.batchnorm import reestimate_batch_norm
-from prunus.datasets import Batches
-from prunus.evaluate import evaluate
+from prunus.data.datasets import Batches
+from prunus.data.evaluation import evaluate
+from prunus.data.sources import load_data
 from prunus.methods.base import Method
 from prunus.methods.criteria import L1, Fisher, Random, Taylor
 from prunus.methods.dirichlet import DirichletPruning
-from prunus.pipeline import prune
-from prunus.sources import load_data
+from prunus.pipeline.prune import prune
+from prunus.plan.allocation import Allocation
+from prunus.recovery.batchnorm import reestimate_batch_norm
 from record import write
 
 METHODS: dict[str, Method] = {

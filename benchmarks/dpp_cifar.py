@@ -16,8 +16,8 @@ from torch import nn
 
 from compare_masks import alike, run_masks, table_masks
 from nets import load_checkpoint, resnet20
+from prunus.data.sources import load_data
 from prunus.methods.dpp import DynamicProbabilisticPruning
-from prunus.sources import load_data
 from record import RESULTS
 
 PATTERNS = ["kernel 50%", "kernel 25%", "filter 50%", "2:4"]

@@ -21,10 +21,10 @@ from torch import nn
 
 from nets import LeNet300, resnet20
 from prunus import trace
-from prunus.filters import gated_filters
-from prunus.livememory import LiveBytes
+from prunus.masks.filter_masks import MaskedUnits
+from prunus.masks.filters import gated_filters
 from prunus.masks.layers import MaskedWeight, attach, layer_of
-from prunus.masks.units import MaskedUnits
+from prunus.measure.memory import LiveBytes
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from record import interleaved, ratio, write
 

@@ -17,9 +17,9 @@ import torch
 from compare_masks import alike, run_masks, table_masks
 from lenet_mnist import DENSE, PERCEPTRON, laid_out, trained
 from nets import LeNet300
-from prunus.demo import LeNet5
+from prunus.data.sources import load_data
 from prunus.methods.dpp import DynamicProbabilisticPruning
-from prunus.sources import load_data
+from prunus.pipeline.demo import LeNet5
 from record import RESULTS
 
 NETS = {"lenet300": (partial(LeNet300, select_pixels=True), PERCEPTRON), "lenet5": (LeNet5, DENSE)}

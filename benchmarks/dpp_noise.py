@@ -18,11 +18,11 @@ from compare_masks import alike
 from compare_staged import Slices
 from dpp_cifar import layers_of
 from nets import load_checkpoint, resnet20
-from prunus.datasets import Batches
-from prunus.evaluate import evaluate
-from prunus.fit_masks import fit_masks
+from prunus.data.datasets import Batches
+from prunus.data.evaluation import evaluate
+from prunus.data.sources import load_data
+from prunus.learning.masks import fit_masks
 from prunus.methods.dpp import DynamicProbabilisticPruning
-from prunus.sources import load_data
 from record import RESULTS, Log
 
 

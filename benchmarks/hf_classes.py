@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.allocation import Allocation
-from prunus.comparison import difference
 from prunus.errors import ConfigError, PruneError
-from prunus.pretrained import save_pretrained
-from prunus.verify import call, flat_outputs, outputs
+from prunus.export.pretrained import save_pretrained
+from prunus.plan.allocation import Allocation
+from prunus.proof.comparison import difference
+from prunus.runtime.calling import call, flat_outputs, outputs
 from record import RESULTS, Log
 from zoo import stir_
 from zoo_models import transformers_model

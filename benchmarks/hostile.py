@@ -37,11 +37,11 @@ from torch import nn
 
 import prunus
 from hostile_programs import program_cases
-from prunus.checkpoint import MASKS, PLAN, WEIGHTS
-from prunus.cli import main as command_line
+from prunus.cli.app import main as command_line
 from prunus.errors import PruneError
-from prunus.manifest import MANIFEST
-from prunus.weightfile import read_state_dict
+from prunus.export.artifact import MASKS, PLAN, WEIGHTS
+from prunus.files.manifest import MANIFEST
+from prunus.files.weightfile import read_state_dict
 
 SECONDS = 5.0
 LATE_LIBRARIES = 512 << 20
@@ -332,8 +332,8 @@ def _hub(kind: str, folder: Path, canary: Path) -> None:
 
 
 def _loaded_from_hub(folder: Path) -> Any:
-    from prunus.pretrained import load_pretrained
-    from prunus.texts import tokenizer_of
+    from prunus.data.texts import tokenizer_of
+    from prunus.models.huggingface import load_pretrained
 
     with io.StringIO("y\ny\ny\n") as answers:
         sys.stdin = answers

@@ -20,19 +20,19 @@ from torch import nn
 from compare_methods import Entry, Setting, run, table
 from compare_natural import run_natural, table_natural
 from nets import LeNet300, SmallLeNet
-from prunus.allocation import Allocation
-from prunus.datasets import DataSource
-from prunus.demo import LeNet5
-from prunus.evaluate import evaluate
-from prunus.finetune import finetune
-from prunus.finetuneconfig import FinetuneConfig
+from prunus.data.datasets import DataSource
+from prunus.data.evaluation import evaluate
+from prunus.data.sources import load_data
 from prunus.methods.base import StagedMethod
 from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
 from prunus.methods.dirichlet import DirichletPruning
-from prunus.methods.noise import NOISE_METHODS
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.parallel import rank
-from prunus.sources import load_data
+from prunus.methods.relatives import NOISE_METHODS
+from prunus.pipeline.demo import LeNet5
+from prunus.plan.allocation import Allocation
+from prunus.recovery.config import FinetuneConfig
+from prunus.recovery.finetuning import finetune
+from prunus.runtime.processes import rank
 from record import RESULTS
 
 DENSE = FinetuneConfig(epochs=12, lr=0.05, batch_size=128)

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 
-from prunus.masks import compiled
+from prunus.kernels import masks as compiled
 from prunus.masks.sampling import gumbel, largest, vector_jacobian
 from record import interleaved, ratio, write
 

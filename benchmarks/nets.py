@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import ArtifactError
-from prunus.inputs import SelectInputs
+from prunus.layers.inputs import SelectInputs
 
 VGG_DENSE = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512)
 VGG_POOLS_AFTER = (2, 4, 7, 10, 13)

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import prunus
-from prunus.apply import apply_and_verify_
-from prunus.comparison import named_tensors
 from prunus.errors import SurgeryError
-from prunus.plan import Plan
+from prunus.plan.plan import Plan
+from prunus.proof.apply import apply_and_verify_
+from prunus.proof.comparison import named_tensors
 from wrongcuts import KINDS, Wrong, attempt, half_of_all, is_wrong
 from zoo import ZOO
 

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 
 import prunus
 from nets import resnet20, resnet56
-from prunus.fit import only_trainable
-from prunus.gate import attach, recompute_products
+from prunus.gates.gate import attach, recompute_products
+from prunus.learning.stages import prune_in_stages, trainable_from
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.plan import Plan
-from prunus.recursive import prune_in_stages, trainable_from
-from prunus.tune import tune_
+from prunus.plan.plan import Plan
+from prunus.recovery.tune import tune_
+from prunus.runtime.training import only_trainable
 from record import interleaved, ratio, write
 
 

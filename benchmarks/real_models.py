@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunus.cli import main as prunus
-from prunus.datafiles import read_cifar10
-from prunus.datasets import ArrayDataset, DataSource, next_tokens
+from prunus.cli.app import main as prunus
+from prunus.data.datafiles import read_cifar10
+from prunus.data.datasets import ArrayDataset, DataSource, next_tokens
 from real_nets import Crepe, MobileNetV2, stories_llama
 from record import RESULTS, Log
 from zoo_models import declare_torchvision_operators

@@ -20,15 +20,15 @@ from torch.nn import functional as F
 
 from compare_methods import Entry, RememberingTeacher, Setting, planned
 from nets import load_checkpoint, resnet20
-from prunus.allocation import Allocation
-from prunus.apply import apply_and_verify_
-from prunus.batchnorm import reestimate_batch_norm
-from prunus.datasets import Batches
-from prunus.finetune import finetune
-from prunus.finetuneconfig import FinetuneConfig
+from prunus.data.datasets import Batches
+from prunus.data.sources import load_data
 from prunus.methods.criteria import L1
 from prunus.methods.dirichlet import DirichletPruning
-from prunus.sources import load_data
+from prunus.plan.allocation import Allocation
+from prunus.proof.apply import apply_and_verify_
+from prunus.recovery.batchnorm import reestimate_batch_norm
+from prunus.recovery.config import FinetuneConfig
+from prunus.recovery.finetuning import finetune
 from record import RESULTS, provenance
 
 

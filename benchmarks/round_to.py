@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 import prunus
 from nets import CifarVGG16, load_checkpoint, resnet56
-from prunus.allocation import Allocation
 from prunus.errors import BudgetError
-from prunus.export import export_onnx
+from prunus.export.onnx import export_onnx
+from prunus.plan.allocation import Allocation
 from real_nets import MobileNetV2
 from record import interleaved, ratio, write
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets import CifarVGG16, resnet20
-from prunus.demo import LeNet5
-from prunus.precision import bf16_helps
+from prunus.pipeline.demo import LeNet5
+from prunus.runtime.precision import bf16_helps
 from record import interleaved, ratio, write
 
 JOBS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int]] = {

@@ -26,16 +26,16 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.apply import apply_and_verify_
-from prunus.arguments import as_arguments
-from prunus.checkpoint import load, save
 from prunus.errors import PruneError
-from prunus.export import export_onnx
+from prunus.export.artifact import load, save
+from prunus.export.onnx import export_onnx
 from prunus.graph.capture import capture
 from prunus.graph.grouping import Graph
-from prunus.pipeline import prunable_groups
-from prunus.surgery import cut_
-from prunus.verify import call, flat_outputs, outputs
+from prunus.pipeline.prune import prunable_groups
+from prunus.proof.apply import apply_and_verify_
+from prunus.runtime.arguments import as_arguments
+from prunus.runtime.calling import call, flat_outputs, outputs
+from prunus.surgery.cut import cut_
 from record import RESULTS, Log
 from zoo_models import models
 from zoo_table import write_table

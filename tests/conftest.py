@@ -23,5 +23,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `auto` means doesn't depend on the processor that the tests run on."""
     helps = bool(request.config.getoption("--bf16-helps"))
-    for module in ("prunus.precision", "prunus.placement"):
+    for module in ("prunus.runtime.precision", "prunus.recovery.placement"):
         monkeypatch.setattr(importlib.import_module(module), "bf16_helps", lambda _: helps)

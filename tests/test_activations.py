@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunus.activations import MOMENTUM, QuantizedInput, quantized_inputs
-from prunus.checkpoint import load_masks
 from prunus.errors import ConfigError, ExportError
-from prunus.export_int8 import export_onnx_int8
-from prunus.maskfile import LayerMask
+from prunus.export.artifact import load_masks
+from prunus.export.int8 import export_onnx_int8
+from prunus.masks.activations import MOMENTUM, QuantizedInput, quantized_inputs
+from prunus.masks.file import LayerMask
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
-from prunus.sparsify import sparsify
+from prunus.pipeline.sparsify import sparsify
 from test_sparsify import parts
 
 

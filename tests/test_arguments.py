@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.arguments import as_arguments, change_input, plain
 from prunus.errors import ConfigError, PruneError
-from prunus.verify import flat_outputs, outputs
+from prunus.runtime.arguments import as_arguments, change_input, plain
+from prunus.runtime.calling import flat_outputs, outputs
 
 
 class Body(nn.Module):

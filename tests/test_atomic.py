@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-import prunus.atomic
-from prunus.atomic import check_writable, replacing, staging, write_bytes, write_folder, write_text
+import prunus.files.atomic
 from prunus.errors import ArtifactError, ConfigError, PruneError
-from prunus.steady import steady
+from prunus.files.atomic import check_writable, replacing, staging, write_bytes, write_folder, write_text
+from prunus.files.steady import steady
 
 
 def names(folder: Path) -> list[str]:
@@ -115,7 +115,7 @@ def test_a_disk_that_refuses_leaves_the_old(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(prunus.atomic.os, call, refuse)
+        patch.setattr(prunus.files.atomic.os, call, refuse)
         with pytest.raises(ArtifactError, match=os.strerror(number)):
             write_folder(tmp_path / "arr", {"a": b"new"})
     assert (tmp_path / "arr" / "a").read_bytes() == b"old"
@@ -141,7 +141,7 @@ def test_an_error_while_a_folder_is_filled_leaves_the_old(tmp_path: Path) -> Non
 CRASH = """
 import os, sys
 from pathlib import Path
-from prunus.atomic import staging
+from prunus.files.atomic import staging
 with staging(Path(sys.argv[1])) as temporary:
     temporary.mkdir()
     (temporary / "half").write_text("half")
@@ -170,7 +170,7 @@ def test_writers_of_one_folder_do_not_disturb_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanging: bool
 ) -> None:
     if not exchanging:
-        monkeypatch.setattr(prunus.atomic, "exchange", lambda *_: False)
+        monkeypatch.setattr(prunus.files.atomic, "exchange", lambda *_: False)
     failed: list[BaseException] = []
 
     def save(mark: bytes) -> None:

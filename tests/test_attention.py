@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.apply import apply_and_verify_
-from prunus.attention import SeparateAttention, separate_attention_
 from prunus.errors import ConfigError
+from prunus.layers.attention import SeparateAttention, separate_attention_
+from prunus.proof.apply import apply_and_verify_
 
 
 def packed(**options: Any) -> nn.MultiheadAttention:

@@ -14,19 +14,19 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomS
 from torch.utils.data.distributed import DistributedSampler
 
 import prunus
-from prunus.batches import Form, as_batches, unpack
-from prunus.batchnorm import reestimate_batch_norm
-from prunus.datasets import ArrayDataset, Batches
+from prunus.data.batches import Form, as_batches, unpack
+from prunus.data.datasets import ArrayDataset, Batches
+from prunus.data.losses import mean_of, sum_of
 from prunus.errors import ConfigError, DataError
-from prunus.fit import fit
-from prunus.fit_masks import fit_masks
-from prunus.losses import mean_of, sum_of
+from prunus.learning.fit import fit
+from prunus.learning.masks import fit_masks
 from prunus.methods.base import Method
 from prunus.methods.criteria import Taylor
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.pipeline import prune
+from prunus.pipeline.prune import prune
+from prunus.recovery.batchnorm import reestimate_batch_norm
 
 X, Y = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
 METHODS: list[Method] = [
@@ -339,13 +339,13 @@ def test_a_structure_is_told_in_the_refusal() -> None:
 
 
 def test_processes_with_the_same_data_are_warned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunus.batches.distributed", lambda: True)
-    monkeypatch.setattr("prunus.batches.gathered", lambda t: [t, t.clone()])
+    monkeypatch.setattr("prunus.data.batches.distributed", lambda: True)
+    monkeypatch.setattr("prunus.data.batches.gathered", lambda t: [t, t.clone()])
     with pytest.warns(RuntimeWarning, match="DistributedSampler"):
         as_batches(PAIRS).warn_of_shared_data()
     assert as_batches(PAIRS).num_labels() == 12  # not counted once per process
-    monkeypatch.setattr("prunus.batches.gathered", lambda t: [t, t + 1])
-    monkeypatch.setattr("prunus.batches.summed", lambda t: 2 * t)
+    monkeypatch.setattr("prunus.data.batches.gathered", lambda t: [t, t + 1])
+    monkeypatch.setattr("prunus.data.batches.summed", lambda t: 2 * t)
     assert not as_batches(PAIRS).same_on_all_ranks()
     assert as_batches(PAIRS).num_labels() == 24
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.cost import count_cost
-from prunus.demo import LeNet5
 from prunus.errors import ArtifactError
+from prunus.pipeline.demo import LeNet5
+from prunus.plan.cost import count_cost
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = ROOT.parent / "shared" / "data" / "models" / "cifar10-resnet"

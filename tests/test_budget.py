@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunus
-from prunus.allocation import Allocation, allocate, select
-from prunus.apply import apply_and_verify_
-from prunus.budget import Budget
-from prunus.cost import CostModel, count_cost
 from prunus.errors import BudgetError, ConfigError
+from prunus.plan.allocation import Allocation, allocate, select
+from prunus.plan.budget import Budget
+from prunus.plan.cost import CostModel, count_cost
+from prunus.proof.apply import apply_and_verify_
 
 
 def net() -> nn.Module:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunus
-from prunus.allocation import Allocation, select
-from prunus.calibrate import first_batches, masked_loss, measured_scores
 from prunus.errors import ConfigError, DataError
-from prunus.fit import Scores
 from prunus.graph.groups import ChannelGroup
-from prunus.pipeline import make_plan
+from prunus.learning.fit import Scores
+from prunus.learning.measured import first_batches, masked_loss, measured_scores
+from prunus.pipeline.prune import make_plan
+from prunus.plan.allocation import Allocation, select
 from zoo_attention import Block
 
 
@@ -104,7 +104,7 @@ def test_of_two_plans_the_one_with_less_loss_is_taken(monkeypatch: pytest.Monkey
     def spoiled(_: nn.Module, groups: list[ChannelGroup], scores: dict[str, Tensor], *__: object, **___: object) -> Any:
         return {g.name: -scores[g.name].double() for g in groups}
 
-    monkeypatch.setattr(sys.modules["prunus.pipeline"], "measured_scores", spoiled)
+    monkeypatch.setattr(sys.modules["prunus.pipeline.prune"], "measured_scores", spoiled)
     settings: dict[str, Any] = {"method": "taylor", "budget": "params<=60%", "data": batches(), "loss_fn": reward}
     chosen = prunus.prune(model, x, **settings)
     assert chosen.plan.kept == prunus.prune(model, x, **settings, allocation=Allocation(scope="global")).plan.kept

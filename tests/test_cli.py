@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunus.cli import main
+from prunus.cli.app import main
 
 MODEL = """
 import torch
 from torch import nn
-from prunus.datasets import ArrayDataset, DataSource
+from prunus.data.datasets import ArrayDataset, DataSource
 
 def net():
     torch.manual_seed(0)

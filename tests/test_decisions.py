@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.allocation import Allocation
-from prunus.calibrate import masked_loss, measured_scores
-from prunus.fit import fit
-from prunus.fit_masks import fit_masks, mean_loss
+from prunus.learning.fit import fit
+from prunus.learning.masks import fit_masks, mean_loss
+from prunus.learning.measured import masked_loss, measured_scores
 from prunus.methods.base import Method, PosteriorMethod, StagedMethod
 from prunus.methods.criteria import Taylor
 from prunus.methods.registry import METHODS, resolve
-from prunus.precision import ROUNDING, autocast, deciding, fastest, full_precision, lower
-from prunus.tune import tune_
+from prunus.plan.allocation import Allocation
+from prunus.recovery.tune import tune_
+from prunus.runtime.precision import ROUNDING, autocast, deciding, fastest, full_precision, lower
 from zoo import untidy
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def quick(name: str) -> Method:
 
 
 def pin(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
-    for module in ("precision", "placement"):
+    for module in ("runtime.precision", "recovery.placement"):
         monkeypatch.setattr(importlib.import_module(f"prunus.{module}"), "bf16_helps", lambda _: helps)
 
 
@@ -201,5 +201,5 @@ def test_every_rank_draws_its_own_dropout_between_stages(monkeypatch: pytest.Mon
 
     first = tuned()
     assert torch.equal(tuned(), first)
-    monkeypatch.setattr(importlib.import_module("prunus.tune"), "rank", lambda: 1)
+    monkeypatch.setattr(importlib.import_module("prunus.recovery.tune"), "rank", lambda: 1)
     assert not torch.equal(tuned(), first)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.datasets import ArrayDataset, Batches, crop_and_flip, split_indices
+from prunus.data.datasets import ArrayDataset, Batches, crop_and_flip, split_indices
 from prunus.errors import ConfigError, PruneError, TraceError
 
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from prunus.export_int8 import _quiet
+from prunus.export.int8 import _quiet
 
 
 @pytest.mark.parametrize("before", [logging.NOTSET, logging.CRITICAL])

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.apply import apply_
 from prunus.errors import ConfigError
-from prunus.filters import gated_filters, plan_of_filters
-from prunus.fit_masks import fit_masks
+from prunus.learning.masks import fit_masks
+from prunus.masks.filter_masks import MaskedUnits
+from prunus.masks.filters import gated_filters, plan_of_filters
 from prunus.masks.layers import attach, layer_of
 from prunus.masks.sampling import gumbel, sample
-from prunus.masks.units import MaskedUnits
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
+from prunus.proof.apply import apply_
 
 FILTERS = DPP(pattern="filter 50%", epochs=2, tune_epochs=1, lr=2e-3)
 

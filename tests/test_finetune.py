@@ -17,18 +17,18 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 
-from prunus.batchnorm import reestimate_batch_norm
-from prunus.demo import lenet5, train_dense
+from prunus.data.datasets import ArrayDataset, DataSource
+from prunus.data.evaluation import evaluate
 from prunus.errors import ArtifactError, ConfigError, DataError
-from prunus.evaluate import evaluate
-from prunus.finetune import FinetuneConfig, distillation_loss, finetune, learning_rate_factor, make_optimizer
-from prunus.fingerprint import tree_digest
-from prunus.placement import runs_channels_last
-from prunus.rewritten import as_module
-from prunus.sources import ArrayDataset, DataSource
+from prunus.files.fingerprint import tree_digest
+from prunus.pipeline.demo import lenet5, train_dense
+from prunus.recovery.batchnorm import reestimate_batch_norm
+from prunus.recovery.finetuning import FinetuneConfig, distillation_loss, finetune, learning_rate_factor, make_optimizer
+from prunus.recovery.placement import runs_channels_last
+from prunus.surgery.rewritten import as_module
 
 # The package may give the name of the module to its function.
-finetune_module = importlib.import_module("prunus.finetune")
+finetune_module = importlib.import_module("prunus.recovery.finetuning")
 
 
 def toy_data(count: int = 96, seed: int = 0) -> DataSource:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from prunus.datasets import ArrayDataset, Batches
-from prunus.fingerprint import data_digest, weights_digest
+from prunus.data.datasets import ArrayDataset, Batches
+from prunus.files.fingerprint import data_digest, weights_digest
 
 X, Y = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
 

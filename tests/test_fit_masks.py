@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
-from prunus.fit_masks import Masked, fit_masks, mean_loss
+from prunus.learning.masks import Masked, fit_masks, mean_loss
 from prunus.masks.layers import MaskedWeight, MaskSet, attach, layer_of
 from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import gumbel, largest, sample

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunus.frozen import affine_norms, frozen
+from prunus.gates.frozen import affine_norms, frozen
 
 
 def normed(dims: int, affine: bool) -> nn.Module:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import ConfigError, DataError
-from prunus.gate import attach, recompute_products
+from prunus.gates.gate import attach, recompute_products
 from prunus.graph.grouping import Graph
-from prunus.masked import masked
-from prunus.plan import Plan
+from prunus.plan.plan import Plan
 from prunus.posteriors.dirichlet import DirichletPosterior
-from prunus.verify import call, flat_outputs, outputs
+from prunus.proof.masked import masked
+from prunus.runtime.calling import call, flat_outputs, outputs
 from traced import traced
 from zoo import ZOO
 

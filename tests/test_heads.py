@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.allocation import Allocation
-from prunus.apply import apply_and_verify_
-from prunus.fold import fold_
-from prunus.gate import attach
-from prunus.masked import masked
+from prunus.gates.gate import attach
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.verify import outputs
+from prunus.plan.allocation import Allocation
+from prunus.proof.apply import apply_and_verify_
+from prunus.proof.masked import masked
+from prunus.runtime.calling import outputs
+from prunus.surgery.fold import fold_
 from zoo_attention import HEADS, SIZE, WIDTH, Block, Fused, GroupedQueries, WidthInCode
 
 USELESS = (1, 3)

@@ -15,7 +15,7 @@ def test_what_is_heavy_is_imported_where_it_is_used() -> None:
 import sys
 from prunus import *
 print([name for name in {TRAINING + EXTRAS + TERMINAL} if name in sys.modules])
-import prunus.cli
+import prunus.cli.app
 print([name for name in {TRAINING + EXTRAS} if name in sys.modules])
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.apply import apply_and_verify_
+from prunus.proof.apply import apply_and_verify_
 from zoo_attention import SIZE, WIDTH, WidthInCode
 
 

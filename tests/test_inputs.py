@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.checkpoint import load, save
 from prunus.errors import ConfigError
+from prunus.export.artifact import load, save
 from prunus.methods.criteria import L1, Taylor
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.pipeline import Result, prune
+from prunus.pipeline.prune import Result, prune
 
 FEATURES, USED = 10, (1, 4, 7)
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunus.batches import as_batches
-from prunus.compress import compress
-from prunus.datasets import ArrayDataset, Batches, DataSource, next_tokens
+from prunus.data.batches import as_batches
+from prunus.data.datasets import ArrayDataset, Batches, DataSource, next_tokens
+from prunus.data.evaluation import evaluate
+from prunus.data.losses import cross_entropy, main_output
 from prunus.errors import DataError
-from prunus.evaluate import evaluate
-from prunus.finetuneconfig import FinetuneConfig
-from prunus.losses import cross_entropy, main_output
+from prunus.pipeline.compress import compress
+from prunus.recovery.config import FinetuneConfig
 
 
 def test_the_answer_is_found_in_what_models_return() -> None:

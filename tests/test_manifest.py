@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.card import model_card
 from prunus.errors import ArtifactError
-from prunus.manifest import MANIFEST
+from prunus.export.card import model_card
+from prunus.files.manifest import MANIFEST
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from prunus.advice import remedies
 from prunus.errors import ConfigError, MissingDependencyError
-from prunus.livememory import LiveBytes, peak_memory
-from prunus.measure import ModeComparison, Timing, compare, interleaved, warnings_for
+from prunus.measure.memory import LiveBytes, peak_memory
+from prunus.measure.speed import ModeComparison, Timing, compare, interleaved, warnings_for
+from prunus.plan.advice import remedies
 
 # The package may give the name of the module to its function.
-measure = importlib.import_module("prunus.measure")
+measure = importlib.import_module("prunus.measure.speed")
 
 
 def net(width: int) -> nn.Sequential:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import DataError, PruneError
-from prunus.ownclass import survivors
-from prunus.plan import Plan
+from prunus.plan.plan import Plan
+from prunus.proof.ownclass import survivors
 from zoo import ZOO
 from zoo_nets import C2f, HardCodedView, cbr
 
@@ -78,7 +78,7 @@ def test_models_that_survive_everything_are_not_restricted() -> None:
 def unequal(model: Detector, x: Tensor) -> tuple[Any, Any]:
     graph = prunus.trace(model, x)
     plan = Plan.from_kept(graph, {g.name: list(range(g.units - 1 - i % 2)) for i, g in enumerate(graph.groups())})
-    return plan, prunus.apply.apply_and_verify_(model, plan, x)
+    return plan, prunus.proof.apply.apply_and_verify_(model, plan, x)
 
 
 def test_a_rewritten_graph_takes_images_of_other_sizes_where_its_code_does() -> None:

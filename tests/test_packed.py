@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunus.sparse import loops
+from prunus.kernels import products as loops
+from prunus.kernels.packed import ROWS, block_for, pack, packed_product
 from prunus.sparse.layers import CondensedLinear
-from prunus.sparse.packed import ROWS, block_for, pack, packed_product
 
 pytest.importorskip("numba")
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 import prunus
-from prunus import packing
 from prunus.errors import ConfigError
-from prunus.maskfile import LayerMask
+from prunus.masks.file import LayerMask
 from prunus.masks.layers import layer_of
 from prunus.masks.patterns import Pattern
-from prunus.plan import Plan
+from prunus.plan.plan import Plan
+from prunus.sparse import choose as packing
 from prunus.sparse.layers import CondensedConv2d, CondensedLinear
 
 

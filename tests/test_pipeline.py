@@ -17,20 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.allocation import Allocation
-from prunus.budget import Budget
-from prunus.checkpoint import is_artifact, load, read_manifest, save
-from prunus.compress import compress
-from prunus.datasets import ArrayDataset, Batches, DataSource
+from prunus.data.datasets import ArrayDataset, Batches, DataSource
 from prunus.errors import ArtifactError, ConfigError, DataError, ExportError, PlanError, PruneError, TraceError
-from prunus.export import export_onnx, export_program
-from prunus.finetune import finetune
-from prunus.finetuneconfig import FinetuneConfig
-from prunus.frozen import frozen
+from prunus.export.artifact import is_artifact, load, read_manifest, save
+from prunus.export.onnx import export_onnx, export_program
+from prunus.gates.frozen import frozen
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.registry import resolve
-from prunus.pipeline import make_plan, prune, score
-from prunus.plan import Plan
+from prunus.pipeline.compress import compress
+from prunus.pipeline.prune import make_plan, prune, score
+from prunus.plan.allocation import Allocation
+from prunus.plan.budget import Budget
+from prunus.plan.plan import Plan
+from prunus.recovery.config import FinetuneConfig
+from prunus.recovery.finetuning import finetune
 
 
 class Net(nn.Module):
@@ -281,7 +281,7 @@ def test_compress_refuses_before_it_works(options: dict[str, Any], named: str) -
 
 @pytest.mark.parametrize("after", [0.5, 1.5])
 def test_a_slower_result_is_said_aloud(monkeypatch: pytest.MonkeyPatch, after: float) -> None:
-    monkeypatch.setattr(sys.modules["prunus.measure"], "interleaved", lambda *_: ([1.0] * 3, [after] * 3))
+    monkeypatch.setattr(sys.modules["prunus.measure.speed"], "interleaved", lambda *_: ([1.0] * 3, [after] * 3))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         done = compress(network(), source(), method="l1", budget="macs<=60%", modes=("eager",), progress=False)
@@ -297,7 +297,7 @@ def test_statistics_that_make_it_worse_are_put_back(monkeypatch: pytest.MonkeyPa
                 buffer.fill_(1e-8)
 
     settings = {"method": "l1", "pruning_ratio": 0.25, "batch_size": 16, "modes": ("eager",), "progress": False}
-    monkeypatch.setattr(sys.modules["prunus.batchnorm"], "reestimate_batch_norm", spoil)
+    monkeypatch.setattr(sys.modules["prunus.recovery.batchnorm"], "reestimate_batch_norm", spoil)
     said: list[str] = []
     done = compress(network(), source(), **settings, say=said.append)  # type: ignore[arg-type]
     assert any("old statistics are better" in line for line in said)

@@ -16,7 +16,7 @@ from torch import nn
 
 import prunus
 from prunus.errors import PlanError, PruneError
-from prunus.plan import Plan
+from prunus.plan.plan import Plan
 
 
 class Net(nn.Module):

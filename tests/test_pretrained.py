@@ -14,14 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import prunus
-from prunus.allocation import Allocation
-from prunus.checkpoint import load_masks
-from prunus.cli import main
-from prunus.configuration import expressed
+from prunus.cli.app import main
+from prunus.data.sources import load_data
 from prunus.errors import ArtifactError, ConfigError, DataError, ExportError
-from prunus.pretrained import save_pretrained
-from prunus.sources import load_data, load_model
-from prunus.verify import call, flat_outputs, outputs
+from prunus.export.artifact import load_masks
+from prunus.export.pretrained import save_pretrained
+from prunus.models.sources import load_model
+from prunus.plan.allocation import Allocation
+from prunus.runtime.calling import call, flat_outputs, outputs
+from prunus.surgery.configuration import expressed
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -200,7 +201,7 @@ def test_what_is_no_model_of_transformers_is_refused(tmp_path: Path) -> None:
 
 DATA = """
 import torch
-from prunus.datasets import DataSource, next_tokens
+from prunus.data.datasets import DataSource, next_tokens
 
 def text():
     tokens = torch.randint(1, 50, (48, 9), generator=torch.Generator().manual_seed(0))

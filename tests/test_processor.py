@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunus.sparse import loops, processor
+from prunus.kernels import processor
+from prunus.kernels import products as loops
 from test_packed import weight
 
 pytest.importorskip("numba")

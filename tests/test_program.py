@@ -19,15 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.checkpoint import read_manifest
 from prunus.errors import ArtifactError, DataError, ExportError
-from prunus.export import export_onnx
+from prunus.export.artifact import read_manifest
+from prunus.export.onnx import export_onnx
+from prunus.export.program.files import program_files, read_program
+from prunus.export.program.operators import refusal, resolve
+from prunus.export.program.structure import NamedOutputs, NamedTuple
 from prunus.graph.capture import capture
-from prunus.program.files import program_files, read_program
-from prunus.program.operators import refusal, resolve
-from prunus.program.structure import NamedOutputs, NamedTuple
-from prunus.rewritten import RewrittenModel, as_module
-from prunus.verify import call
+from prunus.runtime.calling import call
+from prunus.surgery.rewritten import RewrittenModel, as_module
 from zoo import ZOO, named, noise
 
 ALL = bool(os.environ.get("PRUNUS_EXPLORE"))

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.apply import apply_and_verify_
 from prunus.errors import DataError, PlanError, PruneError, SurgeryError
 from prunus.graph.groups import ExampleInput
-from prunus.judge import judge_for
-from prunus.observation import observe
-from prunus.plan import Plan
-from prunus.proofinputs import proof_inputs
-from prunus.surgery import cut_
-from prunus.verify import Verification
+from prunus.plan.plan import Plan
+from prunus.proof.apply import apply_and_verify_
+from prunus.proof.inputs import proof_inputs
+from prunus.proof.judge import judge_for
+from prunus.proof.observation import observe
+from prunus.proof.verification import Verification
+from prunus.surgery.cut import cut_
 from zoo import ZOO
 from zoo_nets import Net
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import prunus
-from prunus.plan import Plan
+from prunus.plan.plan import Plan
 from wrongcuts import KINDS, Wrong, attempt, half_of_all, is_wrong
 from zoo import ZOO
 

@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pack_sequence
 
 import prunus
 from prunus.errors import ConfigError
-from prunus.recurrence import SeparateRecurrence, StackedRecurrence, join_recurrence_, separate_recurrence_
-from prunus.verify import flat_outputs
+from prunus.layers.recurrence import SeparateRecurrence, StackedRecurrence, join_recurrence_, separate_recurrence_
+from prunus.runtime.calling import flat_outputs
 
 OPTIONS: list[dict[str, Any]] = [
     {},

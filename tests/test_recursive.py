@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import ArtifactError, ConfigError, DataError
-from prunus.fingerprint import tree_digest
-from prunus.fit import fit
-from prunus.fold import fold_
-from prunus.gate import attach
+from prunus.files.fingerprint import tree_digest
+from prunus.gates.gate import attach
+from prunus.learning.fit import fit
+from prunus.learning.stages import trainable_from
 from prunus.methods.base import StagedMethod
-from prunus.methods.noise import NOISE_METHODS, VariationalInformationBottleneck
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.pipeline import Result, prune
-from prunus.recursive import trainable_from
-from prunus.verify import outputs
+from prunus.methods.relatives import NOISE_METHODS, VariationalInformationBottleneck
+from prunus.pipeline.prune import Result, prune
+from prunus.runtime.calling import outputs
+from prunus.surgery.fold import fold_
 from zoo import ZOO
 
 FOLDABLE = [

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prunus
-from prunus.allocation import Allocation, allocate
-from prunus.budget import Budget, Limit
-from prunus.datasets import ArrayDataset, Batches, DataSource
+from prunus.data.datasets import ArrayDataset, Batches, DataSource
 from prunus.errors import BudgetError, ConfigError, PlanError, PruneError
-from prunus.finetuneconfig import FinetuneConfig
 from prunus.methods.criteria import Taylor
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.pipeline import prune
-from prunus.ranking import merged_ranks
+from prunus.pipeline.prune import prune
+from prunus.plan.allocation import Allocation, allocate
+from prunus.plan.budget import Budget, Limit
+from prunus.plan.ranking import merged_ranks
+from prunus.recovery.config import FinetuneConfig
 
 
 def net(widths: tuple[int, ...] = (12, 12)) -> nn.Sequential:

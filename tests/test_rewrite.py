@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.apply import apply_and_verify_
 from prunus.errors import DataError
-from prunus.plan import Plan
-from prunus.rewrite import rewrite
-from prunus.rewritten import RewrittenModel
+from prunus.plan.plan import Plan
+from prunus.proof.apply import apply_and_verify_
+from prunus.surgery.rewrite import rewrite
+from prunus.surgery.rewritten import RewrittenModel
 from zoo import ZOO
 
 SIZE, HEADS, WIDTH = 4, 4, 16

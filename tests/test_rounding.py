@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.allocation import Allocation, allocate
-from prunus.budget import Budget
 from prunus.errors import BudgetError
 from prunus.graph.grouping import Graph
-from prunus.rounding import step_of
+from prunus.plan.allocation import Allocation, allocate
+from prunus.plan.budget import Budget
+from prunus.plan.rounding import step_of
 
 
 class Attention(nn.Module):

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.checkpoint import artifact_files, load, save
-from prunus.compress import compress
-from prunus.datasets import ArrayDataset, DataSource
+from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.errors import ArtifactError, ConfigError, DataError, TraceError
-from prunus.finetuneconfig import FinetuneConfig
+from prunus.export.artifact import artifact_files, load, save
+from prunus.export.run import check_run_folder, commit, commit_or_rescue
 from prunus.methods.dpp import DynamicProbabilisticPruning
-from prunus.pipeline import prune
-from prunus.runfolder import check_run_folder, commit, commit_or_rescue
-from prunus.sparsify import sparsify
+from prunus.pipeline.compress import compress
+from prunus.pipeline.prune import prune
+from prunus.pipeline.sparsify import sparsify
+from prunus.recovery.config import FinetuneConfig
 
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
 
@@ -101,7 +101,7 @@ def test_without_links_there_are_copies(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(sys.modules["prunus.runfolder"].os, "symlink", refuse)
+    monkeypatch.setattr(sys.modules["prunus.export.run"].os, "symlink", refuse)
     commit(tmp_path, files("1"), {}).add("model.onnx", b"onnx 1")
     assert shown(tmp_path) == {"plan.json": "1", "summary.json": "{}", "model.onnx": "onnx 1"}
     commit(tmp_path, files("2"), {})
@@ -149,7 +149,7 @@ def test_a_recovery_that_fails_leaves_the_pruned_network(tmp_path: Path, monkeyp
             next(model.parameters()).fill_(torch.nan)
         raise DataError("epoch 3, step 7", "NaN or infinity in the loss", "lower the learning rate")
 
-    monkeypatch.setattr(sys.modules["prunus.compress"], "finetune", broken)
+    monkeypatch.setattr(sys.modules["prunus.pipeline.compress"], "finetune", broken)
     told: list[str] = []
     with pytest.raises(DataError, match="epoch 3"):
         compressed(tmp_path / "out", recovery=FinetuneConfig(epochs=5), say=told.append)
@@ -165,7 +165,7 @@ def test_ctrl_c_while_it_is_timed_leaves_the_whole_result(tmp_path: Path, monkey
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["prunus.compress"], "compare", interrupted)
+    monkeypatch.setattr(sys.modules["prunus.pipeline.compress"], "compare", interrupted)
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         compressed(tmp_path, say=said.append, recovery=FinetuneConfig(epochs=1, batch_size=8))
@@ -186,7 +186,7 @@ def test_a_model_that_cannot_be_captured_loses_its_program_alone(
     def refused(*_: object, **__: object) -> bytes:
         raise error
 
-    monkeypatch.setattr(sys.modules["prunus.checkpoint"], "program_files", refused)
+    monkeypatch.setattr(sys.modules["prunus.export.artifact"], "program_files", refused)
     result = prune(Net(), X, method="l1", pruning_ratio=0.5)
     with pytest.warns(UserWarning, match="no free batch size"):
         save(tmp_path / "a", result.model, result.plan)
@@ -198,7 +198,7 @@ def test_a_model_that_cannot_be_captured_loses_its_program_alone(
 def test_a_result_that_cannot_be_written_after_all_is_put_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["prunus.runfolder"].tempfile, "mkdtemp", lambda **_: str(tmp_path / "rescued"))
+    monkeypatch.setattr(sys.modules["prunus.export.run"].tempfile, "mkdtemp", lambda **_: str(tmp_path / "rescued"))
     (tmp_path / "out").write_text("a file came in the way meanwhile")
     with pytest.raises(ArtifactError, match="rescued") as caught:
         commit_or_rescue(tmp_path / "out", files("1"), {})
@@ -207,7 +207,7 @@ def test_a_result_that_cannot_be_written_after_all_is_put_elsewhere(
 
 
 def test_nowhere_to_put_it_is_the_first_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["prunus.runfolder"].tempfile, "tempdir", str(tmp_path / "none"))
+    monkeypatch.setattr(sys.modules["prunus.export.run"].tempfile, "tempdir", str(tmp_path / "none"))
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ArtifactError, match="cannot be written") as caught:
         commit_or_rescue(tmp_path / "out", files("1"), {})
@@ -224,7 +224,7 @@ def test_a_program_that_there_will_not_be_is_said_before_the_work(
     def loss_fn(*_: object, **__: object) -> Tensor:
         raise ZeroDivisionError  # the work has begun
 
-    monkeypatch.setattr(sys.modules["prunus.checkpoint"], "program_files", refused)
+    monkeypatch.setattr(sys.modules["prunus.export.artifact"], "program_files", refused)
     said: list[str] = []
     out, data = tmp_path / "out", source(loss_fn)
     with pytest.raises(ZeroDivisionError):  # noqa: PT012

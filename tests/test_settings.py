@@ -10,15 +10,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 
-from prunus.allocation import Allocation
 from prunus.errors import ConfigError
-from prunus.fields import allows
-from prunus.finetuneconfig import FinetuneConfig
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.methods.registry import METHODS, resolve
 from prunus.methods.settings import configure
+from prunus.plan.allocation import Allocation
+from prunus.recovery.config import FinetuneConfig
+from prunus.runtime.fields import allows
 
 KINDS = [*METHODS.values(), DynamicProbabilisticPruning]
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import prunus
-from prunus.modes import eval_mode
-from prunus.snapshot import state_kept
+from prunus.runtime.modes import eval_mode
+from prunus.runtime.snapshot import state_kept
 
 
 class Cache:

@@ -13,9 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunus.datafiles import read_idx
+from prunus.data.datafiles import read_idx
+from prunus.data.datasets import (
+    ArrayDataset,
+    Batches,
+    crop_and_flip,
+    split_indices,
+)
+from prunus.data.sources import load_data
 from prunus.errors import ConfigError, DataError, MissingDependencyError
-from prunus.sources import ArrayDataset, Batches, crop_and_flip, load_data, load_model, split_indices
+from prunus.models.sources import load_model
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -253,7 +260,7 @@ number = 3
 def wrong(): return 5
 def fails(): raise RuntimeError("no weights")
 def data(validation, seed=0):
-    from prunus.sources import ArrayDataset, DataSource
+    from prunus.models.sources import ArrayDataset, DataSource
     part = ArrayDataset(torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64))
     return DataSource(f"{validation} {seed}", part, part, part, 2)
 """

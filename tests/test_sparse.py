@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunus.errors import ConfigError, DataError
+from prunus.kernels import products as loops
 from prunus.masks.patterns import Layer, Pattern
 from prunus.masks.sampling import gumbel, largest
-from prunus.sparse import kernels, loops
+from prunus.sparse import operations as kernels
 from prunus.sparse.layers import CondensedConv2d, CondensedLinear, condense, condense_, densify_
 
 CASES = [
@@ -153,7 +154,7 @@ def test_in_autocast_it_answers_as_the_dense_layers(grad: bool, batch: int) -> N
 
 def test_a_tile_is_transposed_and_nothing_else_is_written() -> None:
     numba = pytest.importorskip("numba")
-    from prunus.sparse.tiles import transposed_tile
+    from prunus.kernels.tiles import transposed_tile
 
     tile = transposed_tile()
     x, out = torch.randn(20, 37), torch.zeros(40, 19)

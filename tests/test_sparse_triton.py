@@ -22,11 +22,12 @@ from torch._subclasses import FakeTensorMode
 
 import prunus
 from prunus.errors import ConfigError
-from prunus.sparse import kernels, loops
+from prunus.kernels import products as loops
+from prunus.sparse import operations as kernels
 from prunus.sparse.layers import CondensedLinear
 
 ROOT = Path(__file__).parents[1]
-MODULE = "prunus.sparse.triton_kernels"
+MODULE = "prunus.kernels.triton"
 F32, F16, B16, I16, I32, I64 = (
     torch.float32, torch.float16, torch.bfloat16, torch.int16, torch.int32, torch.int64,
 )  # fmt: skip
@@ -68,7 +69,7 @@ def case(shape: tuple[int, int, int, int], types: Any, device: str) -> tuple[Ten
 
 def compared(device: str) -> dict[str, float]:
     """The largest error of every case, as a part of the largest output; infinity where a number outside is written."""
-    from prunus.sparse.triton_kernels import triton_product
+    from prunus.kernels.triton import triton_product
 
     plain, found = torch.Tensor.new_empty, {}
     for number, shape in enumerate(SHAPES):
@@ -136,7 +137,7 @@ def interpreted() -> None:
     """In a process of its own: print the errors in one line, and after it what the benchmark prints."""
     let_old_interpreters_loop()
     import condensed_cost
-    from prunus.sparse.triton_kernels import triton_product
+    from prunus.kernels.triton import triton_product
 
     found = compared("cpu")
     on_cuda = mock.patch.object(kernels, "_on_cuda", return_value=triton_product)
@@ -206,7 +207,7 @@ def test_kernels_and_layers_agree_with_dense_ones_on_a_gpu() -> None:
     not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 20e9, reason="no CUDA device with 20 GB free"
 )
 def test_offsets_beyond_31_bits() -> None:
-    from prunus.sparse.triton_kernels import triton_product
+    from prunus.kernels.triton import triton_product
 
     x = torch.zeros(2, 2**30 + 8, dtype=B16, device="cuda")
     x[1, -1], x[1, 5] = 3, 1
@@ -233,7 +234,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from prunus.sparse import triton_kernels
+    from prunus.kernels import triton as triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for kernel, batch, kept, types in (
@@ -255,7 +256,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(
 
 @needs_triton
 def test_what_does_not_fit_is_refused() -> None:
-    from prunus.sparse.triton_kernels import triton_product
+    from prunus.kernels.triton import triton_product
 
     x, values, index = torch.randn(2, 4), torch.randn(3, 2), torch.tensor([[0, 1], [1, 2], [0, 3]])
     bytes_ = index.to(torch.uint8)

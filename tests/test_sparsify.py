@@ -11,23 +11,23 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.checkpoint import load, load_masks, read_manifest
-from prunus.cli import WHERE_UNITS_GO, compress_command, main
-from prunus.datasets import DataSource
+from prunus.cli.app import WHERE_UNITS_GO, compress_command, main
+from prunus.data.datasets import DataSource
 from prunus.errors import ArtifactError, ConfigError
-from prunus.filters import plan_of_filters, sole_writers
-from prunus.maskfile import LayerMask, packed_masks, read_masks
+from prunus.export.artifact import load, load_masks, read_manifest
+from prunus.masks.file import LayerMask, packed_masks, read_masks
+from prunus.masks.filters import plan_of_filters, sole_writers
 from prunus.masks.layers import layer_of
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
-from prunus.plan import Plan
+from prunus.pipeline.sparsify import maskable_layers, plan_patterns, sparsify
+from prunus.plan.plan import Plan
 from prunus.sparse.layers import condense_
-from prunus.sparsify import maskable_layers, plan_patterns, sparsify
 from zoo import ZOO
 
 SCRIPT = """
 import torch
 from torch import nn
-from prunus.datasets import ArrayDataset, DataSource
+from prunus.data.datasets import ArrayDataset, DataSource
 
 def net():
     torch.manual_seed(0)

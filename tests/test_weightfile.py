@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from prunus.errors import ArtifactError, ConfigError
-from prunus.weightfile import load_weights_, read_state_dict, unique_tensors
+from prunus.files.weightfile import load_weights_, read_state_dict, unique_tensors
 
 
 def net() -> nn.Module:

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.apply import apply_and_verify_
-from prunus.datasets import ArrayDataset, DataSource
+from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.errors import ConfigError, PlanError, SurgeryError
 from prunus.masks.layers import layer_of
 from prunus.masks.patterns import Pattern
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
-from prunus.plan import Plan
-from prunus.sparsify import maskable_layers, plan_patterns, sparsify
-from prunus.weightmasks import mask_of, masks_hold, with_masks
+from prunus.pipeline.sparsify import maskable_layers, plan_patterns, sparsify
+from prunus.plan.plan import Plan
+from prunus.proof.apply import apply_and_verify_
+from prunus.proof.weightmasks import mask_of, masks_hold, with_masks
 
 
 def net() -> nn.Sequential:

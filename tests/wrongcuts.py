@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import prunus.apply
-from prunus.apply import apply_and_verify_
-from prunus.comparison import compare, named_tensors
+import prunus.proof.apply
 from prunus.errors import SurgeryError
 from prunus.graph.grouping import Graph
-from prunus.modes import eval_mode
-from prunus.observation import double
-from prunus.plan import Plan, TensorEdit
-from prunus.surgery import Undo, cut_
-from prunus.verify import Verification, call
+from prunus.plan.plan import Plan, TensorEdit
+from prunus.proof.apply import apply_and_verify_
+from prunus.proof.comparison import compare, named_tensors
+from prunus.proof.observation import double
+from prunus.proof.verification import Verification
+from prunus.runtime.calling import call
+from prunus.runtime.modes import eval_mode
+from prunus.surgery.cut import Undo, cut_
 from zeroed import zeroed_
 
 MATTERS = 1e-3
@@ -124,7 +125,7 @@ def spoiling(names: tuple[str, ...]) -> Iterator[None]:
             held.zero_()
         return Undo((*undo.steps, *(lambda h=h, s=s: h.copy_(s) for h, s in saved)))  # type: ignore[misc]
 
-    with mock.patch.object(prunus.apply, "cut_", spoiled):
+    with mock.patch.object(prunus.proof.apply, "cut_", spoiled):
         yield
 
 
@@ -133,7 +134,7 @@ def is_wrong(model: nn.Module, graph: Graph, plan: Plan, wrong: Wrong, inputs: A
     cut, given = copy.deepcopy(model).double(), double(inputs)
     reference = zeroed_(copy.deepcopy(cut), graph, plan.kept)
     with spoiling(wrong.spoiled), torch.no_grad():
-        prunus.apply.cut_(cut, wrong.plan)
+        prunus.proof.apply.cut_(cut, wrong.plan)
         with eval_mode(cut), eval_mode(reference):
             now, right = named_tensors(call(cut, given)), named_tensors(call(reference, given))
     apart = compare([right], [now], 1e-6)

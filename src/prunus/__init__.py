@@ -1,30 +1,31 @@
 """Prunus: make trained PyTorch networks physically smaller by learning a probability distribution over what to keep."""
 
-from prunus.allocation import Allocation, allocate, select
-from prunus.apply import apply_
-from prunus.attention import separate_attention_
-from prunus.batchnorm import reestimate_batch_norm, reestimate_if_better
-from prunus.budget import Budget
-from prunus.checkpoint import load, load_masks, save
-from prunus.compress import compress
-from prunus.cost import count_cost
-from prunus.fit import fit
-from prunus.fit_masks import fit_masks
-from prunus.gate import attach
+from prunus import moved  # noqa: F401 - importing it lets old addresses be found
+from prunus.export.artifact import load, load_masks, save
+from prunus.export.pretrained import save_pretrained
+from prunus.gates.gate import attach
 from prunus.graph.custom import register_operation
 from prunus.graph.trace import trace
-from prunus.inputs import SelectInputs
+from prunus.layers.attention import separate_attention_
+from prunus.layers.inputs import SelectInputs
+from prunus.layers.recurrence import join_recurrence_, separate_recurrence_
+from prunus.learning.fit import fit
+from prunus.learning.masks import fit_masks
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.optimizer import carry_optimizer
-from prunus.packing import condense_where_faster_
-from prunus.pipeline import Result, prune
-from prunus.plan import Plan
-from prunus.pretrained import save_pretrained
-from prunus.recurrence import join_recurrence_, separate_recurrence_
+from prunus.pipeline.compress import compress
+from prunus.pipeline.prune import Result, prune
+from prunus.pipeline.sparsify import sparsify
+from prunus.plan.allocation import Allocation, allocate, select
+from prunus.plan.budget import Budget
+from prunus.plan.cost import count_cost
+from prunus.plan.plan import Plan
+from prunus.proof.apply import apply_
+from prunus.recovery.batchnorm import reestimate_batch_norm, reestimate_if_better
+from prunus.sparse.choose import condense_where_faster_
 from prunus.sparse.layers import condense_, densify_
-from prunus.sparsify import sparsify
+from prunus.surgery.optimizer import carry_optimizer
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,5 @@
 """`python -m prunus` is the command line."""
 
-from prunus.cli import main
+from prunus.cli.app import main
 
 main()

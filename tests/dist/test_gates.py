@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunus
-from prunus.datasets import ArrayDataset, Batches
+from prunus.data.datasets import ArrayDataset, Batches
 from prunus.errors import DataError
-from prunus.fit import fit
-from prunus.fit_masks import fit_masks
+from prunus.learning.fit import fit
+from prunus.learning.masks import fit_masks
 from prunus.methods.criteria import Fisher
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
-from prunus.parallel import accelerator
+from prunus.runtime.processes import accelerator
 
 pytestmark = pytest.mark.dist
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunus.errors import DataError
-from prunus.evaluate import evaluate
-from prunus.finetune import FinetuneConfig, finetune
-from prunus.parallel import accelerator
-from prunus.sources import ArrayDataset, Batches, DataSource
+from prunus.data.evaluation import evaluate
+from prunus.recovery.finetuning import FinetuneConfig, finetune
+from prunus.runtime.processes import accelerator
+from prunus.data.datasets import ArrayDataset, Batches, DataSource
 
 pytestmark = pytest.mark.dist
 

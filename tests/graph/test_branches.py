@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import DataError, TraceError
-from prunus.verify import call, flat_outputs
+from prunus.runtime.calling import call, flat_outputs
 
 
 class Routed(nn.Module):

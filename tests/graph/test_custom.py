@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.apply import apply_and_verify_
 from prunus.errors import ConfigError, SurgeryError
 from prunus.graph.engine import RULES
+from prunus.proof.apply import apply_and_verify_
 
 BUILT_IN = frozenset(RULES)
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.apply import apply_and_verify_
 from prunus.graph.grouping import Graph
-from prunus.plan import Plan
-from prunus.verify import outputs
+from prunus.plan.plan import Plan
+from prunus.proof.apply import apply_and_verify_
+from prunus.runtime.calling import outputs
 from zeroed import zeroed_
 from zoo import Animal
 from zoo_operations import CHANNELWISE, COUNTS, HEADS, MEANS, NORMS, OPERATIONS, STAYS

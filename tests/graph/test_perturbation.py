@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import prunus
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
-from prunus.modes import eval_mode
-from prunus.verify import call
+from prunus.runtime.calling import call
+from prunus.runtime.modes import eval_mode
 from zoo import ZOO
 from zoo_operations import CHANNELWISE
 

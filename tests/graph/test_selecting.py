@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.apply import apply_and_verify_
 from prunus.errors import PlanError
-from prunus.plan import Plan
-from prunus.rewritten import RewrittenModel
-from prunus.verify import outputs
+from prunus.plan.plan import Plan
+from prunus.proof.apply import apply_and_verify_
+from prunus.runtime.calling import outputs
+from prunus.surgery.rewritten import RewrittenModel
 from zeroed import zeroed_
 
 SHUFFLE = (3, 1, 0, 2, 7, 6, 5, 4)

@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_map
 
 import prunus
 import zoo_weights as weights
-from prunus import gate
-from prunus.apply import apply_and_verify_
-from prunus.copies import copied
-from prunus.masked import masked
+from prunus.gates import gate
 from prunus.methods.criteria import L1
-from prunus.plan import Plan
-from prunus.verify import outputs
+from prunus.plan.plan import Plan
+from prunus.proof.apply import apply_and_verify_
+from prunus.proof.masked import masked
+from prunus.runtime.calling import outputs
+from prunus.runtime.copies import copied
 from zeroed import zeroed_
 from zoo import ZOO
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus.apply import apply_and_verify_
-from prunus.copies import copied
-from prunus.cost import count_cost
 from prunus.errors import PlanError, SurgeryError, TraceError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
-from prunus.plan import Plan
-from prunus.verify import call, flat_outputs, outputs
+from prunus.plan.cost import count_cost
+from prunus.plan.plan import Plan
+from prunus.proof.apply import apply_and_verify_
+from prunus.runtime.calling import call, flat_outputs, outputs
+from prunus.runtime.copies import copied
 from traced import traced
 from zeroed import zeroed_
 from zoo import ZOO

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunus.errors import DataError
-from prunus.masks import compiled, layers, noise_loops, sampling
+from prunus.kernels import masks as compiled
+from prunus.kernels import noise as noise_loops
+from prunus.masks import layers, sampling
 from prunus.masks.layers import MaskedWeight
 from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import Order, gumbel, largest, vector_jacobian
@@ -84,7 +86,7 @@ def test_a_row_of_bits_is_the_same_compiled(n: int) -> None:
 
 def test_noise_without_numba_is_the_same_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     with_numba = gumbel(30, 101, (3, 4))
-    monkeypatch.setattr(sampling.compiled, "available", lambda: False)
+    monkeypatch.setattr(sampling.kernels, "available", lambda: False)
     without = gumbel(30, 101, (3, 4))
     assert float((with_numba - without).abs().max()) < 4e-6
     assert torch.equal(largest(with_numba, 10), largest(without, 10))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import ConfigError, DataError
-from prunus.fit import fit
-from prunus.gate import attach
+from prunus.gates.gate import attach
 from prunus.graph.groups import ChannelGroup
+from prunus.learning.fit import fit
 from prunus.methods.base import Method, WeightCriterion
 from prunus.methods.criteria import CRITERIA, FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
 from prunus.methods.registry import resolve

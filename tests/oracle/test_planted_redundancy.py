@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.fit import fit
+from prunus.learning.fit import fit
 from prunus.methods.base import Method
 from prunus.methods.criteria import Fisher, Taylor
 from prunus.methods.dirichlet import DirichletPruning

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunus.errors import ConfigError
-from prunus.quantize import on_grid, quantized, scale_of, stored_bits
+from prunus.masks.quantize import on_grid, quantized, scale_of, stored_bits
 
 
 @given(bits=st.sampled_from([8, 4, 2, 1]), per_channel=st.booleans(), seed=st.integers(0, 2**20))

@@ -12,12 +12,12 @@ from random_nets import ON_IMAGES, ON_TOKENS, SIDE, TOKENS, RandomNet, Step
 from torch import Tensor, nn
 
 import prunus
-from prunus.apply import apply_and_verify_
 from prunus.errors import PruneError
 from prunus.graph.grouping import Graph
-from prunus.rewrite import fixed_batch
-from prunus.rewritten import RewrittenModel
-from prunus.verify import outputs
+from prunus.proof.apply import apply_and_verify_
+from prunus.runtime.calling import outputs
+from prunus.surgery.rewrite import fixed_batch
+from prunus.surgery.rewritten import RewrittenModel
 from zeroed import zeroed_
 from zoo import untidy
 

@@ -17,11 +17,11 @@ from random_nets import ON_IMAGES, ON_TOKENS, Step, image_net, programs, token_n
 from torch import Tensor, nn
 
 import prunus
-from prunus.apply import apply_and_verify_
-from prunus.cost import count_cost
 from prunus.errors import SurgeryError
 from prunus.graph.grouping import Graph
-from prunus.verify import outputs
+from prunus.plan.cost import count_cost
+from prunus.proof.apply import apply_and_verify_
+from prunus.runtime.calling import outputs
 from zeroed import zeroed_
 from zoo import untidy
 

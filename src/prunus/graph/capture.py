@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils._pytree import tree_map, tree_map_only
 
-from prunus.arguments import as_arguments, is_plain, plain, signature_of, tensors_in
-from prunus.entry import one_at_a_time
 from prunus.errors import PruneError, TraceError, first_line
 from prunus.graph.branches import Recording, Replay
 from prunus.graph.deadcode import remove_dead_code_
-from prunus.modes import eval_mode
+from prunus.runtime.arguments import as_arguments, is_plain, plain, signature_of, tensors_in
+from prunus.runtime.entry import one_at_a_time
+from prunus.runtime.modes import eval_mode
 
 
 def capture(

@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from prunus.entry import entry
 from prunus.errors import TraceError
 from prunus.graph import rules  # noqa: F401 - importing them registers them
 from prunus.graph.capture import capture
@@ -22,6 +21,7 @@ from prunus.graph.rules.elementwise import pointwise
 from prunus.graph.rules.movement import create, unknown
 from prunus.graph.rules.selecting import tie_selections
 from prunus.graph.stored import note_product, note_stored, values_of
+from prunus.runtime.entry import entry
 
 REGIONS = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunus.graph.engine import Engine
 from prunus.graph.groups import ChannelGroup, IntArray, Slot
 from prunus.graph.stored import writing
-from prunus.modes import eval_mode
+from prunus.runtime.modes import eval_mode
 
 Judged = Mapping[str, Set[tuple[str, int]]]
 """Name of a computed weight -> (tensor, dimension) of what its filters are judged by."""

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunus.errors import ConfigError
-from prunus.masks import compiled
+from prunus.kernels import masks as kernels
 from prunus.masks.patterns import Layer, Layout, takes_pattern
+from prunus.masks.quantize import Bits, Scheme, quantized
 from prunus.masks.sampling import Order, gumbel, largest, perturb, vector_jacobian
-from prunus.quantize import Bits, Scheme, quantized
 
 Mode = Literal["sample", "mode", "fixed"]
 
@@ -108,7 +108,7 @@ class _Masked(torch.autograd.Function):
         if seed is not None and _in_one_pass(layout, weight, logits):
             by_draw = order == "draw" if all(ctx.needs_input_grad[:2]) else None
             ctx.listed = by_draw is not None
-            found = compiled.draw(
+            found = kernels.draw(
                 logits, weight, seed, noise_scale, layout.k, by_draw=by_draw, with_mask=wanted or not ctx.listed
             )
             if found is not None:
@@ -130,7 +130,7 @@ class _Masked(torch.autograd.Function):
         if gradient is None:  # the masked weight played no part
             return None, None, *rest
         if ctx.listed and _in_one_pass(layout, gradient):
-            found = compiled.gradients(perturbed, chosen, weight, gradient, temperature)
+            found = kernels.gradients(perturbed, chosen, weight, gradient, temperature)
             if found is not None:
                 return found[1], found[0], *rest
         mask = chosen
@@ -161,7 +161,7 @@ def _in_one_pass(layout: Layout, *tensors: Tensor) -> bool:
     for t in tensors:
         if not t.is_cpu or t.dtype != torch.float32 or not t.is_contiguous():
             return False
-    return layout.direct and layout.k < layout.n and compiled.available()
+    return layout.direct and layout.k < layout.n and kernels.available()
 
 
 class MaskSet:

@@ -14,7 +14,7 @@ from typing import Literal, TypeGuard
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
-from prunus.submodules import is_conv1d
+from prunus.layers.submodules import is_conv1d
 
 Granularity = Literal["weight", "kernel", "filter", "tile", "tap", "nm"]
 Layer = nn.Linear | nn.modules.conv._ConvNd

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from prunus.errors import ConfigError, DataError
-from prunus.masks import compiled
-from prunus.masks.noise_loops import key_of, random_bits
+from prunus.kernels import masks as kernels
+from prunus.kernels.noise import key_of, random_bits
 
 Order = Literal["draw", "index"]
 BLOCK = 65_536
@@ -31,8 +31,8 @@ def gumbel(rows: int, n: int, seed: tuple[int, ...], device: torch.device | str 
     decided. With and without numba the numbers agree to rounding.
     """
     if torch.device(device).type == "cpu":
-        if compiled.available():
-            return torch.from_numpy(compiled.gumbel(rows, n, seed))
+        if kernels.available():
+            return torch.from_numpy(kernels.gumbel(rows, n, seed))
         u = torch.from_numpy(random_bits(rows, n, seed)).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
         return u.neg_().log1p_().neg_().log_().neg_()
     stream = torch.Generator(device).manual_seed(int(key_of(seed)) >> 1)
@@ -179,13 +179,13 @@ def vector_jacobian(
     """
     gradient = gradient.to(perturbed.dtype)
     low, high = torch.aminmax(perturbed)
-    if float(high - low) >= compiled.SAFE_SPREAD * temperature:
+    if float(high - low) >= kernels.SAFE_SPREAD * temperature:
         with torch.enable_grad():
             leaf = perturbed.detach().requires_grad_()
             soft = relaxed(leaf / temperature, mask, k, order)
             return torch.autograd.grad(soft, leaf, gradient)[0]
-    if perturbed.device.type == "cpu" and perturbed.dtype == torch.float32 and compiled.available():
-        compiled.product_(perturbed, mask, gradient, temperature, by_draw=order == "draw")
+    if perturbed.device.type == "cpu" and perturbed.dtype == torch.float32 and kernels.available():
+        kernels.product_(perturbed, mask, gradient, temperature, by_draw=order == "draw")
         return gradient
     # Rows in blocks: what is computed in between stays in the cache, and takes little memory.
     rows = max(1, BLOCK // perturbed.shape[1])

@@ -1,1 +1,38 @@
 """The papers: one method, one file. None of them walks a graph."""
+
+from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
+from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
+from prunus.methods.dirichlet import DirichletPruning
+from prunus.methods.dpp import DynamicProbabilisticPruning
+from prunus.methods.rbp import RecursiveBayesianPruning
+from prunus.methods.registry import METHODS, resolve
+from prunus.methods.relatives import (
+    BayesianModelReduction,
+    HardConcreteL0,
+    StructuredBayesianPruning,
+    VariationalInformationBottleneck,
+)
+
+__all__ = [
+    "FPGM",
+    "L1",
+    "L2",
+    "METHODS",
+    "BatchNormScale",
+    "BayesianModelReduction",
+    "DirichletPruning",
+    "DynamicProbabilisticPruning",
+    "Fisher",
+    "GradientCriterion",
+    "HardConcreteL0",
+    "Method",
+    "PosteriorMethod",
+    "Random",
+    "RecursiveBayesianPruning",
+    "StagedMethod",
+    "StructuredBayesianPruning",
+    "Taylor",
+    "VariationalInformationBottleneck",
+    "WeightCriterion",
+    "resolve",
+]

@@ -17,9 +17,9 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
-from prunus.fields import check_fields
 from prunus.graph.groups import ChannelGroup
 from prunus.posteriors.base import DecidingPosterior, Posterior
+from prunus.runtime.fields import check_fields
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
-from prunus.fields import check_fields
 from prunus.graph.groups import ChannelGroup, Slot
 from prunus.methods.base import GradientCriterion, Method, WeightCriterion
+from prunus.runtime.fields import check_fields
 
 Normalize = Literal["none", "mean", "max", "l2", "sum"]
 NORMALIZE = ("none", "mean", "max", "l2", "sum")

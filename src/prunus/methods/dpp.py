@@ -39,13 +39,13 @@ import torch
 from torch import nn
 
 from prunus.errors import ConfigError
-from prunus.fields import check_fields
-from prunus.gate import Draws
+from prunus.gates.gate import Draws
+from prunus.masks.filter_masks import MaskedUnits
 from prunus.masks.layers import MaskedWeight, layer_of
 from prunus.masks.patterns import Pattern
+from prunus.masks.quantize import Bits, Scheme
 from prunus.masks.sampling import Order
-from prunus.masks.units import MaskedUnits
-from prunus.quantize import Bits, Scheme
+from prunus.runtime.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DynamicProbabilisticPruning:
         bits: of the weights while training and after; None leaves them.
         per_channel: one grid per output channel.
         activation_bits: of the masked layers' inputs while training and after; None leaves them.
-        scheme: of the quantisation, see `quantize.quantized`.
+        scheme: of the quantisation, see `masks.quantize.quantized`.
     """
 
     name: ClassVar[str] = "dpp"

@@ -8,8 +8,8 @@ from prunus.errors import ConfigError
 from prunus.methods.base import Method
 from prunus.methods.criteria import CRITERIA
 from prunus.methods.dirichlet import DirichletPruning
-from prunus.methods.noise import NOISE_METHODS
 from prunus.methods.rbp import RecursiveBayesianPruning
+from prunus.methods.relatives import NOISE_METHODS
 from prunus.methods.settings import configure
 
 METHODS: dict[str, type[Method]] = {

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from prunus.errors import ConfigError
-from prunus.fields import named
+from prunus.runtime.fields import named
 
 Configuration = TypeVar("Configuration")
 

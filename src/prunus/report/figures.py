@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunus.errors import MissingDependencyError
-from prunus.fit_masks import Masked
-from prunus.stagefile import Stage
+from prunus.files.stagefile import Stage
+from prunus.learning.masks import Masked
 
 MOST_NAMED = 20
 """Layers that a legend names at most; of more, every second, third, ... one."""

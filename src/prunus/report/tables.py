@@ -9,8 +9,8 @@ from rich import box, filesize
 from rich.markup import escape
 from rich.table import Table
 
-from prunus.cost import Cost, CostModel
 from prunus.graph.grouping import Graph
+from prunus.plan.cost import Cost, CostModel
 
 
 def prunability(graph: Graph) -> Table:

@@ -8,11 +8,14 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from prunus.entry import entry
 from prunus.errors import ConfigError, DataError
+from prunus.kernels.convolutions import geometry_of
+from prunus.kernels.packed import Packed, block_for, pack, packed_product
+from prunus.kernels.products import looped
+from prunus.layers.submodules import is_conv1d
 from prunus.masks.patterns import Layout
-from prunus.sparse.convolutions import geometry_of
-from prunus.sparse.kernels import (
+from prunus.runtime.entry import entry
+from prunus.sparse.operations import (
     condensed,
     condensed_conv2d,
     convolution,
@@ -23,9 +26,6 @@ from prunus.sparse.kernels import (
     reads_shorts,
     wide,
 )
-from prunus.sparse.loops import looped
-from prunus.sparse.packed import Packed, block_for, pack, packed_product
-from prunus.submodules import is_conv1d
 
 Own = TypeVar("Own", bound="_Condensed")
 

@@ -1,0 +1,101 @@
+"""Accuracy and loss of a model on one part of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.data.datasets import ArrayDataset, Batches
+from prunus.data.losses import IGNORED, classes_last, cross_entropy, main_output
+from prunus.errors import DataError
+from prunus.runtime.calling import call
+from prunus.runtime.entry import entry
+from prunus.runtime.modes import eval_mode
+from prunus.runtime.precision import Precision, autocast, deciding, full_precision, to_device
+from prunus.runtime.processes import accelerator, model_device
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        accuracy: top-1, percent.
+        loss: mean over the same; of a language model, nats per token.
+        num_examples: how many labels were judged, over all ranks: one per example, or every position with a label.
+    """
+
+    accuracy: float
+    loss: float
+    num_examples: int
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.2f} %, loss {self.loss:.4f}"
+
+
+def metrics_of(judged: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Accuracies and losses by stage, rounded, as a model card shows them."""
+    metrics = {f"accuracy {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
+    return metrics | {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
+
+
+@entry()
+def evaluate(
+    model: nn.Module,
+    dataset: ArrayDataset,
+    *,
+    loss_fn: Callable[..., Tensor] = cross_entropy,
+    batch_size: int = 500,
+    precision: Precision = "fp32",
+) -> Evaluation:
+    """Measure a classifier or a language model in eval mode, on the device where it lies; modes are put back.
+
+    Under several processes every rank must call this; each takes its share and all get the same answer.
+
+    Args:
+        model: inputs -> logits [B, classes], or one row of logits per label.
+        dataset: what to measure on; every example counts once.
+        loss_fn: must take `reduction="sum"`.
+        batch_size: over all ranks together; raised to the number of ranks if smaller.
+        precision: of the forward pass; `auto` is fp32, since what is measured decides.
+
+    Raises:
+        DataError: NaN or infinity in the outputs.
+    """
+    device = model_device(model)
+    with accelerator() as processes:
+        rank, world = processes.process_index, processes.num_processes
+        batches = Batches(dataset, max(batch_size, world), rank=rank, world=world)
+        totals = _totals(model, batches, loss_fn, device, precision)
+        if world > 1:
+            totals = processes.reduce(totals.to(processes.device), "sum")
+    right, loss, count, broken = totals.tolist()
+    if broken:
+        what = f"NaN or infinity in the outputs for {int(broken)} of {len(dataset)} examples"
+        raise DataError("evaluation", what, "check the inputs, and the weights of the model, for NaN")
+    if not count:
+        raise DataError("labels", "none is judged", f"give labels other than {IGNORED}")
+    return Evaluation(100.0 * right / count, loss / count, int(count))
+
+
+def _totals(
+    model: nn.Module, batches: Batches, loss_fn: Callable[..., Any], device: torch.device, precision: Precision
+) -> Tensor:
+    """Float64 [4]: right answers, summed loss, examples, examples with broken outputs."""
+    # Not every device has float64; the CPU sums exactly either way.
+    totals = torch.zeros(4, dtype=torch.float64, device="cpu")
+    with eval_mode(model), torch.no_grad(), full_precision():
+        for inputs, labels in batches:
+            x, y = to_device(inputs, device), labels.to(device)
+            with autocast(device, deciding(precision)):
+                outputs = main_output(call(model, x))
+            outputs = outputs.float()
+            broken = (~torch.isfinite(outputs)).flatten(1).any(1).sum()
+            right = (classes_last(outputs, y).argmax(-1) == y).sum()
+            loss, judged = loss_fn(outputs, y, reduction="sum"), (y != IGNORED).sum()
+            totals += torch.stack([right.float(), loss.float(), judged.float(), broken.float()]).cpu()
+    return totals

@@ -1,0 +1,77 @@
+"""Plain text as data for a language model: cut by the model's own tokenizer into sequences of one length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.data.datasets import DataSource, next_tokens
+from prunus.errors import ConfigError, DataError, first_line
+from prunus.models.huggingface import import_transformers
+
+LENGTH = 128
+TEST = 0.1
+Tokenize = Callable[[str], list[int]]
+
+
+def tokenizer_of(name: str) -> Tokenize:
+    """The tokenizer of a transformers model, without special tokens.
+
+    Args:
+        name: a folder, or a name on the hub.
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+        ConfigError: there is no tokenizer.
+    """
+    where = f"tokenizer of 'hf:{name}'"
+    transformers = import_transformers(where)
+    try:
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        fix = "put its files beside the model, or give FILE.py:callable that returns a DataSource of tokens"
+        raise ConfigError(where, f"it cannot be loaded: {first_line(error)}", fix) from error
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def read_text(path: Path, tokenize: Tokenize, *, validation: float | int, length: int = LENGTH) -> DataSource:
+    """A text file as sequences; its last tenth is the test split, validation is what comes before.
+
+    Nothing is shuffled between the parts, so that none has seen the others' neighbouring sentences.
+
+    Args:
+        path: UTF-8 text.
+        tokenize: text -> token ids.
+        validation: fraction or number of the learning sequences held out.
+        length: tokens that are predicted per sequence.
+
+    Raises:
+        DataError: the file cannot be read, or is too short for three parts.
+        ConfigError: a validation split that leaves nothing.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(str(path), f"cannot be read as text: {error}", "give a UTF-8 text file") from error
+    ids = torch.tensor(tokenize(text), dtype=torch.int64, device="cpu")
+    count = (len(ids) - 1) // length
+    if count < 10:
+        what = f"{len(ids)} tokens make {count} sequences of {length}"
+        raise DataError(str(path), what, "give a longer text")
+    # Each sequence ends with the token that the next one starts from.
+    rows = torch.stack([ids[i * length : (i + 1) * length + 1] for i in range(count)])
+    learned, tested = rows[: count - round(TEST * count)], rows[count - round(TEST * count) :]
+    held = round(validation * len(learned)) if isinstance(validation, float) else validation
+    if not 0 < held < len(learned):
+        fix = "give a fraction between 0 and 1, or a smaller number"
+        raise ConfigError(f"validation={validation}", f"it would hold out {held} of {len(learned)} sequences", fix)
+    return _source(path.stem, learned[:-held], learned[-held:], tested)
+
+
+def _source(name: str, *parts: Tensor) -> DataSource:
+    train, validation, test = (next_tokens(p) for p in parts)
+    return DataSource(name, train, validation, test, int(max(p.max() for p in parts)) + 1)

@@ -1,0 +1,16 @@
+"""What leaves the house: artifacts, programs, ONNX, folders for `from_pretrained`."""
+
+from prunus.export.artifact import load, load_masks, save
+from prunus.export.int8 import export_onnx_int8
+from prunus.export.onnx import export_onnx, export_program
+from prunus.export.pretrained import save_pretrained
+
+__all__ = [
+    "export_onnx",
+    "export_onnx_int8",
+    "export_program",
+    "load",
+    "load_masks",
+    "save",
+    "save_pretrained",
+]

@@ -1,0 +1,173 @@
+"""The file between stages: what was done so far, for the same weights, data, settings and request alone."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import ArtifactError, first_line
+from prunus.files.atomic import write_bytes
+from prunus.files.fingerprint import tree_digest
+
+FORMAT = "prunus-stages-2"
+ANEW = "delete it and start anew"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage found.
+
+    Attributes:
+        groups: names of the groups whose noise was learned.
+        units: units of each before.
+        kept: units of each that stayed.
+        natural: units of each that the noise itself would have kept; other than `kept` under a budget or at the floor.
+        importance: the posterior's score of every unit, by group.
+        probability: the posterior probability of every unit to be among those that stayed, by group.
+        loss: mean loss of the last epoch of the learning.
+        error: relative difference between the smaller network and the masked one, folded.
+    """
+
+    groups: tuple[str, ...]
+    units: tuple[int, ...]
+    kept: tuple[int, ...]
+    natural: tuple[int, ...]
+    importance: Mapping[str, tuple[float, ...]]
+    probability: Mapping[str, tuple[float, ...]]
+    loss: float
+    error: float
+
+
+@dataclass
+class StageState:
+    """Where a run in stages stands.
+
+    Attributes:
+        kept: group -> units that stayed, of the stages done.
+        stages: what they found, in order.
+        weights: the state of the network after them.
+        error: the worst difference in their proofs.
+    """
+
+    kept: dict[str, tuple[int, ...]]
+    stages: list[Stage]
+    weights: dict[str, Tensor]
+    error: float
+
+
+def save_stages(path: Path, identity: Mapping[str, str], state: StageState) -> None:
+    """Write the file; it is whole at any time. Raises ArtifactError if it can't be written; an older one stays."""
+    content = {
+        "identity": dict(identity),
+        "kept": {n: list(k) for n, k in state.kept.items()},
+        "stages": [vars(s) for s in state.stages],
+        "weights": dict(state.weights),
+        "error": state.error,
+    }
+    file = io.BytesIO()
+    torch.save({"format": FORMAT, "digest": tree_digest(content), **content}, file)
+    write_bytes(path, file.getvalue())
+
+
+def load_stages(path: Path, identity: Mapping[str, str], order: Sequence[Sequence[str]]) -> StageState:
+    """Read the file, if it is of this very run.
+
+    Args:
+        path: the file.
+        identity: what the run is made from, by kind: model, weights, data, method, ...
+        order: names of the groups of each stage.
+
+    Raises:
+        ArtifactError: damaged, edited, or of another run; both are named.
+    """
+    content = _read(path)
+    try:
+        found: Mapping[str, str] = content["identity"]
+        other = [k for k in identity if found.get(k) != identity[k]]
+        if other:
+            told = "; ".join(f"{k} {found.get(k)} there, {identity[k]} here" for k in other)
+            what = f"it was made with another {', '.join(other)}: {told}"
+            raise ArtifactError(f"checkpoint {path}", what, "resume what it was made with, or " + ANEW)
+        state = StageState(
+            {str(n): tuple(k) for n, k in content["kept"].items()},
+            [_stage(s) for s in content["stages"]],
+            dict(content["weights"]),
+            float(content["error"]),
+        )
+        _check(state, order)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"it cannot be read, a value is missing or impossible: {first_line(error)}"
+        raise ArtifactError(f"checkpoint {path}", what, ANEW) from error
+    return state
+
+
+def resume_weights_(model: nn.Module, state: StageState, path: Path) -> None:
+    """Give a cut network the weights of the file, all or none.
+
+    Raises:
+        ArtifactError: names, shapes or types differ, or they are not finite.
+    """
+    parameters = dict(model.named_parameters())
+    for name, tensor in model.state_dict().items():
+        stored = state.weights.get(name)
+        same = isinstance(stored, Tensor) and (stored.shape, stored.dtype) == (tensor.shape, tensor.dtype)
+        sound = same and not bool((~torch.isfinite(stored) if name in parameters else torch.isnan(stored)).any())  # type: ignore[arg-type]
+        if not sound:
+            what = f"its tensor {name!r} is missing, of another shape or type, or not finite"
+            raise ArtifactError(f"checkpoint {path}", what, ANEW)
+    model.load_state_dict(state.weights)
+
+
+def is_stage_file(path: Path) -> bool:
+    """True if this package wrote it."""
+    try:
+        return path.is_file() and bool(_read(path))
+    except ArtifactError:
+        return False
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        what = f"it cannot be read: {first_line(error)}"
+        raise ArtifactError(f"checkpoint {path}", what, ANEW) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ArtifactError(f"checkpoint {path}", f"it cannot be read: not of format {FORMAT}", ANEW)
+    rest = {k: v for k, v in content.items() if k not in ("format", "digest")}
+    if content.get("digest") != tree_digest(rest):
+        raise ArtifactError(f"checkpoint {path}", "it cannot be read: damaged or edited (checksum)", ANEW)
+    return rest
+
+
+def _stage(data: Mapping[str, Any]) -> Stage:
+    if set(data) != {f.name for f in fields(Stage)}:
+        raise ValueError("a stage has other fields")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return Stage(**values)
+
+
+def _check(state: StageState, order: Sequence[Sequence[str]]) -> None:
+    """Raise ValueError where the stages are not the first ones of this order, or a number is impossible."""
+    done = [tuple(s.groups) for s in state.stages]
+    if done != [tuple(names) for names in order[: len(done)]]:
+        raise ValueError("its stages are not those of this run")
+    if set(state.kept) != {n for names in done for n in names}:
+        raise ValueError("it keeps units of other groups")
+    for stage in state.stages:
+        for name, units, kept, natural in zip(stage.groups, stage.units, stage.kept, stage.natural, strict=True):
+            chosen, values = state.kept[name], (*stage.importance[name], *stage.probability[name])
+            possible = all(type(i) is int and 0 <= i < units for i in chosen) and len(set(chosen)) == len(chosen)
+            if not possible or len(chosen) != kept or not 0 < kept <= units or not 0 <= natural <= units:
+                raise ValueError(f"impossible units of {name!r}")
+            if len(values) != 2 * units or not all(type(v) is float and math.isfinite(v) for v in values):
+                raise ValueError(f"impossible scores of {name!r}")
+        if not math.isfinite(stage.loss):
+            raise ValueError("a loss that is not finite")

@@ -1,0 +1,1 @@
+"""Multipliers on units, at the inputs of the layers that read them."""

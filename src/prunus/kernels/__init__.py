@@ -1,0 +1,1 @@
+"""Compiled loops (numba, Triton). Imported only where they are asked for."""

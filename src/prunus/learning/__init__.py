@@ -1,0 +1,1 @@
+"""What data say about units and weights: the loops that learn."""

@@ -1,0 +1,274 @@
+"""The only loop that learns gates. `fit` leaves the model exactly as it was; `fit_with_weights` trains it along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.data.batches import Loader, as_batches, examples_in, forward
+from prunus.data.losses import mean_of, sum_of
+from prunus.errors import ConfigError, DataError
+from prunus.gates.frozen import frozen
+from prunus.gates.gate import GateSet, attach, recompute_products
+from prunus.graph.groups import ChannelGroup
+from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
+from prunus.posteriors.base import Posterior
+from prunus.runtime.entry import entry
+from prunus.runtime.fields import as_seed, check_kind
+from prunus.runtime.modes import eval_mode, modes_kept
+from prunus.runtime.precision import Precision, autocast, deciding, full_precision, to_device
+from prunus.runtime.processes import (
+    average_gradients_,
+    average_over_ranks_,
+    distributed,
+    model_device,
+    rank,
+    running_statistics,
+    summed,
+)
+from prunus.runtime.progress import Bar, progress_bar
+from prunus.runtime.training import BatchSource, LossFunction, backward, check_loss, only_trainable
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a method found.
+
+    Attributes:
+        values: group name -> score of each unit, fp32 [K], higher = keep.
+        posteriors: group name -> learned posterior (empty for criteria).
+        method: name of the method.
+        history: mean loss of every epoch of the learning.
+        cost_exponent: of the method, see `Method.cost_exponent`.
+        measured: for an allocation of the scope `measured`: group name -> loss that each unit saves, float64 [K].
+    """
+
+    values: Mapping[str, Tensor]
+    posteriors: Mapping[str, Posterior] = field(default_factory=dict)
+    method: str = ""
+    history: tuple[float, ...] = ()
+    cost_exponent: float = 0.0
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@entry()
+def fit(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    method: Method,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    *,
+    num_data: int,
+    seed: int = 0,
+    precision: Precision = "auto",
+    progress: bool = False,
+) -> Scores:
+    """Score the units of the groups.
+
+    Args:
+        model: the trained network; frozen here, and unchanged afterwards (weights, buffers, flags, hooks).
+        groups: prunable groups of its graph.
+        method: a criterion on weights or gradients, or a method with a posterior.
+        batches: re-iterable (inputs, targets), or another form that `as_batches` takes; unused by weight criteria.
+        loss_fn: `loss_fn(outputs, targets)`, a mean; see `data.losses.sum_of` for gradient criteria, which want sums.
+        num_data: number of training examples N in the bound.
+        seed: seeds every draw; the global random state is put back.
+        precision: of the network's forward and backward pass; gates are always fp32. `auto` is fp32 on every
+            processor: the scores decide what stays. `bf16` has to be asked for by name, and rounds what decides.
+        progress: show a bar where there is a terminal.
+
+    Raises:
+        ConfigError: no groups, or no method.
+        DataError: NaN or infinity in inputs or loss, naming epoch and step; or no batches.
+    """
+    check_kind("method", method, Method, "one, such as DirichletPruning()")
+    if not groups:
+        raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
+    seed = as_seed(seed)
+    if isinstance(method, WeightCriterion):
+        with eval_mode(model):
+            values = {g.name: method.score(model, g, seed) for g in groups}
+        return Scores(values, method=method.name, cost_exponent=method.cost_exponent)
+    if num_data < 1:
+        raise ConfigError("num_data", f"{num_data} labels", "give the number of labels in the training data")
+    loader = as_batches(batches, model)
+    if len(loader) == 0:
+        raise DataError("data", "there are no batches", "pass a non-empty loader")
+    devices = [model_device(model)] if model_device(model).type == "cuda" else []
+    train_bn = isinstance(method, PosteriorMethod) and method.bn_mode == "train"
+    precision = deciding(precision)
+    with torch.random.fork_rng(devices=devices), frozen(model, train_bn=train_bn), full_precision():
+        torch.manual_seed(seed + 7919 * rank())
+        if isinstance(method, GradientCriterion):
+            scores = _accumulate(model, groups, method, loader, loss_fn, precision, progress)
+            return replace(scores, cost_exponent=method.cost_exponent)
+        if isinstance(method, PosteriorMethod):
+            scores = _learn(model, groups, method, loader, loss_fn, num_data, precision, progress)
+            return replace(scores, cost_exponent=method.cost_exponent)
+    raise TypeError(f"{type(method).__name__} is none of the three kinds of methods")
+
+
+@entry()
+def fit_with_weights(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    method: StagedMethod,
+    batches: BatchSource,
+    loss_fn: LossFunction,
+    weights: Sequence[nn.Parameter],
+    *,
+    num_data: int,
+    seed: int = 0,
+    precision: Precision = "auto",
+    progress: bool = False,
+) -> Scores:
+    """Learn the posteriors of all groups together while `weights` train along; the model is changed.
+
+    Args:
+        model: the network; in train mode meanwhile, afterwards in the mode it was in.
+        groups: gated groups.
+        method: makes the posteriors and says how strong their complexity counts.
+        batches: as for `fit`.
+        loss_fn: as for `fit`.
+        weights: the parameters of the model that are trained; the others stay. None at all: as `fit`.
+        num_data: as for `fit`.
+        seed: as for `fit`.
+        precision: as for `fit`.
+        progress: as for `fit`.
+
+    Raises:
+        ConfigError: no groups.
+        DataError: NaN or infinity, naming epoch and step; the weights are as at that step.
+    """
+    if not weights:
+        return fit(
+            model, groups, method, batches, loss_fn,
+            num_data=num_data, seed=seed, precision=precision, progress=progress,
+        )  # fmt: skip
+    if not groups:
+        raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
+    devices = [model_device(model)] if model_device(model).type == "cuda" else []
+    precision = deciding(precision)
+    with torch.random.fork_rng(devices=devices), only_trainable(model, weights), modes_kept(model), full_precision():
+        torch.manual_seed(seed + 7919 * rank())
+        model.train()
+        loader = as_batches(batches, model)
+        scores = _learn(model, groups, method, loader, loss_fn, num_data, precision, progress, weights)
+        average_over_ranks_(running_statistics(model))
+    return replace(scores, cost_exponent=method.cost_exponent)
+
+
+def _accumulate(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    method: GradientCriterion,
+    batches: Loader,
+    loss_fn: LossFunction,
+    precision: Precision,
+    progress: bool,
+) -> Scores:
+    totals = {g.name: torch.zeros(g.units, dtype=torch.float64, device="cpu") for g in groups}
+    examples, device, loss_of = 0, model_device(model), sum_of(loss_fn)
+    with attach(model, groups) as gates, progress_bar(method.name, len(batches), progress) as bar:
+        gates.probe()
+        for step, (x, y) in enumerate(batches):
+            inputs, targets = to_device(x, device), to_device(y, device)
+            with recompute_products(), autocast(device, precision):
+                loss = loss_of(forward(model, inputs), targets, examples_in(inputs))
+            check_loss(loss, inputs, f"epoch 0, step {step}", model)
+            backward(loss)
+            for group in groups:
+                probe = gates.probes.get(group.name)
+                if probe is not None and probe.grad is not None:
+                    totals[group.name] += method.contribution(probe.grad.float()).cpu()
+            examples += examples_in(inputs)
+            bar.advance()
+    if distributed():
+        totals = {name: summed(total.to(device)).cpu() for name, total in totals.items()}
+        examples = int(summed(torch.tensor(float(examples), device=device, dtype=torch.float64)))
+    return Scores({n: method.finish(t, examples).float() for n, t in totals.items()}, method=method.name)
+
+
+def _learn(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    method: PosteriorMethod,
+    batches: Loader,
+    loss_fn: LossFunction,
+    num_data: int,
+    precision: Precision,
+    progress: bool,
+    weights: Sequence[nn.Parameter] = (),
+) -> Scores:
+    rounds: list[list[str] | None] = [None] if method.joint else [[g.name] for g in groups]
+    total = len(batches) * method.passes(len(batches)) * len(rounds)
+    history: list[float] = []
+    with (
+        attach(model, groups, method.posterior, draws=method.draws, placement=method.placement) as gates,
+        progress_bar(method.name, total, progress) as bar,
+    ):
+        for names in rounds:
+            gates.mean(names) if method.estimator == "point" else gates.sample(names)
+            history += _learn_round(model, gates, names, method, batches, loss_fn, num_data, precision, bar, weights)
+        posteriors = {g.name: gates.posterior(g.name).cpu() for g in groups}
+    values = {name: p.score().detach().cpu() for name, p in posteriors.items()}
+    return Scores(values, posteriors, method.name, tuple(history))
+
+
+def _learn_round(
+    model: nn.Module,
+    gates: GateSet,
+    names: list[str] | None,
+    method: PosteriorMethod,
+    batches: Loader,
+    loss_fn: LossFunction,
+    num_data: int,
+    precision: Precision,
+    bar: Bar,
+    weights: Sequence[nn.Parameter],
+) -> list[float]:
+    parameters = gates.parameters() if names is None else [p for n in names for p in gates.posterior(n).parameters()]
+    trained: list[dict[str, Any]] = [{"params": parameters, "lr": method.lr}]
+    if isinstance(method, StagedMethod) and weights:
+        trained.append({"params": list(weights), "lr": method.weight_lr})
+    optimizer = torch.optim.Adam(trained, weight_decay=0.0)
+    device = model_device(model)
+    passes = method.passes(len(batches))
+    steps = passes * len(batches)
+    history = []
+    for epoch in range(passes):
+        running = torch.zeros((), device=device, dtype=torch.float32)
+        batches.set_epoch(epoch)
+        for step, (x, y) in enumerate(batches):
+            inputs, targets = to_device(x, device), to_device(y, device)
+            progress = (epoch * len(batches) + step) / max(steps - 1, 1)
+            for group in gates.groups:
+                method.anneal_(gates.posterior(group.name), progress)
+            with recompute_products(), autocast(device, precision):
+                loss = _sampled_loss(model, inputs, targets, method, loss_fn)
+            weight = method.complexity_weight(progress, num_data)
+            objective = loss + weight * gates.penalty(num_data, method.unit_weight) if weight else loss
+            check_loss(objective, inputs, f"epoch {epoch}, step {step}", model)
+            optimizer.zero_grad(set_to_none=True)
+            backward(objective, loss)
+            average_gradients_([*parameters, *weights])
+            optimizer.step()
+            running += loss.detach()
+            bar.advance()
+        history.append(float(running) / len(batches))
+    return history
+
+
+def _sampled_loss(
+    model: nn.Module, inputs: Any, targets: Any, method: PosteriorMethod, loss_fn: LossFunction
+) -> Tensor:
+    loss_of = mean_of(loss_fn)
+    draws = [forward(model, inputs) for _ in range(method.samples if method.estimator == "mc" else 1)]
+    if method.loss_reduction == "loss_of_mean":
+        return loss_of(torch.stack(draws).mean(0), targets)
+    return torch.stack([loss_of(out, targets) for out in draws]).mean()

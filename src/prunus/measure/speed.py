@@ -1,0 +1,312 @@
+"""True speed and memory, before and after, measured in one run with interleaved repeats.
+
+MACs are a promise; this is the check. A mode that cannot run here (no compiler, no ONNX Runtime) is listed with its
+reason, and where MACs fell and time did not, the comparison says so.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunus.errors import ConfigError, PruneError
+from prunus.export.onnx import export_onnx
+from prunus.measure.memory import peak_memory
+from prunus.plan.advice import remedies
+from prunus.runtime.arguments import as_arguments, tensors_in
+from prunus.runtime.entry import entry
+from prunus.runtime.modes import eval_mode
+from prunus.runtime.precision import to_device
+from prunus.runtime.processes import model_device
+
+MODES = ("eager", "compiled", "onnx")
+SHORTEST_SAMPLE = 2e-3
+NOTICEABLE = 0.95
+SCATTERED = 0.5
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock time of one forward pass, milliseconds.
+
+    Attributes:
+        median: over the repeats.
+        low: lower quartile.
+        high: upper quartile.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ModeComparison:
+    """One way to run both models.
+
+    Attributes:
+        mode: `eager`, `compiled` or `onnx`.
+        before: the dense model's time, or None if the mode failed.
+        after: the pruned model's.
+        reason: why it failed; empty if it did not.
+    """
+
+    mode: str
+    before: Timing | None
+    after: Timing | None
+    reason: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Time after / time before; below 1 is faster."""
+        return None if self.before is None or self.after is None else self.after.median / self.before.median
+
+    @property
+    def slower(self) -> bool:
+        """True if the pruned model takes noticeably longer."""
+        return self.ratio is not None and self.ratio > 1 / NOTICEABLE
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both models side by side; pairs are (before, after).
+
+    Attributes:
+        modes: one entry per mode asked for, failed ones with their reason.
+        parameters: number of parameters.
+        parameter_bytes: their size, with buffers.
+        peak_bytes: most memory in use during a forward pass in eager mode: parameters, buffers, inputs and live
+            activations (CPU: tensors' storages, without the kernels' own workspace; CUDA: what the allocator saw).
+        macs: multiply-accumulates per example, if given.
+        batch_size: of the example inputs.
+        device: where it was measured.
+        threads: PyTorch's intra-op threads.
+        warnings: what a reader of the ratios must know, in plain words.
+    """
+
+    modes: tuple[ModeComparison, ...]
+    parameters: tuple[int, int]
+    parameter_bytes: tuple[int, int]
+    peak_bytes: tuple[int, int]
+    macs: tuple[int, int] | None
+    batch_size: int
+    device: str
+    threads: int
+    warnings: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, the ratios included."""
+        plain = asdict(self)
+        plain["modes"] = [{**asdict(m), "ratio": m.ratio} for m in self.modes]
+        return plain
+
+
+@entry()
+def compare(
+    dense: nn.Module,
+    pruned: nn.Module,
+    example_inputs: Any,
+    *,
+    modes: Sequence[str] = MODES,
+    repeats: int = 30,
+    warmup: int = 5,
+    macs: tuple[int, int] | None = None,
+) -> Comparison:
+    """Measure both models in eval mode, without gradients, on the device where `dense` lies.
+
+    Each repeat times both models, in alternating order, so that a machine that slows down slows both. A repeat runs
+    as many forward passes as last 2 ms. `compiled` resets TorchDynamo's cache first and last.
+
+    Args:
+        dense: before.
+        pruned: after; on the same device.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments; their batch size is what is
+            measured.
+        modes: which of `eager`, `compiled` (torch.compile) and `onnx` (ONNX Runtime on the CPU).
+        repeats: samples per model and mode.
+        warmup: untimed passes before.
+        macs: per example, before and after, for the warnings.
+
+    Returns:
+        Times, memory and sizes; never an error because a mode cannot run here.
+
+    Raises:
+        ConfigError: unknown modes, impossible repeats, or models on different devices.
+    """
+    check_modes(modes)
+    _check(dense, pruned, repeats, warmup)
+    device = model_device(dense)
+    inputs = to_device(example_inputs, device)
+    with eval_mode(dense), eval_mode(pruned), torch.no_grad():
+        results = tuple(_compare_mode(m, dense, pruned, inputs, repeats, warmup) for m in modes)
+        peaks = peak_memory(dense, inputs), peak_memory(pruned, inputs)
+    shapes = [t.shape for t in tensors_in(inputs) if t.dim()]
+    batch_size = shapes[0][0] if shapes else 1
+    return Comparison(
+        modes=results,
+        parameters=(_parameters(dense), _parameters(pruned)),
+        parameter_bytes=(_bytes(dense), _bytes(pruned)),
+        peak_bytes=peaks,
+        macs=macs,
+        batch_size=batch_size,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(),
+        warnings=warnings_for(results, macs, remedies(dense, pruned, batch_size)),
+    )
+
+
+def warnings_for(modes: Sequence[ModeComparison], macs: tuple[int, int] | None, remedy: str) -> tuple[str, ...]:
+    """What must be said about the modes' times, given MACs before and after; empty if the time fell with them."""
+    said = [f"{m.mode}: not measured: {m.reason}" for m in modes if m.reason]
+    for mode in modes:
+        if max(_spread(mode.before), _spread(mode.after)) > SCATTERED:
+            said.append(f"{mode.mode}: the times scatter widely; measure again on an idle machine, with more repeats")
+        if mode.ratio is None or mode.ratio <= NOTICEABLE:
+            continue
+        if macs is not None and macs[1] < NOTICEABLE * macs[0]:
+            fell = f"MACs fell by {100 * (1 - macs[1] / macs[0]):.0f} % and time did not"
+        elif mode.slower:
+            fell = "the pruned model is slower"
+        else:
+            continue
+        said.append(f"{mode.mode}: {fell} (time x {mode.ratio:.2f}); what may help: {remedy}")
+    return tuple(said)
+
+
+def _spread(timing: Timing | None) -> float:
+    return 0.0 if timing is None else (timing.high - timing.low) / timing.median
+
+
+def check_modes(modes: Sequence[str]) -> None:
+    """Raise ConfigError if one of them is none of `MODES`."""
+    unknown = sorted(set(modes) - set(MODES))
+    if unknown:
+        raise ConfigError(f"modes {unknown}", "unknown", f"choose from {', '.join(MODES)}")
+
+
+def _check(dense: nn.Module, pruned: nn.Module, repeats: int, warmup: int) -> None:
+    if repeats < 1 or warmup < 0:
+        raise ConfigError(f"repeats={repeats}, warmup={warmup}", "outside their range", "repeats >= 1, warmup >= 0")
+    if model_device(dense) != model_device(pruned):
+        where = f"{model_device(dense)} and {model_device(pruned)}"
+        raise ConfigError("models", f"they lie on different devices: {where}", "move both to one device")
+
+
+def _compare_mode(
+    mode: str, dense: nn.Module, pruned: nn.Module, inputs: Any, repeats: int, warmup: int
+) -> ModeComparison:
+    device = model_device(dense)
+    runners = {"eager": _eager, "compiled": _compiled, "onnx": _onnx}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            before = runners[mode](dense, inputs, Path(folder) / "before.onnx", mode == "compiled")
+            after = runners[mode](pruned, inputs, Path(folder) / "after.onnx", False)
+            samples = interleaved(before, after, repeats, warmup, waiter(device))
+        except Exception as error:
+            return ModeComparison(mode, None, None, _reason(error))
+        finally:
+            if mode == "compiled":
+                torch.compiler.reset()
+    return ModeComparison(mode, _timing(samples[0]), _timing(samples[1]))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PruneError):
+        return f"{error.what}; {error.fix}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def interleaved(
+    before: Run, after: Run, repeats: int, warmup: int, wait: Run, clock: Callable[[], float] = time.perf_counter
+) -> tuple[list[float], list[float]]:
+    """Milliseconds per pass of both, `repeats` samples each, taken in turns whose order alternates.
+
+    Args:
+        before: one pass of the dense model.
+        after: one pass of the pruned one.
+        repeats: samples per model.
+        warmup: untimed passes of each.
+        wait: returns when the device is idle.
+        clock: seconds.
+    """
+    for run in (before, after):
+        for _ in range(warmup):
+            run()
+    runs = (before, after)
+    counts = [_passes(run, wait, clock) for run in runs]
+    samples: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(repeats):
+        for which in (0, 1) if repeat % 2 == 0 else (1, 0):
+            samples[which].append(1e3 * _timed(runs[which], counts[which], wait, clock) / counts[which])
+    return samples
+
+
+def _passes(run: Run, wait: Run, clock: Callable[[], float]) -> int:
+    """How many passes make a sample long enough for the clock."""
+    once = max(_timed(run, 1, wait, clock), 1e-7)
+    return max(1, min(1000, round(SHORTEST_SAMPLE / once)))
+
+
+def _timed(run: Run, passes: int, wait: Run, clock: Callable[[], float]) -> float:
+    wait()
+    start = clock()
+    for _ in range(passes):
+        run()
+    wait()
+    return clock() - start
+
+
+def _timing(samples: Sequence[float]) -> Timing:
+    low, median, high = np.percentile(samples, [25, 50, 75]).tolist()
+    return Timing(median, low, high)
+
+
+def waiter(device: torch.device) -> Run:
+    """A function that returns when the device is idle."""
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+
+
+def _eager(model: nn.Module, inputs: Any, _: Path, __: bool) -> Run:
+    args, kwargs = as_arguments(inputs, model)
+    return lambda: model(*args, **kwargs)
+
+
+def _compiled(model: nn.Module, inputs: Any, _: Path, first: bool) -> Run:
+    if first:
+        # Many models of one class in a process would reach the recompilation limit and silently run uncompiled.
+        torch.compiler.reset()
+    args, kwargs = as_arguments(inputs, model)
+    compiled = torch.compile(model, dynamic=False)
+    compiled(*args, **kwargs)
+    return lambda: compiled(*args, **kwargs)
+
+
+def _onnx(model: nn.Module, inputs: Any, path: Path, _: bool) -> Run:
+    export_onnx(model, inputs, path)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    values = [t.detach().cpu().numpy() for t in tensors_in(as_arguments(inputs, model))]
+    feed = {spec.name: value for spec, value in zip(session.get_inputs(), values, strict=True)}
+    return lambda: session.run(None, feed)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))

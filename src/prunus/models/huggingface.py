@@ -1,0 +1,73 @@
+"""transformers models loaded in their own class, with example inputs; no code from outside is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import ConfigError, MissingDependencyError, first_line
+
+
+def import_transformers(where: str) -> Any:
+    """The module `transformers`. Raises MissingDependencyError, naming `where`, if it is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        fix = "pip install 'prunus[hf]'"
+        raise MissingDependencyError(where, f"transformers cannot be imported: {error}", fix) from error
+    return transformers
+
+
+def load_pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model of the class that its configuration names, with its weights, and example inputs for it.
+
+    Args:
+        name: a folder, or a name on the hub.
+
+    Returns:
+        The model in eval mode; keyword inputs for a batch of two (random token ids, images or samples).
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+        ConfigError: no such model, or one of a class of its own (no code from outside is run).
+    """
+    where = f"model 'hf:{name}'"
+    transformers = import_transformers(where)
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        what = f"its configuration cannot be read: {first_line(error)}"
+        raise ConfigError(where, what, "give a folder with config.json, or a name on the hub") from error
+    named = config.architectures
+    kind = str(named[0]) if isinstance(named, list) and named else ""
+    family: Any = getattr(transformers, kind, None) if kind else transformers.AutoModel
+    if kind and not (isinstance(family, type) and issubclass(family, transformers.PreTrainedModel)):
+        what = f"transformers has no class {kind!r}, and no code from outside is run"
+        raise ConfigError(where, what, "write FILE.py:callable that makes the model")
+    try:
+        model: nn.Module = family.from_pretrained(name, trust_remote_code=False, weights_only=True).eval()
+    except Exception as error:
+        raise ConfigError(where, f"its weights cannot be loaded: {first_line(error)}", "check the folder") from error
+    return model, _inputs_for(model)
+
+
+def _inputs_for(model: Any) -> dict[str, Tensor]:
+    """Keyword inputs for a batch of two, of the sizes that the configuration names."""
+    config, kind = model.config, model.main_input_name
+    generator = torch.Generator().manual_seed(0)
+    drawn: dict[str, Any] = {"generator": generator, "device": "cpu"}
+    if kind == "input_ids":
+        length = min(16, getattr(config, "max_position_embeddings", None) or 16)
+        ids = torch.randint(0, config.get_text_config().vocab_size, (2, length), **drawn)
+        return {"input_ids": ids, **({"decoder_input_ids": ids[:, :8]} if config.is_encoder_decoder else {})}
+    if kind == "pixel_values":
+        size = getattr(config, "image_size", None) or 224
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        channels = getattr(config, "num_channels", 3)
+        return {"pixel_values": torch.randn(2, channels, height, width, dtype=torch.float32, **drawn)}
+    if kind == "input_values":
+        return {"input_values": torch.randn(2, 16_000, dtype=torch.float32, **drawn)}
+    what = f"a {type(model).__name__} starts from {kind!r}"
+    raise ConfigError("example inputs", what, "write FILE.py:callable that returns (model, example inputs)")

@@ -1,0 +1,1 @@
+"""The order of things, written once."""

@@ -1,0 +1,399 @@
+"""The plan: which units stay, in which tensors, at what cost. Self-contained data; touches nothing."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from prunus.errors import PlanError
+from prunus.files.atomic import StrPath, write_text
+from prunus.files.decoding import Malformed
+from prunus.graph.grouping import Graph
+from prunus.graph.groups import ChannelGroup, ExampleInput, Norm, Slot
+from prunus.plan import file as planfile
+from prunus.plan.cost import Cost, CostModel
+from prunus.plan.kept import selecting_buffers
+
+UNDECIDED = (0.05, 0.95)
+FOLLOWED = "branches on data go the way of the example inputs; other ways were not analysed and may not run"
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """Decision for one group.
+
+    Attributes:
+        name: the group.
+        units: its size before.
+        kept: indices that stay, ascending.
+        keep_probability: posterior probability of each unit to be among the kept, if the method has one.
+        macs_saved: MACs per example saved if only this group were pruned.
+        heads_of: the layer that makes the heads, if the units are heads.
+        inside_heads: the units are dimensions inside heads.
+    """
+
+    name: str
+    units: int
+    kept: tuple[int, ...]
+    keep_probability: tuple[float, ...] | None = None
+    macs_saved: int = 0
+    heads_of: str | None = None
+    inside_heads: bool = False
+
+    @property
+    def undecided(self) -> tuple[int, ...]:
+        """Units whose keep probability lies between 5 % and 95 %."""
+        low, high = UNDECIDED
+        return tuple(i for i, p in enumerate(self.keep_probability or ()) if low < p < high)
+
+
+@dataclass(frozen=True)
+class TensorEdit:
+    """How one parameter or buffer is cut: kept positions per dimension.
+
+    Attributes:
+        shape: shape before.
+        keep: dimension -> kept positions, ascending.
+        columns: for the weight of a grouped convolution, the kept input positions of each group.
+        values: for a buffer that selects units by index, what it holds then: positions among those that stay.
+    """
+
+    shape: tuple[int, ...]
+    keep: Mapping[int, tuple[int, ...]]
+    columns: tuple[tuple[int, ...], ...] | None = None
+    values: tuple[int, ...] | None = None
+
+    def only(self, dim: int) -> bool:
+        """True if nothing is cut along another dimension than `dim`."""
+        return self.columns is None and self.values is None and set(self.keep) <= {dim}
+
+
+@dataclass(frozen=True)
+class MaskedInput:
+    """A reader's input positions that the plan removes: masking them must equal removal (the proof).
+
+    With `output` they are positions of the module's output, among those `of` one side of a product of activations
+    that sums over them (queries or keys; none if a norm takes their length); `axis` is the dimension of the module's
+    weight that writes them. With
+    `product` they are those of an activation in a product that is no module's: the how many-th, in a forward pass, with
+    something made of the tensor `stored`.
+    """
+
+    module: str
+    dim: int
+    size: int
+    removed: tuple[int, ...]
+    output: bool = False
+    of: tuple[int, ...] = ()
+    axis: int = 0
+    product: int = -1
+    stored: str = ""
+
+
+@dataclass(frozen=True)
+class WeightPattern:
+    """A pattern inside one weight: in each of `rows` choices `k` of `n` stay; which ones is learned with the weights.
+
+    Attributes:
+        module: the layer.
+        pattern: the pattern as text.
+        rows: number of choices R.
+        n: elements of each.
+        k: how many of them stay.
+        weights: weights of the layer.
+        bits: of the values that stay, if they lie on a grid.
+        mask: which ones stay, see `weightmasks`; empty before the learning.
+    """
+
+    module: str
+    pattern: str
+    rows: int
+    n: int
+    k: int
+    weights: int
+    bits: int | None = None
+    mask: str = field(default="", repr=False)
+
+    def explain(self) -> str:
+        """One line for the reader of a plan."""
+        stays = self.weights * self.k // self.n
+        values = f", values of {self.bits} bits" if self.bits else ""
+        return (
+            f"{self.module}: {self.pattern}, {self.k:,} of {self.n:,} in each of {self.rows:,} rows, "
+            f"{stays:,} of {self.weights:,} weights stay{values}"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What goes and what stays.
+
+    Attributes:
+        groups: decision per group.
+        tensors: edit per parameter and buffer.
+        masked: inputs to mask for the proof.
+        before: dense cost.
+        after: predicted cost.
+        model: class name of the model it was made for.
+        inputs: every tensor of the example inputs: shape, dtype, place among the arguments, range of whole numbers.
+        method: what scored the units.
+        asked: the budget, in words.
+        exact: False if a normalisation takes statistics across units that go.
+        notes: remarks for its reader.
+        followed: branches on data went the way of the example inputs, on which alone it can be proven.
+        patterns: patterns inside weights; they set zeros and remove nothing.
+        norms: weight norms that lose inputs: their lengths change so that what stays of the weight is as it was.
+    """
+
+    groups: tuple[GroupPlan, ...]
+    tensors: Mapping[str, TensorEdit]
+    masked: tuple[MaskedInput, ...]
+    before: Cost
+    after: Cost
+    model: str = ""
+    inputs: tuple[ExampleInput, ...] = ()
+    method: str = ""
+    asked: str = ""
+    exact: bool = True
+    notes: tuple[str, ...] = field(default=())
+    followed: bool = False
+    patterns: tuple[WeightPattern, ...] = ()
+    norms: tuple[Norm, ...] = ()
+
+    @classmethod
+    def from_kept(
+        cls,
+        graph: Graph,
+        kept: Mapping[str, Sequence[int] | Tensor],
+        *,
+        keep_probability: Mapping[str, Tensor] | None = None,
+        method: str = "by hand",
+        asked: str = "",
+        notes: Sequence[str] = (),
+    ) -> Plan:
+        """Plan from kept indices per group; groups that are not named stay whole.
+
+        Args:
+            graph: the analysed model.
+            kept: group name -> indices that stay (any order).
+            keep_probability: group name -> probability of each unit to be among the kept.
+            method: what scored the units, for the record.
+            asked: the budget, for the record.
+            notes: remarks for the reader of the plan.
+
+        Raises:
+            PlanError: an unknown or locked group; indices out of range or doubled; unequal rows; nothing kept.
+        """
+        decided = {name: _checked(graph, name, indices) for name, indices in kept.items()}
+        decided = {n: k for n, k in decided.items() if len(k) < graph.group(n).units}
+        costs = CostModel(graph)
+        dense = costs.dense()
+        probabilities = keep_probability or {}
+        groups = []
+        for group in graph.channel_groups:
+            if group.name not in kept:
+                continue
+            units = decided.get(group.name, np.arange(group.units))
+            probability = probabilities.get(group.name)
+            alone = costs.at(costs.counts({group.name: len(units)}))
+            groups.append(
+                GroupPlan(
+                    group.name,
+                    group.units,
+                    tuple(units.tolist()),
+                    None if probability is None else tuple(round(float(p), 4) for p in probability),
+                    dense.macs - alone.macs,
+                    group.heads_of,
+                    group.inside_heads,
+                )
+            )
+        tensors = _edits(graph, decided)
+        return cls(
+            groups=tuple(groups),
+            tensors=tensors,
+            masked=_masked(graph, decided),
+            before=dense,
+            after=costs.of(decided),
+            model=graph.model,
+            inputs=graph.inputs,
+            method=method,
+            asked=asked,
+            exact=all(graph.group(n).exact for n in decided),
+            notes=(*notes, *((FOLLOWED,) if graph.followed else ())),
+            followed=graph.followed,
+            norms=tuple(n for n in graph.norms if n.tensor in tensors and not tensors[n.tensor].only(n.dim)),
+        )
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """Group name -> kept indices."""
+        return {g.name: g.kept for g in self.groups}
+
+    def explain(self) -> str:
+        """A table to read before anything is touched: per group size, kept, undecided units, MACs saved."""
+        head = f"{'group':<36} {'units':>6} {'kept':>6} {'undecided':>9} {'MACs saved':>12}"
+        lines = [head, "-" * len(head)] if self.groups else []
+        for group in self.groups:
+            undecided = "-" if group.keep_probability is None else str(len(group.undecided))
+            lines.append(
+                f"{group.name:<36} {group.units:>6} {len(group.kept):>6} {undecided:>9} {group.macs_saved:>12,}"
+            )
+        lines += ["-" * len(head)] if self.groups else []
+        for name in ("macs", "params", "weights"):
+            before, after = getattr(self.before, name), getattr(self.after, name)
+            lines.append(f"{name:<8} {before:>14,} -> {after:>14,}  ({100 * after / max(before, 1):.1f} %)")
+        lines += [f"pattern  {pattern.explain()}" for pattern in self.patterns]
+        lines.append(f"method: {self.method}; asked: {self.asked or 'counts by hand'}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def diff(self, other: Plan) -> str:
+        """Groups whose kept units differ between two plans, and layers with another pattern, one line each."""
+        lines = []
+        for name in sorted({*self.kept, *other.kept}):
+            a, b = set(self.kept.get(name, ())), set(other.kept.get(name, ()))
+            if a != b:
+                lines.append(
+                    f"{name}: {len(a)} -> {len(b)} kept; only first {sorted(a - b)}; only second {sorted(b - a)}"
+                )
+        mine, yours = ({p.module: p for p in plan.patterns} for plan in (self, other))
+        for name in sorted({*mine, *yours}):
+            if mine.get(name) != yours.get(name):
+                told = [plan[name].explain() if name in plan else f"{name}: dense" for plan in (mine, yours)]
+                lines.append(" -> ".join(told))
+        return "\n".join(lines) or "the plans keep the same units"
+
+    def to_json(self) -> str:
+        """The plan as JSON text (`from_json` reads it back)."""
+        return planfile.to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan back.
+
+        Raises:
+            PlanError: the text is not a plan, of another format, or says what can't be (positions outside their tensor,
+                groups that keep nothing, unknown dtypes).
+        """
+        try:
+            plan: Plan = planfile.from_json(cls, text)
+        except Malformed as error:
+            raise PlanError(
+                "plan", f"not a readable plan: {error}", "write it with Plan.to_json or Plan.save"
+            ) from error
+        return plan
+
+    def save(self, path: StrPath) -> None:
+        """Write the plan; an existing file is replaced only once the new one is whole.
+
+        Raises:
+            ArtifactError: it can't be written there; an existing file is as it was.
+        """
+        write_text(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: StrPath) -> Plan:
+        """Read a plan from a file. Raises PlanError if it is missing or damaged."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(
+                str(path), f"cannot be read: {error}", "give the path of a plan written by Plan.save"
+            ) from error
+        return cls.from_json(text)
+
+    def with_notes(self, *notes: str) -> Plan:
+        """The same plan with further remarks."""
+        return replace(self, notes=(*self.notes, *notes))
+
+
+def _checked(graph: Graph, name: str, indices: Sequence[int] | Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+    try:
+        group = graph.group(name)
+    except KeyError:
+        known = ", ".join(g.name for g in graph.channel_groups)
+        raise PlanError(f"group {name!r}", "there is no such group", f"choose one of: {known}") from None
+    listed = indices.tolist() if isinstance(indices, Tensor | np.ndarray) else list(indices)
+    if any(isinstance(i, bool | np.bool_) or not isinstance(i, numbers.Integral) for i in listed):
+        fix = "give the whole numbers of the units that stay; of a mask, mask.nonzero().flatten()"
+        raise PlanError(f"group {name!r}", f"kept indices must be whole numbers, got {listed[:4]}", fix)
+    values = np.asarray(listed, np.int64)
+    if group.locked is not None and len(values) < group.units:
+        raise PlanError(f"group {name!r}", f"it is locked: {group.locked}", "leave it out of the plan")
+    unique = np.unique(values)
+    if len(unique) != len(values) or len(unique) == 0 or unique[0] < 0 or unique[-1] >= group.units:
+        raise PlanError(
+            f"group {name!r}",
+            f"kept indices must be distinct and within 0..{group.units - 1}, at least one; got {len(values)} indices",
+            "give each kept unit once",
+        )
+    if group.rows is not None:
+        counts = np.bincount(group.rows[unique], minlength=group.multiple)
+        if len(set(counts.tolist())) > 1:
+            raise PlanError(
+                f"group {name!r}",
+                f"the same number must stay in each of its {group.multiple} rows, got {counts.tolist()}",
+                "choose equal counts per row (group.rows tells each unit's row)",
+            )
+    return unique
+
+
+def _edits(graph: Graph, kept: Mapping[str, Any]) -> dict[str, TensorEdit]:
+    removed_from: dict[str, list[tuple[Slot, Any]]] = {}
+    for name, units in kept.items():
+        group = graph.group(name)
+        gone = ~np.isin(np.arange(group.units), units)
+        for slot in group.slots:
+            hit = np.where(slot.plane >= 0, gone[slot.plane], False)
+            removed_from.setdefault(slot.tensor, []).append((slot, hit))
+    edits = {tensor: _edit(graph.shapes[tensor], hits) for tensor, hits in removed_from.items()}
+    for tensor, values in selecting_buffers(graph, kept).items():
+        edits[tensor] = replace(edits.get(tensor, TensorEdit(graph.shapes[tensor], {})), values=values)
+    return edits
+
+
+def _edit(shape: tuple[int, ...], hits: Sequence[tuple[Slot, Any]]) -> TensorEdit:
+    gone = {d: np.zeros(size, bool) for d, size in enumerate(shape)}
+    elements = None
+    for slot, hit in hits:
+        if slot.dim >= 0:
+            gone[slot.dim] |= hit.reshape(-1)
+        else:
+            flat = hit.reshape(shape[0], shape[1])
+            elements = flat if elements is None else elements | flat
+    keep = {d: tuple(np.flatnonzero(~g).tolist()) for d, g in gone.items() if g.any()}
+    columns = None
+    if elements is not None:
+        columns = tuple(tuple(np.flatnonzero(~elements[o]).tolist()) for o in keep.get(0, range(shape[0])))
+    return TensorEdit(shape, keep, columns)
+
+
+def _masked(graph: Graph, kept: Mapping[str, Any]) -> tuple[MaskedInput, ...]:
+    removed: dict[tuple[str, int, int, bool, int, bool, int, str], Any] = {}
+    within: dict[tuple[str, int, int, bool, int, bool, int, str], Any] = {}
+    for name, units in kept.items():
+        group: ChannelGroup = graph.group(name)
+        gone = ~np.isin(np.arange(group.units), units)
+        for reader in group.readers:
+            axis = reader.axis if reader.output else 0
+            product = (reader.product, reader.stored)
+            key = (reader.module, reader.input_dim, len(reader.units), reader.output, axis, reader.length, *product)
+            hit = np.where(reader.units >= 0, gone[reader.units], False)
+            removed[key] = removed.get(key, False) | hit
+            within[key] = within.get(key, False) | (reader.units >= 0)
+    return tuple(
+        MaskedInput(
+            *key[:3], _places(hit), key[3], _places(within[key]) if key[3] and not key[5] else (), key[4], *key[6:]
+        )
+        for key, hit in removed.items()
+    )
+
+
+def _places(hit: Any) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(hit).tolist())

@@ -1,0 +1,1 @@
+"""Whether what was removed changed anything: references, comparison, the negative control."""

@@ -1,0 +1,178 @@
+"""The masked network where a normalisation takes statistics across units that go: a third opinion on what is left.
+
+Hooks that mask what layers read can't tell: statistics over what is left differ from those over everything with zeros.
+Here the captured dense graph runs with all its sizes as they were; after every operation what a plan removes is set to
+zero, and means, variances and norms are those of what stays. No size was rewritten, so it judges both the model cut in
+its own class and the rewritten graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from prunus.errors import SurgeryError
+from prunus.graph.engine import RULES, module_path, operation, source_line
+from prunus.graph.grouping import Graph
+from prunus.plan.kept import BoolArray, Kept, presence
+from prunus.plan.plan import Plan
+from prunus.proof.keptstatistics import STATISTICS
+from prunus.proof.masked import kept_outputs, kept_part, outputs_known
+
+SEES_NO_ZEROS = (
+    "linear", "addmm", "matmul", "bmm", "mm", "baddbmm", "einsum", "outer", "ger", "scaled_dot_product_attention",
+    "sum", "norm", "linalg_vector_norm", "batch_norm", "instance_norm", "cudnn_batch_norm", "embedding", "prelu",
+)  # fmt: skip
+"""Operations whose result is the same if there are more zeros where units were; convolutions and pooling besides."""
+SETTLED = ("movement", "elementwise")
+"""Files of rules for operations that compute every element from those at its place, or move it."""
+
+
+class MaskedGraph(fx.Interpreter):
+    """Runs the dense captured graph with the removed elements of every result at zero.
+
+    Args:
+        graph: the model captured with a free batch size.
+        plan: what goes.
+        model: the dense model, for the kinds of its layers.
+
+    Raises:
+        SurgeryError: an operation mixes units in a way that is not known here, so that no reference can be made.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan, model: nn.Module) -> None:
+        super().__init__(graph.program.module(check_guards=False))
+        self.plan, self.model, self.batch = plan, model, _example_batch(graph)
+        self.layers: dict[str, list[Tensor]] = {}
+        self.precise = False
+        kept = Kept(graph, plan.kept)
+        self.masks: dict[str, list[BoolArray | None]] = {}
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+        for node, result in graph.values.items():
+            values = result if isinstance(result, list) else [result]
+            self.masks[node.name] = [presence(v, kept) for v in values]
+            self.shapes[node.name] = [v.shape for v in values]
+        signature = graph.program.graph_signature
+        stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.places = {target: name for name, target in stored.items()}
+        for node in graph.values:
+            if node.op == "call_function":
+                self._understands(node)
+
+    def _understands(self, node: fx.Node) -> None:
+        """Refuse an operation that meets elements that go, and may count them."""
+        gone = [m for n in node.all_input_nodes for m in self.masks.get(n.name, []) if m is not None]
+        name = operation(node)
+        family = getattr(RULES.get(name), "__module__", "elementwise").rpartition(".")[2]
+        known = name in SEES_NO_ZEROS or name.startswith("conv") or "_pool" in name or family in SETTLED
+        if not gone or known or name in STATISTICS or name.startswith("upsample"):
+            return
+        if sum(_varying(m) for m in self.masks[node.name][:1]) >= max(_varying(m) for m in gone):
+            return  # along other dimensions than the units'
+        raise SurgeryError(
+            f"operation {name}",
+            f"no reference can be made: what it does with units that go is not known ({source_line(node)})",
+            "leave the groups concerned out (ignored_layers, or inexact=False)",
+        )
+
+    def outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model's result on these arguments; `layers` then holds what its linear and convolution layers made."""
+        self.layers = {}
+        flat = torch.fx._pytree.tree_flatten_spec((args, kwargs), self.module._in_spec)  # type: ignore[arg-type]
+        found = self.run(*flat, enable_io_processing=False)
+        return torch.utils._pytree.tree_unflatten(list(found), self.module._out_spec)  # type: ignore[arg-type]
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's result, with zeros where a unit goes."""
+        if n.op == "get_attr":
+            return self._zeroed(self.places.get(str(n.target), ""), super().run_node(n))
+        if n.op != "call_function":
+            return super().run_node(n)
+        special, there = STATISTICS.get(operation(n)), None
+        operand = n.args[0] if n.args else None
+        if special is not None and isinstance(operand, fx.Node):
+            place = self.places.get(str(operand.target), operand.name) if operand.op == "get_attr" else operand.name
+            there = self._there(place, 0, self.env[operand])
+        if there is None or special is None:
+            result = super().run_node(n)
+        else:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            result = special(n, there, args, kwargs)
+        result = self._zeroed(n.name, result)
+        if operation(n) in ("linear", "addmm") or operation(n).startswith("conv"):
+            self._note(n, result)
+        return result
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operation, in fp64 where the graph names another floating-point format and all is to be in fp64."""
+        if self.precise:
+            args, kwargs = lifted((args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+    def _zeroed(self, name: str, result: Any) -> Any:
+        if name not in self.masks:
+            return result
+        if isinstance(result, list | tuple):
+            several = len(self.masks[name]) == len(result)
+            return type(result)(self._zero(name, i, r) if several else r for i, r in enumerate(result))
+        return self._zero(name, 0, result)
+
+    def _zero(self, name: str, index: int, result: Any) -> Any:
+        there = self._there(name, index, result) if isinstance(result, Tensor) else None
+        return result if there is None else torch.where(there, result, torch.zeros_like(result))
+
+    def _there(self, name: str, index: int, result: Tensor) -> Tensor | None:
+        mask = self.masks[name][index] if name in self.masks else None
+        if mask is None:
+            return None
+        for dim, size in enumerate(result.shape):
+            if mask.shape[dim] not in (1, size):
+                mask = _for_batch(mask, dim, self.batch, int(size), name)
+        return torch.from_numpy(mask).to(result.device)
+
+    def _note(self, node: fx.Node, result: Any) -> None:
+        path = module_path(node)
+        weight = node.args[2 if operation(node) == "addmm" else 1]
+        module = self.model.get_submodule(path)
+        named = isinstance(weight, fx.Node) and str(weight.target) == f"{path}.weight"
+        if named and type(module).__module__.startswith("torch.nn.modules") and outputs_known(module):
+            keep = kept_outputs(self.plan, f"{path}.weight", module)
+            self.layers.setdefault(path, []).append(kept_part(result, keep))
+
+
+def lifted(value: Any) -> Any:
+    """The same arguments with fp64 instead of every other floating-point format."""
+    return torch.utils._pytree.tree_map(
+        lambda v: torch.float64 if isinstance(v, torch.dtype) and v.is_floating_point else v, value
+    )
+
+
+def _varying(mask: BoolArray | None) -> int:
+    return 0 if mask is None else sum(size > 1 for size in mask.shape)
+
+
+def _example_batch(graph: Graph) -> int:
+    return next((entry.shape[0] for entry in graph.inputs if entry.shape), 1)
+
+
+def _for_batch(mask: BoolArray, dim: int, batch: int, size: int, name: str) -> BoolArray:
+    """The mask for another batch size, along a dimension in which the batch is merged with others."""
+    old = mask.shape[dim]
+    now = size * batch // old
+    if old % batch == 0 and now * old == size * batch:
+        for outer in range(1, old // batch + 1):
+            if (old // batch) % outer:
+                continue
+            inner = old // batch // outer
+            apart = np.moveaxis(mask, dim, 0).reshape(outer, batch, inner, -1)
+            if (apart == apart[:, :1]).all():
+                whole = np.repeat(apart[:, :1], now, axis=1).reshape(size, *np.moveaxis(mask, dim, 0).shape[1:])
+                return np.ascontiguousarray(np.moveaxis(whole, 0, dim))
+    raise SurgeryError(
+        f"operation {name}",
+        f"no reference can be made: units lie along a dimension of {old} that becomes {size} with another batch",
+        "leave the groups concerned out",
+    )

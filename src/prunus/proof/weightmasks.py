@@ -1,0 +1,141 @@
+"""Masks inside weights as part of a plan: written into it, laid on the dense network's weights, and proven there."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import ConfigError, PlanError, SurgeryError
+from prunus.masks.layers import MaskedWeight, attach, bake_, layer_of
+from prunus.masks.patterns import Pattern
+from prunus.plan.plan import Plan, WeightPattern
+from prunus.proof.comparison import difference
+from prunus.proof.inputs import proof_inputs
+from prunus.proof.verification import Verification
+from prunus.runtime.calling import outputs
+from prunus.surgery.cut import check_plan
+
+Applied = tuple[nn.Module, Verification]
+
+
+def with_masks(plan: Plan, masks: Mapping[str, Tensor]) -> Plan:
+    """The plan with the masks of its patterns, so that it says which elements stay and not only how many.
+
+    Args:
+        plan: with patterns.
+        masks: bool [R, n] by layer, k True in every row.
+    """
+    patterns = (replace(p, mask=_packed(masks[p.module])) if p.module in masks else p for p in plan.patterns)
+    return replace(plan, patterns=tuple(patterns))
+
+
+def mask_of(pattern: WeightPattern) -> Tensor:
+    """The mask of a pattern, bool [R, n].
+
+    Raises:
+        PlanError: the plan holds none, or one that is none of this pattern's.
+    """
+    where, bits = f"pattern of {pattern.module!r}", -(-pattern.n // 8)
+    if not pattern.mask:
+        fix = "use a plan that sparsify wrote after the learning, or load its artifact"
+        raise PlanError(where, "the plan says how many elements stay, and not which: it holds no mask", fix)
+    try:
+        packed = np.frombuffer(base64.b64decode(pattern.mask, validate=True), np.uint8)
+    except (binascii.Error, ValueError) as error:
+        raise PlanError(where, f"its mask can't be read: {error}", "copy the plan again") from error
+    if len(packed) == pattern.rows * bits:
+        rows = np.unpackbits(packed.reshape(pattern.rows, bits), axis=1, count=pattern.n).astype(bool)
+        if bool((rows.sum(1) == pattern.k).all()):
+            return torch.from_numpy(rows)
+    what = f"its mask doesn't keep {pattern.k} of {pattern.n} in each of {pattern.rows} rows"
+    raise PlanError(where, what, "copy the plan again")
+
+
+def _packed(mask: Tensor) -> str:
+    return base64.b64encode(np.packbits(mask.cpu().numpy(), axis=1).tobytes()).decode()
+
+
+def masks_first(function: Callable[..., Applied]) -> Callable[..., Applied]:
+    """Makes a function that applies a plan lay its masks on the weights before, and take them off again if it fails.
+
+    What the function proves about the cut is then proven of the masked network.
+    """
+
+    @functools.wraps(function)
+    def applied(model: nn.Module, plan: Plan, example_inputs: Any = None, **options: Any) -> Applied:
+        check_plan(plan)
+        if not plan.patterns:
+            return function(model, plan, example_inputs, **options)
+        masks = _masked_weights(model, plan)
+        before = {name: layer_of(model, name).weight.detach().clone() for name in masks}
+        try:
+            error = _mask_(model, masks, plan, example_inputs)
+            smaller, proof = function(model, plan, example_inputs, **options)
+        except BaseException:
+            with torch.no_grad():
+                for name, weight in before.items():
+                    layer_of(model, name).weight.copy_(weight)
+            raise
+        return smaller, replace(proof, max_error=max(error, proof.max_error))
+
+    return applied
+
+
+def masks_hold(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[float, int]:
+    """Whether a network's weights are those that the masks of its plan leave.
+
+    Returns:
+        Largest relative difference of its outputs from those with the masks laid on its weights once more, and how many
+        weights outside of the masks aren't zero.
+    """
+    masks = _masked_weights(model, plan)
+    inputs = proof_inputs(plan, example_inputs, model)
+    plain = [outputs(model, i) for i in inputs]
+    with attach(model, masks):
+        again = [outputs(model, i) for i in inputs]
+    outside = 0
+    for name, mask in masks.items():
+        weight = layer_of(model, name).weight
+        outside += int((weight * ~mask.layout.on_weight(mask.fixed)).count_nonzero())
+    return difference(again, plain)[0], outside
+
+
+def _masked_weights(model: nn.Module, plan: Plan) -> dict[str, MaskedWeight]:
+    found = {}
+    for pattern in plan.patterns:
+        where = f"pattern of {pattern.module!r}"
+        try:
+            layer = layer_of(model, pattern.module)
+            layout = Pattern.parse(pattern.pattern).layout(layer, pattern.module)
+        except ConfigError as error:
+            raise PlanError(where, error.what, "pass the model that the plan was made for") from error
+        expected = (pattern.rows, pattern.n, pattern.k, pattern.weights)
+        if expected != (layout.rows, layout.n, layout.k, layer.weight.numel()):
+            what = f"it lies on {layer.weight.numel()} weights in {layout.rows} rows of {layout.n}, not as planned"
+            raise PlanError(where, what, "pass the model that the plan was made for")
+        mask = mask_of(pattern)
+        found[pattern.module] = MaskedWeight(layout, mask.float())
+        found[pattern.module].settle_(mask)
+    return found
+
+
+def _mask_(model: nn.Module, masks: Mapping[str, MaskedWeight], plan: Plan, example_inputs: Any) -> float:
+    """Write zeros into the weights; the network must then answer as with its masks laid on from outside."""
+    inputs = proof_inputs(plan, example_inputs, model)
+    with attach(model, masks):
+        reference = [outputs(model, i) for i in inputs]
+    bake_(model, masks)
+    error, tolerance = difference(reference, [outputs(model, i) for i in inputs])
+    if not error <= tolerance:
+        what = f"with zeros in its weights it differs from the masked network by {error:.1e}; all was put back"
+        fix = "a weight that other layers share can't be masked in one of them; leave that layer out"
+        raise SurgeryError(", ".join(masks), what, fix)
+    return error

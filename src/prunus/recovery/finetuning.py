@@ -1,0 +1,351 @@
+"""Recovery: a short fine-tune of the smaller model, taught by the dense one, everything chosen on the validation split.
+
+Runs unchanged on one process or on those that `accelerate launch` or `torchrun` started. Settings are in
+`FinetuneConfig`; the learning rate rises linearly and falls along a cosine, step by step.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunus.data.datasets import ArrayDataset, Batches, DataSource
+from prunus.data.evaluation import Evaluation, evaluate
+from prunus.data.losses import classes_last, main_output
+from prunus.errors import ConfigError, DataError
+from prunus.files.atomic import check_file
+from prunus.recovery.config import FinetuneConfig
+from prunus.recovery.placement import placed
+from prunus.recovery.state import Epoch, RecoveryState, load_state, origin_of, save_state
+from prunus.runtime.calling import call
+from prunus.runtime.entry import entry
+from prunus.runtime.fields import check_kind
+from prunus.runtime.modes import hold_statistics_
+from prunus.runtime.precision import autocast, fastest, to_device
+from prunus.runtime.processes import (
+    accelerator,
+    average_over_ranks_,
+    checked_by_first,
+    prepared,
+    running_statistics,
+    training_device,
+    unprepare_,
+)
+from prunus.runtime.progress import Bar, progress_bar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Epoch", "FinetuneConfig", "FinetuneResult", "finetune", "learning_rate_factor"]
+
+RESIDENT_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What fine-tuning made.
+
+    Attributes:
+        model: the given model, with the weights of the best epoch, in eval mode.
+        history: one entry per epoch; entry 0 is the model as it came.
+        best_epoch: the epoch with the highest validation accuracy (lowest loss among equals); 0 if none improved.
+        validation: measured at that epoch.
+        stopped_early: True if patience ran out.
+        precision: `bf16` or `fp32`, whichever was used.
+        channels_last: whether the weights lay channels-last during training.
+        processes: number of processes.
+        seconds: wall-clock time, without what an earlier, interrupted run took.
+    """
+
+    model: nn.Module
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    validation: Evaluation
+    stopped_early: bool
+    precision: str
+    channels_last: bool
+    processes: int
+    seconds: float
+
+
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Factor of the peak learning rate at a step.
+
+    Args:
+        step: from 0.
+        total: number of steps.
+        warmup: fraction of the steps, in [0, 1), with a linear rise; the rest follows half a cosine down to zero.
+
+    Returns:
+        A factor in (0, 1].
+    """
+    rising = math.ceil(warmup * total)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
+
+
+@entry()
+def finetune(
+    model: nn.Module,
+    data: DataSource,
+    config: FinetuneConfig | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    progress: bool = True,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+) -> FinetuneResult:
+    """Train `model` in place and leave it with the weights that were best on the validation split.
+
+    Frozen parameters stay as they are. The same seed on the same number of CPU processes gives the same weights, bit
+    for bit, interrupted and resumed or not. The model is trained on accelerate's device and comes back to its own.
+
+    Args:
+        model: inputs -> logits [B, classes], or one row of logits per label.
+        data: where to learn and where to choose; the test split is not read.
+        config: the settings; None takes the defaults.
+        teacher: the dense model, to distil from (see `FinetuneConfig.distillation`); it isn't changed.
+        progress: show a bar where there is a terminal.
+        checkpoint: file to write after every epoch, whole at any time.
+        resume: go on from the checkpoint if it is there.
+
+    Returns:
+        The model with the history of its recovery.
+
+    Raises:
+        ConfigError: settings that don't go together, or a checkpoint of other settings.
+        ArtifactError: a checkpoint that is damaged or of another architecture, or cannot be written.
+        DataError: NaN or infinity in loss or gradients; the model then has its best weights so far.
+    """
+    config = config or FinetuneConfig()
+    _check(model, data, config, teacher, checkpoint, resume)
+    began = time.perf_counter()
+    with accelerator() as processes, placed(model, teacher, data, config, processes) as channels_last:
+        if checkpoint is not None:
+            checked_by_first(lambda: check_file(checkpoint))
+        recovery = _Recovery(model, data, config, teacher, processes, checkpoint)
+        state = recovery.run(resume, progress)
+        result = FinetuneResult(
+            model=model,
+            history=tuple(state.history),
+            best_epoch=state.best_epoch,
+            validation=Evaluation(**state.best_validation),
+            stopped_early=state.epoch < config.epochs,
+            precision=recovery.precision,
+            channels_last=channels_last,
+            processes=processes.num_processes,
+            seconds=time.perf_counter() - began,
+        )
+    return result
+
+
+def _check(
+    model: nn.Module,
+    data: DataSource,
+    config: FinetuneConfig,
+    teacher: nn.Module | None,
+    checkpoint: Path | None,
+    resume: bool,
+) -> None:
+    check_settings(config, data)
+    if teacher is model:
+        raise ConfigError("teacher", "it is the model itself", "pass a copy of the dense model")
+    if resume and checkpoint is None:
+        raise ConfigError("resume=True", "no checkpoint to go on from", "pass checkpoint=PATH")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError("model", "every parameter is frozen", "set requires_grad_(True) on what may be trained")
+
+
+def check_settings(config: FinetuneConfig, data: DataSource) -> None:
+    """Raise ConfigError if these are no settings and no data, or the loss can't take what the settings ask of it."""
+    check_kind("data", data, DataSource, "DataSource(name, train, validation, test, classes) of prunus.datasets")
+    check_kind("config", config, FinetuneConfig, "FinetuneConfig(epochs=...) of prunus.finetuneconfig")
+    if config.label_smoothing and "label_smoothing" not in inspect.signature(data.loss_fn).parameters:
+        what = f"the loss function {data.loss_fn} has no such argument"
+        raise ConfigError(f"label_smoothing={config.label_smoothing}", what, "use 0, or a loss that takes it")
+
+
+class _Recovery:
+    """One fine-tuning run: the pieces that every step needs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: DataSource,
+        config: FinetuneConfig,
+        teacher: nn.Module | None,
+        processes: Accelerator,
+        checkpoint: Path | None,
+    ) -> None:
+        self.model, self.data, self.config, self.processes = model, data, config, processes
+        self.checkpoint = checkpoint
+        self.origin = None if checkpoint is None else origin_of(model, teacher, (data.train, data.validation))
+        self.device = training_device(processes)
+        self.teacher = teacher.eval() if teacher is not None and config.distillation else None
+        self.precision = fastest(self.device, config.precision)
+        self.optimizer = make_optimizer(model, config)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.batches = self._batches()
+        self.validation = _resident(data.validation, self.device)
+
+    def _batches(self) -> Batches:
+        train, config = _resident(self.data.train, self.device), self.config
+        return Batches(
+            train,
+            min(config.batch_size, len(train)),
+            shuffle=True,
+            seed=config.seed,
+            augment=self.data.augment,
+            drop_last=True,
+            rank=self.processes.process_index,
+            world=self.processes.num_processes,
+        )
+
+    def run(self, resume: bool, progress: bool) -> RecoveryState:
+        """All epochs; the model ends with its best weights."""
+        state = None
+        wrapped = prepared(self.model, self.processes)
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            state = self._start(resume)
+            remaining = (self.config.epochs - state.epoch) * len(self.batches)
+            with torch.random.fork_rng(devices), progress_bar("fine-tuning", remaining, progress) as bar:
+                while state.epoch < self.config.epochs and state.waited < self.config.patience_or(self.config.epochs):
+                    self._epoch(wrapped, state, bar)
+        finally:
+            unprepare_(self.model, wrapped, self.processes)
+            self.optimizer.zero_grad(set_to_none=True)
+            if state is not None:
+                self.model.load_state_dict(state.best_model)
+        return state
+
+    def _start(self, resume: bool) -> RecoveryState:
+        if resume and self.checkpoint is not None and self.checkpoint.is_file():
+            # Ranks may hold parts of the data each; the first one's is what was written down.
+            checked_by_first(self._resume)
+            return self._resume()
+        first = self._evaluate()
+        state = RecoveryState(0, 0, 0, {}, vars(first).copy(), [])
+        state.best_model = _copied(self.model)
+        state.history.append(Epoch(0, 0.0, math.nan, first.accuracy, first.loss))
+        return state
+
+    def _resume(self) -> RecoveryState:
+        assert self.checkpoint is not None
+        assert self.origin is not None
+        state, self.origin = load_state(self.checkpoint, self.model, self.optimizer, self.config, self.origin)
+        return state
+
+    def _epoch(self, wrapped: nn.Module, state: RecoveryState, bar: Bar) -> None:
+        number = state.epoch + 1
+        self.batches.set_epoch(number)
+        # Seeded anew every epoch: a resumed run needs no saved generator.
+        torch.manual_seed(self.config.seed + 7919 * number + 104729 * self.processes.process_index)
+        self.model.train()
+        if self.config.batch_norm == "eval":
+            hold_statistics_(self.model)
+        total, steps = torch.zeros((), device=self.device, dtype=torch.float32), len(self.batches)
+        for step, (inputs, labels) in enumerate(self.batches):
+            factor = learning_rate_factor(state.epoch * steps + step, self.config.epochs * steps, self.config.warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr * factor
+            total += self._step(wrapped, inputs, labels, number, step)
+            bar.advance()
+        average_over_ranks_(running_statistics(self.model))
+        measured = self._evaluate()
+        state.epoch = number
+        state.history.append(
+            Epoch(number, self.optimizer.param_groups[0]["lr"], float(total) / steps, measured.accuracy, measured.loss)
+        )
+        self._keep_best(state, measured)
+        bar.describe(f"epoch {number}: {measured.accuracy:.2f} % validation")
+        if self.checkpoint is not None and self.origin is not None and self.processes.is_main_process:
+            save_state(self.checkpoint, state, self.model, self.optimizer, self.config, self.origin)
+
+    def _keep_best(self, state: RecoveryState, measured: Evaluation) -> None:
+        best = state.best_validation
+        state.waited += 1
+        if (measured.accuracy, -measured.loss) > (best["accuracy"], -best["loss"]):
+            state.best_epoch, state.waited = state.epoch, 0
+            state.best_validation, state.best_model = vars(measured).copy(), _copied(self.model)
+
+    def _step(self, wrapped: nn.Module, inputs: Any, labels: Tensor, epoch: int, step: int) -> Tensor:
+        x, y = to_device(inputs, self.device), labels.to(self.device)
+        world = self.processes.num_processes
+        with autocast(self.device, self.precision):
+            outputs = main_output(call(wrapped, x))
+        loss = self._loss(outputs.float(), x, y)
+        # Ranks may hold one example more or less; weighted so that the mean over ranks is the mean over examples.
+        weighted = loss * (len(y) * world / self.batches.batch_size)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.processes.backward(weighted)
+        limit = self.config.clip_grad_norm
+        norm = nn.utils.clip_grad_norm_(self.trained, math.inf if limit is None else limit)
+        seen = self.processes.reduce(weighted.detach(), "mean")
+        if not bool(torch.isfinite(seen + norm)):
+            raise DataError(
+                f"fine-tuning, epoch {epoch}, step {step + 1}",
+                f"loss {float(seen):.3g}, gradient norm {float(norm):.3g}; the model has its best weights so far",
+                "lower lr, set clip_grad_norm, use precision='fp32', or look for NaN in the data",
+            )
+        self.optimizer.step()
+        return torch.as_tensor(seen)
+
+    def _loss(self, outputs: Tensor, x: Any, y: Tensor) -> Tensor:
+        extra = {"label_smoothing": self.config.label_smoothing} if self.config.label_smoothing else {}
+        hard = self.data.loss_fn(outputs, y, **extra)
+        if self.teacher is None:
+            return hard
+        with torch.no_grad(), autocast(self.device, self.precision):
+            taught = main_output(call(self.teacher, x))
+        student, goal = (classes_last(logits, y).flatten(0, -2) for logits in (outputs, taught.float()))
+        soft = distillation_loss(student, goal, self.config.temperature)
+        return (1.0 - self.config.distillation) * hard + self.config.distillation * soft
+
+    def _evaluate(self) -> Evaluation:
+        return evaluate(self.model, self.validation, loss_fn=self.data.loss_fn)
+
+
+def distillation_loss(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher_T || student_T), mean over the batch.
+
+    Args:
+        outputs: the student's logits, fp32 [B, classes].
+        taught: the teacher's, the same shape.
+        temperature: T; the factor T^2 keeps the gradient's size independent of it.
+
+    Returns:
+        A scalar.
+    """
+    student, goal = F.log_softmax(outputs / temperature, 1), F.log_softmax(taught / temperature, 1)
+    return F.kl_div(student, goal, reduction="batchmean", log_target=True) * temperature**2
+
+
+def make_optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
+    """The optimiser over the trainable parameters; weight decay on matrices and kernels, not on biases and norms."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _resident(dataset: ArrayDataset, device: torch.device) -> ArrayDataset:
+    """The data on the device if it leaves room for the rest."""
+    return dataset.to(device) if dataset.nbytes <= RESIDENT_BYTES else dataset

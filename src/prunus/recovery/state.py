@@ -1,0 +1,214 @@
+"""Where a fine-tuning run stands after an epoch, and its file."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.data.evaluation import Evaluation
+from prunus.errors import ArtifactError, ConfigError, first_line
+from prunus.files.atomic import write_bytes
+from prunus.files.fingerprint import data_digest, tree_digest, weights_digest
+from prunus.recovery.config import FinetuneConfig
+
+FORMAT = "prunus-finetune-2"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of fine-tuning.
+
+    Attributes:
+        number: from 1; 0 is the model as it came.
+        lr: learning rate of its last step.
+        train_loss: mean over its steps, distillation included; NaN for epoch 0.
+        validation_accuracy: top-1 on the validation split, percent.
+        validation_loss: on the validation split.
+    """
+
+    number: int
+    lr: float
+    train_loss: float
+    validation_accuracy: float
+    validation_loss: float
+
+
+@dataclass
+class RecoveryState:
+    """What the next epoch starts from, besides the model and the optimiser.
+
+    Attributes:
+        epoch: epochs done.
+        waited: epochs since the best one.
+        best_epoch: where the validation result was best.
+        best_model: the weights of that epoch.
+        best_validation: the fields of its `Evaluation`.
+        history: all epochs.
+    """
+
+    epoch: int
+    waited: int
+    best_epoch: int
+    best_model: dict[str, Tensor]
+    best_validation: dict[str, Any]
+    history: list[Epoch]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was made from, as digests.
+
+    Attributes:
+        weights: of the model as it came.
+        teacher: of the teacher; empty without one.
+        data: of the training and the validation split.
+    """
+
+    weights: str
+    teacher: str
+    data: str
+
+
+def origin_of(model: nn.Module, teacher: nn.Module | None, data: Sequence[Any]) -> Origin:
+    """Digests of a run that begins, from the model, the teacher and the splits it reads."""
+    taught = "" if teacher is None else weights_digest(teacher)
+    return Origin(tree_digest(model.state_dict()), taught, " ".join(data_digest(part) for part in data))
+
+
+def save_state(
+    path: Path,
+    state: RecoveryState,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: FinetuneConfig,
+    origin: Origin,
+) -> None:
+    """Write a checkpoint; at any time the file is whole.
+
+    Raises:
+        ArtifactError: it cannot be written; an older checkpoint stays.
+    """
+    content = {
+        "origin": asdict(origin),
+        "config": asdict(config),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "state": {**vars(state), "history": [asdict(e) for e in state.history]},
+    }
+    file = io.BytesIO()
+    torch.save({"format": FORMAT, "digest": tree_digest(content), **content}, file)
+    write_bytes(path, file.getvalue())
+
+
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: FinetuneConfig, origin: Origin
+) -> tuple[RecoveryState, Origin]:
+    """Read a checkpoint into the model and the optimiser; nothing is loaded unless all of it fits.
+
+    Args:
+        path: the file.
+        model: as the run began with it, or as an interrupted run left it.
+        optimizer: over the same parameters.
+        config: the same settings.
+        origin: what this run is made from.
+
+    Returns:
+        Where the run stands, and what it was made from at its very beginning.
+
+    Raises:
+        ArtifactError: damaged, edited, of another architecture, or made from other weights or data.
+        ConfigError: written under other settings.
+    """
+    content = _read(path)
+    if content["config"] != asdict(config):
+        changed = sorted(k for k, v in asdict(config).items() if content["config"].get(k, None) != v)
+        what = f"it was written with other settings ({', '.join(changed) or 'unknown ones'})"
+        raise ConfigError(str(path), what, "resume with the same settings, or remove the checkpoint")
+    _check_tensors(path, model, content["model"], content["state"]["best_model"])
+    _check_origin(path, origin, content)
+    before = copy.deepcopy(optimizer.state_dict())
+    try:
+        stored = dict(content["state"])
+        stored["history"] = [Epoch(**e) for e in stored["history"]]
+        state = RecoveryState(**stored)
+        Evaluation(**state.best_validation)
+        if not 0 <= state.best_epoch <= state.epoch <= config.epochs or len(state.history) != state.epoch + 1:
+            raise ValueError("its epochs don't add up")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(str(path), f"damaged: {first_line(error)}", "remove it and start again") from error
+    try:
+        optimizer.load_state_dict(content["optimizer"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what = f"its optimiser trained other parameters: {first_line(error)}"
+        raise ArtifactError(str(path), what, "freeze the same parameters as before") from error
+    if not _fits(optimizer):
+        optimizer.load_state_dict(before)
+        what = "its optimiser holds tensors of other shapes, or numbers that are not finite"
+        raise ArtifactError(str(path), what, "remove it and start again")
+    model.load_state_dict(content["model"])
+    return state, Origin(**content["origin"])
+
+
+def _check_tensors(path: Path, model: nn.Module, *states: Any) -> None:
+    mine = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    for state in states:
+        stored = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items() if isinstance(tensor, Tensor)}
+        if stored != mine or len(state) != len(mine):
+            raise ArtifactError(str(path), "it is of another architecture", "resume with the same model")
+        bad = [n for n, t in state.items() if bool((~torch.isfinite(t) if n in parameters else torch.isnan(t)).any())]
+        if bad:
+            raise ArtifactError(str(path), f"its tensor {bad[0]!r} is not finite", "remove it and start again")
+
+
+def _check_origin(path: Path, origin: Origin, content: Mapping[str, Any]) -> None:
+    """An interrupted run leaves its best weights in the model: these, the last and the first ones are its own."""
+    try:
+        first = Origin(**content["origin"])
+    except TypeError as error:
+        raise ArtifactError(str(path), f"damaged: {first_line(error)}", "remove it and start again") from error
+    own = (first.weights, tree_digest(content["model"]), tree_digest(content["state"]["best_model"]))
+    other = [
+        f"another {name} ({there or 'none'} there, {here or 'none'} here)"
+        for name, there, here, same in (
+            ("model", first.weights, origin.weights, origin.weights in own),
+            ("teacher", first.teacher, origin.teacher, origin.teacher == first.teacher),
+            ("data", first.data, origin.data, origin.data == first.data),
+        )
+        if not same
+    ]
+    if other:
+        what = f"it was made with {' and '.join(other)}"
+        raise ArtifactError(str(path), what, "resume what it was made with, or remove it and start again")
+
+
+def _fits(optimizer: torch.optim.Optimizer) -> bool:
+    """True if what the optimiser remembers of each parameter has its shape and is finite."""
+    kept = [(p, value) for p, held in optimizer.state.items() for value in held.values() if isinstance(value, Tensor)]
+    return all(v.shape in (p.shape, torch.Size([])) and bool(torch.isfinite(v).all()) for p, v in kept)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        what = f"truncated or damaged: {type(error).__name__}"
+        raise ArtifactError(str(path), what, "remove it and start again") from error
+    fields = {"origin", "config", "model", "optimizer", "state"}
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not fields <= set(content):
+        raise ArtifactError(str(path), f"not a checkpoint of format {FORMAT}", "give the file that finetune wrote")
+    parts = [content[f] for f in sorted(fields)]
+    parts += [p.get("best_model") for p in parts[-1:] if isinstance(p, dict)]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ArtifactError(str(path), "damaged: its parts are no mappings", "remove it and start again")
+    rest: dict[str, Any] = {k: v for k, v in content.items() if k not in ("format", "digest")}
+    if content.get("digest") != tree_digest(rest):
+        raise ArtifactError(str(path), "damaged or edited (checksum)", "remove it and start again")
+    return rest

@@ -1,0 +1,79 @@
+"""One training step as every loop takes it: what the batches and the loss are, and when a loss is refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import ConfigError, DataError
+from prunus.runtime.arguments import tensors_in
+from prunus.runtime.processes import (
+    summed,
+)
+
+LossFunction = Callable[..., Tensor]
+
+
+class BatchSource(Protocol):
+    """Batches that can be looped over again and again, in any of the forms that `as_batches` takes."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches of one pass."""
+        ...
+
+
+@contextlib.contextmanager
+def only_trainable(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within the context only `weights` need gradients; afterwards what needed them before, and no gradient is left.
+
+    Raises:
+        ConfigError: weights in fp16, in which Adam's second moments vanish and the first step divides by zero.
+    """
+    if any(w.dtype == torch.float16 for w in weights):
+        fix = "call model.float() or model.bfloat16() first, or keep the weights as they are (train_weights)"
+        raise ConfigError("model", "its weights are fp16, which can't be trained as they are", fix)
+    needs = {p: p.requires_grad for p in model.parameters()}
+    try:
+        for parameter in needs:
+            parameter.requires_grad_(False)
+        for parameter in weights:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, need in needs.items():
+            parameter.requires_grad_(need)
+            parameter.grad = None
+
+
+def check_loss(loss: Tensor, inputs: Any, where: str, model: nn.Module) -> None:
+    """Raise DataError on every rank if the loss is NaN or infinite on any of them, and say what else is."""
+    finite = torch.isfinite(loss.detach()).all().float()
+    if bool(summed(1 - finite) == 0):
+        return
+    tensors = [t for t in tensors_in(inputs) if t.is_floating_point()]
+    if bool(finite):
+        raise DataError(where, "NaN or infinity on another rank", "see that rank's message")
+    if not all(bool(torch.isfinite(t).all()) for t in tensors):
+        raise DataError(where, "NaN or infinity in the inputs", "clean the data")
+    broken = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
+    if broken:
+        fix = "load finite weights; where they trained along, lower the learning rate"
+        raise DataError(where, f"NaN or infinity in the loss, as in the weights: {', '.join(broken[:4])}", fix)
+    fix = "lower the learning rate or use precision='fp32'; look for activations beyond what the model's dtype holds"
+    raise DataError(where, "NaN or infinity in the loss", fix)
+
+
+def backward(objective: Tensor, loss: Tensor | None = None) -> None:
+    """Backward pass of an objective, in which the loss of the batch must play a part.
+
+    Raises:
+        DataError: the loss carries no gradient.
+    """
+    if not (objective if loss is None else loss).requires_grad:
+        fix = "compute it from the model's outputs with torch, without detach() or item(), and grad mode on"
+        raise DataError("loss_fn", "the loss carries no gradient, so nothing could be learned from it", fix)
+    objective.backward()

@@ -1,0 +1,1 @@
+"""Removal: tensors cut, multipliers folded, captured graphs with other sizes."""
