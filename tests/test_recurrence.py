@@ -149,3 +149,21 @@ def test_what_cannot_be_taken_apart_is_refused_and_the_model_stays() -> None:
     apart = separate_recurrence_(frozen)
     assert all(p.requires_grad == (".hidden." in n and n.endswith("weight")) for n, p in apart.named_parameters())
     assert [n for n, p in join_recurrence_(apart).named_parameters() if p.requires_grad] == ["weight_hh_l0"]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_an_artifact_of_a_network_with_recurrence_loads_without_its_class(
+    kind: type[nn.RNNBase], tmp_path: Any
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(separate_recurrence_(packed(kind, batch_first=True)), _Outputs(), nn.Linear(6, 2)).eval()
+    x = torch.randn(2, 5, 3)
+    result = prunus.prune(model, x, method="l1", pruning_ratio=0.3, progress=False)
+    prunus.save(tmp_path / "artifact", result.model, result.plan, example_inputs=x)
+    more = torch.randn(3, 5, 3)  # a batch of another size: the program's batch is free
+    assert torch.allclose(prunus.load(tmp_path / "artifact")(more), result.model(more), atol=1e-6)
+
+
+class _Outputs(nn.Module):
+    def forward(self, answer: tuple[Tensor, Any]) -> Tensor:
+        return answer[0]

@@ -170,7 +170,7 @@ class LastStates(Sequence[Tensor]):
 
 def _answer(x: Tensor, ends: Sequence[State], kind: str, batch_first: bool, alone: bool) -> tuple[Tensor, Any]:
     """Outputs and last states in torch's shapes; states of unequal sizes stay tuples."""
-    equal = len({e[0].shape for e in ends}) == 1
+    equal = all(e[0].shape == ends[0][0].shape for e in ends)  # symbolic sizes can't be hashed
     if alone:
         ends = [tuple(s.squeeze(0) for s in e) for e in ends]
     states = zip(*ends, strict=True)
