@@ -20,6 +20,7 @@ from prunus.graph.stored_products import before_products
 from prunus.posteriors.base import Posterior
 from prunus.runtime.arguments import change_input, tensors_in
 from prunus.runtime.entry import one_at_a_time
+from prunus.runtime.fields import check_kind
 
 Mode = Literal["sample", "mean", "probe", "fixed", "off"]
 Draws = Literal["example", "batch"]
@@ -157,7 +158,9 @@ def attach(
         ConfigError: a locked group, or a reader that is not a module of this model.
         DataError: (in the forward pass) an input whose batch dimension is not the model's.
     """
+    check_kind("model", model, nn.Module, "the traced network")
     for group in groups:
+        check_kind("groups", group, ChannelGroup, "groups of prunus.trace(model, example_inputs)")
         if group.locked is not None:
             raise ConfigError(f"group {group.name!r}", f"it is locked: {group.locked}", "gate prunable groups only")
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))

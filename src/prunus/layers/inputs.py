@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
+from prunus.runtime.fields import allows
 
 
 class SelectInputs(nn.Module):
@@ -19,15 +20,16 @@ class SelectInputs(nn.Module):
         dim: dimension of the input that holds them.
 
     Raises:
-        ConfigError: fewer than one feature.
+        ConfigError: fewer than one feature, or no whole number.
     """
 
     index: Tensor
 
     def __init__(self, features: int, dim: int = -1) -> None:
         super().__init__()
-        if features < 1:
-            raise ConfigError("SelectInputs", f"{features} features", "give at least one")
+        if not allows(int, features) or features < 1 or not allows(int, dim):
+            found = f"features={features!r}, dim={dim!r}"
+            raise ConfigError("SelectInputs", found, "give whole numbers, and at least one feature")
         self.features, self.dim = features, dim
         self.register_buffer("index", torch.arange(features))
 

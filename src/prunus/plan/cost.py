@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunus.graph.grouping import Graph
+from prunus.runtime.entry import entry
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -191,6 +192,7 @@ def _counted_line(plane: npt.NDArray[np.int64], dim: int, rows_covered: bool) ->
     return axis, plane[tuple(slice(None) if d == axis else first[d] for d in range(plane.ndim))]
 
 
+@entry()
 def count_cost(graph: Graph) -> Cost:
     """Cost of the model as captured."""
     return CostModel(graph).dense()

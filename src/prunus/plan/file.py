@@ -32,6 +32,8 @@ def from_json(kind: Any, text: str) -> Any:
     Raises:
         Malformed: the text is not a plan, of another format, or says what can't be.
     """
+    if not isinstance(text, str):
+        raise Malformed(f"a {type(text).__name__} is no text")
     if len(text) > LONGEST:
         raise Malformed(f"{len(text):,} characters are too many")
     data = parse_json(text)

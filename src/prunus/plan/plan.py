@@ -302,7 +302,7 @@ class Plan:
         """Read a plan from a file. Raises PlanError if it is missing or damaged."""
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, TypeError) as error:
             raise PlanError(
                 str(path), f"cannot be read: {error}", "give the path of a plan written by Plan.save"
             ) from error

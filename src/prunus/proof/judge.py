@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import DataError, PruneError, first_line
+from prunus.errors import DataError, PruneError, SurgeryError, first_line
 from prunus.graph.grouping import Graph
 from prunus.plan.plan import Plan
 from prunus.proof.comparison import TOLERANCE, compare, describe, has_nan
@@ -212,11 +212,7 @@ def _usable(model: nn.Module, plan: Plan, inputs: list[Any]) -> tuple[list[Any],
             seen = observe(model, plan, [batch], mask=True, layers=False)
         except Exception as failure:
             if not number:
-                raise DataError(
-                    "example_inputs",
-                    f"the dense model does not run on them: {first_line(failure)}",
-                    "pass inputs as the model's forward takes them",
-                ) from failure
+                raise _not_running(model, plan, batch, failure) from failure
             continue
         if (odd := has_nan(seen.outputs[0])) is not None:
             if not number:
@@ -225,8 +221,22 @@ def _usable(model: nn.Module, plan: Plan, inputs: list[Any]) -> tuple[list[Any],
         usable.append(batch)
         all_seen.outputs += seen.outputs
         all_seen.layers += seen.layers
-        all_seen.coarsest = seen.coarsest
+        all_seen.coarsest = max(all_seen.coarsest, seen.coarsest, key=lambda dtype: TOLERANCE[dtype])
     return usable, all_seen
+
+
+def _not_running(model: nn.Module, plan: Plan, batch: Any, failure: Exception) -> PruneError:
+    """Whether it is the model that does not run on a batch, or the model with zeros in the place of what goes."""
+    try:
+        observe(model, plan, [batch], mask=False, layers=False)
+    except Exception as dense:
+        what, fix = (
+            f"the dense model does not run on them: {first_line(dense)}",
+            "pass inputs as its forward takes them",
+        )
+        return DataError("example_inputs", what, fix)
+    what = f"with zeros in the place of what goes the model does not run: {first_line(failure)}"
+    return SurgeryError(type(model).__name__, what, "its code looks at values; ignore the layers that it looks at")
 
 
 def _check_noise(judge: Judge, seen: Observed) -> None:

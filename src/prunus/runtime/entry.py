@@ -13,8 +13,9 @@ import inspect
 import os
 import random
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -69,12 +70,14 @@ def entry(*, meta: bool = False, unchanged: bool = False) -> Callable[[Callable[
         unchanged: the model holds afterwards what it held before, its classes included, whose copies share those.
 
     Raises (the function, besides its own):
-        ConfigError: see `check_model`.
+        ConfigError: an argument of another class than its annotation names; see `check_model`.
         TraceError: see `check_model`.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        takes_model = next(iter(inspect.signature(function).parameters), "") == "model"
+        signature = inspect.signature(function)
+        takes_model = next(iter(signature.parameters), "") == "model"
+        kinds = functools.cache(lambda: _kinds(function))
 
         @functools.wraps(function)
         def called(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -84,12 +87,39 @@ def entry(*, meta: bool = False, unchanged: bool = False) -> Callable[[Callable[
                 model: Any = (args[0] if args else kwargs.get("model")) if takes_model else None
                 if takes_model:
                     check_model(model, meta=meta)
+                _check_kinds(signature.bind_partial(*args, **kwargs).arguments, kinds())
                 with ordinary(model), state_kept(model) if unchanged else contextlib.nullcontext():
                     return function(*args, **kwargs)
 
         return called
 
     return decorate
+
+
+def _kinds(function: Callable[..., Any]) -> dict[str, tuple[type, ...]]:
+    """The classes that each argument may be of, where its annotation says so in classes alone; not the model's."""
+    found = {}
+    for name, hint in get_type_hints(function).items():
+        of = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        classes = tuple(get_origin(kind) or kind for kind in of)
+        checkable = all(kind is Mapping or kind is types.NoneType or _is_ours(kind) for kind in classes)
+        if checkable and name not in ("model", "return"):
+            found[name] = classes
+    return found
+
+
+def _is_ours(kind: Any) -> bool:
+    """A class of this package or of torch that arguments can be held against: no protocol, no alias."""
+    known = isinstance(kind, type) and kind.__module__.partition(".")[0] in ("prunus", "torch")
+    return known and not getattr(kind, "_is_protocol", False)
+
+
+def _check_kinds(given: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> None:
+    """Raise ConfigError for an argument of another class than its annotation names."""
+    for name, value in given.items():
+        if name in kinds and not isinstance(value, kinds[name]):
+            wanted = " or ".join("None" if k is types.NoneType else k.__name__ for k in kinds[name])
+            raise ConfigError(name, f"a {type(value).__name__} is no {wanted}", f"give a {wanted}")
 
 
 @contextlib.contextmanager

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from prunus.errors import PlanError
 from prunus.plan.plan import Plan
+from prunus.runtime.entry import entry
 from prunus.surgery.cut import edited
 
 
+@entry()
 def carry_optimizer(
     optimizer: torch.optim.Optimizer, dense: nn.Module, pruned: nn.Module, plan: Plan
 ) -> torch.optim.Optimizer:
