@@ -23,11 +23,11 @@ from nets import LeNet300, SmallLeNet
 from prunus.data.datasets import DataSource
 from prunus.data.evaluation import evaluate
 from prunus.data.sources import load_data
+from prunus.methods import METHODS
 from prunus.methods.base import StagedMethod
 from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.methods.relatives import NOISE_METHODS
 from prunus.pipeline.demo import LeNet5
 from prunus.plan.allocation import Allocation
 from prunus.recovery.config import FinetuneConfig
@@ -100,7 +100,7 @@ def natural_methods(net: str, epochs: int, strengths: Sequence[float] | None = N
         "rbp": partial(RecursiveBayesianPruning, epochs=epochs),
         "rbp per position": partial(RecursiveBayesianPruning, epochs=epochs, complexity_per="position"),
         "rbp, all layers at once": partial(RecursiveBayesianPruning, **whole),
-        **{name: partial(method, **whole) for name, method in NOISE_METHODS.items()},
+        **{name: partial(method, **whole) for name, method in METHODS.items() if name in ("sbp", "bmrs", "vib", "l0")},
     }
     if strengths is None:
         return {label: make(kappa=KAPPA[net].get(label, KAPPA[net]["rbp"])) for label, make in makers.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from prunus.learning.fit import fit
 from prunus.learning.stages import trainable_from
 from prunus.methods.base import StagedMethod
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.methods.relatives import NOISE_METHODS, VariationalInformationBottleneck
+from prunus.methods.registry import METHODS
+from prunus.methods.relatives import VariationalInformationBottleneck
 from prunus.pipeline.prune import Result, prune
 from prunus.runtime.calling import outputs
 from prunus.surgery.fold import fold_
@@ -288,6 +290,7 @@ def test_settings_are_checked(bad: dict[str, object]) -> None:
         RecursiveBayesianPruning(**bad)  # type: ignore[arg-type]
 
 
+NOISE_METHODS: dict[str, Any] = {name: METHODS[name] for name in ("sbp", "bmrs", "vib", "l0")}
 RELATIVES = [m(epochs=6, kappa=30.0, lr=0.1) for m in NOISE_METHODS.values()]
 
 

@@ -1,11 +1,11 @@
 """The papers: one method, one file. None of them walks a graph."""
 
-from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
+from prunus.methods.base import METHODS, GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
-from prunus.methods.registry import METHODS, resolve
+from prunus.methods.registry import method_names, resolve
 from prunus.methods.relatives import (
     BayesianModelReduction,
     HardConcreteL0,
@@ -34,5 +34,6 @@ __all__ = [
     "Taylor",
     "VariationalInformationBottleneck",
     "WeightCriterion",
+    "method_names",
     "resolve",
 ]

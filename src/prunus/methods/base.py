@@ -10,9 +10,12 @@ decides by itself what goes, and may let the weights train along, one stage afte
 from __future__ import annotations
 
 import math
+import re
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -21,10 +24,46 @@ from prunus.graph.groups import ChannelGroup
 from prunus.posteriors.base import DecidingPosterior, Posterior
 from prunus.runtime.fields import check_fields
 
+METHODS: dict[str, type[Method]] = {}
+"""Name -> class, filled by the classes themselves: see `Method`."""
+
+
+def register(kind: type[Method], name: str) -> None:
+    """Make a method known by a name; a class that is defined anew (a file read again) takes the place of its old self.
+
+    Raises:
+        ConfigError: a name that can't be typed on a command line, that another class has, or for an abstract class.
+    """
+    where = f"class {_place(kind)}"
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.-]*", name):
+        raise ConfigError(where, f"{name!r} is no name for a method", "use letters, digits, '_' and '-': name='vdrop'")
+    missing = [n for n in dir(kind) if getattr(getattr(kind, n, None), "__isabstractmethod__", False)]
+    if missing:
+        what = f"it has a name, but does not define {', '.join(missing)}"
+        raise ConfigError(where, what, "define what is missing, or leave the name out")
+    other = METHODS.get(name)
+    if other is not None and _definition(other) != _definition(kind):
+        what = f"the name {name!r} belongs to {_place(other)}"
+        raise ConfigError(where, what, 'give it another: class ...(..., name="...")')
+    METHODS[name] = kind
+
+
+def _place(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _definition(kind: type) -> tuple[str, str]:
+    """What a class and its old self have in common: the file, under whatever module name, and the name in it."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return (str(Path(file).resolve()) if file else kind.__module__), kind.__qualname__
+
 
 @dataclass(frozen=True)
 class Method(ABC):
     """Anything that can score the units of a group.
+
+    A method makes itself known by the name in its definition: `class VariationalDropout(StagedMethod, name="vdrop")`.
+    Without one it works as an object, and has no name that `prune` or the command line could find.
 
     Attributes:
         name: what it is called on the command line and in plans.
@@ -34,6 +73,17 @@ class Method(ABC):
 
     name: ClassVar[str]
     cost_exponent: ClassVar[float] = 0.0
+
+    def __init_subclass__(cls, *, name: str | None = None, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        if name is not None:
+            cls.name = name
+            register(cls, name)
+            return
+        # dataclass(slots=True) makes the class a second time, without the words of its definition.
+        old = METHODS.get(cls.__dict__.get("name", ""))
+        if old is not None and (old.__module__, old.__name__) == (cls.__module__, cls.__name__):
+            METHODS[old.name] = cls
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -17,14 +17,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
 from prunus.graph.groups import ChannelGroup, Slot
-from prunus.methods.base import GradientCriterion, Method, WeightCriterion
+from prunus.methods.base import GradientCriterion, WeightCriterion
 from prunus.runtime.fields import check_fields
 
 Normalize = Literal["none", "mean", "max", "l2", "sum"]
@@ -126,14 +126,12 @@ class _Comparable:
 
 
 @dataclass(frozen=True)
-class Random(_Comparable, WeightCriterion):
+class Random(_Comparable, WeightCriterion, name="random"):
     """Uniform random scores: the floor under every other method.
 
     Attributes:
         normalize: how scores become comparable between groups.
     """
-
-    name: ClassVar[str] = "random"
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
         """U(0, 1) per unit, fp32 [K], from the seed and the group's name (so that groups differ)."""
@@ -144,7 +142,7 @@ class Random(_Comparable, WeightCriterion):
 
 
 @dataclass(frozen=True)
-class L1(_Comparable, WeightCriterion):
+class L1(_Comparable, WeightCriterion, name="l1"):
     """Sum of absolute weights over all filters that write the unit.
 
     Attributes:
@@ -155,7 +153,6 @@ class L1(_Comparable, WeightCriterion):
         not the first alone, and one budget is shared by all layers instead of a ratio for each.
     """
 
-    name: ClassVar[str] = "l1"
     normalize: Normalize = "mean"
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
@@ -165,7 +162,7 @@ class L1(_Comparable, WeightCriterion):
 
 
 @dataclass(frozen=True)
-class L2(_Comparable, WeightCriterion):
+class L2(_Comparable, WeightCriterion, name="l2"):
     """Euclidean norm of all filters that write the unit, taken as one vector.
 
     Attributes:
@@ -175,7 +172,6 @@ class L2(_Comparable, WeightCriterion):
         He et al., "Soft Filter Pruning", IJCAI 2018 (the norm only). Changed: as for `L1`.
     """
 
-    name: ClassVar[str] = "l2"
     normalize: Normalize = "mean"
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
@@ -185,7 +181,7 @@ class L2(_Comparable, WeightCriterion):
 
 
 @dataclass(frozen=True)
-class BatchNormScale(_Comparable, WeightCriterion):
+class BatchNormScale(_Comparable, WeightCriterion, name="bn_scale"):
     """Absolute batch-norm scale of the unit.
 
     Attributes:
@@ -196,7 +192,6 @@ class BatchNormScale(_Comparable, WeightCriterion):
         its sparse training, hence divided by the group's mean; all batch norms that hold a unit count.
     """
 
-    name: ClassVar[str] = "bn_scale"
     normalize: Normalize = "mean"
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
@@ -222,7 +217,7 @@ def _is_scale(model: nn.Module, tensor: str) -> bool:
 
 
 @dataclass(frozen=True)
-class FPGM(_Comparable, WeightCriterion):
+class FPGM(_Comparable, WeightCriterion, name="fpgm"):
     """Sum of distances to the other filters of the layer: what is near the geometric median can be replaced by others.
 
     Costs K^2 distances per writer, all in memory.
@@ -234,7 +229,6 @@ class FPGM(_Comparable, WeightCriterion):
         He et al., "Filter Pruning via Geometric Median", CVPR 2019. Changed: as for `L1`.
     """
 
-    name: ClassVar[str] = "fpgm"
     normalize: Normalize = "mean"
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
@@ -247,7 +241,7 @@ class FPGM(_Comparable, WeightCriterion):
 
 
 @dataclass(frozen=True)
-class Taylor(_Comparable, GradientCriterion):
+class Taylor(_Comparable, GradientCriterion, name="taylor"):
     """First-order Taylor: the loss of an example changes by about -g_n when a unit goes, g_n = activation x gradient.
 
     Attributes:
@@ -261,7 +255,6 @@ class Taylor(_Comparable, GradientCriterion):
         change of the loss); not divided by the layer's L2 norm (`normalize="l2"` does).
     """
 
-    name: ClassVar[str] = "taylor"
     per_example: bool = True
 
     def contribution(self, gradient: Tensor) -> Tensor:
@@ -274,7 +267,7 @@ class Taylor(_Comparable, GradientCriterion):
 
 
 @dataclass(frozen=True)
-class Fisher(_Comparable, GradientCriterion):
+class Fisher(_Comparable, GradientCriterion, name="fisher"):
     """Half the mean squared gate gradient: the second-order loss change, the Hessian replaced by the empirical Fisher.
 
     Attributes:
@@ -285,8 +278,6 @@ class Fisher(_Comparable, GradientCriterion):
         the frozen network in eval mode, not while fine-tuning; no term for the computational cost.
     """
 
-    name: ClassVar[str] = "fisher"
-
     def contribution(self, gradient: Tensor) -> Tensor:
         """Half the sum over examples of g_n squared: [B, K] to [K]."""
         return 0.5 * gradient.square().sum(0)
@@ -294,6 +285,3 @@ class Fisher(_Comparable, GradientCriterion):
     def finish(self, total: Tensor, num_examples: int) -> Tensor:
         """Mean over examples: fp32 [K]."""
         return normalized(total / num_examples, self.normalize)
-
-
-CRITERIA: dict[str, type[Method]] = {c.name: c for c in (Random, L1, L2, BatchNormScale, FPGM, Taylor, Fisher)}

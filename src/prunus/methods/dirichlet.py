@@ -32,7 +32,7 @@ Known failures
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from prunus.errors import ConfigError
 from prunus.methods.base import PosteriorMethod
@@ -41,7 +41,7 @@ from prunus.posteriors.dirichlet import DirichletPosterior, Scale
 
 
 @dataclass(frozen=True)
-class DirichletPruning(PosteriorMethod):
+class DirichletPruning(PosteriorMethod, name="dirichlet"):
     """Configuration of Dirichlet pruning; see the module's text for what matters.
 
     Attributes:
@@ -67,7 +67,6 @@ class DirichletPruning(PosteriorMethod):
         loss_reduction: `mean_loss` over samples (the bound), or `loss_of_mean` outputs (as released).
     """
 
-    name: ClassVar[str] = "dirichlet"
     estimator: Literal["mc", "point"] = "mc"
     prior_concentration: float = 0.1
     init_concentration: float = 10.0

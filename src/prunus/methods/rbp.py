@@ -33,14 +33,13 @@ Known failures
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from prunus.methods.base import StagedMethod
 from prunus.posteriors.gaussian import GaussianPosterior
 
 
 @dataclass(frozen=True)
-class RecursiveBayesianPruning(StagedMethod):
+class RecursiveBayesianPruning(StagedMethod, name="rbp"):
     """Configuration of recursive Bayesian pruning; see the module's text for what matters.
 
     Attributes:
@@ -49,7 +48,6 @@ class RecursiveBayesianPruning(StagedMethod):
         threshold: a unit goes if its root mean square is at most this many eps.
     """
 
-    name: ClassVar[str] = "rbp"
     noise: float = 0.05
     learned_noise: bool = False
     threshold: float = 3.0

@@ -22,7 +22,6 @@ Departures from the papers
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from prunus.methods.base import ComplexityPer, StagedMethod
 from prunus.posteriors.concrete import HardConcretePosterior
@@ -32,14 +31,13 @@ from prunus.posteriors.reduced import ReducedLogNormalPosterior
 
 
 @dataclass(frozen=True)
-class StructuredBayesianPruning(StagedMethod):
+class StructuredBayesianPruning(StagedMethod, name="sbp"):
     """Truncated log-normal noise; a unit goes if its signal-to-noise ratio is below 1.
 
     Reference:
         Neklyudov et al., "Structured Bayesian Pruning via Log-Normal Multiplicative Noise", NeurIPS 2017.
     """
 
-    name: ClassVar[str] = "sbp"
     simultaneous: bool = True
 
     def posterior(self, units: int) -> TruncatedLogNormalPosterior:
@@ -48,7 +46,7 @@ class StructuredBayesianPruning(StagedMethod):
 
 
 @dataclass(frozen=True)
-class BayesianModelReduction(StagedMethod):
+class BayesianModelReduction(StagedMethod, name="bmrs"):
     """The noise of `StructuredBayesianPruning`; a unit goes if the model has at least as much evidence without it.
 
     Attributes:
@@ -58,7 +56,6 @@ class BayesianModelReduction(StagedMethod):
         Wright, Igel and Selvan, "BMRS: Bayesian Model Reduction for Structured Pruning", NeurIPS 2024.
     """
 
-    name: ClassVar[str] = "bmrs"
     simultaneous: bool = True
     largest: float = 2.0**-8
 
@@ -72,14 +69,13 @@ class BayesianModelReduction(StagedMethod):
 
 
 @dataclass(frozen=True)
-class VariationalInformationBottleneck(StagedMethod):
+class VariationalInformationBottleneck(StagedMethod, name="vib"):
     """Gaussian noise with a learned standard deviation; a unit goes if it is mostly noise.
 
     Reference:
         Dai et al., "Compressing Neural Networks using the Variational Information Bottleneck", ICML 2018.
     """
 
-    name: ClassVar[str] = "vib"
     simultaneous: bool = True
     complexity_per: ComplexityPer = "position"  # each is a noisy channel of its own
     noise: float = 0.011
@@ -90,22 +86,15 @@ class VariationalInformationBottleneck(StagedMethod):
 
 
 @dataclass(frozen=True)
-class HardConcreteL0(StagedMethod):
+class HardConcreteL0(StagedMethod, name="l0"):
     """Stretched and clipped concrete gates; the penalty is the expected number of open ones.
 
     Reference:
         Louizos, Welling and Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018.
     """
 
-    name: ClassVar[str] = "l0"
     simultaneous: bool = True
 
     def posterior(self, units: int) -> HardConcretePosterior:
         """A fresh hard-concrete posterior, gates open."""
         return HardConcretePosterior(units)
-
-
-NOISE_METHODS: dict[str, type[StagedMethod]] = {
-    m.name: m
-    for m in (StructuredBayesianPruning, BayesianModelReduction, VariationalInformationBottleneck, HardConcreteL0)
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -26,6 +26,17 @@ def configure(kind: type[Configuration], settings: Sequence[str], **given: Any) 
     Raises:
         ConfigError: an unknown or repeated name, or a value that is not of the field's type or range.
     """
+    found = {**given, **values_of(kind, settings, given)}
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
+    for name in needed:
+        if name not in found:
+            hint = named(get_type_hints(kind)[name])
+            raise ConfigError(f"{kind.__name__}.{name}", "it has no default and no value", f"set it: {hint}")
+    return kind(**found)
+
+
+def values_of(kind: type[Any], settings: Sequence[str], given: Container[str] = ()) -> dict[str, Any]:
+    """Settings as text, as values of the fields of `kind`; see `configure`."""
     hints = get_type_hints(kind)
     allowed = {f.name: f for f in fields(kind) if f.name not in given}  # type: ignore[arg-type]
     found: dict[str, Any] = {}
@@ -44,7 +55,16 @@ def configure(kind: type[Configuration], settings: Sequence[str], **given: Any) 
             found[name] = _value(text, hints[name])
         except ValueError:
             raise ConfigError(where, f"{text!r} can't be its value", f"give {named(hints[name])}") from None
-    return kind(**{**given, **found})
+    return found
+
+
+def as_text(config: Any) -> list[str]:
+    """The settings of a method as text, NAME=VALUE for every field: what `configure` makes an equal one of."""
+    return [f"{f.name}={_written(getattr(config, f.name))}" for f in fields(config)]
+
+
+def _written(value: Any) -> str:
+    return ",".join(map(_written, value)) if isinstance(value, tuple) else str(value)
 
 
 def _advice(name: str, allowed: Mapping[str, Field[Any]]) -> str:

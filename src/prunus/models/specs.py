@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prunus.errors import ConfigError
+from prunus.errors import ConfigError, PruneError
 
 
 def resolve(spec: str, forms: str) -> Any:
@@ -49,6 +49,9 @@ def _load_file(path: Path, spec: str) -> ModuleType:
     with _importable(path.parent):
         try:
             found.loader.exec_module(module)
+        except PruneError:
+            del sys.modules[name]
+            raise
         except Exception as error:
             del sys.modules[name]
             what = f"running the file failed: {type(error).__name__}: {error}"
@@ -60,6 +63,8 @@ def _load_module(name: str, spec: str, forms: str) -> ModuleType:
     with _importable(Path.cwd()):
         try:
             return importlib.import_module(name)
+        except PruneError:
+            raise
         except Exception as error:
             what = f"importing {name} failed: {type(error).__name__}: {error}"
             raise ConfigError(f"spec {spec!r}", what, f"use {forms}") from error

@@ -1,6 +1,7 @@
 """Distributions over what to keep: one multiplier per unit, one file per family."""
 
 from prunus.posteriors.base import DecidingPosterior, Posterior
+from prunus.posteriors.clamp import inward_clamp
 from prunus.posteriors.concrete import HardConcretePosterior
 from prunus.posteriors.dirichlet import DirichletPosterior
 from prunus.posteriors.gaussian import GaussianPosterior
@@ -15,4 +16,5 @@ __all__ = [
     "Posterior",
     "ReducedLogNormalPosterior",
     "TruncatedLogNormalPosterior",
+    "inward_clamp",
 ]

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from prunus.errors import ConfigError
 
 
+def check_level(level: float) -> None:
+    """Raise ConfigError if the level of an interval is not between 0 and 1."""
+    if not 0 < level < 1:
+        raise ConfigError("interval", f"level {level} is not between 0 and 1", "use for example 0.95")
+
+
 class Posterior(nn.Module, ABC):
     """q(z) over the multipliers of one group's units.
 
@@ -52,12 +58,13 @@ class Posterior(nn.Module, ABC):
         with torch.no_grad(), torch.random.fork_rng(devices=list(on)):
             torch.manual_seed(seed)
             for start in range(0, draws, 512):
-                z = self._draw(min(512, draws - start))
+                z = self.comparable_draws(min(512, draws - start)).cpu()
                 hits += torch.zeros_like(z).scatter_(1, z.topk(k, dim=1).indices, 1.0).sum(0)
         return hits / draws
 
-    def _draw(self, n: int) -> Tensor:
-        return self.rsample(n).cpu()
+    def comparable_draws(self, n: int) -> Tensor:
+        """`n` draws of what units are compared by, fp32 [n, K]: multipliers, unless signs, cuts or noise mislead."""
+        return self.rsample(n)
 
 
 class DecidingPosterior(Posterior):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
-from prunus.posteriors.base import DecidingPosterior
+from prunus.posteriors.base import DecidingPosterior, check_level
 
 
 class HardConcretePosterior(DecidingPosterior):
@@ -106,14 +106,13 @@ class HardConcretePosterior(DecidingPosterior):
         Raises:
             ConfigError: `level` is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ConfigError("interval", f"level {level} is not between 0 and 1", "use for example 0.95")
+        check_level(level)
         reach = math.log1p(level) - math.log1p(-level)
         with torch.no_grad():
             logits = self.log_alpha.float() + self.log_alpha.new_tensor([[-reach], [reach]]).float()
             low, high = self._stretched(torch.sigmoid(logits / self.beta))
             return low, high
 
-    def _draw(self, n: int) -> Tensor:
-        # Uncut draws: gates cut at 0 or 1 would tie.
-        return self._logits(n).cpu()
+    def comparable_draws(self, n: int) -> Tensor:
+        """Uncut draws: gates cut at 0 or 1 would tie."""
+        return self._logits(n)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
-from prunus.posteriors.base import Posterior
+from prunus.posteriors.base import Posterior, check_level
 from prunus.posteriors.clamp import inward_clamp
 
 Scale = Literal["none", "units", "max", "kept", "capacity"]
@@ -199,8 +199,8 @@ class DirichletPosterior(Posterior):
         """
         return self.concentration().detach()
 
-    def _draw(self, n: int) -> Tensor:
-        # Uncut draws: units cut at 1 would tie.
+    def comparable_draws(self, n: int) -> Tensor:
+        """Uncut draws: units cut at 1 would tie."""
         return torch.distributions.Dirichlet(self.concentration().cpu(), validate_args=False).sample((n,))
 
     def _beta(self) -> tuple[np.ndarray, np.ndarray]:
@@ -213,8 +213,7 @@ class DirichletPosterior(Posterior):
         Raises:
             ConfigError: `level` is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ConfigError("interval", f"level {level} is not between 0 and 1", "use for example 0.95")
+        check_level(level)
         from scipy.special import betaincinv
 
         a, b = self._beta()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
-from prunus.posteriors.base import DecidingPosterior
+from prunus.posteriors.base import DecidingPosterior, check_level
 
 Keep = Literal["tiny", "snr"]
 LOG_NOISE = (-10.0, math.log(0.3))
@@ -123,12 +123,11 @@ class GaussianPosterior(DecidingPosterior):
         Raises:
             ConfigError: `level` is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ConfigError("interval", f"level {level} is not between 0 and 1", "use for example 0.95")
+        check_level(level)
         reach = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64, device="cpu")))
         with torch.no_grad():
             return self.mu - reach * self.std(), self.mu + reach * self.std()
 
-    def _draw(self, n: int) -> Tensor:
-        # Signs don't matter: a unit counts by its size.
-        return self.rsample(n).abs().cpu()
+    def comparable_draws(self, n: int) -> Tensor:
+        """Signs don't matter: a unit counts by its size."""
+        return self.rsample(n).abs()

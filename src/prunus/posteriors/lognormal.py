@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.special import erfcx, ndtr, ndtri
 
 from prunus.errors import ConfigError
-from prunus.posteriors.base import DecidingPosterior
+from prunus.posteriors.base import DecidingPosterior, check_level
 from prunus.posteriors.clamp import inward_clamp
 
 LOW, HIGH = -20.0, 0.0
@@ -237,14 +237,13 @@ class TruncatedLogNormalPosterior(DecidingPosterior):
         Raises:
             ConfigError: `level` is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ConfigError("interval", f"level {level} is not between 0 and 1", "use for example 0.95")
+        check_level(level)
         with torch.no_grad():
             mu, sigma = self._location_and_scale()
             ends = mu.new_tensor([[(1 - level) / 2], [(1 + level) / 2]])
             low, high = truncated_normal_quantile(ends, mu, sigma).exp().float()
             return low, high
 
-    def _draw(self, n: int) -> Tensor:
-        # Logarithms: multipliers next to 1 would tie in fp32.
-        return self._log_draws(n).float().cpu()
+    def comparable_draws(self, n: int) -> Tensor:
+        """Logarithms: multipliers next to 1 would tie in fp32."""
+        return self._log_draws(n).float()
