@@ -20,7 +20,7 @@ import prunus
 from prunus.data.datasets import Batches, DataSource
 from prunus.data.evaluation import evaluate
 from prunus.methods.base import Method
-from prunus.pipeline.prune import make_plan, score
+from prunus.pipeline.planning import make_plan, score
 from prunus.plan.allocation import Allocation
 from prunus.plan.budget import Budget
 from prunus.plan.plan import Plan

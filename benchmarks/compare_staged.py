@@ -109,7 +109,7 @@ def run_staged(
             batches = Slices(Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment), steps)
             start = time.perf_counter()
             result = prune(
-                dense, data.example_inputs, method=method, budget=setting.budget, data=batches, loss_fn=data.loss_fn,
+                dense, data.example_inputs, method=method, target=setting.budget, data=batches, loss_fn=data.loss_fn,
                 ignored_layers=[n for n in names if not setting.keep(n)], seed=seed, progress=False,
             )  # fmt: skip
             share = steps * batch_size / len(data.train)

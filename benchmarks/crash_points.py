@@ -152,7 +152,7 @@ NEXT: tuple[dict[str, bytes], dict[str, Any]] = ({}, {})
 def made(seed: int) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Files and summary of a result, ready to be published."""
     inputs = source().example_inputs
-    result = prune(network(), inputs, method="random", pruning_ratio=0.5, seed=seed)
+    result = prune(network(), inputs, method="random", target=0.5, seed=seed)
     files = artifact_files(result.model, result.plan, example_inputs=inputs)
     return files, {"seed": seed, "kept": {g.name: len(g.kept) for g in result.plan.groups}, "asked": "half"}
 

@@ -67,7 +67,7 @@ def main() -> None:
                 model,
                 source.example_inputs,
                 method=method,
-                budget=args.budget,
+                target=args.budget,
                 data=batches,
                 loss_fn=source.loss_fn,
                 ignored_layers=streams,

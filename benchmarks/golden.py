@@ -60,7 +60,15 @@ def api() -> SimpleNamespace:
             return lib["fit_masks"](model, layers, method, data, loss_fn, graph=prunus.trace(model, x), **options)
         return lib["prune"](model, x, method=method, layers=layers, data=data, loss_fn=loss_fn, **options)  # a guess
 
+    def pruned(model: nn.Module, x: Tensor, *, checkpoint: Any = None, **options: Any) -> Any:
+        """`prune` with its options as the names of the runs call them."""
+        resume = options.pop("resume", False)
+        if checkpoint is not None:
+            options["checkpoint"] = prunus.Checkpoint(checkpoint, resume)
+        return prunus.prune(model, x, **spelled(options))
+
     return SimpleNamespace(
+        prune=pruned,
         masked=masked,
         sparsify=getattr(prunus, "sparsify", prunus.compress),  # from a DataSource to a folder; read is `model`
         resolve=found("resolve", "prunus.methods.registry"),
@@ -71,6 +79,19 @@ def api() -> SimpleNamespace:
         finetune=found("finetune", "prunus.recovery"),
         lenet5=found("lenet5", "prunus.pipeline.demo"),
     )
+
+
+def spelled(options: Mapping[str, Any]) -> Record:
+    """Options as the names of the runs call them -> as the library does."""
+    found: Record = {}
+    for name, value in options.items():
+        if name in ("budget", "pruning_ratio", "kept_counts"):
+            found["target"] = value
+        elif value is True:
+            found["allow"] = (*found.get("allow", ()), name)
+        else:
+            found[name] = value
+    return found
 
 
 API = api()
@@ -201,6 +222,7 @@ def of_model(model: nn.Module, x: Tensor) -> Record:
 def of_result(result: Any, x: Tensor) -> Record:
     """What `prunus.prune` returns; the lines of the analysis without the sources that they end with."""
     found = plain({name: getattr(result, name) for name in ("scores", "verification", "stages")})
+    found["scores"].pop("stages", None)
     for name, posterior in result.scores.posteriors.items():
         found["scores"]["posteriors"][name] |= {"mean": plain(posterior.mean())}
     lines = [re.sub(r"\s*\[?[\w./<>-]+\.py:\d+.*", "", line) for line in result.graph.explain().splitlines()]
@@ -233,9 +255,9 @@ def pruned(net: str, method: str, *settings: str, again: bool = False, **options
     made = {"method": API.resolve(method, settings), "data": batches, "loss_fn": loss, "seed": SEED, "progress": False}
     with tempfile.TemporaryDirectory() as folder:
         if again:
-            prunus.prune(model, x, checkpoint=Path(folder) / "stages.pt", **made, **options)
+            API.prune(model, x, checkpoint=Path(folder) / "stages.pt", **made, **options)
             made |= {"checkpoint": Path(folder) / "stages.pt", "resume": True}
-        result = prunus.prune(model, x, **made, **options)
+        result = API.prune(model, x, **made, **options)
         at = prunus.save(Path(folder) / "small", result.model, result.plan, metrics={"top-1": 12.5}, example_inputs=x)
         record = of_result(result, x) | {"artifact": of_folder(net, at, x), "dense": plain(model)}
     return record | {"joined": of_model(prunus.join_recurrence_(result.model), x)} if net == "tagger" else record

@@ -58,7 +58,7 @@ def row_of(name: str) -> dict[str, Any]:
     stir_(model.eval())
     row: dict[str, Any] = {"name": name, "class": type(model).__name__}
     try:
-        result = prunus.prune(model, inputs, method="l1", pruning_ratio=0.5, allocation=Allocation(scope="uniform"))
+        result = prunus.prune(model, inputs, method="l1", target=0.5, allocation=Allocation(scope="uniform"))
     except PruneError as refusal:
         return row | {"refused": f"{refusal.where}: {refusal.what}; {refusal.fix}"[:300]}
     small, plan = result.model, result.plan

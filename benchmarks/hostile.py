@@ -310,7 +310,7 @@ def resumed(folder: Path) -> Any:
     data = [(torch.randn(4, 3, 8, 8), torch.randint(0, 4, (4,)))]
     return prunus.prune(
         Net().eval(), data[0][0], method="rbp", data=data, loss_fn=nn.functional.cross_entropy, progress=False,
-        checkpoint=folder / "stages.pt", resume=True,
+        checkpoint=prunus.Checkpoint(folder / "stages.pt", resume=True),
     ).model(data[0][0])  # fmt: skip
 
 
@@ -386,7 +386,7 @@ def artifact(folder: Path) -> Path:
     """A whole one, small enough for hundreds of copies."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8)
-    result = prunus.prune(Net().eval(), x, method="l1", pruning_ratio=0.4)
+    result = prunus.prune(Net().eval(), x, method="l1", target=0.4)
     return prunus.save(folder, result.model, result.plan, example_inputs=x)
 
 

@@ -65,7 +65,7 @@ class Sound(nn.Module):
 def sound_artifact(folder: Path) -> Path:
     """An artifact that loads; cases are made of copies of it."""
     torch.manual_seed(0)
-    result = prunus.prune(Sound().eval(), torch.randn(2, 1, 8, 8), method="l1", pruning_ratio=0.25)
+    result = prunus.prune(Sound().eval(), torch.randn(2, 1, 8, 8), method="l1", target=0.25)
     return prunus.save(folder, result.model, result.plan)
 
 

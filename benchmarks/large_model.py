@@ -15,7 +15,7 @@ import torch
 
 import prunus
 from prunus.graph.capture import capture
-from prunus.pipeline.prune import prunable_groups
+from prunus.pipeline.planning import prunable_groups
 from record import write
 from zoo_models import declare_torchvision_operators
 

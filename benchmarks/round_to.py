@@ -144,7 +144,7 @@ def compared(name: str, model: nn.Module, x: Tensor, percent: int, repeats: int)
         jobs["dense"] = session(copy.deepcopy(model), x, Path(folder))
         for label, allocation in plans.items():
             try:
-                result = prunus.prune(model, x, method="l1", budget=f"macs<={percent}%", allocation=allocation)
+                result = prunus.prune(model, x, method="l1", target=f"macs<={percent}%", allocation=allocation)
             except BudgetError as error:
                 print(f"{name}, {percent} %, round_to {label}: {error.what}")
                 continue

@@ -51,7 +51,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 def plan_of(model: nn.Module, method: str, data: list[tuple[Tensor, Tensor]]) -> dict[str, tuple[int, ...]]:
     """What `prune` keeps of half of the units."""
     result = prunus.prune(
-        model, data[0][0], method=method, pruning_ratio=0.5, data=data, loss_fn=F.cross_entropy, progress=False
+        model, data[0][0], method=method, target=0.5, data=data, loss_fn=F.cross_entropy, progress=False
     )
     assert result.verification.passed
     return dict(result.plan.kept)

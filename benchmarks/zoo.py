@@ -31,7 +31,7 @@ from prunus.export.artifact import load, save
 from prunus.export.onnx import export_onnx
 from prunus.graph.capture import capture
 from prunus.graph.grouping import Graph
-from prunus.pipeline.prune import prunable_groups
+from prunus.pipeline.planning import prunable_groups
 from prunus.proof.apply import apply_and_verify_
 from prunus.runtime.arguments import as_arguments
 from prunus.runtime.calling import call, flat_outputs, outputs

@@ -135,7 +135,7 @@ def test_it_is_pruned_proven_and_saved(way: str, tmp_path: Path) -> None:
     kind, inputs = WAYS[way]
     torch.manual_seed(0)
     model = kind().eval()
-    result = prunus.prune(model, inputs, method="l1", pruning_ratio=0.5, progress=False)
+    result = prunus.prune(model, inputs, method="l1", target=0.5, progress=False)
     kept = {n: len(k) for n, k in result.plan.kept.items()}
     assert result.verification.passed
     assert not result.verification.rewritten
@@ -157,7 +157,7 @@ def test_a_plan_knows_how_the_model_is_called(way: str, tmp_path: Path) -> None:
     kind, inputs = WAYS[way]
     torch.manual_seed(0)
     model = kind().eval()
-    result = prunus.prune(model, inputs, method="l1", pruning_ratio=0.5, progress=False)
+    result = prunus.prune(model, inputs, method="l1", target=0.5, progress=False)
     prunus.save(tmp_path / "artifact", result.model, result.plan)
     again = prunus.load(tmp_path / "artifact")
     for a, b in zip(outputs(result.model, inputs), outputs(again, inputs), strict=True):
@@ -175,7 +175,7 @@ def test_gates_find_the_input(way: str, method: str) -> None:
     def loss_fn(out: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
         return nn.functional.mse_loss(out, target, reduction=reduction)
 
-    result = prunus.prune(model, inputs, method=method, pruning_ratio=0.5, data=data, loss_fn=loss_fn, progress=False)
+    result = prunus.prune(model, inputs, method=method, target=0.5, data=data, loss_fn=loss_fn, progress=False)
     assert result.verification.passed
     assert all(len(set(v.tolist())) > 1 for v in result.scores.values.values())
 
@@ -193,7 +193,7 @@ def test_by_keyword_or_by_position_a_plan_is_the_same() -> None:
             kind().eval(),
             X,
             method="taylor",
-            pruning_ratio=0.5,
+            target=0.5,
             data=data,
             loss_fn=nn.functional.mse_loss,
             progress=False,

@@ -78,7 +78,7 @@ def halves(*tensors: Any) -> list[tuple[Any, ...]]:
 
 def kept(model: nn.Module, data: Any, loss_fn: Any, method: Method, inputs: Any = None) -> dict[str, tuple[int, ...]]:
     inputs = X[:2] if inputs is None else inputs
-    result = prune(model, inputs, method=method, data=data, loss_fn=loss_fn, pruning_ratio=0.5)
+    result = prune(model, inputs, method=method, data=data, loss_fn=loss_fn, target=0.5)
     return result.plan.kept
 
 
@@ -201,7 +201,7 @@ def test_what_can_not_be_read_is_refused(case: str, method: Method) -> None:
     model = Net()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(DataError, match="fix:"):
-        prune(model, X[:2], method=method, data=REFUSED[case](), loss_fn=CE, pruning_ratio=0.5)
+        prune(model, X[:2], method=method, data=REFUSED[case](), loss_fn=CE, target=0.5)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -227,7 +227,7 @@ def test_losses_that_teach_nothing_are_refused() -> None:
     ):
         for method in METHODS:
             with pytest.raises(kind, match="loss"):
-                prune(Net(), X[:2], method=method, data=PAIRS, loss_fn=loss_fn, pruning_ratio=0.5)  # type: ignore[arg-type]
+                prune(Net(), X[:2], method=method, data=PAIRS, loss_fn=loss_fn, target=0.5)  # type: ignore[arg-type]
 
 
 def test_what_the_users_own_code_raises_passes_as_it_is() -> None:
@@ -245,13 +245,13 @@ def test_what_the_users_own_code_raises_passes_as_it_is() -> None:
     for method in METHODS:
         for data, loss in ((PAIRS, loss_fn), (Broken(), CE)):
             with pytest.raises(MineError):
-                prune(Net(), X[:2], method=method, data=data, loss_fn=loss, pruning_ratio=0.5)
+                prune(Net(), X[:2], method=method, data=data, loss_fn=loss, target=0.5)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 def test_inputs_of_another_precision_are_refused_by_name(method: Method) -> None:
     with pytest.raises(DataError, match=r"torch\.float64, the model's weights torch\.float32"):
-        prune(Net(), X[:2], method=method, data=halves(X.double(), Y), loss_fn=CE, pruning_ratio=0.5)
+        prune(Net(), X[:2], method=method, data=halves(X.double(), Y), loss_fn=CE, target=0.5)
 
 
 def test_numbers_of_a_loss_are_means_and_sums() -> None:
@@ -294,7 +294,7 @@ def test_labels_are_not_counted_where_nobody_asks() -> None:
         def __iter__(self) -> Iterator[Any]:
             raise AssertionError("read")
 
-    assert prune(Net(), X[:2], method="l1", pruning_ratio=0.5, data=Unread(), loss_fn=CE).plan.kept
+    assert prune(Net(), X[:2], method="l1", target=0.5, data=Unread(), loss_fn=CE).plan.kept
 
     class Counting(Dataset):  # type: ignore[type-arg]
         read = 0
@@ -356,10 +356,10 @@ def test_broken_weights_are_named_and_half_precision_is_not_trained() -> None:
         with torch.no_grad():
             model.b.weight[0, 0] = torch.nan
         with pytest.raises(DataError, match=r"as in the weights: b\.weight"):
-            prune(model, X[:2], method=method, data=PAIRS, loss_fn=CE, pruning_ratio=0.5)
+            prune(model, X[:2], method=method, data=PAIRS, loss_fn=CE, target=0.5)
     half = halves(X.half(), Y)
     with pytest.raises(ConfigError, match="fp16"):
-        prune(Net().half(), X[:2].half(), method=METHODS[2], data=half, loss_fn=CE, kept_counts={"a": 4})
+        prune(Net().half(), X[:2].half(), method=METHODS[2], data=half, loss_fn=CE, target={"a": 4})
     assert kept(Net().half(), half, CE, METHODS[1], X[:2].half())
     brain = halves(X.bfloat16(), Y)
     assert kept(Net().bfloat16(), brain, CE, METHODS[2], X[:2].bfloat16())

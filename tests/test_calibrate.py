@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import prunus
 from prunus.errors import ConfigError, DataError
 from prunus.graph.groups import ChannelGroup
-from prunus.learning.fit import Scores
+from prunus.learning.findings import Scores
 from prunus.learning.measured import first_batches, masked_loss, measured_scores
-from prunus.pipeline.prune import make_plan
+from prunus.pipeline.planning import make_plan
 from prunus.plan.allocation import Allocation, select
 from zoo_attention import Block
 
@@ -86,11 +86,11 @@ def test_it_corrects_scores_that_mislead_between_groups() -> None:
         model.right.weight *= 10  # but norms say that they matter
     x = batches()[0][0]
     exact = Allocation(round_to=1)
-    misled = prunus.prune(model, x, method="l1", budget="params<=60%", allocation=exact)
+    misled = prunus.prune(model, x, method="l1", target="params<=60%", allocation=exact)
     assert {g.name: len(g.kept) for g in misled.plan.groups}["left"] < 6
     for allocation in (Allocation(scope="measured", round_to=1), Allocation(scope="auto", round_to=1), exact):
         told = prunus.prune(
-            model, x, method="l1", budget="params<=60%", data=batches(), loss_fn=reward, allocation=allocation
+            model, x, method="l1", target="params<=60%", data=batches(), loss_fn=reward, allocation=allocation
         )
         assert told.plan.asked == "params<=60%, measured"
         assert {g.name: len(g.kept) for g in told.plan.groups}["left"] == 6
@@ -104,8 +104,8 @@ def test_of_two_plans_the_one_with_less_loss_is_taken(monkeypatch: pytest.Monkey
     def spoiled(_: nn.Module, groups: list[ChannelGroup], scores: dict[str, Tensor], *__: object, **___: object) -> Any:
         return {g.name: -scores[g.name].double() for g in groups}
 
-    monkeypatch.setattr(sys.modules["prunus.pipeline.prune"], "measured_scores", spoiled)
-    settings: dict[str, Any] = {"method": "taylor", "budget": "params<=60%", "data": batches(), "loss_fn": reward}
+    monkeypatch.setattr(sys.modules["prunus.pipeline.planning"], "measured_scores", spoiled)
+    settings: dict[str, Any] = {"method": "taylor", "target": "params<=60%", "data": batches(), "loss_fn": reward}
     chosen = prunus.prune(model, x, **settings)
     assert chosen.plan.kept == prunus.prune(model, x, **settings, allocation=Allocation(scope="global")).plan.kept
     assert chosen.plan.asked == "params<=60%"
@@ -166,7 +166,7 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match="sizes=1"):
         measured_scores(model, groups, true, batches(), reward, sizes=1)
     with pytest.raises(ConfigError, match="data or loss_fn is missing"):
-        prunus.prune(model, batches()[0][0], method="l1", budget="params<=60%", allocation=Allocation(scope="measured"))
+        prunus.prune(model, batches()[0][0], method="l1", target="params<=60%", allocation=Allocation(scope="measured"))
     with pytest.raises(DataError, match="there are none"):
         first_batches([], 0)
     broken = [(torch.full((10, 3), torch.nan), torch.zeros(10))]

@@ -82,7 +82,7 @@ def pin(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "bn_scale"])  # it wants a batch norm in every group
 def test_a_plan_is_the_same_on_every_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"method": quick(name), "data": batches(), "loss_fn": F.cross_entropy, "progress": False}
-    settings["budget"] = "macs<=50%"
+    settings["target"] = "macs<=50%"
     pin(monkeypatch, False)
     plain = prunus.prune(net(), batches()[0][0], **settings)
     pin(monkeypatch, True)
@@ -114,7 +114,7 @@ def test_measured_losses_are_those_of_fp32(outside: str, monkeypatch: pytest.Mon
 def test_threads_do_not_change_a_plan() -> None:
     def plan() -> dict[str, tuple[int, ...]]:
         return prunus.prune(
-            net(), batches()[0][0], method="taylor", budget="macs<=50%", data=batches(), loss_fn=F.cross_entropy,
+            net(), batches()[0][0], method="taylor", target="macs<=50%", data=batches(), loss_fn=F.cross_entropy,
             allocation=Allocation(scope="measured"), progress=False,
         ).plan.kept  # fmt: skip
 

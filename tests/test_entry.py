@@ -30,9 +30,7 @@ def made(seed: int = 0) -> tuple[nn.Module, Tensor, list[tuple[Tensor, Tensor]]]
 def pruned(seed: int, method: str) -> dict[str, tuple[int, ...]]:
     model, x, data = made(seed)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    result = prunus.prune(
-        model, x, method=method, pruning_ratio=0.5, data=data, loss_fn=F.cross_entropy, progress=False
-    )
+    result = prunus.prune(model, x, method=method, target=0.5, data=data, loss_fn=F.cross_entropy, progress=False)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert result.verification.passed
     assert all(not p.is_inference() and p.requires_grad for p in result.model.parameters())
@@ -91,7 +89,7 @@ def test_the_callers_modes_change_nothing(ambient: str, method: str, monkeypatch
     model, x, data = made(0)
     loss = F.cross_entropy
     with AMBIENT[ambient]():
-        result = prunus.prune(model, x, method=method, pruning_ratio=0.5, data=data, loss_fn=loss, progress=False)
+        result = prunus.prune(model, x, method=method, target=0.5, data=data, loss_fn=loss, progress=False)
     assert dict(result.plan.kept) == expected
 
 
@@ -99,7 +97,7 @@ def test_the_callers_modes_change_nothing(ambient: str, method: str, monkeypatch
 @pytest.mark.parametrize("method", ["l1", "taylor", "dirichlet", "random"])
 def test_the_default_dtype_decides_nothing(dtype: torch.dtype, method: str) -> None:
     model, x, data = made(0)
-    settings: dict[str, Any] = {"pruning_ratio": 0.5, "data": data, "loss_fn": F.cross_entropy, "progress": False}
+    settings: dict[str, Any] = {"target": 0.5, "data": data, "loss_fn": F.cross_entropy, "progress": False}
     expected = prunus.prune(model, x, method=method, **settings)
     with default_dtype(dtype):
         found = prunus.prune(model, x, method=method, **settings)
@@ -116,9 +114,7 @@ def test_random_generators_are_put_back() -> None:
             random.random(), np.random.rand(), torch.rand(1)
             return super().forward(x)  # type: ignore[no-any-return]
 
-    prunus.prune(
-        Noisy(*model), x, method="taylor", pruning_ratio=0.5, data=data, loss_fn=F.cross_entropy, progress=False
-    )
+    prunus.prune(Noisy(*model), x, method="taylor", target=0.5, data=data, loss_fn=F.cross_entropy, progress=False)
     assert random.getstate() == python
     assert np.array_equal(np.random.get_state()[1], numbers)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), torchs)
@@ -138,7 +134,7 @@ def test_threads_take_turns(shared: bool) -> None:
         try:
             for _ in range(2):
                 result = prunus.prune(
-                    model, x, method="taylor", pruning_ratio=0.5, data=data, loss_fn=F.cross_entropy, progress=False
+                    model, x, method="taylor", target=0.5, data=data, loss_fn=F.cross_entropy, progress=False
                 )
             found[number] = dict(result.plan.kept)
         except BaseException as error:  # a thread's error would only be printed
@@ -165,9 +161,7 @@ def compiled_part() -> nn.Module:
 def test_hooks_are_seen_by_what_was_compiled_and_run_before() -> None:
     expected, model = pruned(0, "taylor"), compiled_part()
     _, x, data = made(0)
-    result = prunus.prune(
-        model, x, method="taylor", pruning_ratio=0.5, data=data, loss_fn=F.cross_entropy, progress=False
-    )
+    result = prunus.prune(model, x, method="taylor", target=0.5, data=data, loss_fn=F.cross_entropy, progress=False)
     assert dict(result.plan.kept) == expected
 
 
@@ -191,12 +185,12 @@ def test_models_without_values_or_code_are_refused(kind: str) -> None:
     make, error, words = REFUSED[kind]
     _, x, _ = made()
     with pytest.raises(error, match=words):
-        prunus.prune(make(), x, method="l1", pruning_ratio=0.5, progress=False)
+        prunus.prune(make(), x, method="l1", target=0.5, progress=False)
 
 
 def test_a_copy_of_a_model_made_in_inference_mode_is_pruned() -> None:
     model, x = copy.deepcopy(in_inference_mode()), made()[1]
-    assert prunus.prune(model, x, method="l1", pruning_ratio=0.5, progress=False).verification.passed
+    assert prunus.prune(model, x, method="l1", target=0.5, progress=False).verification.passed
 
 
 class Holding(nn.Sequential):
@@ -218,13 +212,13 @@ def test_what_cannot_be_copied_is_refused_before_anything_is_learned() -> None:
     def never(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("nothing is to be learned")
 
-    settings: dict[str, Any] = {"pruning_ratio": 0.5, "data": data, "loss_fn": never, "progress": False}
+    settings: dict[str, Any] = {"target": 0.5, "data": data, "loss_fn": never, "progress": False}
     with pytest.raises(ConfigError, match="a copy would run the original"):
         prunus.prune(replaced(), x, method="taylor", **settings)
     with pytest.raises(ConfigError, match="can't be copied"):
         prunus.prune(Holding(threading.Lock(), *model), x, method="taylor", **settings)
     kept = Holding({"features": [model(x).mul(2)]}, *model)
-    assert prunus.prune(kept, x, method="l1", pruning_ratio=0.5, progress=False).verification.passed
+    assert prunus.prune(kept, x, method="l1", target=0.5, progress=False).verification.passed
 
 
 def test_data_made_in_inference_mode_are_learned_from() -> None:
@@ -233,7 +227,7 @@ def test_data_made_in_inference_mode_are_learned_from() -> None:
         mine = [(a.clone(), b.clone()) for a, b in data]
         mine_x = x.clone()
     found = [
-        prunus.prune(model, i, method="taylor", pruning_ratio=0.5, data=d, loss_fn=F.cross_entropy, progress=False)
+        prunus.prune(model, i, method="taylor", target=0.5, data=d, loss_fn=F.cross_entropy, progress=False)
         for i, d in ((x, data), (mine_x, mine))
     ]
     assert found[0].plan.kept == found[1].plan.kept
@@ -246,4 +240,4 @@ def test_wrappers_over_devices_and_sparse_inputs_are_refused() -> None:
     with pytest.raises(TraceError, match=r"model\.module"):
         prunus.trace(spread, x)
     with pytest.raises(TraceError, match="sparse"):
-        prunus.prune(model, x.to_sparse(), method="l1", pruning_ratio=0.5, progress=False)
+        prunus.prune(model, x.to_sparse(), method="l1", target=0.5, progress=False)

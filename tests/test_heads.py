@@ -53,7 +53,7 @@ def trained(kind: type[Block]) -> tuple[Block, list[tuple[Tensor, Tensor]]]:
 def test_heads_that_nobody_hears_go_first(kind: type[Block], method: Any) -> None:
     model, batches = trained(kind)
     result = prunus.prune(
-        model, batches[0][0], method=method, budget="macs<=75%", data=batches, loss_fn=F.cross_entropy,
+        model, batches[0][0], method=method, target="macs<=75%", data=batches, loss_fn=F.cross_entropy,
         allocation=Allocation(scope="global"), progress=False,
     )  # fmt: skip
     heads = next(g for g in result.plan.groups if g.heads_of is not None)
@@ -66,8 +66,8 @@ def test_heads_that_nobody_hears_go_first(kind: type[Block], method: Any) -> Non
 def test_dimensions_inside_heads_go_only_when_asked() -> None:
     model, batches = trained(Block)
     x = batches[0][0]
-    plain = prunus.prune(model, x, method="l1", pruning_ratio=0.4)
-    asked = prunus.prune(model, x, method="l1", pruning_ratio=0.4, head_dims=True)
+    plain = prunus.prune(model, x, method="l1", target=0.4)
+    asked = prunus.prune(model, x, method="l1", target=0.4, allow=("head_dims",))
     assert {g.name for g in plain.plan.groups} == {"q.heads", "up"}
     assert {g.name for g in asked.plan.groups} == {"q.heads", "q", "v", "up"}
 
@@ -312,8 +312,8 @@ def test_recursion_takes_dimensions_before_the_heads_they_are_in() -> None:
     model, batches = trained(Block)
     method = RecursiveBayesianPruning(epochs=2, tune_epochs=0)
     result = prunus.prune(
-        model, batches[0][0], method=method, budget="macs<=50%", data=batches, loss_fn=F.cross_entropy,
-        head_dims=True, progress=False,
+        model, batches[0][0], method=method, target="macs<=50%", data=batches, loss_fn=F.cross_entropy,
+        allow=("head_dims",), progress=False,
     )  # fmt: skip
     assert result.stages is not None
     order = [n for stage in result.stages for n in stage.groups]

@@ -43,7 +43,7 @@ def test_the_stream_is_left_alone_unless_asked() -> None:
     assert [g.name for g in graph.groups()] == ["up"]
     assert [g.name for g in graph.groups(inexact=True)] == ["stem", "up"]
     assert "inexact   stem: 8 units" in graph.explain()
-    result = prunus.prune(model, x, method="l1", pruning_ratio=0.5)
+    result = prunus.prune(model, x, method="l1", target=0.5)
     assert result.model.stem.out_features == 8
     assert result.verification.exact
 
@@ -71,7 +71,7 @@ def test_what_is_left_computes_with_the_statistics_of_what_is_left() -> None:
 
 def test_asked_for_the_stream_goes_too() -> None:
     model, x = made()
-    result = prunus.prune(model, x, method="l1", pruning_ratio=0.5, inexact=True)
+    result = prunus.prune(model, x, method="l1", target=0.5, allow=("inexact",))
     assert result.model.stem.out_features < 8
     assert not result.plan.exact
     assert torch.isfinite(result.model(x)).all()

@@ -44,7 +44,7 @@ def trained() -> nn.Module:
 
 def pruned(model: nn.Module) -> Result:
     counts = {"0": len(USED), "1": 16}
-    return prune(model, data()[0][0], method=Taylor(), data=data(), loss_fn=F.cross_entropy, kept_counts=counts)
+    return prune(model, data()[0][0], method=Taylor(), data=data(), loss_fn=F.cross_entropy, target=counts)
 
 
 def kept(result: Result) -> tuple[int, ...]:
@@ -82,7 +82,7 @@ def test_noise_removes_the_features_that_carry_nothing() -> None:
 
 def test_weights_do_not_judge_inputs() -> None:
     with pytest.raises(ConfigError, match=r"(?s)'0\.index'.*selected inputs"):
-        prune(network(), data()[0][0], method=L1(), budget="macs<=50%")
+        prune(network(), data()[0][0], method=L1(), target="macs<=50%")
 
 
 def test_at_least_one_feature() -> None:

@@ -22,7 +22,7 @@ from prunus.files.manifest import MANIFEST
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3)), torch.randn(2, 4)
-    result = prunus.prune(model, x, method="l1", pruning_ratio=0.5)
+    result = prunus.prune(model, x, method="l1", target=0.5)
     folder = prunus.save(tmp_path_factory.mktemp("a") / "whole", result.model, result.plan, example_inputs=x)
     return {f.name: f.read_bytes() for f in folder.iterdir()}
 

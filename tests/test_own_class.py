@@ -39,7 +39,7 @@ def made(by_size: bool = False) -> tuple[Detector, Tensor]:
 
 def test_equal_halves_keep_a_detector_in_its_class() -> None:
     model, x = made()
-    result = prunus.prune(model, x, method="l1", pruning_ratio=0.5, own_class=True, progress=False)
+    result = prunus.prune(model, x, method="l1", target=0.5, allow=("own_class",), progress=False)
     assert type(result.model) is Detector
     assert result.model.fuse() == "fused"
     assert not result.verification.rewritten
@@ -57,12 +57,12 @@ def test_what_the_code_does_not_survive_stays_and_is_named(kind: str) -> None:
     model: nn.Module = made(True)[0] if kind == "split" else ZOO["hard_coded_view"].make()
     x = torch.randn(2, 3, 8, 8)
     before = copy.deepcopy(model.state_dict())
-    result = prunus.prune(model, x, method="l1", pruning_ratio=0.3, own_class=True, progress=False)
+    result = prunus.prune(model, x, method="l1", target=0.3, allow=("own_class",), progress=False)
     assert type(result.model) is type(model)
     assert result.verification.passed
     assert "does not survive its removal" in result.plan.explain()
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
-    free = prunus.prune(model, x, method="l1", pruning_ratio=0.5, progress=False)
+    free = prunus.prune(model, x, method="l1", target=0.5, progress=False)
     assert free.plan.after.macs <= result.plan.after.macs
 
 
@@ -103,7 +103,7 @@ class OneSize(nn.Module):
 
 def test_a_graph_of_one_size_says_so_before_and_at_the_call() -> None:
     torch.manual_seed(0)
-    result = prunus.prune(OneSize().eval(), torch.randn(2, 3, 8, 8), method="l1", pruning_ratio=0.5, progress=False)
+    result = prunus.prune(OneSize().eval(), torch.randn(2, 3, 8, 8), method="l1", target=0.5, progress=False)
     assert result.verification.rewritten
     assert "8 x 8 alone" in result.plan.explain()
     with pytest.raises(DataError, match="captured graph takes"):
@@ -120,4 +120,4 @@ def test_nothing_but_the_own_class_is_refused_if_nothing_survives() -> None:
             return self.b(self.a(x).relu().view(-1, 8))
 
     with pytest.raises(PruneError):
-        prunus.prune(Fixed().eval(), torch.randn(2, 4), method="l1", pruning_ratio=0.5, own_class=True, progress=False)
+        prunus.prune(Fixed().eval(), torch.randn(2, 4), method="l1", target=0.5, allow=("own_class",), progress=False)

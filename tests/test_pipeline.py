@@ -25,7 +25,8 @@ from prunus.gates.frozen import frozen
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.registry import resolve
 from prunus.pipeline.compress import compress
-from prunus.pipeline.prune import make_plan, prune, score
+from prunus.pipeline.planning import make_plan, score
+from prunus.pipeline.prune import prune
 from prunus.plan.allocation import Allocation
 from prunus.plan.budget import Budget
 from prunus.plan.plan import Plan
@@ -73,7 +74,7 @@ X = torch.randn(2, 1, 8, 8)
 def test_one_call_makes_a_proven_smaller_model_and_leaves_the_given_one() -> None:
     model, data = network(), source()
     before = copy.deepcopy(model.state_dict())
-    result = prune(model, X, budget="macs<=50%", data=Batches(data.train, 16), loss_fn=F.cross_entropy)
+    result = prune(model, X, target="macs<=50%", data=Batches(data.train, 16), loss_fn=F.cross_entropy)
     assert result.plan.after.macs <= 0.5 * result.plan.before.macs
     assert result.verification.passed
     assert result.verification.max_error < 1e-4
@@ -87,21 +88,21 @@ def test_one_call_makes_a_proven_smaller_model_and_leaves_the_given_one() -> Non
 def test_same_seed_same_plan() -> None:
     data = source()
     plans = [
-        prune(network(), X, pruning_ratio=0.4, data=Batches(data.train, 16), loss_fn=F.cross_entropy, seed=s).plan
+        prune(network(), X, target=0.4, data=Batches(data.train, 16), loss_fn=F.cross_entropy, seed=s).plan
         for s in (3, 3)
     ]
     assert plans[0] == plans[1]
 
 
 def test_weight_criteria_need_no_data_and_counts_can_be_given() -> None:
-    result = prune(network(), X, method="l1", kept_counts={"conv1": 3})
+    result = prune(network(), X, method="l1", target={"conv1": 3})
     assert len(result.plan.kept["conv1"]) == 3
     assert "conv2" not in result.plan.kept
 
 
 @pytest.mark.parametrize("entry", ["conv2", "conv[2]", nn.Conv2d])
 def test_ignored_layers_keep_their_outputs(entry: object) -> None:
-    kwargs = {"method": "l2", "budget": "macs<=70%", "ignored_layers": [entry]}
+    kwargs = {"method": "l2", "target": "macs<=70%", "ignored_layers": [entry]}
     if entry is nn.Conv2d:
         with pytest.raises(PruneError):
             prune(network(), X, **kwargs)  # type: ignore[arg-type]
@@ -109,7 +110,7 @@ def test_ignored_layers_keep_their_outputs(entry: object) -> None:
     result = prune(network(), X, **kwargs)  # type: ignore[arg-type]
     assert set(result.plan.kept) == {"conv1"}
     module = network()
-    again = prune(module, X, method="l2", budget="macs<=70%", ignored_layers=[module.conv2])
+    again = prune(module, X, method="l2", target="macs<=70%", ignored_layers=[module.conv2])
     assert again.plan.kept == result.plan.kept
 
 
@@ -119,16 +120,16 @@ def test_bad_requests_are_refused_and_nothing_changes() -> None:
     batches = Batches(data.train, 16)
     poisoned = [(x.clone().fill_(float("nan")), y) for x, y in batches]
     cases: list[tuple[type[PruneError], dict[str, object], torch.Tensor]] = [
-        (ConfigError, {"budget": "macs<=50%", "ignored_layers": ["no.such.layer"]}, X),
-        (ConfigError, {"budget": "macs<=50%", "method": "magic"}, X),
-        (ConfigError, {"budget": "macs<=50%"}, X),
+        (ConfigError, {"target": "macs<=50%", "ignored_layers": ["no.such.layer"]}, X),
+        (ConfigError, {"target": "macs<=50%", "method": "magic"}, X),
+        (ConfigError, {"target": "macs<=50%"}, X),
         (ConfigError, {"method": "l1"}, X),
-        (ConfigError, {"method": "l1", "kept_counts": {"nothing": 3}}, X),
-        (PruneError, {"method": "l1", "budget": "macs<=0.01%"}, X),
-        (TraceError, {"method": "l1", "budget": "macs<=50%"}, torch.randn(2, 3, 8, 8)),
-        (DataError, {"method": "l1", "budget": "macs<=50%"}, torch.full((2, 1, 8, 8), float("nan"))),
-        (DataError, {"budget": "macs<=50%", "data": poisoned, "loss_fn": F.cross_entropy}, X),
-        (DataError, {"budget": "macs<=50%", "data": [], "loss_fn": F.cross_entropy}, X),
+        (ConfigError, {"method": "l1", "target": {"nothing": 3}}, X),
+        (PruneError, {"method": "l1", "target": "macs<=0.01%"}, X),
+        (TraceError, {"method": "l1", "target": "macs<=50%"}, torch.randn(2, 3, 8, 8)),
+        (DataError, {"method": "l1", "target": "macs<=50%"}, torch.full((2, 1, 8, 8), float("nan"))),
+        (DataError, {"target": "macs<=50%", "data": poisoned, "loss_fn": F.cross_entropy}, X),
+        (DataError, {"target": "macs<=50%", "data": [], "loss_fn": F.cross_entropy}, X),
     ]
     for kind, kwargs, inputs in cases:
         with pytest.raises(kind) as caught:
@@ -143,7 +144,7 @@ def test_bad_requests_are_refused_and_nothing_changes() -> None:
 
 @pytest.mark.parametrize("coded", [False, True])
 def test_artifacts_come_back_equal(tmp_path: Path, coded: bool) -> None:
-    result = prune(network(coded), X, method="l1", budget="macs<=50%")
+    result = prune(network(coded), X, method="l1", target="macs<=50%")
     assert result.verification.rewritten == coded
     folder = save(tmp_path / "a", result.model, result.plan, metrics={"accuracy": 1.0}, example_inputs=X)
     assert is_artifact(folder)
@@ -160,7 +161,7 @@ def test_artifacts_come_back_equal(tmp_path: Path, coded: bool) -> None:
 
 
 def test_damaged_artifacts_are_refused(tmp_path: Path) -> None:
-    result = prune(network(), X, method="l1", budget="macs<=50%")
+    result = prune(network(), X, method="l1", target="macs<=50%")
     folder = save(tmp_path / "a", result.model, result.plan)
     with pytest.raises(ArtifactError, match="another architecture"):
         load(folder, lambda: nn.Sequential(nn.Conv2d(1, 8, 3)))
@@ -205,7 +206,7 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     x = torch.randn(2, 6)
-    result = prune(Tied(), x, method="l1", pruning_ratio=0.5)
+    result = prune(Tied(), x, method="l1", target=0.5)
     assert result.model.a.weight is result.model.b.weight
     folder = save(tmp_path / "t", result.model, result.plan)
     back = load(folder, Tied)
@@ -215,7 +216,7 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
 
 def test_onnx_and_program_agree(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    result = prune(network(), X, method="l1", budget="macs<=50%")
+    result = prune(network(), X, method="l1", target="macs<=50%")
     assert export_onnx(result.model, X[:1], tmp_path / "m.onnx") < 1e-4
     program = torch.export.load(export_program(result.model, X, tmp_path / "m.pt2")).module()
     assert torch.allclose(program(X), result.model(X), atol=1e-6)
@@ -225,11 +226,11 @@ def test_onnx_and_program_agree(tmp_path: Path) -> None:
 
 
 def test_plans_are_read_and_refused(tmp_path: Path) -> None:
-    plan = prune(network(), X, method="l1", budget="macs<=50%").plan
+    plan = prune(network(), X, method="l1", target="macs<=50%").plan
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     assert "the plans keep the same units" in plan.diff(plan)
-    other = prune(network(), X, method="random", budget="macs<=50%").plan
+    other = prune(network(), X, method="random", target="macs<=50%").plan
     assert "kept" in plan.diff(other)
     assert "macs" in plan.explain()
     assert plan.with_notes("a remark").notes == ("a remark",)
@@ -303,7 +304,7 @@ def test_statistics_that_make_it_worse_are_put_back(monkeypatch: pytest.MonkeyPa
     assert any("old statistics are better" in line for line in said)
     assert done.loss["batch_norm"] > done.loss["one_shot"]
     assert done.loss["test"] < done.loss["batch_norm"]
-    wanted = prune(network(), X, method="l1", pruning_ratio=0.25).model
+    wanted = prune(network(), X, method="l1", target=0.25).model
     assert torch.allclose(done.model(X), wanted(X), atol=1e-6)
     recovered = compress(network(), source(), **settings, recovery=FinetuneConfig(epochs=2, batch_size=16))  # type: ignore[arg-type]
     statistics = {n: b for n, b in wanted.named_buffers() if "running" in n}
@@ -337,13 +338,13 @@ def test_code_that_fixes_the_batch_size_is_named(examples: int) -> None:
 
     x = torch.randn(examples, 3, 4, 4)
     with pytest.warns(RuntimeWarning, match=f"batches of {examples} alone"):
-        result = prune(Fixed().eval(), x, method="l1", pruning_ratio=0.5)
+        result = prune(Fixed().eval(), x, method="l1", target=0.5)
     assert result.verification.rewritten
     assert result.model(x).shape == (examples, 3)
 
 
 def test_a_rewritten_model_in_training_stays_in_training() -> None:
-    rewritten = prune(network(coded=True), X, method="l1", budget="macs<=50%").model.train()
+    rewritten = prune(network(coded=True), X, method="l1", target="macs<=50%").model.train()
 
     def written() -> list[object]:
         return [n.args for n in rewritten.graph.nodes if "batch_norm" in str(n.target)]
@@ -358,7 +359,7 @@ def test_a_rewritten_model_in_training_stays_in_training() -> None:
 
 
 def test_what_is_no_plan_no_path_and_no_factory_is_refused(tmp_path: Path) -> None:
-    result = prune(network(), X, method="l1", budget="macs<=50%")
+    result = prune(network(), X, method="l1", target="macs<=50%")
     folder, no_plan = save(tmp_path / "a", result.model, result.plan), cast(Any, None)
     for call in (
         lambda: save(tmp_path / "b", result.model, no_plan),

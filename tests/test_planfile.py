@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 
 MODEL, X = Net(), torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-PLAN = prunus.prune(MODEL, X, method="l1", pruning_ratio=0.5).plan
+PLAN = prunus.prune(MODEL, X, method="l1", target=0.5).plan
 DATA: dict[str, Any] = json.loads(PLAN.to_json())
 HUGE = 2**70
 VALUES = (None, -1, 3.5, True, "7", [], {}, [[0]], HUGE, 10**9, "../../etc/passwd")

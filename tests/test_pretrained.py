@@ -65,7 +65,7 @@ def made(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
 
 def pruned(name: str, scope: Any = "uniform") -> tuple[Any, prunus.Plan, dict[str, Tensor]]:
     model, inputs = made(name)
-    result = prunus.prune(model, inputs, method="l1", pruning_ratio=0.5, allocation=Allocation(scope=scope))
+    result = prunus.prune(model, inputs, method="l1", target=0.5, allocation=Allocation(scope=scope))
     return result.model, result.plan, inputs
 
 
@@ -140,7 +140,7 @@ def test_a_configuration_that_refuses_its_heads_is_a_typed_refusal() -> None:
     config = transformers.BertConfig(**{**SMALL, "hidden_size": 48, "num_attention_heads": 12})
     model, x = transformers.BertForSequenceClassification(config).eval(), {"input_ids": torch.ones(2, 5).long()}
     heads = [g.name for g in prunus.trace(model, x).groups() if g.heads_of is not None]
-    result = prunus.prune(model, x, method="l1", kept_counts=dict.fromkeys(heads, 7))
+    result = prunus.prune(model, x, method="l1", target=dict.fromkeys(heads, 7))
     with pytest.raises(ConfigError, match="can't say what was kept"):
         expressed(result.model, result.plan)
 

@@ -270,7 +270,7 @@ IMAGES = torch.randn(4, 1, 8, 8)
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
-    result = prunus.prune(classifier(), IMAGES, method="l1", pruning_ratio=0.5)
+    result = prunus.prune(classifier(), IMAGES, method="l1", target=0.5)
     return prunus.save(tmp_path / "artifact", result.model, result.plan)
 
 
@@ -317,7 +317,7 @@ def test_without_a_program_weights_and_plan_are_saved_all_the_same(tmp_path: Pat
     x = torch.randn(3, 4)
     with pytest.raises(ExportError, match="as_strided"):
         program_files(Strided(), x)
-    result = prunus.prune(Strided(), x, method="l1", pruning_ratio=0.5)
+    result = prunus.prune(Strided(), x, method="l1", target=0.5)
     folder = prunus.save(tmp_path / "a", result.model, result.plan)
     assert "as_strided" in str(read_manifest(folder).no_program)
     assert "strided" in (folder / "README.md").read_text()  # the card escapes the rest

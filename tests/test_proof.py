@@ -129,7 +129,7 @@ class OwnError(BareAssert):
 def test_any_exception_of_the_models_own_leads_to_the_rewritten_graph(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 4, 4)
-    result = prunus.prune(kind().eval(), x, method="l1", pruning_ratio=0.5, progress=False)
+    result = prunus.prune(kind().eval(), x, method="l1", target=0.5, progress=False)
     assert result.verification.rewritten
     assert result.verification.passed
     assert any("takes the place of the class" in note for note in result.plan.notes)
@@ -151,7 +151,7 @@ def test_noise_in_forward_is_named() -> None:
     inner = nn.Sequential(nn.Linear(6, 12), Jitter(), nn.Linear(12, 5)).eval()
     for model, place in ((top, "own forward"), (inner, "module '1'")):
         with pytest.raises(SurgeryError, match="two runs on the same input") as refusal:
-            prunus.prune(model, X, method="l1", pruning_ratio=0.5, progress=False)
+            prunus.prune(model, X, method="l1", target=0.5, progress=False)
         assert place in refusal.value.what
 
 
@@ -169,7 +169,7 @@ def test_results_kept_in_the_model_do_not_stop_a_copy() -> None:
     model.features = model.a(X)
     with torch.enable_grad():
         assert model.features.grad_fn is not None
-    result = prunus.prune(model, X, method="l1", pruning_ratio=0.5, progress=False)
+    result = prunus.prune(model, X, method="l1", target=0.5, progress=False)
     assert result.verification.passed
     assert model.features.grad_fn is not None
 
@@ -219,7 +219,7 @@ class OverTokens(nn.Module):
 
 def test_layers_that_units_pass_through_are_judged_by_what_reads_them() -> None:
     model, x = OverTokens().eval(), torch.randn(2, 5, 6)
-    result = prunus.prune(model, x, method="l1", pruning_ratio=0.5, inexact=True, progress=False)
+    result = prunus.prune(model, x, method="l1", target=0.5, allow=("inexact",), progress=False)
     assert result.model.b.in_features == 8  # type: ignore[union-attr]
     assert result.verification.passed
     assert not result.verification.rewritten

@@ -97,7 +97,7 @@ def test_gates_reach_what_hidden_units_do_at_every_step(kind: type[nn.RNNBase]) 
     y = model(x).argmax(1)
     separate_recurrence_(model)
     result = prunus.prune(
-        model, x[:2], method="taylor", kept_counts={"memory.cells.0.inputs.0": 4}, data=[(x, y)],
+        model, x[:2], method="taylor", target={"memory.cells.0.inputs.0": 4}, data=[(x, y)],
         loss_fn=nn.functional.cross_entropy, progress=False,
     )  # fmt: skip
     scores = result.scores.values["memory.cells.0.inputs.0"]

@@ -150,23 +150,30 @@ def test_resumed_is_unbroken(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         prune(model, x, method=method, data=batches, loss_fn=failing, checkpoint=path)
     assert path.exists()
-    resumed = run(method, checkpoint=path, resume=True)
+    resumed = run(method, checkpoint=prunus.Checkpoint(path, resume=True))
     assert resumed.plan.kept == whole.plan.kept
     assert resumed.stages == whole.stages
     assert same(resumed.model, whole.model)
     with pytest.raises(ArtifactError, match=r"another method: .*kappa=30.* there, .*kappa=2.* here"):
-        run(replace(method, kappa=2.0), checkpoint=path, resume=True)
+        run(replace(method, kappa=2.0), checkpoint=prunus.Checkpoint(path, resume=True))
     other = [copy.deepcopy(model), [(x + 1, y) for x, y in batches]]
     with torch.no_grad():
         other[0][0].weight[0] += 1  # type: ignore[index, union-attr]
     for named, given in (("model", (other[0], batches)), ("data", (model, other[1]))):
         with pytest.raises(ArtifactError, match=f"another {named}: .* there, .* here"):
-            prune(given[0], x, method=method, data=given[1], loss_fn=F.cross_entropy, checkpoint=path, resume=True)
+            prune(
+                given[0],
+                x,
+                method=method,
+                data=given[1],
+                loss_fn=F.cross_entropy,
+                checkpoint=prunus.Checkpoint(path, resume=True),
+            )
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtifactError, match="cannot be read"):
-        run(method, checkpoint=path, resume=True)
+        run(method, checkpoint=prunus.Checkpoint(path, resume=True))
     with pytest.raises(ConfigError, match="no checkpoint"):
-        run(method, resume=True)
+        prune(model, x, method=method, resume=True)  # type: ignore[call-arg]
 
 
 def test_an_edited_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -201,16 +208,16 @@ def test_an_edited_checkpoint_is_refused(tmp_path: Path) -> None:
         rest = {k: v for k, v in {**whole, **edit}.items() if k not in ("format", "digest")}
         torch.save({"format": whole["format"], "digest": tree_digest(rest), **rest}, path)
         with pytest.raises(ArtifactError):
-            run(QUICK, checkpoint=path, resume=True)
+            run(QUICK, checkpoint=prunus.Checkpoint(path, resume=True))
     torch.save({**whole, "error": 0.5}, path)
     with pytest.raises(ArtifactError, match="edited"):
-        run(QUICK, checkpoint=path, resume=True)
+        run(QUICK, checkpoint=prunus.Checkpoint(path, resume=True))
 
 
 def test_a_budget_is_met_and_counts_are_obeyed() -> None:
-    result = run(QUICK, budget="macs<=60%")
+    result = run(QUICK, target="macs<=60%")
     assert result.plan.after.macs <= 0.6 * result.plan.before.macs
-    by_hand = run(QUICK, kept_counts={"0": 4, "3": 5})
+    by_hand = run(QUICK, target={"0": 4, "3": 5})
     assert {n: len(k) for n, k in by_hand.plan.kept.items()} == {"0": 4, "3": 5, "8": 10}
 
 
@@ -231,7 +238,7 @@ def test_a_diverging_stage_names_itself(tmp_path: Path) -> None:
     model, x, batches = small()
     with pytest.raises(DataError, match=r"(?s)stage 2 \(3\).*NaN or infinity in the loss.*1 stages before it are in"):
         prune(model, x, method=QUICK, data=batches, loss_fn=loss, checkpoint=tmp_path / "s.pt")
-    resumed = run(QUICK, checkpoint=tmp_path / "s.pt", resume=True)
+    resumed = run(QUICK, checkpoint=prunus.Checkpoint(tmp_path / "s.pt", resume=True))
     assert same(resumed.model, run(QUICK).model)
 
 
@@ -249,9 +256,9 @@ def test_earlier_layers_stay_while_later_ones_train() -> None:
     assert trained("0", "none") == set()
     method = replace(QUICK, tune_epochs=0, kappa=0.0)
     whole = {"0": 6, "3": 8, "8": 10}
-    frozen = run(replace(method, train_weights="none"), kept_counts=whole).model
+    frozen = run(replace(method, train_weights="none"), target=whole).model
     assert torch.equal(frozen[0].weight, model[0].weight)  # type: ignore[index, union-attr]
-    assert not torch.equal(run(method, kept_counts=whole).model[0].weight, model[0].weight)  # type: ignore[index, union-attr]
+    assert not torch.equal(run(method, target=whole).model[0].weight, model[0].weight)  # type: ignore[index, union-attr]
 
 
 def test_a_finished_run_comes_back_even_as_a_rewritten_graph(tmp_path: Path) -> None:
@@ -260,9 +267,9 @@ def test_a_finished_run_comes_back_even_as_a_rewritten_graph(tmp_path: Path) -> 
     y = torch.arange(8) % 3
     method = replace(QUICK, simultaneous=True, kappa=30.0, lr=0.1, epochs=20)
 
-    def pruned(**options: bool) -> Result:
-        path = tmp_path / "s.pt"
-        return prune(model, x, method=method, data=[(x, y)], loss_fn=F.cross_entropy, checkpoint=path, **options)
+    def pruned(resume: bool = False) -> Result:
+        file = prunus.Checkpoint(tmp_path / "s.pt", resume)
+        return prune(model, x, method=method, data=[(x, y)], loss_fn=F.cross_entropy, checkpoint=file)
 
     first = pruned()
     assert first.verification.rewritten
@@ -332,6 +339,6 @@ def test_one_stage_methods_have_nothing_to_resume(tmp_path: Path) -> None:
     model, x, batches = small()
     with pytest.raises(ConfigError, match="no stages"):
         prune(
-            model, x, method="l1", budget="macs<=50%", data=batches, loss_fn=F.cross_entropy,
-            checkpoint=tmp_path / "s.pt", resume=True,
+            model, x, method="l1", target="macs<=50%", data=batches, loss_fn=F.cross_entropy,
+            checkpoint=prunus.Checkpoint(tmp_path / "s.pt", resume=True),
         )  # fmt: skip

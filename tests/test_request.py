@@ -59,7 +59,7 @@ def test_a_ratio_is_met_on_ties(ratio: float, method: str, scope: Any) -> None:
     with torch.no_grad():
         model[0].weight[6:] = 0
         model[3].weight.zero_()
-    result = prune(model, X, method=method, pruning_ratio=ratio, allocation=Allocation(scope=scope, round_to=1))
+    result = prune(model, X, method=method, target=ratio, allocation=Allocation(scope=scope, round_to=1))
     assert removed(result) >= math.floor(24 * ratio)
     assert removed(result) <= math.ceil(24 * ratio) + (scope == "uniform")  # of groups of one size, one each
 
@@ -120,33 +120,33 @@ def test_a_ratio_removes_no_less_than_asked_or_is_refused(seed: int, ratio: floa
 
 
 def test_remarks_say_what_was_met() -> None:
-    plan = prune(net(), X, method="l1", budget="macs<=100%").plan
+    plan = prune(net(), X, method="l1", target="macs<=100%").plan
     assert "meets the request already" in plan.explain()
-    nearest = prune(net(), X, method="l1", pruning_ratio=0.3, allocation=Allocation(round_to=6)).plan
+    nearest = prune(net(), X, method="l1", target=0.3, allocation=Allocation(round_to=6)).plan
     assert "12 of 24 units go, 50.0% for 30.0%" in nearest.explain()
-    assert "equal scores" in prune(net(), X, method="bn_scale", pruning_ratio=0.5).plan.explain()
-    assert prune(net(), X, method="l1", pruning_ratio=0.5).plan.notes == ()
+    assert "equal scores" in prune(net(), X, method="bn_scale", target=0.5).plan.explain()
+    assert prune(net(), X, method="l1", target=0.5).plan.notes == ()
 
 
 IMPOSSIBLE: list[dict[str, Any]] = [
-    {"budget": "macs<=0.01%"},
-    {"budget": "macs<=1, params<=90%"},
-    {"budget": 0.5},
-    {"budget": float("nan")},
-    {"budget": ["macs<=50%"]},
-    *({"pruning_ratio": r} for r in (-0.1, 0, 1, 1.0, 7, float("nan"), float("inf"), "half", True, 0.99)),
-    {"pruning_ratio": 0.5, "allocation": Allocation(floor=0.9)},
-    {"budget": "macs<=50%", "allocation": Allocation(floor=1)},
-    *({"kept_counts": {"0": c}} for c in (0, -1, 13, 99, 2.5, 6.0, True, "6", None, float("nan"))),
-    {"kept_counts": {}},
-    {"kept_counts": {"nothing": 3}},
-    {"kept_counts": {3: 3}},
-    {"kept_counts": 5},
-    {"kept_counts": {"0": 6}, "allocation": Allocation()},
-    {"kept_counts": {"0": 6}, "budget": "macs<=50%"},
-    {"budget": "macs<=50%", "allocation": "uniform"},
-    {"budget": "macs<=50%", "ignored_layers": "0"},
-    *({"budget": "macs<=50%", "seed": s} for s in (None, "0", 1.5, True, 2**70, -(2**70))),
+    {"target": "macs<=0.01%"},
+    {"target": "macs<=1, params<=90%"},
+    {"target": ["macs<=50%"]},
+    {"target": "2:4"},
+    {"target": {"0": "weight 10%"}},
+    *({"target": r} for r in (-0.1, 0, 1, 1.0, 7, float("nan"), float("inf"), "half", True, 0.99)),
+    {"target": 0.5, "allocation": Allocation(floor=0.9)},
+    {"target": "macs<=50%", "allocation": Allocation(floor=1)},
+    *({"target": {"0": c}} for c in (0, -1, 13, 99, 2.5, 6.0, True, "6", None, float("nan"))),
+    {"target": {}},
+    {"target": {"nothing": 3}},
+    {"target": {3: 3}},
+    {"target": 5},
+    {"target": {"0": 6}, "allocation": Allocation()},
+    *({"target": 0.5, "allow": a} for a in ("inexact", ["blocks"], 3)),
+    {"target": "macs<=50%", "allocation": "uniform"},
+    {"target": "macs<=50%", "ignored_layers": "0"},
+    *({"target": "macs<=50%", "seed": s} for s in (None, "0", 1.5, True, 2**70, -(2**70))),
 ]
 
 
@@ -161,7 +161,7 @@ def test_rows_take_multiples_alone() -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 3, groups=4), nn.ReLU(), nn.Conv2d(32, 4, 1))
     with pytest.raises(BudgetError, match="multiple of 4"):
         prune(model, torch.randn(2, 3, 8, 8), method="dirichlet", data=Spy(), loss_fn=F.cross_entropy,
-              kept_counts={"0": 6})  # type: ignore[arg-type]  # fmt: skip
+              target={"0": 6})  # type: ignore[arg-type]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [np.int64(3), np.int32(-3), -7, 2**61])
@@ -169,7 +169,7 @@ def test_seeds_are_whole_numbers_of_any_kind(seed: Any) -> None:
     batches = [(torch.randn(8, 6), torch.randint(0, 3, (8,)))]
     for method in ("random", "taylor"):
         plans = [
-            prune(net(), X, method=method, pruning_ratio=0.5, seed=seed, data=batches, loss_fn=F.cross_entropy).plan
+            prune(net(), X, method=method, target=0.5, seed=seed, data=batches, loss_fn=F.cross_entropy).plan
             for _ in range(2)
         ]
         assert plans[0].kept == plans[1].kept
@@ -177,7 +177,7 @@ def test_seeds_are_whole_numbers_of_any_kind(seed: Any) -> None:
 
 def test_arguments_without_an_effect_are_refused(tmp_path: Any) -> None:
     with pytest.raises(ConfigError, match="no stages"):
-        prune(net(), X, method="l1", pruning_ratio=0.5, checkpoint=tmp_path / "stages.pt")
+        prune(net(), X, method="l1", target=0.5, checkpoint=tmp_path / "stages.pt")
     with pytest.raises(ConfigError, match="itself decides"):
         prune(net(), X, method=RecursiveBayesianPruning(), data=Spy(), loss_fn=F.cross_entropy,
               allocation=Allocation(floor=0.5))  # type: ignore[arg-type]  # fmt: skip

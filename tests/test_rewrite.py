@@ -153,14 +153,14 @@ def test_rewritten_graphs_are_copied_pickled_and_pruned_again(name: str) -> None
         assert again.training
         assert again.eval()(x).equal(wanted)
     assert any(isinstance(m, nn.Conv2d | nn.Linear) for m in smaller.modules())
-    result = prunus.prune(smaller, x, method="l1", pruning_ratio=0.4, progress=False)
+    result = prunus.prune(smaller, x, method="l1", target=0.4, progress=False)
     assert result.plan.after.macs < result.plan.before.macs
     assert result.verification.passed
 
 
 def test_a_rewritten_graph_says_what_sizes_it_takes() -> None:
     model, x = ZOO["hard_coded_view"].make(), ZOO["hard_coded_view"].inputs(2)
-    smaller = prunus.prune(model, x, method="l1", pruning_ratio=0.5).model
+    smaller = prunus.prune(model, x, method="l1", target=0.5).model
     assert isinstance(smaller, RewrittenModel)
     with pytest.raises(DataError, match="captured graph takes"):
         smaller(torch.randn(2, 3, 12, 12))

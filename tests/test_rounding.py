@@ -93,7 +93,7 @@ def test_rounding_changes_nothing_else() -> None:
     data = [(torch.randn(8, 5), torch.randint(0, 3, (8,)))]
     plans = [
         prunus.prune(
-            model, x, method="l1", budget="macs<=50%", data=data, loss_fn=nn.functional.cross_entropy, allocation=a
+            model, x, method="l1", target="macs<=50%", data=data, loss_fn=nn.functional.cross_entropy, allocation=a
         ).plan
         for a in (None, Allocation(round_to=8))
     ]
@@ -104,7 +104,7 @@ def test_rounding_changes_nothing_else() -> None:
 def test_odd_widths_are_named_with_the_remedy() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 64), nn.ReLU(), nn.Linear(64, 3))
-    odd = prunus.prune(model, torch.randn(2, 5), method="l1", kept_counts={"0": 13}).plan
+    odd = prunus.prune(model, torch.randn(2, 5), method="l1", target={"0": 13}).plan
     assert any("0 (13 of 64)" in note and "round_to=8" in note for note in odd.notes)
-    even = prunus.prune(model, torch.randn(2, 5), method="l1", budget="macs<=50%").plan
+    even = prunus.prune(model, torch.randn(2, 5), method="l1", target="macs<=50%").plan
     assert not even.notes

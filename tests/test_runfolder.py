@@ -187,7 +187,7 @@ def test_a_model_that_cannot_be_captured_loses_its_program_alone(
         raise error
 
     monkeypatch.setattr(sys.modules["prunus.export.artifact"], "program_files", refused)
-    result = prune(Net(), X, method="l1", pruning_ratio=0.5)
+    result = prune(Net(), X, method="l1", target=0.5)
     with pytest.warns(UserWarning, match="no free batch size"):
         save(tmp_path / "a", result.model, result.plan)
     assert torch.equal(load(tmp_path / "a", Net)(X), result.model.eval()(X))
@@ -246,7 +246,7 @@ def test_stages_of_another_method_go_with_its_result(tmp_path: Path) -> None:
 
 
 def test_metrics_are_json(tmp_path: Path) -> None:
-    result = prune(network(), X, method="l1", pruning_ratio=0.5)
+    result = prune(network(), X, method="l1", target=0.5)
     metrics = {"nan": float("nan"), "inf": float("-inf"), "tensor": torch.tensor(2.0), "list": [torch.tensor([1, 2])]}
     made = artifact_files(result.model, result.plan, metrics=metrics, example_inputs=X)
 

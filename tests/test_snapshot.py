@@ -119,7 +119,7 @@ def test_a_model_holds_afterwards_what_it_held_before(model: Keeper, method: str
         assert any(g.prunable for g in graph.groups())
     else:
         data = [(x, torch.randn(4, 5, 4))]
-        result = prunus.prune(model, x, method=method, pruning_ratio=0.5, data=data, loss_fn=F.mse_loss, progress=False)
+        result = prunus.prune(model, x, method=method, target=0.5, data=data, loss_fn=F.mse_loss, progress=False)
         assert result.verification.passed
         assert not any(isinstance(v, FakeTensor) for v in reachable(result.model, set()))
     assert same(state(model), before)
@@ -171,7 +171,7 @@ def test_a_module_made_by_the_first_call_is_told() -> None:
         prunus.trace(model, x)
     assert not hasattr(model, "b")
     model(x)
-    assert prunus.prune(model, x, method="l1", pruning_ratio=0.5, progress=False).verification.passed
+    assert prunus.prune(model, x, method="l1", target=0.5, progress=False).verification.passed
 
 
 def test_deep_inside_other_modules_too(model: Keeper) -> None:

@@ -3,6 +3,7 @@
 from prunus import moved  # noqa: F401 - importing it lets old addresses be found
 from prunus.export.artifact import load, load_masks, save
 from prunus.export.pretrained import save_pretrained
+from prunus.files.stagefile import Checkpoint
 from prunus.gates.gate import attach
 from prunus.graph.custom import register_operation
 from prunus.graph.trace import trace
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Allocation",
     "Budget",
+    "Checkpoint",
     "DirichletPruning",
     "DynamicProbabilisticPruning",
     "Plan",

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import prunus
 from prunus.errors import ConfigError
 from prunus.graph.groups import ChannelGroup
-from prunus.learning.fit import Scores, fit
+from prunus.learning.findings import Scores
+from prunus.learning.fit import fit
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, WeightCriterion
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.registry import METHODS, resolve

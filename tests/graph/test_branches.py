@@ -48,7 +48,7 @@ def test_the_way_of_the_example_inputs_is_pruned_and_proven(
     sign: float, taken: str, other: str, tmp_path: Path
 ) -> None:
     model, x = made(sign)
-    result = prunus.prune(model, x, method="l1", pruning_ratio=0.5, follow_branches=True)
+    result = prunus.prune(model, x, method="l1", target=0.5, allow=("follow_branches",))
     assert result.verification.passed
     assert {s.tensor for g in result.graph.groups() for s in g.slots} >= {
         "stem.weight",

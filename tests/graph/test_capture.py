@@ -180,7 +180,7 @@ def test_where_nothing_can_go_the_refusal_says_why() -> None:
             return self.head(self.again(x)[0])  # type: ignore[no-any-return]
 
     with pytest.raises(ConfigError, match=r"nothing to score: again: .*prunus.separate_recurrence_\(model\)"):
-        prunus.prune(Recurrent().eval(), torch.randn(2, 5, 4), method="l1", pruning_ratio=0.5, progress=False)
+        prunus.prune(Recurrent().eval(), torch.randn(2, 5, 4), method="l1", target=0.5, progress=False)
     plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     with pytest.raises(ConfigError, match="0 are ignored"):
-        prunus.prune(plain, torch.randn(2, 4), method="l1", pruning_ratio=0.5, ignored_layers=["0"], progress=False)
+        prunus.prune(plain, torch.randn(2, 4), method="l1", target=0.5, ignored_layers=["0"], progress=False)

@@ -114,7 +114,7 @@ def test_methods_judge_them(name: str, method: str) -> None:
     data = [(animal.inputs(4), torch.zeros(4, *out.shape[1:]))] * 2
     before = {n: t.clone() for n, t in model.state_dict().items()}
     needs = {} if method in ("l1", "l2", "random") else {"data": data, "loss_fn": nn.functional.mse_loss}
-    result = prunus.prune(model, animal.inputs(2), method=method, pruning_ratio=0.4, progress=False, **needs)
+    result = prunus.prune(model, animal.inputs(2), method=method, target=0.4, progress=False, **needs)
     assert result.verification.passed
     assert result.plan.after.params < result.plan.before.params
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
@@ -134,7 +134,7 @@ def test_a_weight_norm_is_judged_by_its_weight() -> None:
 def test_norms_that_come_off_after_removal_leave_the_same_network() -> None:
     x = torch.randn(2, 5, 6)
     model = weights.vocoder(weights.weight_norm_by_hook)
-    pruned = prunus.prune(model, x, method="l1", pruning_ratio=0.5, progress=False).model
+    pruned = prunus.prune(model, x, method="l1", target=0.5, progress=False).model
     before = outputs(pruned, x)
     for module in pruned.modules():
         if hasattr(module, "weight_g"):
@@ -146,7 +146,7 @@ def test_what_torch_masked_stays_masked() -> None:
     """Rows that torch's tool set to zero go first; what stays is still the stored weight times its mask."""
     x, model = torch.randn(2, 3, 8, 8), weights.layers(weights.masked)
     alive = np.flatnonzero(model[0].weight_mask.flatten(1).any(1)).tolist()
-    result = prunus.prune(model, x, method="l1", kept_counts={"0": len(alive)}, progress=False)
+    result = prunus.prune(model, x, method="l1", target={"0": len(alive)}, progress=False)
     layer = result.model.get_submodule("0")
     assert list(result.plan.kept["0"]) == alive
     assert len(alive) < 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +19,24 @@ from prunus.files.fingerprint import tree_digest
 
 FORMAT = "prunus-stages-2"
 ANEW = "delete it and start anew"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run in stages writes what is done, and whether it goes on from there.
+
+    Attributes:
+        path: the file, written after every stage.
+        resume: go on from the file if it is there.
+    """
+
+    path: str | os.PathLike[str]
+    resume: bool = False
+
+    @classmethod
+    def of(cls, given: str | os.PathLike[str] | Checkpoint | None) -> Checkpoint | None:
+        """From a path, or as it is."""
+        return given if given is None or isinstance(given, Checkpoint) else cls(given)
 
 
 @dataclass(frozen=True)

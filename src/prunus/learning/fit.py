@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from prunus.errors import ConfigError, DataError
 from prunus.gates.frozen import frozen
 from prunus.gates.gate import GateSet, attach, recompute_products
 from prunus.graph.groups import ChannelGroup
+from prunus.learning.findings import Scores
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
-from prunus.posteriors.base import Posterior
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed, check_kind
 from prunus.runtime.modes import eval_mode, modes_kept
@@ -32,27 +32,6 @@ from prunus.runtime.processes import (
 )
 from prunus.runtime.progress import Bar, progress_bar
 from prunus.runtime.training import BatchSource, LossFunction, backward, check_loss, only_trainable
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a method found.
-
-    Attributes:
-        values: group name -> score of each unit, fp32 [K], higher = keep.
-        posteriors: group name -> learned posterior (empty for criteria).
-        method: name of the method.
-        history: mean loss of every epoch of the learning.
-        cost_exponent: of the method, see `Method.cost_exponent`.
-        measured: for an allocation of the scope `measured`: group name -> loss that each unit saves, float64 [K].
-    """
-
-    values: Mapping[str, Tensor]
-    posteriors: Mapping[str, Posterior] = field(default_factory=dict)
-    method: str = ""
-    history: tuple[float, ...] = ()
-    cost_exponent: float = 0.0
-    measured: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @entry()

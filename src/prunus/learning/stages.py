@@ -23,7 +23,8 @@ from prunus.files.stagefile import Stage, StageState, load_stages, resume_weight
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup, Slot
 from prunus.graph.trace import trace
-from prunus.learning.fit import Scores, fit_with_weights
+from prunus.learning.findings import Scores
+from prunus.learning.fit import fit_with_weights
 from prunus.methods.base import StagedMethod
 from prunus.plan.allocation import select
 from prunus.plan.plan import Plan

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError
 from prunus.graph.groups import ChannelGroup
+from prunus.plan.request import ALLOW, Allow, Kind
 from prunus.posteriors.base import DecidingPosterior, Posterior
 from prunus.runtime.fields import check_fields
 
@@ -60,7 +61,7 @@ def _definition(kind: type) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Anything that can score the units of a group.
+    """Anything that can say what stays.
 
     A method makes itself known by the name in its definition: `class VariationalDropout(StagedMethod, name="vdrop")`.
     Without one it works as an object, and has no name that `prune` or the command line could find.
@@ -69,10 +70,20 @@ class Method(ABC):
         name: what it is called on the command line and in plans.
         cost_exponent: how the scores are compared between groups if the caller does not say: 0 ranks units by score,
             1 by score per cost saved, which suits scores that estimate a loss.
+        targets: kinds of targets it can be given.
+        allows: what of `allow` it has a use for.
+        decides: it has a rule of its own for how much stays, and needs no target.
+        in_stages: it writes checkpoints and can go on from them.
+        needs_data: it looks at data and a loss.
     """
 
     name: ClassVar[str]
     cost_exponent: ClassVar[float] = 0.0
+    targets: ClassVar[tuple[Kind, ...]] = ("budget", "ratio", "counts")
+    allows: ClassVar[tuple[Allow, ...]] = ALLOW
+    decides: ClassVar[bool] = False
+    in_stages: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = True
 
     def __init_subclass__(cls, *, name: str | None = None, **rest: Any) -> None:
         super().__init_subclass__(**rest)
@@ -92,6 +103,8 @@ class Method(ABC):
 @dataclass(frozen=True)
 class WeightCriterion(Method):
     """Scores from the parameters alone: no data, no loss."""
+
+    needs_data: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
@@ -189,6 +202,9 @@ class StagedMethod(PosteriorMethod):
         simultaneous: one stage for all groups, instead of one after the other in data-flow order.
         floor: smallest fraction of a group that stays, whatever the noise says (at least one unit).
     """
+
+    decides: ClassVar[bool] = True
+    in_stages: ClassVar[bool] = True
 
     kappa: float = 1.0
     complexity_per: ComplexityPer = "unit"

@@ -18,17 +18,17 @@ from torch import nn
 from prunus.data.datasets import Batches, DataSource
 from prunus.data.evaluation import Evaluation, evaluate, metrics_of
 from prunus.data.losses import on_main_output
-from prunus.errors import MissingDependencyError, PruneError
+from prunus.errors import ConfigError, MissingDependencyError, PruneError
 from prunus.export.artifact import artifact_files
 from prunus.export.run import RunFolder, commit_or_rescue, prepare_run
-from prunus.files.stagefile import is_stage_file
+from prunus.files.stagefile import Checkpoint, is_stage_file
 from prunus.layers.submodules import Ignored
 from prunus.measure.speed import Comparison, check_modes, compare
-from prunus.methods.base import Method, StagedMethod
+from prunus.methods.base import Method
 from prunus.methods.registry import resolve
 from prunus.pipeline.prune import Result, prune
 from prunus.plan.allocation import Allocation
-from prunus.plan.request import requested
+from prunus.plan.request import Allow, requested
 from prunus.recovery.batchnorm import reestimate_if_better
 from prunus.recovery.config import FinetuneConfig
 from prunus.recovery.finetuning import check_settings, finetune
@@ -126,7 +126,13 @@ def compress(
     """
     check_kind("data", data, DataSource, "DataSource(name, train, validation, test, classes) of prunus.datasets")
     seed, chosen = as_seed(seed), resolve(method)
-    requested(budget, pruning_ratio, None, allocation, optional=isinstance(chosen, StagedMethod))
+    if budget is not None and pruning_ratio is not None:
+        raise ConfigError("target", "give exactly one of budget, pruning_ratio", "budget='macs<=50%'")
+    target = pruning_ratio if budget is None else budget
+    requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
+    opened: dict[Allow, bool] = {
+        "head_dims": head_dims, "inexact": inexact, "follow_branches": follow_branches, "own_class": own_class,
+    }  # fmt: skip
     check_modes(modes)
     if recovery is not None:
         check_settings(recovery, data)
@@ -141,20 +147,15 @@ def compress(
         model,
         data.example_inputs,
         method=chosen,
-        budget=budget,
-        pruning_ratio=pruning_ratio,
+        target=target,
         data=batches,
         loss_fn=on_main_output(data.loss_fn),
         ignored_layers=ignored_layers,
-        head_dims=head_dims,
-        inexact=inexact,
-        follow_branches=follow_branches,
-        own_class=own_class,
+        allow=[name for name, asked in opened.items() if asked],
         allocation=allocation,
         seed=seed,
         progress=progress,
-        checkpoint=Path(out) / "stages.pt" if out is not None and isinstance(chosen, StagedMethod) else None,
-        resume=resume,
+        checkpoint=Checkpoint(Path(out) / "stages.pt", resume) if out is not None and chosen.in_stages else None,
     )
     say(result.plan.explain())
     smaller = result.model
@@ -180,7 +181,7 @@ def compress(
     if out is not None and rank == 0:
         files = artifact_files(smaller, result.plan, metrics=metrics_of(judged), example_inputs=data.example_inputs)
         saved = commit_or_rescue(out, files, _summary(data, chosen, result, judged, seed), say)
-        if not isinstance(chosen, StagedMethod) and is_stage_file(saved.path / "stages.pt"):
+        if not chosen.in_stages and is_stage_file(saved.path / "stages.pt"):
             (saved.path / "stages.pt").unlink(missing_ok=True)  # of an earlier run, by another method
         say(f"saved in {saved.path}")
     if failed is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor
@@ -22,58 +23,123 @@ SHOWN = 3
 """How many layers a refusal names."""
 
 
+Target = str | Budget | float | Mapping[str, int] | Mapping[str, str]
+"""How much goes: bounds (`"macs<=50%"`), a fraction of all units, counts by group, a pattern, or patterns by layer."""
+Allow = Literal["head_dims", "inexact", "follow_branches", "own_class"]
+"""What goes beyond, or stays within, the ordinary; see `prune`."""
+ALLOW: tuple[Allow, ...] = get_args(Allow)
+Kind = Literal["budget", "ratio", "counts", "pattern"]
+MEANT: dict[Kind, str] = {
+    "budget": "a budget",
+    "ratio": "a fraction of the units",
+    "counts": "counts by hand",
+    "pattern": "a pattern inside weights",
+}
+SPELLED: dict[Kind, str] = {
+    "budget": "'macs<=50%'",
+    "ratio": "0.5",
+    "counts": "{'conv1': 16}",
+    "pattern": "'weight 10%' or '2:4'",
+}
+PATTERN = re.compile(r"\s*(\d+\s*:\s*\d+|(weight|kernel|filter|tap|tile)\s)", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Request:
-    """How much goes: one of budget, ratio and counts, or none for methods with a rule of their own.
+    """How much goes: one of budget, ratio, counts and patterns, or none for methods with a rule of their own.
 
     Attributes:
         budget: bounds to meet.
         ratio: fraction of all units that goes.
         counts: units to keep, by group name.
         allocation: how a budget or a ratio is shared out.
+        patterns: what stays inside weights: one pattern for all layers, or one by layer.
     """
 
     budget: Budget | None
     ratio: float | None
     counts: Mapping[str, int] | None
     allocation: Allocation
+    patterns: str | Mapping[str, str] | None = None
 
 
 def requested(
-    budget: str | Budget | None,
-    ratio: float | None,
-    counts: Mapping[str, int] | None,
+    target: Target | None,
     allocation: Allocation | None,
     *,
+    method: str,
+    takes: Sequence[Kind],
     optional: bool,
 ) -> Request:
     """The request as given, in one piece.
 
     Args:
-        budget: as for `prune`.
-        ratio: as for `prune`.
-        counts: as for `prune`.
+        target: as for `prune`.
         allocation: as for `prune`.
-        optional: none of the three may be given.
+        method: its name, for the refusals.
+        takes: kinds of targets that it can do something with.
+        optional: it has a rule of its own, and no target may be given.
 
     Raises:
-        ConfigError: none or several of the three, or an allocation that nothing would be shared out by.
+        ConfigError: no target, or one that is none or not of the method's kind; an allocation that nothing would be
+            shared out by.
         BudgetError: a budget that can't be read.
     """
-    named = (("budget", budget), ("pruning_ratio", ratio), ("kept_counts", counts))
-    given = [name for name, value in named if value is not None]
-    if len(given) > 1 or not (given or optional):
-        what = f"give exactly one of budget, pruning_ratio, kept_counts (got {given or 'none'})"
-        raise ConfigError("budget", what, "budget='macs<=50%'")
+    forms = " or ".join(SPELLED[kind] for kind in takes)
+    if target is None and not optional:
+        raise ConfigError("target", f"method {method!r} has to be told how much goes", f"give target={forms}")
+    kind = None if target is None else _kind(target, takes)
+    if kind is not None and kind not in takes:
+        what = f"it is {MEANT[kind]}, which method {method!r} can't take"
+        raise ConfigError(f"target {target!r}", what, f"give target={forms}, or use a method of another kind")
     if allocation is not None and not isinstance(allocation, Allocation):
         raise ConfigError("allocation", f"{allocation!r} is none", "give prunus.Allocation(...)")
-    if allocation is not None and given not in (["budget"], ["pruning_ratio"]):
-        what = "counts by hand leave nothing to allocate" if given else "without a budget the method itself decides"
-        raise ConfigError("allocation", what, "leave it out, or ask for a budget or a pruning_ratio")
-    if counts is not None and not (isinstance(counts, Mapping) and counts):
-        raise ConfigError("kept_counts", f"{counts!r} names no group", "give for example {'conv1': 16}")
-    parsed = budget if budget is None or isinstance(budget, Budget) else Budget.parse(budget)
-    return Request(parsed, ratio, counts, allocation or Allocation())
+    if allocation is not None and kind not in ("budget", "ratio"):
+        what = "counts by hand leave nothing to allocate" if kind else "without a budget the method itself decides"
+        what = "patterns leave nothing to allocate" if "pattern" in takes else what
+        fix = "leave it out" if "pattern" in takes else "leave it out, or ask for a budget or a fraction of the units"
+        raise ConfigError("allocation", what, fix)
+    found: Any = Budget.parse(target) if kind == "budget" and isinstance(target, str) else target
+    return Request(
+        budget=found if kind == "budget" else None,
+        ratio=found if kind == "ratio" else None,
+        counts=found if kind == "counts" else None,
+        allocation=allocation or Allocation(),
+        patterns=found if kind == "pattern" else None,
+    )
+
+
+def _kind(target: Any, takes: Sequence[Kind]) -> Kind:
+    """Which kind of target it is, by its form. Raises ConfigError if it is of none."""
+    if isinstance(target, Budget):
+        return "budget"
+    if isinstance(target, str):
+        if PATTERN.match(target) or ("=" not in target and "budget" not in takes):
+            return "pattern"
+        return "budget"
+    if isinstance(target, Mapping) and target:
+        return "pattern" if all(isinstance(v, str) for v in target.values()) else "counts"
+    if isinstance(target, numbers.Real) and not isinstance(target, bool):
+        return "ratio"
+    what = "it names no group" if isinstance(target, Mapping) else f"a {type(target).__name__} says nothing"
+    raise ConfigError(f"target {target!r}", what, f"give target={' or '.join(SPELLED[kind] for kind in takes)}")
+
+
+def allowed(allow: Sequence[Allow], *, method: str, takes: Sequence[Allow]) -> frozenset[Allow]:
+    """What `allow` names.
+
+    Raises:
+        ConfigError: no sequence of names, or one that is not known or that the method can do nothing with.
+    """
+    if isinstance(allow, str) or not isinstance(allow, Iterable):
+        raise ConfigError("allow", f"{allow!r} is no list of names", f"give for example allow=({ALLOW[0]!r},)")
+    for name in allow:
+        if name not in ALLOW:
+            raise ConfigError(f"allow {name!r}", "there is no such thing", f"use some of {', '.join(ALLOW)}")
+        if name not in takes:
+            fix = f"leave it out; it takes {', '.join(takes) or 'none'}"
+            raise ConfigError(f"allow {name!r}", f"method {method!r} has no use for it", fix)
+    return frozenset(allow)
 
 
 def _nothing(graph: Graph) -> ConfigError:
@@ -81,7 +147,7 @@ def _nothing(graph: Graph) -> ConfigError:
     free = graph.groups(inexact=True)
     if free:
         names = ", ".join(g.name for g in free[:SHOWN])
-        fix = "ignore fewer layers, or allow inexact=True or head_dims=True"
+        fix = "ignore fewer layers, or open them: allow=('inexact', 'head_dims')"
         return ConfigError("groups", f"there is nothing to score: {names} are ignored, inexact or inside heads", fix)
     lines = [str(line) for line in graph.unlisted] + graph.explain().splitlines()
     reasons = "; ".join(" ".join(line.removeprefix("locked").split()) for line in lines[:SHOWN])
@@ -108,13 +174,13 @@ def check(request: Request, graph: Graph, groups: Sequence[ChannelGroup]) -> Non
     unknown = sorted(map(repr, set(request.counts) - set(known)))
     if unknown:
         choice = f"choose from: {', '.join(known)}" if known else "graph.explain() says what is locked and why"
-        raise ConfigError(f"kept_counts {', '.join(unknown)}", "no prunable group of that name", choice)
+        raise ConfigError(f"target {', '.join(unknown)}", "no prunable group of that name", choice)
     for name, count in request.counts.items():
         group, whole = known[name], isinstance(count, numbers.Integral) and not isinstance(count, bool)
         if not whole or not 1 <= count <= group.units or count % group.multiple:
             rows = f" in {group.multiple} rows" if group.multiple > 1 else ""
             raise BudgetError(
-                f"kept_counts of {name!r}",
+                f"target of {name!r}",
                 f"cannot keep {count!r} of {group.units} units{rows}",
                 f"give a whole number from {group.multiple} to {group.units}"
                 + (f", a multiple of {group.multiple}" if group.multiple > 1 else ""),

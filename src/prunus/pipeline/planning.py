@@ -1,0 +1,142 @@
+"""From scores to a plan: which groups may lose units, what each unit is worth, and which of them stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunus.data.batches import Loader, as_batches
+from prunus.errors import ConfigError
+from prunus.graph.grouping import Graph
+from prunus.graph.groups import ChannelGroup
+from prunus.layers.submodules import Ignored, matching
+from prunus.learning.findings import Scores
+from prunus.learning.fit import fit
+from prunus.learning.measured import first_batches, masked_loss, measured_scores
+from prunus.learning.problem import Problem, needed
+from prunus.methods.base import Method, PosteriorMethod
+from prunus.plan.allocation import Allocation, Scope, allocate, select
+from prunus.plan.budget import Budget
+from prunus.plan.plan import Plan
+from prunus.plan.request import remarks
+from prunus.runtime.entry import entry
+from prunus.runtime.precision import lower
+
+
+def planned(
+    problem: Problem,
+    groups: list[ChannelGroup],
+    method: Method,
+    data: Loader | None,
+    loss_fn: Callable[..., Tensor] | None,
+) -> tuple[Plan, Scores]:
+    """The plan asked for; for the scope `auto` that of two which costs less loss on the first batches."""
+    request, model = problem.request, problem.model
+    asked = request.allocation
+    if asked.scope == "auto" and (request.counts is not None or len(groups) < 2 or data is None or loss_fn is None):
+        asked = replace(asked, scope="global")
+    measured = asked.scope in ("auto", "measured") and request.counts is None
+    scores = score(
+        model, groups, method, data, loss_fn, seed=problem.seed, progress=problem.progress, measured=measured
+    )
+
+    def plan_of(scope: Scope) -> Plan:
+        exponent = asked.cost_exponent if scope == "global" else None
+        return make_plan(
+            problem.graph, groups, scores, budget=request.budget, pruning_ratio=request.ratio,
+            kept_counts=request.counts, allocation=replace(asked, scope=scope, cost_exponent=exponent),
+            seed=problem.seed,
+        )  # fmt: skip
+
+    if asked.scope != "auto":
+        return plan_of(asked.scope), scores
+    few = first_batches(data, problem.seed)  # type: ignore[arg-type]
+    plans = [plan_of("global"), plan_of("measured")]
+    losses = [masked_loss(model, groups, plan.kept, few, loss_fn) for plan in plans]  # type: ignore[arg-type]
+    return plans[lower(losses[1], than=losses[0])], scores
+
+
+@entry()
+def score(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    method: Method,
+    data: Iterable[Any] | None,
+    loss_fn: Callable[..., Tensor] | None,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    measured: bool = False,
+) -> Scores:
+    """Score the units of the groups by any method, and measure their losses if the allocation will ask for them.
+
+    Raises:
+        ConfigError: the method or the measurement needs data and there are none.
+    """
+    if not measured and not method.needs_data:
+        return fit(model, groups, method, [], nn.functional.cross_entropy, num_data=1, seed=seed, progress=progress)
+    batches, loss = needed(method.name, None if data is None else as_batches(data, model), loss_fn)
+    count = batches.num_labels() if isinstance(method, PosteriorMethod) else 1
+    found = fit(model, groups, method, batches, loss, num_data=count, seed=seed, progress=progress)
+    if not measured:
+        return found
+    few = first_batches(batches, seed)
+    return replace(found, measured=measured_scores(model, groups, found.values, few, loss, progress=progress))
+
+
+def make_plan(
+    graph: Graph,
+    groups: Sequence[ChannelGroup],
+    scores: Scores,
+    *,
+    budget: Budget | None = None,
+    pruning_ratio: float | None = None,
+    kept_counts: Mapping[str, int] | None = None,
+    allocation: Allocation | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Decide what stays, from scores and a budget, a ratio or counts by hand."""
+    if kept_counts is not None:
+        counts = dict(kept_counts)
+        asked = "counts by hand"
+    else:
+        settings = allocation or Allocation()
+        if settings.cost_exponent is None and settings.scope in ("auto", "global"):
+            settings = replace(settings, cost_exponent=scores.cost_exponent)
+        if settings.scope == "measured" and not scores.measured:
+            raise ConfigError("scope 'measured'", "these scores hold no measured losses", "score with measured=True")
+        values = scores.measured if settings.scope == "measured" else scores.values
+        counts = allocate(
+            graph, groups, values, budget=budget, pruning_ratio=pruning_ratio, allocation=settings, seed=seed
+        )  # fmt: skip
+        asked = budget.text if budget is not None else f"pruning_ratio={pruning_ratio}"
+        asked += "" if settings.scope in ("auto", "global") else f", {settings.scope}"
+    kept = select([g for g in groups if g.name in counts], scores.values, counts)
+    probability = {
+        name: posterior.keep_probability(counts[name])
+        for name, posterior in scores.posteriors.items()
+        if name in counts and counts[name] < posterior.units
+    }
+    plan = Plan.from_kept(graph, kept, keep_probability=probability, method=scores.method, asked=asked)
+    return plan.with_notes(*remarks(plan, groups, scores.values, budget=budget, pruning_ratio=pruning_ratio))
+
+
+def prunable_groups(
+    graph: Graph,
+    model: nn.Module,
+    ignored_layers: Sequence[Ignored] = (),
+    *,
+    head_dims: bool = False,
+    inexact: bool = False,
+) -> list[ChannelGroup]:
+    """The prunable groups without those that an ignored layer writes and, unless asked for, inexact and inside heads.
+
+    Raises:
+        ConfigError: an entry that matches no layer of the model.
+    """
+    names = matching(ignored_layers, model)
+    groups = [g for g in graph.groups(inexact=inexact) if head_dims or not g.inside_heads]
+    return [g for g in groups if not names & {s.tensor.rpartition(".")[0] for s in g.writers}]

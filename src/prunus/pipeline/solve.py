@@ -1,0 +1,163 @@
+"""How a problem is solved, by the kind of the method: the only place where kinds are told apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import singledispatch
+
+import torch
+from torch import nn
+
+from prunus.files.stagefile import Stage
+from prunus.graph.grouping import Graph
+from prunus.graph.groups import ChannelGroup
+from prunus.learning.findings import Findings, Scores
+from prunus.learning.problem import Problem, needed
+from prunus.learning.stages import prune_in_stages
+from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
+from prunus.pipeline.planning import make_plan, planned, prunable_groups, score
+from prunus.plan.plan import Plan
+from prunus.plan.request import check
+from prunus.plan.rounding import uneven
+from prunus.proof.apply import apply_and_verify_
+from prunus.proof.ownclass import Survivors, equalised, survivors
+from prunus.proof.verification import Verification
+from prunus.runtime.copies import copied
+from prunus.surgery.configuration import keep_configuration_true_
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `prune` made.
+
+    Attributes:
+        model: the smaller model; of the user's own class unless `verification.rewritten`.
+        plan: what was kept, asked and got.
+        findings: what the method found out: scores and posteriors of units, or masks and their logits.
+        verification: what was proven about the model.
+        graph: the analysis of the dense model.
+    """
+
+    model: nn.Module
+    plan: Plan
+    findings: Findings
+    verification: Verification
+    graph: Graph = field(repr=False)
+
+    @property
+    def scores(self) -> Scores:
+        """Score of every unit, and the posteriors if the method learned any; empty where there are masks instead."""
+        found = self.findings
+        return found if isinstance(found, Scores) else Scores({}, method=found.method)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What each stage found, for methods that work in stages."""
+        return self.scores.stages
+
+
+@singledispatch
+def solve(method: Method, problem: Problem) -> Result:
+    """The smaller network by a method.
+
+    Raises:
+        TypeError: the method is of no known kind.
+        PruneError: one of its kinds.
+    """
+    raise TypeError(f"{type(method).__name__} is none of the kinds of methods")
+
+
+@solve.register(WeightCriterion)
+@solve.register(GradientCriterion)
+@solve.register(PosteriorMethod)
+def _at_once(method: Method, problem: Problem) -> Result:
+    """Score all units, plan, cut, prove."""
+    groups, kind = _open_groups(problem)
+    check(problem.request, problem.graph, groups)
+    plan, scores = planned(problem, groups, method, *problem.learned_from())
+    if kind.equal:
+        counts = equalised({g.name: len(g.kept) for g in plan.groups}, kind.equal)
+        alike = make_plan(problem.graph, groups, scores, kept_counts=counts, seed=problem.seed)
+        plan = replace(alike, asked=plan.asked)
+    plan = plan.with_notes(*kind.notes)
+    smaller, verification = apply_and_verify_(
+        copied(problem.model), plan, problem.example_inputs, rewrite_graph="own_class" not in problem.allow
+    )
+    keep_configuration_true_(smaller, plan)
+    plan = plan.with_notes(*verification.notes) if verification.rewritten else plan
+    return Result(smaller, plan, scores, verification, problem.graph)
+
+
+@solve.register(StagedMethod)
+def _in_stages(method: StagedMethod, problem: Problem) -> Result:
+    """Counts from a first look at all groups at once if there is a budget, then stage after stage."""
+    groups, kind = _open_groups(problem)
+    alike = {name for names in kind.equal for name in names}
+    groups = [g for g in groups if g.name not in alike]
+    request, seed, progress = problem.request, problem.seed, problem.progress
+    if request.allocation.scope == "auto":
+        request = replace(request, allocation=replace(request.allocation, scope="global"))
+    check(request, problem.graph, groups)
+    batches, loss_fn = needed(method.name, *problem.learned_from())
+    counts, asked = request.counts, "what the noise keeps" if request.counts is None else "counts by hand"
+    notes: list[str] = []
+    if request.budget is not None or request.ratio is not None:
+        measured = request.allocation.scope == "measured"
+        look = replace(method, epochs=1)
+        first = score(problem.model, groups, look, batches, loss_fn, seed=seed, progress=progress, measured=measured)
+        plan = make_plan(
+            problem.graph, groups, first, budget=request.budget, pruning_ratio=request.ratio,
+            allocation=request.allocation, seed=seed,
+        )  # fmt: skip
+        counts, asked, notes = {g.name: len(g.kept) for g in plan.groups}, plan.asked, list(plan.notes)
+    done = prune_in_stages(
+        problem.model,
+        problem.example_inputs,
+        problem.graph,
+        groups,
+        method,
+        batches,
+        loss_fn,
+        num_data=batches.num_labels(),
+        counts=counts,
+        seed=seed,
+        progress=progress,
+        checkpoint=None if problem.checkpoint is None else problem.checkpoint.path,
+        resume=problem.checkpoint is not None and problem.checkpoint.resume,
+    )
+    notes += [
+        f"every unit of {name} was judged useless; its floor of {kept} stays"
+        for stage in done.stages
+        for name, natural, kept in zip(stage.groups, stage.natural, stage.kept, strict=True)
+        if natural == 0 and counts is None
+    ]
+    notes += filter(None, [uneven(groups, done.kept)])
+    probability = {
+        n: torch.tensor(p, dtype=torch.float32, device="cpu")
+        for stage in done.stages
+        for n, p in stage.probability.items()
+        if len(done.kept[n]) < len(p)
+    }
+    final = Plan.from_kept(
+        problem.graph,
+        done.kept,
+        keep_probability=probability,
+        method=method.name,
+        asked=asked,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+    keep_configuration_true_(done.model, final)
+    scores = replace(done.scores, stages=done.stages)
+    return Result(done.model, final, scores, done.verification, problem.graph)
+
+
+def _open_groups(problem: Problem) -> tuple[list[ChannelGroup], Survivors]:
+    """The groups that may lose units, and what the model's own class survives of that, if that is asked."""
+    allow, model, graph = problem.allow, problem.model, problem.graph
+    groups = prunable_groups(
+        graph, model, problem.ignored_layers, head_dims="head_dims" in allow, inexact="inexact" in allow
+    )
+    kind = Survivors(groups, (), ())
+    if "own_class" in allow:
+        kind = survivors(model, graph, groups, problem.example_inputs)
+    return list(kind.groups), kind
