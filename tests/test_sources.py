@@ -260,7 +260,7 @@ number = 3
 def wrong(): return 5
 def fails(): raise RuntimeError("no weights")
 def data(validation, seed=0):
-    from prunus.models.sources import ArrayDataset, DataSource
+    from prunus.data import ArrayDataset, DataSource
     part = ArrayDataset(torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64))
     return DataSource(f"{validation} {seed}", part, part, part, 2)
 """

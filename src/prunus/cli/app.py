@@ -15,6 +15,7 @@ from torch import nn
 
 from prunus.data.datasets import DataSource
 from prunus.data.evaluation import evaluate
+from prunus.data.registry import DATA_SOURCES
 from prunus.data.sources import load_data
 from prunus.errors import ConfigError, MissingDependencyError, PruneError, first_line
 from prunus.export.artifact import is_artifact, load
@@ -26,6 +27,7 @@ from prunus.graph.trace import trace
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.registry import METHODS, resolve
 from prunus.methods.settings import configure
+from prunus.models.loaded import MODEL_SOURCES
 from prunus.models.sources import load_model
 from prunus.pipeline.compress import Compression, compress
 from prunus.pipeline.demo import LeNet5, train_dense
@@ -48,14 +50,12 @@ ModelSpec = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="FILE.py:callable, package.module:callable, timm:NAME, hf:NAME_OR_DIR or an artifact",
+        help=f"{MODEL_SOURCES.forms()} or an artifact",
     ),
 ]
 DataSpec = Annotated[
     str,
-    typer.Option(
-        "--data", metavar="DATA", help="digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, text:FILE, FILE.py:callable"
-    ),
+    typer.Option("--data", metavar="DATA", help=DATA_SOURCES.forms()),
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="state_dict of the model (.pt, .pth, .safetensors)")]
 Shape = Annotated[str | None, typer.Option("--shape", help="shape of one example batch, such as 1,3,224,224")]

@@ -4,17 +4,20 @@ from prunus.data.batches import as_batches
 from prunus.data.datasets import ArrayDataset, Augment, Batches, DataSource, crop_and_flip, next_tokens, split_indices
 from prunus.data.evaluation import Evaluation, evaluate
 from prunus.data.losses import cross_entropy
+from prunus.data.registry import DataRequest, data_source
 from prunus.data.sources import load_data
 
 __all__ = [
     "ArrayDataset",
     "Augment",
     "Batches",
+    "DataRequest",
     "DataSource",
     "Evaluation",
     "as_batches",
     "crop_and_flip",
     "cross_entropy",
+    "data_source",
     "evaluate",
     "load_data",
     "next_tokens",

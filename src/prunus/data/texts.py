@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from prunus.data.datasets import DataSource, next_tokens
+from prunus.data.registry import DataRequest, data_source
 from prunus.errors import ConfigError, DataError, first_line
 from prunus.models.huggingface import import_transformers
 
 LENGTH = 128
 TEST = 0.1
+TOKENIZER = "tokenizer"
+"""Folder of an artifact that holds the tokenizer of its model."""
 Tokenize = Callable[[str], list[int]]
 
 
@@ -75,3 +78,32 @@ def read_text(path: Path, tokenize: Tokenize, *, validation: float | int, length
 def _source(name: str, *parts: Tensor) -> DataSource:
     train, validation, test = (next_tokens(p) for p in parts)
     return DataSource(name, train, validation, test, int(max(p.max() for p in parts)) + 1)
+
+
+@data_source(
+    "text",
+    form="text:FILE",
+    help="UTF-8, cut by the tokenizer of the hf: model into sequences of 128, in their order",
+)
+def text(file: str, asked: DataRequest) -> DataSource:
+    """The sequences of a text.
+
+    Raises:
+        ConfigError: the model has no tokenizer.
+        DataError: the file can't be read, or is too short.
+    """
+    return read_text(Path(file), tokenizer_of(_home(file, asked.model)), validation=asked.validation)
+
+
+def _home(file: str, model: str | None) -> str:
+    """Where the tokenizer is: with an `hf:` model, or in an artifact that was made of one."""
+    if model is not None and model.startswith("hf:"):
+        return model.removeprefix("hf:")
+    held = None if model is None else Path(model) / TOKENIZER
+    if held is not None and held.is_dir():
+        return str(held)
+    what = "texts need a tokenizer, and only hf: models bring one"
+    if held is not None and held.parent.is_dir():
+        what = f"texts need a tokenizer, and {held.parent} has no folder {TOKENIZER}/"
+    fix = "use a model hf:NAME_OR_DIR or an artifact that `prunus compress hf:... --data text:FILE` wrote, or give "
+    raise ConfigError(f"data 'text:{file}'", what, fix + "FILE.py:callable that returns a DataSource of tokens")

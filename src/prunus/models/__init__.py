@@ -1,5 +1,5 @@
 """Where models come from."""
 
-from prunus.models.sources import LoadedModel, load_model
+from prunus.models.sources import LoadedModel, load_model, model_source
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "load_model", "model_source"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, MissingDependencyError, first_line
+from prunus.models.loaded import LoadedModel, model_source
 
 
 def import_transformers(where: str) -> Any:
@@ -51,6 +52,16 @@ def load_pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     except Exception as error:
         raise ConfigError(where, f"its weights cannot be loaded: {first_line(error)}", "check the folder") from error
     return model, _inputs_for(model)
+
+
+@model_source(
+    "hf",
+    form="hf:NAME_OR_DIR",
+    help="a transformers model in the class its configuration names; no code from outside is run",
+)
+def from_transformers(name: str) -> LoadedModel:
+    """What `load_pretrained` loads."""
+    return LoadedModel(*load_pretrained(name), name)
 
 
 def _inputs_for(model: Any) -> dict[str, Tensor]:
