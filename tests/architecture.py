@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 ORDER = """
-errors moved < files kernels posteriors models runtime < graph layers < data gates plan < masks < surgery methods
+errors moved < runtime < files kernels posteriors models < graph layers < data gates plan < masks < surgery methods
 < proof < recovery export < measure < learning sparse < report < pipeline < cli < __main__
 """
 RANK = {room: rank for rank, rooms in enumerate(ORDER.split("<")) for room in rooms.split()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,18 +21,11 @@ from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, Stag
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed, check_kind
 from prunus.runtime.modes import eval_mode, modes_kept
-from prunus.runtime.precision import Precision, autocast, deciding, full_precision, to_device
-from prunus.runtime.processes import (
-    average_gradients_,
-    average_over_ranks_,
-    distributed,
-    model_device,
-    rank,
-    running_statistics,
-    summed,
-)
+from prunus.runtime.precision import Precision, deciding, full_precision
+from prunus.runtime.processes import average_over_ranks_, distributed, model_device, running_statistics, summed
 from prunus.runtime.progress import Bar, progress_bar
-from prunus.runtime.training import BatchSource, LossFunction, backward, check_loss, only_trainable
+from prunus.runtime.seeds import seeded
+from prunus.runtime.training import BatchSource, LossFunction, Training, only_trainable
 
 
 @entry()
@@ -78,11 +72,9 @@ def fit(
     loader = as_batches(batches, model)
     if len(loader) == 0:
         raise DataError("data", "there are no batches", "pass a non-empty loader")
-    devices = [model_device(model)] if model_device(model).type == "cuda" else []
     train_bn = isinstance(method, PosteriorMethod) and method.bn_mode == "train"
     precision = deciding(precision)
-    with torch.random.fork_rng(devices=devices), frozen(model, train_bn=train_bn), full_precision():
-        torch.manual_seed(seed + 7919 * rank())
+    with seeded(seed, model_device(model)), frozen(model, train_bn=train_bn), full_precision():
         if isinstance(method, GradientCriterion):
             scores = _accumulate(model, groups, method, loader, loss_fn, precision, progress)
             return replace(scores, cost_exponent=method.cost_exponent)
@@ -131,10 +123,8 @@ def fit_with_weights(
         )  # fmt: skip
     if not groups:
         raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
-    devices = [model_device(model)] if model_device(model).type == "cuda" else []
-    precision = deciding(precision)
-    with torch.random.fork_rng(devices=devices), only_trainable(model, weights), modes_kept(model), full_precision():
-        torch.manual_seed(seed + 7919 * rank())
+    precision, device = deciding(precision), model_device(model)
+    with seeded(seed, device), only_trainable(model, weights), modes_kept(model), full_precision():
         model.train()
         loader = as_batches(batches, model)
         scores = _learn(model, groups, method, loader, loss_fn, num_data, precision, progress, weights)
@@ -155,18 +145,18 @@ def _accumulate(
     examples, device, loss_of = 0, model_device(model), sum_of(loss_fn)
     with attach(model, groups) as gates, progress_bar(method.name, len(batches), progress) as bar:
         gates.probe()
-        for step, (x, y) in enumerate(batches):
-            inputs, targets = to_device(x, device), to_device(y, device)
-            with recompute_products(), autocast(device, precision):
-                loss = loss_of(forward(model, inputs), targets, examples_in(inputs))
-            check_loss(loss, inputs, f"epoch 0, step {step}", model)
-            backward(loss)
+        training = Training(model, precision, bar, around=recompute_products)
+
+        def summed_loss(inputs: Any, targets: Any) -> Tensor:
+            return loss_of(forward(model, inputs), targets, examples_in(inputs))
+
+        for step, batch in enumerate(batches):
+            training.step(batch, summed_loss, f"epoch 0, step {step}")
             for group in groups:
                 probe = gates.probes.get(group.name)
                 if probe is not None and probe.grad is not None:
                     totals[group.name] += method.contribution(probe.grad.float()).cpu()
-            examples += examples_in(inputs)
-            bar.advance()
+            examples += examples_in(batch[0])
     if distributed():
         totals = {name: summed(total.to(device)).cpu() for name, total in totals.items()}
         examples = int(summed(torch.tensor(float(examples), device=device, dtype=torch.float64)))
@@ -216,38 +206,37 @@ def _learn_round(
     if isinstance(method, StagedMethod) and weights:
         trained.append({"params": list(weights), "lr": method.weight_lr})
     optimizer = torch.optim.Adam(trained, weight_decay=0.0)
-    device = model_device(model)
+    training = Training(model, precision, bar, optimizer, recompute_products)
+    loss_of = _sampled_loss(model, method, loss_fn)
     passes = method.passes(len(batches))
-    steps = passes * len(batches)
+    last = max(passes * len(batches) - 1, 1)
     history = []
     for epoch in range(passes):
-        running = torch.zeros((), device=device, dtype=torch.float32)
+        running = torch.zeros((), device=model_device(model), dtype=torch.float32)
         batches.set_epoch(epoch)
-        for step, (x, y) in enumerate(batches):
-            inputs, targets = to_device(x, device), to_device(y, device)
-            progress = (epoch * len(batches) + step) / max(steps - 1, 1)
+        for step, batch in enumerate(batches):
+            progress = (epoch * len(batches) + step) / last
             for group in gates.groups:
                 method.anneal_(gates.posterior(group.name), progress)
-            with recompute_products(), autocast(device, precision):
-                loss = _sampled_loss(model, inputs, targets, method, loss_fn)
             weight = method.complexity_weight(progress, num_data)
-            objective = loss + weight * gates.penalty(num_data, method.unit_weight) if weight else loss
-            check_loss(objective, inputs, f"epoch {epoch}, step {step}", model)
-            optimizer.zero_grad(set_to_none=True)
-            backward(objective, loss)
-            average_gradients_([*parameters, *weights])
-            optimizer.step()
-            running += loss.detach()
-            bar.advance()
+            penalty = partial(_weighted_penalty, gates, weight, num_data, method.unit_weight) if weight else None
+            running += training.step(batch, loss_of, f"epoch {epoch}, step {step}", penalty)
         history.append(float(running) / len(batches))
     return history
 
 
-def _sampled_loss(
-    model: nn.Module, inputs: Any, targets: Any, method: PosteriorMethod, loss_fn: LossFunction
-) -> Tensor:
+def _weighted_penalty(gates: GateSet, weight: float, num_data: int, unit_weight: Callable[[int], float]) -> Tensor:
+    return weight * gates.penalty(num_data, unit_weight)
+
+
+def _sampled_loss(model: nn.Module, method: PosteriorMethod, loss_fn: LossFunction) -> Callable[[Any, Any], Tensor]:
+    """The mean loss of a batch over the draws of the gates that each forward pass makes."""
     loss_of = mean_of(loss_fn)
-    draws = [forward(model, inputs) for _ in range(method.samples if method.estimator == "mc" else 1)]
-    if method.loss_reduction == "loss_of_mean":
-        return loss_of(torch.stack(draws).mean(0), targets)
-    return torch.stack([loss_of(out, targets) for out in draws]).mean()
+
+    def loss(inputs: Any, targets: Any) -> Tensor:
+        draws = [forward(model, inputs) for _ in range(method.samples if method.estimator == "mc" else 1)]
+        if method.loss_reduction == "loss_of_mean":
+            return loss_of(torch.stack(draws).mean(0), targets)
+        return torch.stack([loss_of(out, targets) for out in draws]).mean()
+
+    return loss

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,22 +42,10 @@ from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed
 from prunus.runtime.modes import eval_mode, modes_kept
 from prunus.runtime.precision import Precision, autocast, deciding, full_precision, to_device, widened
-from prunus.runtime.processes import (
-    average_gradients_,
-    average_over_ranks_,
-    distributed,
-    model_device,
-    rank,
-    running_statistics,
-)
+from prunus.runtime.processes import average_over_ranks_, distributed, model_device, running_statistics
 from prunus.runtime.progress import Bar, progress_bar
-from prunus.runtime.training import (
-    BatchSource,
-    LossFunction,
-    backward,
-    check_loss,
-    only_trainable,
-)
+from prunus.runtime.seeds import seeded
+from prunus.runtime.training import BatchSource, LossFunction, Training, only_trainable
 from prunus.surgery.configuration import keep_configuration_true_
 
 INCLUSION_DRAWS = 50
@@ -172,9 +161,7 @@ def fit_masks(
             for name, mask in masks.items():
                 layer_of(work, name).weight.mul_(math.sqrt(mask.layout.n / mask.layout.k))
     steps = _epochs(method) * len(loader)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), progress_bar("dpp", steps, progress) as bar:
-        torch.manual_seed(seed + 7919 * rank())  # dropout differs between ranks, masks do not
+    with seeded(seed, device), progress_bar("dpp", steps, progress) as bar:  # masks draw from seeds of their own
         inputs = {n: QuantizedInput(method.activation_bits).to(device) for n in masks} if method.activation_bits else {}
         with quantized_inputs(work, inputs), attach(work, masks) as attached, gates:
             drawn = range(method.epochs)
@@ -286,41 +273,37 @@ def _train(
     if not groups or not epochs:
         return []
     optimizer = torch.optim.Adam(groups, fused=True)
-    trained = [p for group in groups for p in group["params"]]
-    device, total = model_device(model), _epochs(method) * len(batches)
+    total = _epochs(method) * len(batches)
     history = []
     if drawing:
         masks.schedule_(*method.schedule(0))
         history.append(_observed(masks, math.nan))
     precision = deciding(precision) if drawing else precision  # fixed masks decide nothing any more
-    with only_trainable(model, trained), modes_kept(model), full_precision() if drawing else nullcontext():
+    # Cached: a layer that is called twice has one mask in a step, not two.
+    training = Training(model, precision, bar, optimizer, parametrize.cached)
+    penalty = partial(_weighted_entropy, masks, method) if drawing and method.entropy_weight else None
+    loss_of = mean_of(loss_fn)
+    with only_trainable(model, training.trained), modes_kept(model), full_precision() if drawing else nullcontext():
         model.train()
         for epoch in epochs:
             batches.set_epoch(epoch)
-            running = torch.zeros((), device=device, dtype=torch.float32)
-            for step, (x, y) in enumerate(batches):
+            running = torch.zeros((), device=model_device(model), dtype=torch.float32)
+            for step, batch in enumerate(batches):
                 if drawing:
                     masks.schedule_(*method.schedule(epoch + step / len(batches)))
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * (epoch * len(batches) + step) / total))
-                inputs = to_device(x, device)
-                # Cached: a layer that is called twice has one mask in a step, not two.
-                with parametrize.cached(), autocast(device, precision):
-                    loss = mean_of(loss_fn)(forward(model, inputs), to_device(y, device))
-                objective = loss
-                if drawing and method.entropy_weight:
-                    objective = loss + method.entropy_weight * masks.entropy()
-                check_loss(objective, inputs, f"epoch {epoch}, step {step}", model)
-                optimizer.zero_grad(set_to_none=True)
-                backward(objective, loss)
-                average_gradients_(trained)
-                optimizer.step()
-                running += loss.detach()
-                bar.advance()
+                running += training.step(
+                    batch, lambda x, y: loss_of(forward(model, x), y), f"epoch {epoch}, step {step}", penalty
+                )
             if drawing:
                 history.append(_observed(masks, float(running) / len(batches)))
     average_over_ranks_([*running_statistics(model), *(q.largest for q in grids.values())])
     return history
+
+
+def _weighted_entropy(masks: MaskSet, method: DynamicProbabilisticPruning) -> Tensor:
+    return method.entropy_weight * masks.entropy()
 
 
 def _epochs(method: DynamicProbabilisticPruning) -> int:

@@ -10,6 +10,7 @@ import inspect
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from prunus.runtime.calling import call
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import check_kind
 from prunus.runtime.modes import hold_statistics_
-from prunus.runtime.precision import autocast, fastest, to_device
+from prunus.runtime.precision import autocast, fastest
 from prunus.runtime.processes import (
     accelerator,
     average_over_ranks_,
@@ -39,7 +40,9 @@ from prunus.runtime.processes import (
     training_device,
     unprepare_,
 )
-from prunus.runtime.progress import Bar, progress_bar
+from prunus.runtime.progress import progress_bar
+from prunus.runtime.seeds import seeded, start_at
+from prunus.runtime.training import Training
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -174,6 +177,34 @@ def check_settings(config: FinetuneConfig, data: DataSource) -> None:
         raise ConfigError(f"label_smoothing={config.label_smoothing}", what, "use 0, or a loss that takes it")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Clipped(Training):
+    """Steps whose gradients accelerate has averaged, held to a norm; what is broken is seen in loss and norm at once.
+
+    Attributes:
+        processes: that share the work.
+        max_norm: of all gradients together; None: any.
+    """
+
+    processes: Accelerator
+    max_norm: float | None
+
+    def check(self, objective: Tensor, inputs: Any, where: str) -> None:
+        """After the backward pass, with the norm: the device is waited for once in a step."""
+
+    def agree_(self, loss: Tensor, where: str) -> Tensor:
+        limit = math.inf if self.max_norm is None else self.max_norm
+        norm = nn.utils.clip_grad_norm_(self.trained, limit)
+        seen = torch.as_tensor(self.processes.reduce(loss.detach(), "mean"))
+        if not bool(torch.isfinite(seen + norm)):
+            raise DataError(
+                where,
+                f"loss {float(seen):.3g}, gradient norm {float(norm):.3g}; the model has its best weights so far",
+                "lower lr, set clip_grad_norm, use precision='fp32', or look for NaN in the data",
+            )
+        return seen
+
+
 class _Recovery:
     """One fine-tuning run: the pieces that every step needs."""
 
@@ -193,7 +224,6 @@ class _Recovery:
         self.teacher = teacher.eval() if teacher is not None and config.distillation else None
         self.precision = fastest(self.device, config.precision)
         self.optimizer = make_optimizer(model, config)
-        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.batches = self._batches()
         self.validation = _resident(data.validation, self.device)
 
@@ -214,13 +244,17 @@ class _Recovery:
         """All epochs; the model ends with its best weights."""
         state = None
         wrapped = prepared(self.model, self.processes)
-        devices = [self.device] if self.device.type == "cuda" else []
         try:
             state = self._start(resume)
             remaining = (self.config.epochs - state.epoch) * len(self.batches)
-            with torch.random.fork_rng(devices), progress_bar("fine-tuning", remaining, progress) as bar:
+            bars = progress_bar("fine-tuning", remaining, progress)
+            with seeded(self.config.seed, self.device), bars as bar:
+                training = _Clipped(
+                    wrapped, self.precision, bar, self.optimizer,
+                    processes=self.processes, max_norm=self.config.clip_grad_norm,
+                )  # fmt: skip
                 while state.epoch < self.config.epochs and state.waited < self.config.patience_or(self.config.epochs):
-                    self._epoch(wrapped, state, bar)
+                    self._epoch(training, state)
         finally:
             unprepare_(self.model, wrapped, self.processes)
             self.optimizer.zero_grad(set_to_none=True)
@@ -245,21 +279,21 @@ class _Recovery:
         state, self.origin = load_state(self.checkpoint, self.model, self.optimizer, self.config, self.origin)
         return state
 
-    def _epoch(self, wrapped: nn.Module, state: RecoveryState, bar: Bar) -> None:
+    def _epoch(self, training: _Clipped, state: RecoveryState) -> None:
         number = state.epoch + 1
         self.batches.set_epoch(number)
         # Seeded anew every epoch: a resumed run needs no saved generator.
-        torch.manual_seed(self.config.seed + 7919 * number + 104729 * self.processes.process_index)
+        start_at(self.config.seed + 7919 * number)
         self.model.train()
         if self.config.batch_norm == "eval":
             hold_statistics_(self.model)
         total, steps = torch.zeros((), device=self.device, dtype=torch.float32), len(self.batches)
-        for step, (inputs, labels) in enumerate(self.batches):
+        for step, batch in enumerate(self.batches):
             factor = learning_rate_factor(state.epoch * steps + step, self.config.epochs * steps, self.config.warmup)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr * factor
-            total += self._step(wrapped, inputs, labels, number, step)
-            bar.advance()
+            where = f"fine-tuning, epoch {number}, step {step + 1}"
+            total += training.step(batch, partial(self._weighted_loss, training.model), where)
         average_over_ranks_(running_statistics(self.model))
         measured = self._evaluate()
         state.epoch = number
@@ -267,7 +301,7 @@ class _Recovery:
             Epoch(number, self.optimizer.param_groups[0]["lr"], float(total) / steps, measured.accuracy, measured.loss)
         )
         self._keep_best(state, measured)
-        bar.describe(f"epoch {number}: {measured.accuracy:.2f} % validation")
+        training.bar.describe(f"epoch {number}: {measured.accuracy:.2f} % validation")
         if self.checkpoint is not None and self.origin is not None and self.processes.is_main_process:
             save_state(self.checkpoint, state, self.model, self.optimizer, self.config, self.origin)
 
@@ -278,27 +312,12 @@ class _Recovery:
             state.best_epoch, state.waited = state.epoch, 0
             state.best_validation, state.best_model = vars(measured).copy(), _copied(self.model)
 
-    def _step(self, wrapped: nn.Module, inputs: Any, labels: Tensor, epoch: int, step: int) -> Tensor:
-        x, y = to_device(inputs, self.device), labels.to(self.device)
-        world = self.processes.num_processes
-        with autocast(self.device, self.precision):
-            outputs = main_output(call(wrapped, x))
-        loss = self._loss(outputs.float(), x, y)
+    def _weighted_loss(self, wrapped: nn.Module, x: Any, y: Tensor) -> Tensor:
+        outputs = main_output(call(wrapped, x))
+        with autocast(self.device, "fp32"):
+            loss = self._loss(outputs.float(), x, y)
         # Ranks may hold one example more or less; weighted so that the mean over ranks is the mean over examples.
-        weighted = loss * (len(y) * world / self.batches.batch_size)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.processes.backward(weighted)
-        limit = self.config.clip_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.trained, math.inf if limit is None else limit)
-        seen = self.processes.reduce(weighted.detach(), "mean")
-        if not bool(torch.isfinite(seen + norm)):
-            raise DataError(
-                f"fine-tuning, epoch {epoch}, step {step + 1}",
-                f"loss {float(seen):.3g}, gradient norm {float(norm):.3g}; the model has its best weights so far",
-                "lower lr, set clip_grad_norm, use precision='fp32', or look for NaN in the data",
-            )
-        self.optimizer.step()
-        return torch.as_tensor(seen)
+        return loss * (len(y) * self.processes.num_processes / self.batches.batch_size)
 
     def _loss(self, outputs: Tensor, x: Any, y: Tensor) -> Tensor:
         extra = {"label_smoothing": self.config.label_smoothing} if self.config.label_smoothing else {}

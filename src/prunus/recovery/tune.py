@@ -11,16 +11,11 @@ from prunus.data.batches import as_batches, forward
 from prunus.data.losses import mean_of
 from prunus.runtime.entry import entry
 from prunus.runtime.modes import modes_kept
-from prunus.runtime.precision import Precision, autocast, deciding, full_precision, to_device
-from prunus.runtime.processes import average_gradients_, average_over_ranks_, model_device, rank, running_statistics
+from prunus.runtime.precision import Precision, deciding, full_precision
+from prunus.runtime.processes import average_over_ranks_, model_device, running_statistics
 from prunus.runtime.progress import progress_bar
-from prunus.runtime.training import (
-    BatchSource,
-    LossFunction,
-    backward,
-    check_loss,
-    only_trainable,
-)
+from prunus.runtime.seeds import seeded
+from prunus.runtime.training import BatchSource, LossFunction, Training, only_trainable
 
 
 @entry()
@@ -45,30 +40,22 @@ def tune_(
         DataError: NaN or infinity in the loss, naming epoch and step.
     """
     loader, loss_of = as_batches(batches, model), mean_of(loss_fn)
-    device, total = model_device(model), epochs * len(loader)
+    total = epochs * len(loader)
     optimizer = torch.optim.Adam(weights, lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
-    devices = [device] if device.type == "cuda" else []
     with (
-        torch.random.fork_rng(devices=devices),
+        seeded(seed, model_device(model)),
         only_trainable(model, weights),
         modes_kept(model),
         full_precision(),
         progress_bar("tuning", total, progress) as bar,
     ):
-        torch.manual_seed(seed + 7919 * rank())
+        training = Training(model, deciding(precision), bar, optimizer)
         model.train()
         for epoch in range(epochs):
             loader.set_epoch(epoch)
-            for step, (x, y) in enumerate(loader):
-                inputs = to_device(x, device)
-                with autocast(device, deciding(precision)):
-                    loss = loss_of(forward(model, inputs), to_device(y, device))
-                check_loss(loss, inputs, f"tuning, epoch {epoch}, step {step}", model)
-                optimizer.zero_grad(set_to_none=True)
-                backward(loss)
-                average_gradients_(weights)
-                optimizer.step()
+            for step, batch in enumerate(loader):
+                where = f"tuning, epoch {epoch}, step {step}"
+                training.step(batch, lambda x, y: loss_of(forward(model, x), y), where)
                 schedule.step()
-                bar.advance()
         average_over_ranks_(running_statistics(model))

@@ -1,9 +1,10 @@
-"""One training step as every loop takes it: what the batches and the loss are, and when a loss is refused."""
+"""One training step as every loop takes it: forward, refuse what is broken, backward, the same step on all ranks."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
 from prunus.runtime.arguments import tensors_in
-from prunus.runtime.processes import (
-    summed,
-)
+from prunus.runtime.precision import Precision, autocast, to_device
+from prunus.runtime.processes import average_gradients_, model_device, summed
+from prunus.runtime.progress import Bar
 
 LossFunction = Callable[..., Tensor]
 
@@ -24,6 +25,76 @@ class BatchSource(Protocol):
     def __iter__(self) -> Iterator[Any]:
         """The batches of one pass."""
         ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is the same in every step of a loop.
+
+    Attributes:
+        model: what trains, or what the trained gates and masks are in; where it lies, the batches go.
+        precision: of the forward pass.
+        bar: counts the steps.
+        optimizer: over all that trains; None where gradients alone are wanted.
+        around: a context for every forward pass.
+    """
+
+    model: nn.Module
+    precision: Precision
+    bar: Bar
+    optimizer: torch.optim.Optimizer | None = None
+    around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+    def step(
+        self,
+        batch: tuple[Any, Any],
+        loss_of: Callable[[Any, Any], Tensor],
+        where: str,
+        penalty: Callable[[], Tensor | None] | None = None,
+    ) -> Tensor:
+        """Learn from one batch; the same on every rank.
+
+        Args:
+            batch: inputs and targets, anywhere.
+            loss_of: from both, on the model's device, to the mean loss.
+            where: names the step in errors.
+            penalty: what is minimised besides the loss, in fp32; None where it counts nothing.
+
+        Returns:
+            The loss without the penalty, detached.
+
+        Raises:
+            DataError: NaN or infinity, or a loss without gradient; nothing has been learned from the batch then.
+        """
+        inputs, targets = to_device(batch, model_device(self.model))
+        with self.around(), autocast(model_device(self.model), self.precision):
+            loss = loss_of(inputs, targets)
+        added = None if penalty is None else penalty()
+        objective = loss if added is None else loss + added
+        self.check(objective, inputs, where)
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+        backward(objective, loss)
+        loss = loss.detach()
+        if self.optimizer is not None:
+            loss = self.agree_(loss, where)
+            self.optimizer.step()
+        self.bar.advance()
+        return loss
+
+    def check(self, objective: Tensor, inputs: Any, where: str) -> None:
+        """Refuse the objective before its backward pass."""
+        check_loss(objective, inputs, where, self.model)
+
+    def agree_(self, loss: Tensor, where: str) -> Tensor:
+        """Give every rank the same gradients, after the backward pass; the loss to report."""
+        average_gradients_(self.trained)
+        return loss
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """All that the optimizer changes."""
+        return [] if self.optimizer is None else [p for g in self.optimizer.param_groups for p in g["params"]]
 
 
 @contextlib.contextmanager
