@@ -201,5 +201,5 @@ def test_every_rank_draws_its_own_dropout_between_stages(monkeypatch: pytest.Mon
 
     first = tuned()
     assert torch.equal(tuned(), first)
-    monkeypatch.setattr(importlib.import_module("prunus.recovery.tune"), "rank", lambda: 1)
+    monkeypatch.setattr(importlib.import_module("prunus.runtime.seeds"), "rank", lambda: 1)
     assert not torch.equal(tuned(), first)
