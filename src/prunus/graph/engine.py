@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,29 +16,9 @@ from prunus.graph.groups import Norm, Selection
 from prunus.graph.labels import Labels, Value, align, owned, varying_dims
 
 Result = Value | list[Value]
-Rule = Callable[["Engine", fx.Node], Result]
 
 UNKNOWN = 101
 """Stands for sizes that depend on data: a prime, so that no view takes it apart."""
-
-RULES: dict[str, Rule] = {}
-ROW_RULES: set[Rule] = set()
-
-
-def rule(*names: str, rows: bool = False) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of the named aten operations (without overload, without trailing underscore).
-
-    `rows` says that the function knows of whole rows; to the others they are locked.
-    """
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
-        if rows:
-            ROW_RULES.add(function)
-        return function
-
-    return register
 
 
 @dataclass(frozen=True)

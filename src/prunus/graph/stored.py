@@ -13,13 +13,7 @@ from torch import Tensor, fx
 
 from prunus.graph.engine import Engine, Lies, Result, module_path, operation
 from prunus.graph.labels import Value, along
-
-SIDES = {
-    "linear": (0, 1), "conv1d": (0, 1), "conv2d": (0, 1), "conv3d": (0, 1), "conv_transpose1d": (0, 1),
-    "conv_transpose2d": (0, 1), "conv_transpose3d": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "matmul": (0, 1),
-    "mm": (0, 1), "bmm": (0, 1), "einsum": (0, 1),
-}  # fmt: skip
-"""Products of two operands, and which arguments those are (of an einsum's operands). Python calls them the same."""
+from prunus.graph.registry import RULES
 
 CASTS = ("to", "_to_copy", "type_as")
 """Their second argument only tells a dtype or a device."""
@@ -48,7 +42,8 @@ def _is_tensor(node: fx.Node) -> bool:
 
 def note_product(engine: Engine, node: fx.Node) -> None:
     """Number the products of an activation with something stored, per stored tensor, in the order of their calls."""
-    sides = SIDES.get(operation(node))
+    found = RULES.get(operation(node))
+    sides = None if found is None else found.sides
     if sides is None:
         return
     operands = node.args[1] if operation(node) == "einsum" else node.args

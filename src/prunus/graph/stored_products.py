@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from prunus.graph.stored import CASTS, SIDES
+from prunus.graph.registry import RULES
+from prunus.graph.stored import CASTS
 
 Places = Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
 """(stored tensor, the how many-th product with something made of it) -> what to do to the activation."""
@@ -77,16 +78,19 @@ class _Watch(TorchFunctionMode):
         args, kwargs = list(args), dict(kwargs or {})
         name = getattr(func, "__name__", "")
         name = {"__matmul__": "matmul", "__rmatmul__": "matmul"}.get(name, name)
-        if name in SIDES:
-            args, kwargs = self._changed(name, args, kwargs)
+        found = RULES.get(name)  # Python calls products the same as the captured graph
+        if found is not None and found.sides is not None:
+            args, kwargs = self._changed(name, found.sides, args, kwargs)
         result = func(*args, **kwargs)
         self._note(name, args, kwargs, result)
         return result
 
-    def _changed(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    def _changed(
+        self, name: str, sides: tuple[int, int], args: list[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
         """The arguments, with the activation's side changed if this is one of the places."""
         first: list[Any] = args
-        keys: list[Any] = list(SIDES[name])
+        keys: list[Any] = list(sides)
         if name == "einsum":
             first = list(args[1]) if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
             if len(first) != 2:
@@ -94,8 +98,7 @@ class _Watch(TorchFunctionMode):
         else:
             words = NAMES.get(name, ("input", "weight"))
             keys = [k if k < len(args) else word for k, word in zip(keys, words, strict=True)]
-        sides = [kwargs.get(k) if isinstance(k, str) else first[k] for k in keys]
-        known = [self.made.get(id(side)) for side in sides]
+        known = [self.made.get(id(kwargs.get(k) if isinstance(k, str) else first[k])) for k in keys]
         if sum(k is None for k in known) != 1:
             return args, kwargs
         names = next(k[1] for k in known if k is not None)

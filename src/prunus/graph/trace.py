@@ -13,12 +13,13 @@ from torch.export.graph_signature import InputKind
 from prunus.errors import TraceError
 from prunus.graph import rules  # noqa: F401 - importing them registers them
 from prunus.graph.capture import capture
-from prunus.graph.engine import ROW_RULES, RULES, Engine, meta_shape, meta_value, operation
+from prunus.graph.engine import Engine, meta_shape, meta_value, operation
 from prunus.graph.free import settle
 from prunus.graph.grouping import Graph, build_graph
 from prunus.graph.labels import Value, along
+from prunus.graph.registry import RULES
+from prunus.graph.rules.creation import create, unknown
 from prunus.graph.rules.elementwise import pointwise
-from prunus.graph.rules.movement import create, unknown
 from prunus.graph.rules.selecting import tie_selections
 from prunus.graph.stored import note_product, note_stored, values_of
 from prunus.runtime.entry import entry
@@ -117,11 +118,12 @@ def _run(engine: Engine, node: fx.Node) -> Any:
     name = operation(node)
     found = RULES.get(name)
     if not isinstance(node.meta.get("val"), Tensor | list | tuple | None):
-        return found(engine, node) if found is create else unknown(engine, node)  # a number, not a tensor
-    if found not in ROW_RULES and not (found is None and _is_pointwise(node)):
+        made = found is not None and found.label is create  # else a number, not a tensor
+        return create(engine, node) if made else unknown(engine, node)
+    if not (_is_pointwise(node) if found is None else found.rows):
         engine.lock_rows([v for n in node.all_input_nodes for v in values_of(engine.values[n])], node)
     if found is not None:
-        return found(engine, node)
+        return found.label(engine, node)
     if _is_pointwise(node):
         return pointwise(engine, node)
     return unknown(engine, node)

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import IntArray, Selection
 from prunus.graph.labels import Value
-
-BoolArray = npt.NDArray[np.bool_]
+from prunus.graph.resizing import BoolArray
 
 
 class Kept:
@@ -38,6 +36,31 @@ class Kept:
             return self.positions
         return self._adopted(np.unique(np.concatenate([r.numpy().ravel() for r in value.rows])))
 
+    def line(self, value: Value, dim: int) -> BoolArray | None:
+        """Which positions along `dim` stay, or None if nothing varies there."""
+        dim %= max(value.ndim, 1)
+        mask = self._alive(value, dim)
+        return None if mask is None else np.asarray(mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim)))
+
+    def count(self, value: Value, dim: int) -> int | None:
+        """Size along `dim` after removal; for dimensions that share planes the kept elements fill a grid."""
+        dim %= max(value.ndim, 1)
+        mask = self._alive(value, dim)
+        if mask is None:
+            return None
+        mask = np.asarray(mask.any(axis=tuple(range(dim + 1, mask.ndim))))
+        return int(mask.sum()) // max(int(mask.any(axis=dim).sum()), 1)
+
+    def _alive(self, value: Value, dim: int) -> Any:
+        """Which elements stay, laid over all dimensions of what bears on `dim`; None if nothing does."""
+        bearing = [p for p in (*value.planes, *value.rows) if p.shape[dim] > 1]
+        result: Any = None
+        stays = self.of(value)
+        for plane in bearing:
+            mask = stays[plane.numpy()]
+            result = mask if result is None else result & mask
+        return result
+
     def _adopted(self, apart: Any) -> BoolArray:
         kept, roots = self.columns.copy(), self.graph.roots
         for positions, rows in self.graph.adopted:
@@ -54,34 +77,6 @@ def presence(value: Value, kept: Kept) -> BoolArray | None:
         mask = stays[plane.numpy()]
         result = mask if result is None else result & mask
     return None if result is None or bool(result.all()) else result
-
-
-def alive(value: Value, dim: int, kept: Kept) -> BoolArray | None:
-    """Which elements stay, laid over all dimensions of the planes and rows that bear on `dim`; None if none does."""
-    bearing = [p for p in (*value.planes, *value.rows) if p.shape[dim] > 1]
-    result: Any = None
-    stays = kept.of(value)
-    for plane in bearing:
-        mask = stays[plane.numpy()]
-        result = mask if result is None else result & mask
-    return result
-
-
-def line(value: Value, dim: int, kept: Kept) -> BoolArray | None:
-    """Which positions along `dim` stay, or None if nothing varies there."""
-    dim %= max(value.ndim, 1)
-    mask = alive(value, dim, kept)
-    return None if mask is None else np.asarray(mask.any(axis=tuple(d for d in range(mask.ndim) if d != dim)))
-
-
-def count(value: Value, dim: int, kept: Kept) -> int | None:
-    """Size along `dim` after removal; for dimensions that share planes the kept elements fill a grid."""
-    dim %= max(value.ndim, 1)
-    mask = alive(value, dim, kept)
-    if mask is None:
-        return None
-    mask = np.asarray(mask.any(axis=tuple(range(dim + 1, mask.ndim))))
-    return int(mask.sum()) // max(int(mask.any(axis=dim).sum()), 1)
 
 
 def renumbered(selection: Selection, stays: BoolArray) -> IntArray | None:

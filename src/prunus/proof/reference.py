@@ -15,20 +15,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunus.errors import SurgeryError
-from prunus.graph.engine import RULES, module_path, operation, source_line
+from prunus.graph.engine import module_path, operation, source_line
 from prunus.graph.grouping import Graph
-from prunus.plan.kept import BoolArray, Kept, presence
+from prunus.graph.registry import RULES
+from prunus.graph.resizing import BoolArray
+from prunus.plan.kept import Kept, presence
 from prunus.plan.plan import Plan
 from prunus.proof.keptstatistics import STATISTICS
 from prunus.proof.masked import kept_outputs, kept_part, outputs_known
-
-SEES_NO_ZEROS = (
-    "linear", "addmm", "matmul", "bmm", "mm", "baddbmm", "einsum", "outer", "ger", "scaled_dot_product_attention",
-    "sum", "norm", "linalg_vector_norm", "batch_norm", "instance_norm", "cudnn_batch_norm", "embedding", "prelu",
-)  # fmt: skip
-"""Operations whose result is the same if there are more zeros where units were; convolutions and pooling besides."""
-SETTLED = ("movement", "elementwise")
-"""Files of rules for operations that compute every element from those at its place, or move it."""
 
 
 class MaskedGraph(fx.Interpreter):
@@ -66,9 +60,8 @@ class MaskedGraph(fx.Interpreter):
         """Refuse an operation that meets elements that go, and may count them."""
         gone = [m for n in node.all_input_nodes for m in self.masks.get(n.name, []) if m is not None]
         name = operation(node)
-        family = getattr(RULES.get(name), "__module__", "elementwise").rpartition(".")[2]
-        known = name in SEES_NO_ZEROS or name.startswith("conv") or "_pool" in name or family in SETTLED
-        if not gone or known or name in STATISTICS or name.startswith("upsample"):
+        element_wise = name not in RULES  # or its units would have stayed
+        if not gone or element_wise or RULES[name].ignores_zeros or name in STATISTICS:
             return
         if sum(_varying(m) for m in self.masks[node.name][:1]) >= max(_varying(m) for m in gone):
             return  # along other dimensions than the units'

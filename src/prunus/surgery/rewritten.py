@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from prunus.errors import DataError
 from prunus.graph.engine import operation
+from prunus.graph.registry import RULES
 
-TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "instance_norm": 5, "alpha_dropout": 2, "feature_dropout": 2}
 Sizes = tuple[tuple[int | None, ...] | None, ...]
 """Of every flattened input: its sizes, None where they are free; None for what is no tensor."""
 
@@ -99,7 +99,8 @@ class RewrittenModel(fx.GraphModule):
 def _write_mode_(module: fx.GraphModule, mode: bool, norms_only: bool) -> None:
     changed = False
     for node in module.graph.nodes:
-        index = TRAINING_ARGUMENT.get(operation(node)) if node.op == "call_function" else None
+        found = RULES.get(operation(node)) if node.op == "call_function" else None
+        index = None if found is None else found.training
         if index is not None and len(node.args) > index and node.args[index] != mode:
             norm = operation(node).endswith("_norm")
             if (norm and node.args[3] is None) or (norms_only and not norm):

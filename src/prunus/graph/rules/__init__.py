@@ -2,10 +2,13 @@
 
 from prunus.graph.rules import (
     contraction,
+    creation,
     elementwise,
     indexing,
+    joining,
     movement,
     normalisation,
+    pieces,
     products,
     reduction,
     repeating,
@@ -15,10 +18,13 @@ from prunus.graph.rules import (
 
 __all__ = [
     "contraction",
+    "creation",
     "elementwise",
     "indexing",
+    "joining",
     "movement",
     "normalisation",
+    "pieces",
     "products",
     "reduction",
     "repeating",

@@ -8,20 +8,23 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from prunus.graph.engine import Call, Engine, Result, argument, meta_shape, module_path, operation, rule
+from prunus.graph.engine import Call, Engine, Result, argument, meta_shape, module_path, operation
 from prunus.graph.labels import Value, along, varying_dims
+from prunus.graph.registry import rule
+from prunus.graph.resizing import Resizing
 from prunus.graph.rules.selecting import CHOSEN, selected_by
 from prunus.graph.stored import lay_elements, lay_rows, matching, weight_of
+from prunus.graph.zeros import written
 
 
-@rule("linear", rows=True)
+@rule("linear", rows=True, zeros=written, ignores_zeros=True, sides=(0, 1))
 def linear(engine: Engine, node: fx.Node) -> Result:
     """y = x W^T + b, contracting the last dimension of x with W's second."""
     source, weight = engine.value(node.args[0]), weight_of(engine, node, engine.value(node.args[1]))
     return product_with_weight(engine, node, source, weight, 1, argument(node, 2, "bias", None))
 
 
-@rule("addmm", rows=True)
+@rule("addmm", rows=True, zeros=written, ignores_zeros=True, sides=(1, 2))
 def addmm(engine: Engine, node: fx.Node) -> Result:
     """bias + x W with a stored W [I, O], as GPT-2's `Conv1D` computes; other sums of products have no rule."""
     bias, source, weight = (engine.value(n) for n in node.args[:3])
@@ -74,7 +77,20 @@ def _read_rows(engine: Engine, rows: Sequence[Tensor], weight: Value, axis: int,
     return found
 
 
-@rule("conv1d", "conv2d", "conv3d", rows=True)
+def _one_group_each(call: Resizing) -> None:
+    """`(input, weight, bias, stride, padding, dilation, groups)`: a depthwise convolution has as many as channels."""
+    if len(call.arguments) <= 6 or call.before is None:
+        return
+    weight = call.values[call.node.args[1]]  # type: ignore[index]
+    channel = call.before.ndim - (weight.ndim - 1)  # type: ignore[union-attr]
+    if int(call.arguments[6]) == call.before.shape[channel] > 1:
+        call.arguments[6] = call.count(call.before, channel) or call.arguments[6]
+
+
+@rule(
+    "conv1d", "conv2d", "conv3d",
+    rows=True, rewrite=_one_group_each, zeros=written, ignores_zeros=True, sides=(0, 1),
+)  # fmt: skip
 def convolution(engine: Engine, node: fx.Node) -> Result:
     """Convolution, plain, depthwise or grouped; weight [O, I/groups, ...]."""
     shape = meta_shape(node.meta["val"])
@@ -85,7 +101,10 @@ def convolution(engine: Engine, node: fx.Node) -> Result:
     return _convolve(engine, node, weight, groups, outputs, 1, math.prod(shape[-spatial:]))
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", rows=True)
+@rule(
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    rows=True, rewrite=_one_group_each, zeros=written, ignores_zeros=True, sides=(0, 1),
+)  # fmt: skip
 def transposed_convolution(engine: Engine, node: fx.Node) -> Result:
     """Transposed convolution, plain, depthwise or grouped; weight [I, O/groups, ...]."""
     source, weight = engine.value(node.args[0]), weight_of(engine, node, engine.value(node.args[1]))
@@ -298,7 +317,7 @@ def index_select(engine: Engine, node: fx.Node) -> Result:
     return Value(shape, [*planes, along(outputs, dim, len(shape))])
 
 
-@rule("embedding")
+@rule("embedding", ignores_zeros=True)
 def embedding(engine: Engine, node: fx.Node) -> Result:
     """Rows looked up by index stay; the embedding width is labelled by the table's columns."""
     table = engine.value(node.args[0])

@@ -6,17 +6,27 @@ from typing import Any
 
 from torch import fx
 
-from prunus.graph.engine import Engine, Result, argument, meta_shape, meta_value, operation, rule
+from prunus.graph.engine import Engine, Result, argument, meta_shape, meta_value, operation
 from prunus.graph.labels import Value
+from prunus.graph.registry import rule
+from prunus.graph.zeros import factors, powered, spread, stay, terms
 
 
-# torch leaves these, or their in-place forms, without its `pointwise` tag
 @rule(
-    "hardswish", "log_sigmoid", "masked_fill", "relu6", "mish", "gelu", "rrelu", "threshold", "abs", "absolute",
-    "negative", "true_divide", "divide", "floor_divide", "multiply", "subtract", "rsub", "greater", "greater_equal",
-    "less", "less_equal", "not_equal", "eq", "ne", "ge", "gt", "le", "lt", "copysign", "special_expit", "special_erf",
-    "xlogy", "atan2", "fill", "zero", "where", "__and__", "__or__", "__xor__", "fake_quantize_per_tensor_affine",
-    rows=True,
+    "neg", "negative", "relu", "gelu", "silu", "tanh", "abs", "absolute", "square", "sqrt", "sign", "relu6",
+    "leaky_relu", "elu", "selu", "celu", "mish", "hardswish", "softshrink", "hardshrink", "erf", "sin",
+    "sinh", "asinh", "atan", "expm1", "log1p", "ceil", "floor", "round",
+    rows=True, zeros=stay, ignores_zeros=True,
+)  # fmt: skip
+@rule("pow", rows=True, zeros=powered, ignores_zeros=True)
+@rule("mul", "multiply", rows=True, zeros=factors, ignores_zeros=True)
+@rule("div", "divide", "true_divide", rows=True, zeros=spread, ignores_zeros=True)
+@rule("add", "sub", "subtract", rows=True, zeros=terms, ignores_zeros=True)
+@rule(  # torch leaves these, or their in-place forms, without its `pointwise` tag
+    "log_sigmoid", "masked_fill", "rrelu", "threshold", "floor_divide", "rsub", "greater", "greater_equal", "less",
+    "less_equal", "not_equal", "eq", "ne", "ge", "gt", "le", "lt", "copysign", "special_expit", "special_erf", "xlogy",
+    "atan2", "fill", "zero", "where", "__and__", "__or__", "__xor__", "fake_quantize_per_tensor_affine",
+    rows=True, ignores_zeros=True,
 )  # fmt: skip
 def pointwise(engine: Engine, node: fx.Node) -> Result:
     """Unite the operands' planes with broadcasting (every operation that torch tags `pointwise`)."""
@@ -25,10 +35,11 @@ def pointwise(engine: Engine, node: fx.Node) -> Result:
     return engine.combine([o for o in operands if o.shape], shape, node)
 
 
+@rule("alias", "clone", "contiguous", "detach", "to", "_to_copy", "type_as", rows=True, zeros=stay, ignores_zeros=True)
+@rule("dropout", "alpha_dropout", "feature_dropout", rows=True, zeros=stay, ignores_zeros=True, training=2)
 @rule(
-    "alias", "clone", "contiguous", "detach", "detach_copy", "dropout", "alpha_dropout", "feature_dropout",
-    "to", "_to_copy", "lift_fresh_copy", "type_as", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like",
-    "randn_like", "native_dropout", "_assert_tensor_metadata", "view_as_real_copy", rows=True,
+    "detach_copy", "lift_fresh_copy", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
+    "native_dropout", "_assert_tensor_metadata", "view_as_real_copy", rows=True, ignores_zeros=True,
 )  # fmt: skip
 def same(engine: Engine, node: fx.Node) -> Result:
     """The output has the first operand's labels."""
@@ -43,7 +54,7 @@ def same(engine: Engine, node: fx.Node) -> Result:
 
 @rule(
     "softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "argsort",
-    rows=True,
+    rows=True, ignores_zeros=True,
 )  # fmt: skip
 def along_dimension(engine: Engine, node: fx.Node) -> Result:
     """Element-wise except along one dimension: units there are mixed, so they stay."""
@@ -61,7 +72,7 @@ def along_dimension(engine: Engine, node: fx.Node) -> Result:
 
 @rule("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2", "fft_fftn",
       "fft_ifftn", "fft_rfftn", "fft_irfftn", "_fft_r2c", "_fft_c2c", "_fft_c2r", "fft_fftshift", "fft_ifftshift",
-      rows=True)  # fmt: skip
+      rows=True, ignores_zeros=True)  # fmt: skip
 def transform(engine: Engine, node: fx.Node) -> Result:
     """A Fourier transform mixes positions along its dimensions; units along others pass."""
     source = engine.value(node.args[0])
@@ -78,7 +89,8 @@ def transform(engine: Engine, node: fx.Node) -> Result:
     return Value(meta_shape(node.meta["val"]), planes, rows=rows)
 
 
-@rule("prelu", "_prelu_kernel")
+@rule("prelu", zeros=stay, ignores_zeros=True)
+@rule("_prelu_kernel", ignores_zeros=True)
 def prelu(engine: Engine, node: fx.Node) -> Result:
     """One slope per channel (dimension 1) or one for all."""
     source = engine.value(node.args[0])
@@ -88,7 +100,7 @@ def prelu(engine: Engine, node: fx.Node) -> Result:
     return Value(meta_shape(node.meta["val"]), list(source.planes))
 
 
-@rule("glu")
+@rule("glu", ignores_zeros=True)
 def glu(engine: Engine, node: fx.Node) -> Result:
     """Gated linear unit: the first half along a dimension times the sigmoid of the second."""
     source = engine.value(node.args[0])

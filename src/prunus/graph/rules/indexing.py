@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Result, argument, example_size, meta_shape, operation, rule
+from prunus.graph.engine import Engine, Result, argument, example_size, meta_shape, operation
 from prunus.graph.labels import Value, varying_dims
+from prunus.graph.registry import rule
+from prunus.graph.resizing import Resizing, position_after
 from prunus.graph.rules.selecting import CHOSEN, selected_by
 
 
@@ -153,7 +155,15 @@ def copy(engine: Engine, node: fx.Node) -> Result:
     return engine.combine([place, source] if source.shape else [place], meta_shape(node.meta["val"]), node)
 
 
-@rule("slice_scatter", rows=True)
+def _slice_bounds(call: Resizing) -> None:
+    """`(input, source, dim=0, start=None, end=None, step=1)`."""
+    stays = None if call.before is None else call.line(call.before, int(argument(call.node, 2, "dim", 0)))
+    if stays is not None:
+        bounds = (*call.arguments[3:5], None, None)[:2]
+        call.arguments[3:5] = [position_after(position, stays) for position in bounds]
+
+
+@rule("slice_scatter", rows=True, rewrite=_slice_bounds)
 def slice_scatter(engine: Engine, node: fx.Node) -> Result:
     """A copy with a slice written over."""
     into, source = engine.value(node.args[0]), engine.value(node.args[1])

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Lock, Result, argument, meta_shape, operation, rule, source_line
+from prunus.graph.engine import Engine, Lock, Result, argument, meta_shape, operation, source_line
 from prunus.graph.labels import Value, along
+from prunus.graph.registry import rule
+from prunus.graph.resizing import Resizing
+from prunus.graph.zeros import written
 
 
-@rule("batch_norm", "instance_norm", "cudnn_batch_norm", "native_batch_norm", rows=True)
+@rule("batch_norm", rows=True, zeros=written, ignores_zeros=True, training=5)
+@rule("instance_norm", rows=True, ignores_zeros=True, training=5)
+@rule("cudnn_batch_norm", rows=True, ignores_zeros=True)
+@rule("native_batch_norm", rows=True)
 def per_channel(engine: Engine, node: fx.Node) -> Result:
     """Statistics and affine parameters of one channel each: `(input, weight, bias, running_mean, running_var, ...)`."""
     source = engine.value(node.args[0])
@@ -41,7 +47,16 @@ def group_norm(engine: Engine, node: fx.Node) -> Result:
     return Value(meta_shape(node.meta["val"]), list(source.planes))
 
 
-@rule("layer_norm", "rms_norm", "_fused_rms_norm", "native_layer_norm", rows=True)
+def _normalised_sizes(call: Resizing) -> None:
+    """`(input, normalized_shape, ...)`."""
+    before = call.before
+    if before is not None:
+        axes = len(call.arguments[1])
+        sizes = enumerate(call.arguments[1])
+        call.arguments[1] = [call.count(before, before.ndim - axes + d) or size for d, size in sizes]
+
+
+@rule("layer_norm", "rms_norm", "_fused_rms_norm", "native_layer_norm", rows=True, rewrite=_normalised_sizes)
 def layer_norm(engine: Engine, node: fx.Node) -> Result:
     """`(input, normalized_shape, weight, bias, eps)`: statistics over the last dimensions."""
     source = engine.value(node.args[0])

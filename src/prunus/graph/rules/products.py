@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Result, Summed, argument, meta_shape, operation, rule
+from prunus.graph.engine import Engine, Result, Summed, argument, meta_shape, operation
 from prunus.graph.labels import Value, along, owned, varying_dims
+from prunus.graph.registry import rule
+from prunus.graph.resizing import Resizing
 from prunus.graph.rules.contraction import product_with_weight, record
 from prunus.graph.stored import weight_of
 
@@ -26,7 +28,7 @@ class _Named:
     rows: list[Tensor]
 
 
-@rule("matmul", "bmm", "mm", rows=True)
+@rule("matmul", "bmm", "mm", rows=True, ignores_zeros=True, sides=(0, 1))
 def matmul(engine: Engine, node: fx.Node) -> Result:
     """[..., M, K] x [..., K, N], leading dimensions broadcast."""
     a, b = engine.value(node.args[0]), engine.value(node.args[1])
@@ -39,7 +41,7 @@ def matmul(engine: Engine, node: fx.Node) -> Result:
     return contract(engine, node, [(a, first), (b, second)], batch + "xy", sources=_nodes(node.args[:2]))
 
 
-@rule("baddbmm", rows=True)
+@rule("baddbmm", rows=True, ignores_zeros=True, sides=(1, 2))
 def baddbmm(engine: Engine, node: fx.Node) -> Result:
     """A bias (a mask, positions) plus a batched matrix product."""
     bias, a, b = (engine.value(n) for n in node.args[:3])
@@ -48,13 +50,13 @@ def baddbmm(engine: Engine, node: fx.Node) -> Result:
     return engine.combine([bias, product], product.shape, node)
 
 
-@rule("outer", "ger", rows=True)
+@rule("outer", "ger", rows=True, ignores_zeros=True)
 def outer(engine: Engine, node: fx.Node) -> Result:
     """Every element of one vector times every element of another."""
     return contract(engine, node, [(engine.value(node.args[0]), "x"), (engine.value(node.args[1]), "y")], "xy")
 
 
-@rule("einsum", rows=True)
+@rule("einsum", rows=True, ignores_zeros=True, sides=(0, 1))
 def einsum(engine: Engine, node: fx.Node) -> Result:
     """`torch.einsum` with an explicit result, without ellipsis and repeated letters."""
     equation = str(node.args[0]).replace(" ", "")
@@ -67,7 +69,14 @@ def einsum(engine: Engine, node: fx.Node) -> Result:
     return contract(engine, node, list(zip(operands, parts, strict=True)), right, sources=sources)
 
 
-@rule("scaled_dot_product_attention", rows=True)
+def _dense_scale(call: Resizing) -> None:
+    """Scores are divided by the root of the dense width, which the operation would take from what is left."""
+    if call.before is not None:
+        scale = call.copy.kwargs.get("scale") or call.before.shape[-1] ** -0.5
+        call.copy.kwargs = {**call.copy.kwargs, "scale": scale}
+
+
+@rule("scaled_dot_product_attention", rows=True, rewrite=_dense_scale, ignores_zeros=True)
 def attention(engine: Engine, node: fx.Node) -> Result:
     """softmax(q k^T + mask) v, all [..., heads, tokens, width]; `enable_gqa`: a key head serves several query heads."""
     q, k, v = (engine.value(n) for n in node.args[:3])

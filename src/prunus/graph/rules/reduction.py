@@ -19,19 +19,21 @@ from prunus.graph.engine import (
     meta_shape,
     meta_value,
     operation,
-    rule,
     source_line,
 )
 from prunus.graph.labels import Value, owned, varying_dims
+from prunus.graph.registry import rule
+from prunus.graph.zeros import reduced
 
 STATISTICS = ("mean", "var", "std", "var_mean", "std_mean", "nanmean")
 SUMS = ("sum", "nansum", "count_nonzero", "any")
 NORMS = ("norm", "linalg_vector_norm")
 
 
-@rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm",
-      "prod", "any", "all", "argmax", "argmin", "logsumexp", "median", "topk", "nansum", "nanmean", "count_nonzero",
-      rows=True)  # fmt: skip
+@rule("mean", "amax", "amin", rows=True, zeros=reduced)
+@rule("sum", "norm", "linalg_vector_norm", rows=True, zeros=reduced, ignores_zeros=True)
+@rule("max", "min", "var", "std", "var_mean", "std_mean", "prod", "any", "all", "argmax", "argmin", "logsumexp",
+      "median", "topk", "nansum", "nanmean", "count_nonzero", rows=True)  # fmt: skip
 def reduce(engine: Engine, node: fx.Node) -> Result:
     """A reduction over `dim` (all dimensions if absent)."""
     if len(node.all_input_nodes) > 1:
@@ -105,19 +107,19 @@ def _dims(node: fx.Node, ndim: int) -> set[int]:
     return {int(d) % ndim for d in (given if isinstance(given, list | tuple) else [given])}
 
 
-POOLING = tuple(
-    f"{kind}{n}d{suffix}"
-    for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool", "fractional_max_pool")
-    for n in (1, 2, 3)
-    for suffix in ("", "_with_indices")
-)
-UPSAMPLING = tuple(f"upsample_{m}" for m in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d",
-    "bicubic2d", "trilinear3d", "nearest_exact1d", "nearest_exact2d", "nearest_exact3d"))  # fmt: skip
-SPATIAL = (*UPSAMPLING, "_adaptive_avg_pool2d", "reflection_pad1d", "reflection_pad2d", "replication_pad2d",
-    "_upsample_bilinear2d_aa", "grid_sampler")  # fmt: skip
-
-
-@rule(*POOLING, *SPATIAL)
+@rule(
+    "max_pool1d", "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices",
+    "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "upsample_nearest1d",
+    "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
+    zeros=reduced, ignores_zeros=True,
+)  # fmt: skip
+@rule(
+    "fractional_max_pool2d", "fractional_max_pool3d", "_adaptive_avg_pool2d",
+    "upsample_linear1d", "upsample_bicubic2d", "upsample_trilinear3d",
+    ignores_zeros=True,
+)  # fmt: skip
+@rule("reflection_pad1d", "reflection_pad2d", "replication_pad2d", "_upsample_bilinear2d_aa", "grid_sampler")
 def pool(engine: Engine, node: fx.Node) -> Result:
     """Positions are pooled or resampled, channels (dimension 1) pass through."""
     source = engine.value(node.args[0])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
-from prunus.graph.engine import Engine, Result, argument, meta_shape, operation, rule
+from prunus.graph.engine import Engine, Result, argument, meta_shape, operation
 from prunus.graph.groups import Norm
 from prunus.graph.labels import Value, owned
+from prunus.graph.registry import rule
 
 REMOVE = "make it permanent first (torch.nn.utils.parametrize.remove_parametrizations, or torch.nn.utils.remove_{})"
 

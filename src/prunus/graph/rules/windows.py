@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Result, argument, meta_shape, operation, rule
+from prunus.graph.engine import Engine, Result, argument, meta_shape, operation
 from prunus.graph.labels import Value, varying_dims
+from prunus.graph.registry import rule
 
 
 @rule("max_unpool2d", "max_unpool3d")
