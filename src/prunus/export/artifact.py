@@ -78,6 +78,13 @@ def save(
         ArtifactError: the folder exists and is no artifact, or the disk refuses; nothing has changed then.
         ConfigError: no model, or metrics that are no numbers or texts.
         PlanError: no plan.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8)
+        >>> plan = prunus.Plan.from_kept(prunus.trace(net, x), {"0": range(4)})
+        >>> folder = prunus.save("smaller", prunus.apply_(net, plan, x), plan, metrics={"accuracy": 97.5})
+        >>> sorted(path.name for path in folder.iterdir())
+        ['README.md', 'manifest.json', 'plan.json', 'program.json', 'weights.safetensors']
     """
     check_place(directory)
     check_plan(plan)
@@ -165,6 +172,18 @@ def load(directory: StrPath, factory: Callable[[], nn.Module] | None = None) -> 
     Raises:
         ArtifactError: files are missing, truncated or damaged, or the factory makes another architecture.
         ConfigError: no path, or a factory that makes no model.
+
+    Example:
+        >>> def dense():
+        ...     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> net, x = dense(), torch.randn(2, 8)
+        >>> plan = prunus.Plan.from_kept(prunus.trace(net, x), {"0": range(4)})
+        >>> small = prunus.apply_(net, plan, x).eval()
+        >>> folder = prunus.save("smaller", small, plan)
+        >>> prunus.load(folder, dense)[0]  # of your own class
+        Linear(in_features=8, out_features=4, bias=True)
+        >>> torch.allclose(prunus.load(folder)(x), small(x))  # or without any of your code
+        True
     """
     folder = real_path(directory)
     if factory is not None and (isinstance(factory, nn.Module) or not callable(factory)):
@@ -202,6 +221,12 @@ def load_masks(directory: StrPath) -> dict[str, LayerMask]:
 
     Raises:
         ArtifactError: the artifact is damaged.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8)
+        >>> plan = prunus.Plan.from_kept(prunus.trace(net, x), {"0": range(4)})
+        >>> prunus.load_masks(prunus.save("smaller", prunus.apply_(net, plan, x), plan))
+        {}
     """
     folder = real_path(directory)
     return read_masks(folder / MASKS) if MASKS in read_manifest(folder).sha256 else {}

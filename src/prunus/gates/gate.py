@@ -157,6 +157,16 @@ def attach(
     Raises:
         ConfigError: a locked group, or a reader that is not a module of this model.
         DataError: (in the forward pass) an input whose batch dimension is not the model's.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(32, 8)
+        >>> groups = prunus.trace(net, x).groups()
+        >>> method = prunus.DirichletPruning()
+        >>> with prunus.attach(net, groups, method.posterior) as gates:
+        ...     loss = net(x).square().mean() + gates.penalty(num_data=32)
+        ...     loss.backward()
+        >>> [parameter.grad.shape for parameter in gates.parameters()]
+        [torch.Size([16])]
     """
     check_kind("model", model, nn.Module, "the traced network")
     for group in groups:

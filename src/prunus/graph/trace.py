@@ -53,6 +53,13 @@ def trace(
 
     Raises:
         TraceError: the model cannot be captured, or `strict` and an operation has no rule.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> print(prunus.trace(net, torch.randn(2, 8)).explain())
+        prunable  0: 16 units, read by 2  [0]
+        locked    2: 4 units; is an output of the model (output)  [2]
+        16 of 20 units in 1 of 2 groups can go
     """
     program = capture(
         model, example_inputs, dynamic_batch=dynamic_batch, follow_branches=follow_branches, free_sizes=free_sizes

@@ -132,6 +132,12 @@ def separate_attention_(model: nn.Module) -> nn.Module:
 
     Raises:
         ConfigError: one of them has extra keys and values; the model is as it was.
+
+    Example:
+        >>> layer = prunus.separate_attention_(nn.TransformerEncoderLayer(16, 4, 32, batch_first=True))
+        >>> graph = prunus.trace(layer, torch.randn(2, 5, 16))
+        >>> [(group.name, group.units) for group in graph.groups()]
+        [('self_attn.q', 16), ('self_attn.q.heads', 4), ('self_attn.v', 16), ('linear1', 32)]
     """
     if isinstance(model, nn.MultiheadAttention):
         return SeparateAttention(model)

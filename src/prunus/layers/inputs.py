@@ -21,6 +21,11 @@ class SelectInputs(nn.Module):
 
     Raises:
         ConfigError: fewer than one feature, or no whole number.
+
+    Example:
+        >>> net = nn.Sequential(prunus.SelectInputs(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> [(group.name, group.units) for group in prunus.trace(net, torch.randn(2, 8)).groups()]
+        [('0', 8), ('1', 16)]
     """
 
     index: Tensor

@@ -227,6 +227,13 @@ def separate_recurrence_(model: nn.Module) -> nn.Module:
 
     Raises:
         ConfigError: one of them projects its states or is a plain RNN; the model is as it was.
+
+    Example:
+        >>> lstm, x = nn.LSTM(8, 16, batch_first=True), torch.randn(2, 3, 8)
+        >>> before = lstm(x)[0]
+        >>> lstm = prunus.separate_recurrence_(lstm)  # its hidden units can be pruned now
+        >>> torch.allclose(lstm(x)[0], before, atol=1e-6)
+        True
     """
     if isinstance(model, nn.RNNBase):
         return SeparateRecurrence(model)
@@ -240,6 +247,13 @@ def join_recurrence_(model: nn.Module) -> nn.Module:
 
     Returns:
         The model, changed in place (or the replacement, if it is itself one).
+
+    Example:
+        >>> net = prunus.separate_recurrence_(nn.Sequential(nn.GRU(8, 16, batch_first=True)))
+        >>> prunus.join_recurrence_(net)
+        Sequential(
+          (0): GRU(8, 16, batch_first=True)
+        )
     """
     if isinstance(model, SeparateRecurrence):
         return _joined(model)

@@ -58,6 +58,15 @@ def fit(
     Raises:
         ConfigError: no groups, or no method.
         DataError: NaN or infinity in inputs or loss, naming epoch and step; or no batches.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> loader = [(torch.randn(32, 8), torch.randint(4, (32,)))]
+        >>> groups = prunus.trace(net, torch.randn(2, 8)).groups()
+        >>> method = prunus.DirichletPruning(min_steps=10)
+        >>> scores = prunus.fit(net, groups, method, loader, F.cross_entropy, num_data=32)
+        >>> scores.values["0"].shape, scores.posteriors["0"].interval(0.9)[0].shape
+        (torch.Size([16]), torch.Size([16]))
     """
     check_kind("method", method, Method, "one, such as DirichletPruning()")
     if not groups:

@@ -48,6 +48,13 @@ class Allocation:
             1 for any width. None takes 8, or the largest of 4, 2 and 1 that can meet what is asked where 8 can't: a
             budget at all, a ratio to within two hundredths.
         floor: smallest fraction of a group that stays (at least one unit, one per row).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> graph = prunus.trace(net, torch.randn(2, 8))
+        >>> scores = {group.name: torch.rand(group.units) for group in graph.groups()}
+        >>> prunus.allocate(graph, graph.groups(), scores, pruning_ratio=0.5, allocation=prunus.Allocation("uniform"))
+        {'0': 16, '2': 8}
     """
 
     scope: Scope = "auto"
@@ -96,6 +103,11 @@ def allocate(
     Raises:
         BudgetError: nothing to prune, no budget and no ratio, or one that the floors do not allow.
         ConfigError: scores that are not finite, or none of a group.
+
+    Example:
+        >>> graph = prunus.trace(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8))
+        >>> prunus.allocate(graph, graph.groups(), {"0": torch.rand(16)}, budget=prunus.Budget.parse("macs<=50%"))
+        {'0': 8}
     """
     if budget is not None:
         check_kind("budget", budget, Budget, "Budget.parse('macs<=50%')")
@@ -328,6 +340,11 @@ def select(
     Raises:
         BudgetError: a count that is out of range or no multiple of the group's rows.
         ConfigError: a group without scores.
+
+    Example:
+        >>> graph = prunus.trace(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4)), torch.randn(2, 8))
+        >>> prunus.select(graph.groups(), {"0": torch.tensor([0.1, 3.0, 0.2, 2.0])}, {"0": 2})
+        {'0': (1, 3)}
     """
     kept = {}
     for group in groups:

@@ -37,7 +37,13 @@ class Limit:
 
 @dataclass(frozen=True)
 class Budget:
-    """Bounds that must all hold, such as `macs<=50%, params<=3M`."""
+    """Bounds that must all hold, such as `macs<=50%, params<=3M`.
+
+    Example:
+        >>> budget = prunus.Budget.parse("macs<=50%, params<=3M")
+        >>> [(limit.resource, limit.value, limit.relative) for limit in budget.limits]
+        [('macs', 0.5, True), ('params', 3000000.0, False)]
+    """
 
     limits: tuple[Limit, ...]
     text: str

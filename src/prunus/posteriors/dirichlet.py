@@ -93,7 +93,7 @@ class DirichletPosterior(Posterior):
         >>> q = DirichletPosterior(4, init_concentration=2.0)
         >>> q.rsample(8).shape
         torch.Size([8, 4])
-        >>> [round(float(p), 2) for p in q.probabilities()]
+        >>> [round(p, 2) for p in q.probabilities().tolist()]
         [0.25, 0.25, 0.25, 0.25]
 
     Reference:

@@ -46,6 +46,16 @@ def apply_(model: nn.Module, plan: Plan, example_inputs: Any = None, *, rewrite_
     Raises:
         PlanError: the plan was made for another model.
         SurgeryError: the result cannot be proven; the model is as it was.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8)
+        >>> plan = prunus.Plan.from_kept(prunus.trace(net, x), {"0": [0, 2, 5, 7]})
+        >>> prunus.apply_(net, plan, x)  # what comes back has been compared with the masked network
+        Sequential(
+          (0): Linear(in_features=8, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=4, bias=True)
+        )
     """
     smaller, _ = apply_and_verify_(model, plan, example_inputs, rewrite_graph=rewrite_graph)
     keep_configuration_true_(smaller, plan)

@@ -144,7 +144,11 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
             old ones stay.
 
     Example:
-        >>> prunus.reestimate_batch_norm(result.model, loader, num_batches=64)
+        >>> net, loader = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)), [(torch.randn(32, 8), None)]
+        >>> old = net[1].running_mean.clone()
+        >>> net = prunus.reestimate_batch_norm(net, loader, num_batches=64)
+        >>> torch.equal(net[1].running_mean, old)
+        False
     """
     if num_batches is not None and num_batches < 1:
         raise ConfigError(f"num_batches={num_batches}", "no batch to estimate from", "give at least 1, or None")
@@ -186,9 +190,8 @@ def reestimate_if_better(
         ConfigError, DataError: as `reestimate_batch_norm`. Whatever is raised, the old statistics stay.
 
     Example:
-        >>> def held_out(model):
-        ...     return sum(float(F.cross_entropy(model(x), y, reduction="sum")) for x, y in validation)
-        >>> prunus.reestimate_if_better(result.model, loader, held_out, num_batches=64)
+        >>> net, x, y = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 4)), torch.randn(32, 8) + 3, torch.randn(32, 4)
+        >>> prunus.reestimate_if_better(net, [(x, y)], lambda model: F.mse_loss(model(x), y).item())
         True
     """
 

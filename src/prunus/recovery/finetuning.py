@@ -128,6 +128,16 @@ def finetune(
         ConfigError: settings that don't go together, or a checkpoint of other settings.
         ArtifactError: a checkpoint that is damaged or of another architecture, or cannot be written.
         DataError: NaN or infinity in loss or gradients; the model then has its best weights so far.
+
+    Example:
+        >>> from prunus.data import ArrayDataset, DataSource
+        >>> from prunus.recovery import FinetuneConfig, finetune
+        >>> parts = [ArrayDataset(torch.randn(n, 8), torch.randint(4, (n,))) for n in (64, 32, 32)]
+        >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4))
+        >>> config = FinetuneConfig(epochs=1, batch_size=32, distillation=0.0)
+        >>> recovered = finetune(net, DataSource("noise", *parts, num_classes=4), config, progress=False)
+        >>> len(recovered.history), recovered.model is net  # entry 0 is the model as it came
+        (2, True)
     """
     config = config or FinetuneConfig()
     _check(model, data, config, teacher, checkpoint, resume)

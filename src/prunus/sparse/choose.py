@@ -44,6 +44,16 @@ def condense_where_faster_(
     Raises:
         ConfigError: a mask does not fit its layer, the weight is not zero outside it, or the model has no layers at
             all (an artifact loaded without its class); the model is as it was.
+
+    Example:
+        >>> from prunus.masks.file import LayerMask
+        >>> net, x = nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8)
+        >>> mask = torch.zeros(4, 8, dtype=torch.bool).scatter_(1, net[0].weight.abs().topk(2).indices, True)
+        >>> with torch.no_grad():
+        ...     masked = net[0].weight.mul_(mask)
+        >>> ratios = prunus.condense_where_faster_(net, {"0": LayerMask("weight 2/8", mask)}, x)
+        >>> ratios["0"] > 0  # time condensed / time as it was
+        True
     """
     if not any(takes_pattern(module) for module in model.modules()):
         found_instead = "it has no linear or convolution layers, as an artifact that was loaded without its class"

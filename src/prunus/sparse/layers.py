@@ -235,6 +235,16 @@ def condense_(model: nn.Module, layouts: Mapping[str, Layout], masks: Mapping[st
 
     Raises:
         ConfigError: as `condense`; the model is unchanged.
+
+    Example:
+        >>> from prunus.masks.patterns import Pattern
+        >>> net, x = nn.Sequential(nn.Linear(8, 4)), torch.randn(2, 8)
+        >>> mask = torch.zeros(4, 8, dtype=torch.bool).scatter_(1, net[0].weight.abs().topk(2).indices, True)
+        >>> with torch.no_grad():
+        ...     before = net[0].weight.mul_(mask) @ x[0] + net[0].bias
+        >>> small = prunus.condense_(net, {"0": Pattern.parse("weight 2/8").layout(net[0], "0")}, {"0": mask})
+        >>> small[0].values.shape, torch.allclose(small(x)[0], before, atol=1e-6)
+        (torch.Size([4, 2]), True)
     """
     modules = dict(model.named_modules())
     made = {name: condense(modules[name], layouts[name], mask, name) for name, mask in masks.items()}
@@ -248,7 +258,14 @@ def condense_(model: nn.Module, layouts: Mapping[str, Layout], masks: Mapping[st
 
 @entry()
 def densify_(model: nn.Module) -> nn.Module:
-    """Replace condensed layers by ordinary ones with zeros, for formats that know no condensed layer (ONNX)."""
+    """Replace condensed layers by ordinary ones with zeros, for formats that know no condensed layer (ONNX).
+
+    Example:
+        >>> from prunus.sparse.layers import CondensedLinear
+        >>> layer = CondensedLinear(torch.tensor([[1.0, 2.0]]), torch.tensor([[0, 3]]), inputs=4, bias=None)
+        >>> prunus.densify_(nn.Sequential(layer))[0].weight.tolist()
+        [[1.0, 0.0, 0.0, 2.0]]
+    """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, CondensedLinear | CondensedConv2d):
             path, _, attribute = name.rpartition(".")

@@ -32,6 +32,18 @@ def carry_optimizer(
 
     Raises:
         PlanError: a parameter is not the dense model's, or its state does not fit the plan.
+
+    Example:
+        >>> import copy
+        >>> dense, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8)
+        >>> optimizer = torch.optim.Adam(dense.parameters())
+        >>> dense(x).sum().backward()
+        >>> optimizer.step()
+        >>> plan = prunus.Plan.from_kept(prunus.trace(dense, x), {"0": range(4)})
+        >>> small = prunus.apply_(copy.deepcopy(dense), plan, x)
+        >>> carried = prunus.carry_optimizer(optimizer, dense, small, plan)
+        >>> carried.state[small[0].weight]["exp_avg"].shape
+        torch.Size([4, 8])
     """
     names = {id(p): n for n, p in dense.named_parameters()}
     smaller = dict(pruned.named_parameters())
