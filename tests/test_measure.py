@@ -13,8 +13,9 @@ from torch import nn
 
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.measure.memory import LiveBytes, peak_memory
-from prunus.measure.speed import ModeComparison, Timing, compare, interleaved, warnings_for
+from prunus.measure.speed import ModeComparison, Timing, compare, warnings_for
 from prunus.plan.advice import remedies
+from prunus.runtime.timing import interleaved
 
 # The package may give the name of the module to its function.
 measure = importlib.import_module("prunus.measure.speed")

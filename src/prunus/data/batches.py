@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from prunus.data.losses import IGNORED
 from prunus.errors import DataError
-from prunus.runtime.arguments import as_arguments, signature_of, tensors_in
+from prunus.runtime.arguments import as_arguments, examples_in, signature_of, tensors_in
+from prunus.runtime.precision import dtype_name
 from prunus.runtime.processes import distributed, gathered, summed
 
 LABELS = ("labels", "label", "label_ids", "targets", "target")
@@ -231,18 +232,13 @@ def label_key(batch: Any) -> str | None:
 def structure(value: Any, depth: int = 2) -> str:
     """A value in words, for messages: `a tuple of 2: float32 [8, 3], int64 [8]`."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        return f"{dtype_name(value.dtype)} {list(value.shape)}"
     kind = f"a {type(value).__name__}"
     if not depth or not isinstance(value, Mapping | tuple | list):
         return kind
     if isinstance(value, Mapping):
         return f"{kind} of " + ", ".join(f"{k!r}: {structure(v, depth - 1)}" for k, v in list(value.items())[:6])
     return f"{kind} of {len(value)}: " + ", ".join(structure(v, depth - 1) for v in value[:4])
-
-
-def examples_in(inputs: Any) -> int:
-    """Examples of a batch: the first dimension of its first tensor that has one."""
-    return next((len(t) for t in tensors_in(inputs) if t.dim()), 1)
 
 
 def labels_in(inputs: Any, targets: Any) -> int:

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,11 @@ from prunus.files.manifest import MANIFEST
 from prunus.masks.file import LayerMask
 from prunus.plan.plan import Plan
 from prunus.runtime.processes import checked_by_first
+from prunus.runtime.progress import Say
 
 ARTIFACT, SUMMARY = "artifact", "summary.json"
 NEEDED = ("plan.json", SUMMARY)
 SHOWN = (*NEEDED, "model.onnx", "model_int8.onnx", "figures", "pretrained")
-
-Say = Callable[[str], None]
 
 
 def check_run_folder(out: StrPath) -> None:

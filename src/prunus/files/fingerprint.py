@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunus.runtime.entry import generators_kept
+
 ITEMS = 16
 """Examples of a data set that are read for its digest, evenly spread."""
 
@@ -92,16 +94,11 @@ def _example(source: Any, index: int) -> Any:
 @contextlib.contextmanager
 def _seeded() -> Iterator[None]:
     """One seed for whatever draws globally, and everything as it was afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            random.seed(0)
-            np.random.seed(0)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+    with generators_kept():
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        yield
 
 
 def _shapes(value: Any) -> Any:

@@ -18,7 +18,7 @@ from prunus.errors import ConfigError, DataError
 from prunus.graph.groups import ChannelGroup
 from prunus.graph.stored_products import before_products
 from prunus.posteriors.base import Posterior
-from prunus.runtime.arguments import change_input, tensors_in
+from prunus.runtime.arguments import change_input, examples_in, tensors_in
 from prunus.runtime.entry import one_at_a_time
 from prunus.runtime.fields import check_kind
 
@@ -180,7 +180,7 @@ def attach(
     gates.posteriors.to(device)
     gates.begin(1, device)
     with one_at_a_time(), ExitStack() as hooks:
-        hooks.callback(model.register_forward_pre_hook(_begin_hook(gates, device), with_kwargs=True).remove)
+        hooks.enter_context(model.register_forward_pre_hook(_begin_hook(gates, device), with_kwargs=True))
         sites = _reader_sites(groups) if placement == "reader" else _writer_sites(groups)
         for (module, dim, output), members in sites.items():
             try:
@@ -189,9 +189,9 @@ def attach(
                 raise ConfigError(f"module {module!r}", "the model has none of that name", "trace this model") from None
             site = _Site(gates, module, dim, members)
             if output:
-                hooks.callback(target.register_forward_hook(site.after).remove)
+                hooks.enter_context(target.register_forward_hook(site.after))
             else:
-                hooks.callback(target.register_forward_pre_hook(site.before, with_kwargs=True).remove)
+                hooks.enter_context(target.register_forward_pre_hook(site.before, with_kwargs=True))
         hooks.enter_context(before_products(model, _product_sites(gates, groups) if placement == "reader" else {}))
         yield gates
 
@@ -263,20 +263,10 @@ def _is_frozen_convolution(module: nn.Module) -> bool:
     return type(module) in kinds and not module.weight.requires_grad and not module._forward_hooks  # type: ignore[union-attr]
 
 
-def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The first dimension of a call's first tensor that has one; 1 without any."""
-    first = _first_tensor(args, kwargs)
-    return 1 if first is None else first.shape[0]
-
-
-def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    return next((t for t in tensors_in((args, kwargs)) if t.dim()), None)
-
-
 def _begin_hook(gates: GateSet, device: torch.device) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first = _first_tensor(args, kwargs)
-        gates.begin(batch_size(args, kwargs), device if first is None else first.device)
+        first = next((t for t in tensors_in((args, kwargs)) if t.dim()), None)
+        gates.begin(examples_in((args, kwargs)), device if first is None else first.device)
 
     return hook
 

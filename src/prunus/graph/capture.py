@@ -188,11 +188,8 @@ def _plain_outputs(model: nn.Module, result: Any) -> Iterator[None]:
     if is_plain(result):
         yield
         return
-    handle = model.register_forward_hook(lambda _, inputs, outputs: plain(outputs))
-    try:
+    with model.register_forward_hook(lambda _, inputs, outputs: plain(outputs)):
         yield
-    finally:
-        handle.remove()
 
 
 def _advice(error: Exception, followed: bool) -> str:

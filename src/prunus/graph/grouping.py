@@ -21,6 +21,7 @@ from prunus.graph.rows import equal_rows, filled_rows, tie_groups, tie_unlike_sl
 from prunus.graph.summed import sites_of
 from prunus.graph.unlisted import Unlisted, unlisted_layers
 from prunus.graph.writers import judged_by, with_computed
+from prunus.runtime.precision import dtype_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +165,7 @@ def _input(keys: Any, value: Tensor) -> ExampleInput:
     whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
     known = whole and value.numel() > 0 and value.device.type != "meta"
     low, high = (int(value.min()), int(value.max())) if known else (None, None)
-    return ExampleInput(tuple(value.shape), str(value.dtype).removeprefix("torch."), path, low, high)
+    return ExampleInput(tuple(value.shape), dtype_name(value.dtype), path, low, high)
 
 
 TensorPlane = tuple[str, IntArray]

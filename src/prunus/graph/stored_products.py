@@ -47,12 +47,10 @@ def before_products(model: nn.Module, places: Places) -> Iterator[None]:
     def leave(*_: Any) -> None:
         running.pop().__exit__(None, None, None)
 
-    handles = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)]
     try:
-        yield
+        with model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True):
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
         while running:  # what interrupted the pass was no Exception
             leave()
 

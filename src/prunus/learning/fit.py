@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.data.batches import Loader, as_batches, examples_in, forward
+from prunus.data.batches import Loader, as_batches, forward
 from prunus.data.losses import mean_of, sum_of
 from prunus.errors import ConfigError, DataError
 from prunus.gates.frozen import frozen
@@ -18,6 +18,7 @@ from prunus.gates.gate import GateSet, attach, recompute_products
 from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Scores
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
+from prunus.runtime.arguments import examples_in
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed, check_kind
 from prunus.runtime.modes import eval_mode, modes_kept

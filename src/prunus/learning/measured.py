@@ -26,6 +26,7 @@ from prunus.plan.allocation import select
 from prunus.runtime.precision import ROUNDING, Precision, autocast, deciding, full_precision, to_device, widened
 from prunus.runtime.processes import distributed, model_device, summed
 from prunus.runtime.progress import progress_bar
+from prunus.runtime.seeds import seeded
 from prunus.runtime.training import LossFunction, check_loss
 
 Batch = tuple[Any, Any]
@@ -120,8 +121,7 @@ def first_batches(data: Iterable[Any], seed: int, count: int = BATCHES) -> list[
     Raises:
         DataError: there are none.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, alike=True):
         loader = as_batches(data)
         loader.set_epoch(0)
         return list(itertools.islice(loader, count))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -68,16 +68,12 @@ def quantized_inputs(model: nn.Module, inputs: Mapping[str, QuantizedInput]) -> 
         ConfigError: the model has no such layer.
     """
     modules = dict(model.named_modules())
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for name, quantizer in inputs.items():
             if name not in modules:
                 raise ConfigError(f"layer {name!r}", "the model has no layer of that name", "see `prunus analyze`")
-            handles.append(modules[name].register_forward_pre_hook(_hook(quantizer, name), with_kwargs=True))
+            hooks.enter_context(modules[name].register_forward_pre_hook(_hook(quantizer, name), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hook(quantizer: QuantizedInput, name: str) -> Any:

@@ -15,6 +15,7 @@ from prunus.gates import gate
 from prunus.graph.grouping import Graph
 from prunus.masks.filter_masks import MaskedUnits
 from prunus.plan.plan import Plan
+from prunus.runtime.arguments import examples_in
 
 
 def sole_writers(graph: Graph) -> dict[str, str]:
@@ -61,15 +62,12 @@ def gated_filters(
     with gate.attach(model, list(groups.values()), draws=draws) as gates, gate.recompute_products():
 
         def draw(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            examples = gate.batch_size(args, kwargs) if draws == "example" else 1
+            examples = examples_in((args, kwargs)) if draws == "example" else 1
             drawn = {n: m.multipliers(examples) for n, m in masks.items()}
             gates.fix({g.name: drawn[n][:, filters[n].to(drawn[n].device)] for n, g in groups.items()})
 
-        handle = model.register_forward_pre_hook(draw, with_kwargs=True)
-        try:
+        with model.register_forward_pre_hook(draw, with_kwargs=True):
             yield
-        finally:
-            handle.remove()
 
 
 def plan_of_filters(graph: Graph, masks: Mapping[str, Tensor], asked: str = "") -> Plan:

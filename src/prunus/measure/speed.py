@@ -7,8 +7,7 @@ reason, and where MACs fell and time did not, the comparison says so.
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,15 @@ from prunus.errors import ConfigError, PruneError
 from prunus.export.onnx import export_onnx
 from prunus.measure.memory import peak_memory
 from prunus.plan.advice import remedies
-from prunus.runtime.arguments import as_arguments, tensors_in
+from prunus.runtime.arguments import as_arguments, examples_in, tensors_in
 from prunus.runtime.entry import entry
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import to_device
 from prunus.runtime.processes import model_device
+from prunus.runtime.timing import NOTICEABLE, Run, interleaved, waiter
 
 MODES = ("eager", "compiled", "onnx")
-SHORTEST_SAMPLE = 2e-3
-NOTICEABLE = 0.95
 SCATTERED = 0.5
-
-Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -150,8 +146,7 @@ def compare(
     with eval_mode(dense), eval_mode(pruned), torch.no_grad():
         results = tuple(_compare_mode(m, dense, pruned, inputs, repeats, warmup) for m in modes)
         peaks = peak_memory(dense, inputs), peak_memory(pruned, inputs)
-    shapes = [t.shape for t in tensors_in(inputs) if t.dim()]
-    batch_size = shapes[0][0] if shapes else 1
+    batch_size = examples_in(inputs)
     return Comparison(
         modes=results,
         parameters=(_parameters(dense), _parameters(pruned)),
@@ -227,54 +222,9 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}"
 
 
-def interleaved(
-    before: Run, after: Run, repeats: int, warmup: int, wait: Run, clock: Callable[[], float] = time.perf_counter
-) -> tuple[list[float], list[float]]:
-    """Milliseconds per pass of both, `repeats` samples each, taken in turns whose order alternates.
-
-    Args:
-        before: one pass of the dense model.
-        after: one pass of the pruned one.
-        repeats: samples per model.
-        warmup: untimed passes of each.
-        wait: returns when the device is idle.
-        clock: seconds.
-    """
-    for run in (before, after):
-        for _ in range(warmup):
-            run()
-    runs = (before, after)
-    counts = [_passes(run, wait, clock) for run in runs]
-    samples: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats):
-        for which in (0, 1) if repeat % 2 == 0 else (1, 0):
-            samples[which].append(1e3 * _timed(runs[which], counts[which], wait, clock) / counts[which])
-    return samples
-
-
-def _passes(run: Run, wait: Run, clock: Callable[[], float]) -> int:
-    """How many passes make a sample long enough for the clock."""
-    once = max(_timed(run, 1, wait, clock), 1e-7)
-    return max(1, min(1000, round(SHORTEST_SAMPLE / once)))
-
-
-def _timed(run: Run, passes: int, wait: Run, clock: Callable[[], float]) -> float:
-    wait()
-    start = clock()
-    for _ in range(passes):
-        run()
-    wait()
-    return clock() - start
-
-
 def _timing(samples: Sequence[float]) -> Timing:
     low, median, high = np.percentile(samples, [25, 50, 75]).tolist()
     return Timing(median, low, high)
-
-
-def waiter(device: torch.device) -> Run:
-    """A function that returns when the device is idle."""
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
 
 
 def _eager(model: nn.Module, inputs: Any, _: Path, __: bool) -> Run:

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +37,7 @@ from prunus.runtime.copies import copied
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed, check_kind
 from prunus.runtime.processes import accelerator
-
-Say = Callable[[str], None]
+from prunus.runtime.progress import Say
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from prunus.masks.file import LayerMask
 from prunus.masks.filters import check_filters, plan_of_filters, sole_writers
 from prunus.masks.layers import layer_of
 from prunus.masks.patterns import Pattern, takes_pattern
-from prunus.measure.speed import NOTICEABLE, compare
+from prunus.measure.speed import compare
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.plan.plan import Plan, WeightPattern
 from prunus.proof.weightmasks import masks_hold, with_masks
@@ -40,9 +40,9 @@ from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed, check_kind
 from prunus.runtime.precision import to_device
 from prunus.runtime.processes import accelerator
+from prunus.runtime.progress import Say
+from prunus.runtime.timing import NOTICEABLE
 from prunus.sparse.choose import condense_where_faster_
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

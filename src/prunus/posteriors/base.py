@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
+from prunus.runtime.processes import model_device
+from prunus.runtime.seeds import seeded
 
 
 def check_level(level: float) -> None:
@@ -54,9 +56,7 @@ class Posterior(nn.Module, ABC):
         if not 1 <= k <= self.units:
             raise ConfigError("keep_probability", f"k = {k} is not between 1 and {self.units}", "give a kept count")
         hits = torch.zeros(self.units, dtype=torch.float32, device="cpu")
-        on = {p.device for p in self.parameters() if p.device.type == "cuda"}
-        with torch.no_grad(), torch.random.fork_rng(devices=list(on)):
-            torch.manual_seed(seed)
+        with torch.no_grad(), seeded(seed, model_device(self), alike=True):
             for start in range(0, draws, 512):
                 z = self.comparable_draws(min(512, draws - start)).cpu()
                 hits += torch.zeros_like(z).scatter_(1, z.topk(k, dim=1).indices, 1.0).sum(0)

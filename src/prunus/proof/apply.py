@@ -11,11 +11,11 @@ from torch import nn
 from prunus.errors import PruneError, SurgeryError, first_line
 from prunus.plan.plan import Plan
 from prunus.proof.imagesizes import try_another_size_
-from prunus.proof.inputs import examples
 from prunus.proof.judge import Judge, Judgement, judge_for
 from prunus.proof.observation import observe
 from prunus.proof.verification import Verification
 from prunus.proof.weightmasks import masks_first
+from prunus.runtime.arguments import examples_in
 from prunus.runtime.entry import entry
 from prunus.surgery.configuration import keep_configuration_true_
 from prunus.surgery.cut import check_fits, cut_, rescale_queries_
@@ -93,7 +93,7 @@ def apply_and_verify_(
             RuntimeWarning,
             stacklevel=3,
         )
-    sizes = try_another_size_(rewritten, model, plan, min(judge.inputs, key=examples), judge.graph)
+    sizes = try_another_size_(rewritten, model, plan, min(judge.inputs, key=examples_in), judge.graph)
     notes = (f"its own class does not do: {own.problem}", *what_is_lost(model, rewritten), *sizes)
     return rewritten, replace(other.proof, rewritten=True, notes=(*other.proof.notes, *notes))
 

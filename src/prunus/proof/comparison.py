@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunus.runtime.arguments import plain
+from prunus.runtime.precision import dtype_name
 
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Relative differences that rounding may make, by the coarsest format that was computed in."""
@@ -69,7 +70,7 @@ def compare(reference: Sequence[Named], found: Sequence[Named], floor: float) ->
                 return Difference(float("inf"), errors, (), what)
             if not (a.is_floating_point() or a.is_complex()):
                 if not torch.equal(a, b.to(a.dtype)):
-                    return Difference(float("inf"), errors, (), f"{name} ({_words(a)}) has other numbers")
+                    return Difference(float("inf"), errors, (), f"{name} ({dtype_name(a.dtype)}) has other numbers")
                 equal[name] = None
             elif a.numel():
                 errors[name] = max(errors.get(name, 0.0), channel_error(a, b, floor))
@@ -116,10 +117,6 @@ def has_nan(tensors: Named) -> str | None:
     return None
 
 
-def _words(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def describe(name: str, tensor: Tensor) -> str:
     """`output[0]: float32 [2, 10]`."""
-    return f"{name}: {_words(tensor)} {list(tensor.shape)}"
+    return f"{name}: {dtype_name(tensor.dtype)} {list(tensor.shape)}"

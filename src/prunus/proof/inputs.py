@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from prunus.errors import DataError, PlanError
 from prunus.graph.groups import ExampleInput
 from prunus.plan.plan import Plan
+from prunus.runtime.arguments import examples_in
 
 BATCHES = (1, 2, 3)
 MOST = 1 << 28
@@ -42,18 +43,13 @@ def proof_inputs(plan: Plan, example_inputs: Any, model: nn.Module, seed: int = 
 
 def _random_batches(like: Any, generator: torch.Generator, device: torch.device) -> list[Any]:
     """Random inputs of every batch size for which the tensors that have the examples' batch size can be made."""
-    size = examples(like)
+    size = examples_in(like, none=0)
     sizes = BATCHES if size else (size,)
 
     def made(batch: int) -> Any:
         return tree_map_only(Tensor, lambda t: _random(t, size, batch, generator, device), like)
 
     return [made(batch) for batch in sizes]
-
-
-def examples(inputs: Any) -> int:
-    """Batch size of the first tensor that has one, 0 if none has."""
-    return next((t.shape[0] for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.dim()), 0)
 
 
 def _random(value: Tensor, size: int, batch: int, generator: torch.Generator, device: torch.device) -> Tensor:

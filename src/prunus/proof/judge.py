@@ -13,7 +13,7 @@ from prunus.errors import DataError, PruneError, SurgeryError, first_line
 from prunus.graph.grouping import Graph
 from prunus.plan.plan import Plan
 from prunus.proof.comparison import TOLERANCE, compare, describe, has_nan
-from prunus.proof.inputs import examples, proof_inputs
+from prunus.proof.inputs import proof_inputs
 from prunus.proof.masked import units_pass_through
 from prunus.proof.noise import refuse_noise, refuse_undefined
 from prunus.proof.observation import Observed, observe, observe_graph
@@ -25,7 +25,9 @@ from prunus.proof.verification import (
     MASKED_STATISTICS,
     Verification,
 )
+from prunus.runtime.arguments import examples_in
 from prunus.runtime.calling import check_backward
+from prunus.runtime.precision import dtype_name
 from prunus.surgery.rewrite import captured_freely, fixed_batch
 
 LOW = TOLERANCE[torch.float32]
@@ -85,7 +87,7 @@ class Judge:
 
     def only_batches_of(self, size: int) -> None:
         """Leave out batches of other sizes, on which a construction doesn't run, if any of this one remain."""
-        stay = [number for number, batch in enumerate(self.inputs) if examples(batch) == size]
+        stay = [number for number, batch in enumerate(self.inputs) if examples_in(batch, none=0) == size]
         stay = stay or list(range(len(self.inputs)))
         self.inputs = [self.inputs[number] for number in stay]
         for seen in (self.seen, self.doubled):
@@ -160,8 +162,8 @@ class Judge:
             inputs=len(self.inputs),
             exact=self.plan.exact,
             reference=name,
-            precision=str(coarse).removeprefix("torch."),
-            batches=tuple(examples(batch) for batch in self.inputs),
+            precision=dtype_name(coarse),
+            batches=tuple(examples_in(batch, none=0) for batch in self.inputs),
             compared=(*compared, *inner.errors),
             errors=errors,
             unseen=self.unseen,
@@ -188,7 +190,7 @@ def judge_for(model: nn.Module, plan: Plan, example_inputs: Any) -> Judge:
     _check_noise(judge, again)
     tolerance = TOLERANCE.get(again.coarsest, LOW)
     floor = torch.finfo(again.coarsest).eps / tolerance
-    smallest = min(judge.inputs, key=examples)
+    smallest = min(judge.inputs, key=examples_in)
     if not any(t.is_floating_point() or t.is_complex() for t in again.outputs[0].values()):
         judge.layers = True
     weak = weak_readers(model, plan, smallest, tolerance)
@@ -258,7 +260,7 @@ def _third_opinion(judge: Judge) -> None:
         program = judge.captured.program
         only = fixed_batch(program.graph, program.graph_signature.user_inputs)
         if only is not None:
-            judge.inputs = [i for i in judge.inputs if examples(i) == only] or judge.inputs[:1]
+            judge.inputs = [i for i in judge.inputs if examples_in(i, none=0) == only] or judge.inputs[:1]
         judge.seen = judge.observed(judge.inputs)
     except PruneError as refusal:
         judge.graph, judge.without = None, f"{refusal.where}: {refusal.what}"

@@ -35,11 +35,10 @@ def masked(model: nn.Module, plan: Plan, gates: Mapping[int, Tensor] | None = No
                 continue
             module = model.get_submodule(entry.module)
             if entry.output:
-                handle = module.register_forward_hook(_behind(keep, entry.dim))
+                hooks.enter_context(module.register_forward_hook(_behind(keep, entry.dim)))
             else:
                 hook = _before(keep, entry.dim, entry.module)
-                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-            hooks.callback(handle.remove)
+                hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
         hooks.enter_context(before_products(model, {place: _all_masked(m) for place, m in products.items()}))
         yield
 
@@ -85,18 +84,14 @@ def recorded_layers(model: nn.Module, plan: Plan) -> Iterator[dict[str, list[Ten
     a wrong scale of scores, may hardly be seen in a network's output; in the layer behind it is.
     """
     found: dict[str, list[Tensor]] = {}
-    handles = []
     gated = {entry.module for entry in plan.masked if entry.output}
-    for name, module in model.named_modules():
-        if name in gated or not _is_layer(module) or not outputs_known(module):
-            continue
-        keep = kept_outputs(plan, f"{name}.weight", module)
-        handles.append(module.register_forward_hook(_note(found, name, keep)))
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if name in gated or not _is_layer(module) or not outputs_known(module):
+                continue
+            keep = kept_outputs(plan, f"{name}.weight", module)
+            hooks.enter_context(module.register_forward_hook(_note(found, name, keep)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -55,16 +56,15 @@ def _calls(model: nn.Module, inputs: Any) -> list[Call]:
 
         return note
 
-    handles = [m.register_forward_hook(hook(n), with_kwargs=True) for n, m in model.named_modules()]
     args, kwargs = as_arguments(inputs, model)
-    try:
-        with eval_mode(model), torch.no_grad():
-            model(*args, **kwargs)
-    except Exception as error:
-        found.append((first_line(error), [], []))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_hook(hook(name), with_kwargs=True))
+        try:
+            with eval_mode(model), torch.no_grad():
+                model(*args, **kwargs)
+        except Exception as error:
+            found.append((first_line(error), [], []))
     return found
 
 

@@ -73,6 +73,11 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+def examples_in(inputs: Any, none: int = 1) -> int:
+    """Batch size: the first dimension of the first tensor that has one; `none` without any."""
+    return next((t.shape[0] for t in tensors_in(inputs) if t.dim()), none)
+
+
 def change_input(
     module: nn.Module,
     name: str,

@@ -72,6 +72,11 @@ def full_precision() -> Iterator[None]:
             backend.fp32_precision = setting
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _accelerators() -> list[str]:
     found = torch.accelerator.current_accelerator()
     return [] if found is None else [found.type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, Task
     from rich.text import Text
+
+
+Say = Callable[[str], None]
+"""What takes a line of progress."""
 
 
 class Bar:

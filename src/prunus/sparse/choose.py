@@ -16,12 +16,12 @@ from prunus.layers.submodules import replace_submodules_
 from prunus.masks.file import LayerMask
 from prunus.masks.layers import layer_of
 from prunus.masks.patterns import takes_pattern
-from prunus.measure.speed import NOTICEABLE, interleaved, waiter
 from prunus.runtime.arguments import as_arguments, first_tensor
 from prunus.runtime.entry import entry
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import to_device
 from prunus.runtime.processes import model_device
+from prunus.runtime.timing import NOTICEABLE, interleaved, waiter
 from prunus.sparse.layers import condense, has_condensed_form
 
 
@@ -83,8 +83,8 @@ def _first_inputs(model: nn.Module, names: Iterable[str], example_inputs: Any) -
     args, kwargs = as_arguments(example_inputs, model)
     with ExitStack() as hooks:
         for name in names:
-            hooked = layer_of(model, name).register_forward_pre_hook(partial(_keep, seen, name), with_kwargs=True)
-            hooks.callback(hooked.remove)
+            keep = partial(_keep, seen, name)
+            hooks.enter_context(layer_of(model, name).register_forward_pre_hook(keep, with_kwargs=True))
         model(*args, **kwargs)
     return seen
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from prunus.errors import TraceError
@@ -16,7 +15,7 @@ from prunus.graph.grouping import Graph
 from prunus.graph.trace import trace
 from prunus.plan.kept import Kept
 from prunus.plan.plan import Plan
-from prunus.runtime.arguments import tensors_in
+from prunus.runtime.arguments import examples_in, tensors_in
 from prunus.runtime.entry import entry
 from prunus.surgery.cut import cut_
 from prunus.surgery.graphlayers import give_layers_
@@ -73,7 +72,7 @@ def captured_freely(model: nn.Module, plan: Plan, example_inputs: Any) -> Graph:
     if graph is not None:
         return graph
     graph = trace(model, example_inputs, dynamic_batch=True, follow_branches=plan.followed)
-    if _only_batch(graph) == 2 and _examples(example_inputs) == 1:  # doubled for nothing
+    if _only_batch(graph) == 2 and examples_in(example_inputs, none=0) == 1:  # doubled for nothing
         graph = trace(model, example_inputs, follow_branches=plan.followed)
     lost = _lost(graph, plan)
     if lost is not None:
@@ -121,12 +120,6 @@ def fixed_batch(graph: fx.Graph, inputs: Collection[Any] | None = None) -> int |
         if taken and isinstance(value, Tensor) and value.dim():
             return int(value.shape[0]) if is_concrete_int(value.shape[0]) else None
     return None
-
-
-def _examples(example_inputs: Any) -> int:
-    """Batch size of the first tensor that has one."""
-    leaves = torch.utils._pytree.tree_leaves(example_inputs)
-    return next((t.shape[0] for t in leaves if isinstance(t, Tensor) and t.dim()), 0)
 
 
 def _copy_tensors(model: nn.Module, rewritten: nn.Module) -> None:

@@ -22,8 +22,9 @@ from prunus.export.program.operators import GETITEM, NUMBERS, resolve
 from prunus.export.program.regions import DEPTH, REGIONS, arguments_of, checked_settings
 from prunus.export.program.signature import Kind, item_of, number_of, result_of
 from prunus.export.program.structure import from_plain_structure, is_name
-from prunus.export.program.values import dtype_name, from_plain
+from prunus.export.program.values import from_plain
 from prunus.files.decoding import Malformed
+from prunus.runtime.precision import dtype_name
 from prunus.surgery.rewritten import RewrittenModel, Sizes
 
 MOST_NODES = 20_000

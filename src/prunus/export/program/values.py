@@ -21,9 +21,10 @@ import torch
 from torch import fx
 
 from prunus.files.decoding import Malformed
+from prunus.runtime.precision import dtype_name
 
 DTYPES = {
-    str(d).removeprefix("torch."): d
+    dtype_name(d): d
     for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
               torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
               torch.bool)
@@ -46,11 +47,6 @@ DEPTH = 6
 
 class Inexpressible(Exception):
     """What a captured program holds and plain data can't say; its text says what."""
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`float32` for `torch.float32`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def to_plain(value: Any, number_of: Mapping[fx.Node, int]) -> Any:

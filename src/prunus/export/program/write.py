@@ -24,7 +24,8 @@ from prunus.errors import ExportError
 from prunus.export.program.operators import GETITEM, NUMBERS, refusal
 from prunus.export.program.regions import REGIONS, graphs_of
 from prunus.export.program.structure import to_plain_structure
-from prunus.export.program.values import Inexpressible, dtype_name, to_plain
+from prunus.export.program.values import Inexpressible, to_plain
+from prunus.runtime.precision import dtype_name
 from prunus.surgery.rewritten import RewrittenModel
 
 NAMES: dict[Any, str] = {f: n for n, f in NUMBERS.items()}
