@@ -54,7 +54,9 @@ def register_operation(
         ConfigError: an operator that torch does not know, or another word.
 
     Example:
-        >>> prunus.register_operation("mylib::swish_and_scale", like="elementwise")  # doctest: +SKIP
+        >>> torch.library.define("mylib::scaled", "(Tensor x) -> Tensor")
+        >>> torch.library.impl("mylib::scaled", "CompositeExplicitAutograd", lambda x: 2 * x)
+        >>> prunus.register_operation("mylib::scaled", like="elementwise")
     """
     namespace, _, name = operator.partition("::")
     if not name or not hasattr(getattr(torch.ops, namespace), name):

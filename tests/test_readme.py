@@ -1,0 +1,68 @@
+"""The Python code that the documents show runs as it stands, on a small stand-in for the reader's network and data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from typer.testing import CliRunner
+
+import prunus
+from prunus.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ["docs/features.md", "docs/custom-operations.md"]
+
+
+class MyModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(4, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.conv2(F.relu(self.conv1(x)))).mean((2, 3)))
+
+
+def stand_ins() -> dict[str, Any]:
+    """What the documents take from their reader."""
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(16, 4, 6, 6), torch.randint(4, (16,)))
+    shown = {"model": MyModel().eval(), "MyModel": MyModel, "loader": DataLoader(data, 8)}
+    return {**shown, "example_inputs": data.tensors[0][:2], "prunus": prunus, "torch": torch, "F": F}
+
+
+@pytest.fixture
+def operations() -> Any:
+    """The operations of the reader's own, as torch would know them."""
+    library = torch.library.Library("mylib", "FRAGMENT")
+    library.define("swish_and_scale(Tensor x) -> Tensor")
+    library.define("as_image(Tensor x, int channels) -> Tensor")
+    yield
+    library._destroy()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operations: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    names = stand_ins()
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{document}, block {number}", "exec"), names)
+    assert blocks
+
+
+def test_commands_of_the_readme_have_the_options_they_show() -> None:
+    commands = re.findall(r"^prunus +(\w+) (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    for command, arguments in commands:
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}, color=False)
+        assert shown.exit_code == 0
+        assert [o for o in re.findall(r"--[\w-]+", arguments) if o not in shown.output] == []
+    assert commands
