@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from prunus import trace
+from prunus import prune
+from prunus.data.batches import Splits
 from prunus.data.datasets import Batches, DataSource
 from prunus.data.evaluation import evaluate
-from prunus.learning.masks import fit_masks
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from record import Log, mean_std
 
@@ -52,15 +52,16 @@ def run_masks(
             dense = dense_of_seed(seed)
             batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment)
             start = time.perf_counter()
-            found = fit_masks(
-                dense, layers, method, batches, data.loss_fn,
-                graph=trace(dense, data.example_inputs), judge=Batches(data.validation, 500), seed=seed, progress=False,
+            result = prune(
+                dense, data.example_inputs, method=method, target=dict.fromkeys(layers, method.pattern),
+                data=Splits(batches, Batches(data.validation, 500)), loss_fn=data.loss_fn, seed=seed, progress=False,
             )  # fmt: skip
+            found = result.masked
             last = found.history[-1] if found.history else None
             row = {
                 **key,
                 "pattern": method.pattern,
-                "error": 100 - evaluate(found.model, judged).accuracy,
+                "error": 100 - evaluate(result.model, judged).accuracy,
                 "dense_error": 100 - evaluate(dense, judged).accuracy,
                 "confidence": None if last is None else [dict(e.confidence) for e in found.history],
                 "flips": None if last is None else dict(last.flips),

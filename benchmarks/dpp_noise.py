@@ -8,7 +8,6 @@ The validation split decides; the shared checkpoint has seen it in training, so 
 from __future__ import annotations
 
 import argparse
-import copy
 from dataclasses import replace
 
 import torch
@@ -18,10 +17,10 @@ from compare_masks import alike
 from compare_staged import Slices
 from dpp_cifar import layers_of
 from nets import load_checkpoint, resnet20
+from prunus.data.batches import Splits
 from prunus.data.datasets import Batches
 from prunus.data.evaluation import evaluate
 from prunus.data.sources import load_data
-from prunus.learning.masks import fit_masks
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from record import RESULTS, Log
 
@@ -40,7 +39,6 @@ def main() -> None:
     torch.set_num_threads(1)
     data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
     dense = load_checkpoint(resnet20(), args.weights).eval().to(memory_format=torch.channels_last)
-    graph = prunus.trace(dense, data.example_inputs)
     own = DynamicProbabilisticPruning(pattern=args.pattern, lr=5e-4, logit_lr_mult=args.mult)
     methods = {"magnitude": replace(alike(own, 6, 0.5)["magnitude"], logit_lr_mult=10.0)}
     for drawing in args.drawing:
@@ -55,11 +53,13 @@ def main() -> None:
             if runs.has(key):
                 continue
             batches = Slices(Batches(data.train, 128, shuffle=True, seed=seed, augment=data.augment), args.steps)
-            found = fit_masks(
-                copy.deepcopy(dense), layers_of(dense, args.pattern), method, batches, data.loss_fn,
-                graph=graph, judge=Batches(data.validation, 500), seed=seed, progress=False,
+            layers = dict.fromkeys(layers_of(dense, args.pattern), args.pattern)
+            result = prunus.prune(
+                dense, data.example_inputs, method=method, target=layers,
+                data=Splits(batches, Batches(data.validation, 500)), loss_fn=data.loss_fn, seed=seed, progress=False,
             )  # fmt: skip
-            judged = evaluate(found.model, data.validation)
+            found = result.masked
+            judged = evaluate(result.model, data.validation)
             training = [round(e.loss, 3) for e in found.history]
             runs.add({**key, "error": 100 - judged.accuracy, "loss": judged.loss, "training": training,
                       "sampled_loss": found.sampled_loss}, "settings")  # fmt: skip

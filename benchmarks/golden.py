@@ -55,10 +55,12 @@ def api() -> SimpleNamespace:
 
     def masked(model: nn.Module, x: Tensor, layers: list[str], method: Any, data: Any, loss_fn: Any) -> Any:
         """Masks inside weights; of the answer are read what `MASKED` names, and `layouts`."""
-        lib, options = vars(prunus), {"seed": SEED, "progress": False}
-        if "fit_masks" in lib:
-            return lib["fit_masks"](model, layers, method, data, loss_fn, graph=prunus.trace(model, x), **options)
-        return lib["prune"](model, x, method=method, layers=layers, data=data, loss_fn=loss_fn, **options)  # a guess
+        target = dict.fromkeys(layers, method.pattern)
+        done = prunus.prune(
+            model, x, method=method, target=target, data=data, loss_fn=loss_fn, seed=SEED, progress=False
+        )
+        proof = None if done.plan.patterns else done.verification
+        return SimpleNamespace(**vars(done.masked), model=done.model, proof=proof)
 
     def pruned(model: nn.Module, x: Tensor, *, checkpoint: Any = None, **options: Any) -> Any:
         """`prune` with its options as the names of the runs call them."""

@@ -19,7 +19,6 @@ from prunus.data.datasets import ArrayDataset, Batches
 from prunus.data.losses import mean_of, sum_of
 from prunus.errors import ConfigError, DataError
 from prunus.learning.fit import fit
-from prunus.learning.masks import fit_masks
 from prunus.methods.base import Method
 from prunus.methods.criteria import Taylor
 from prunus.methods.dirichlet import DirichletPruning
@@ -212,7 +211,7 @@ def test_every_loop_refuses_alike(case: str) -> None:
     with pytest.raises(DataError):
         fit(model, groups, Taylor(), make(), CE, num_data=12)
     with pytest.raises(DataError):
-        fit_masks(model, ["0"], DynamicProbabilisticPruning("weight 50%", epochs=1), make(), CE)
+        prune(model, X[:2], method=DynamicProbabilisticPruning("weight 50%", epochs=1), data=make(), loss_fn=CE)
     with pytest.raises(DataError):
         reestimate_batch_norm(model, make())
 

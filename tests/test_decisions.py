@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
+from masked import masked
 from prunus.learning.fit import fit
-from prunus.learning.masks import fit_masks, mean_loss
+from prunus.learning.masks import mean_loss
 from prunus.learning.measured import masked_loss, measured_scores
-from prunus.methods.base import Method, PosteriorMethod, StagedMethod
+from prunus.methods.base import MaskMethod, Method, PosteriorMethod, StagedMethod
 from prunus.methods.criteria import Taylor
 from prunus.methods.registry import METHODS, resolve
 from prunus.plan.allocation import Allocation
@@ -65,6 +66,10 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(16, 2, 6, 6, generator=generator), torch.arange(16) % 3) for _ in range(3)]
 
 
+UNITS = [n for n, kind in METHODS.items() if n != "bn_scale" and not issubclass(kind, MaskMethod)]
+"""Methods of units; `bn_scale` wants a batch norm in every group."""
+
+
 def quick(name: str) -> Method:
     settings: dict[str, Any] = {}
     if issubclass(METHODS[name], PosteriorMethod):
@@ -79,7 +84,7 @@ def pin(monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
         monkeypatch.setattr(importlib.import_module(f"prunus.{module}"), "bf16_helps", lambda _: helps)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n != "bn_scale"])  # it wants a batch norm in every group
+@pytest.mark.parametrize("name", UNITS)
 def test_a_plan_is_the_same_on_every_processor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"method": quick(name), "data": batches(), "loss_fn": F.cross_entropy, "progress": False}
     settings["target"] = "macs<=50%"
@@ -183,8 +188,8 @@ def test_weights_between_stages_and_masks_are_learned_in_fp32(monkeypatch: pytes
         model = net()
         tune_(model, list(model.parameters()), batches(), F.cross_entropy, epochs=1, lr=1e-3)
         method = prunus.DynamicProbabilisticPruning(pattern="4:8", epochs=1, tune_epochs=0)
-        masked = fit_masks(net(), ["6"], method, batches(), F.cross_entropy, progress=False)
-        return [*model.parameters(), masked.logits["6"], *masked.model.parameters()]
+        found = masked(net(), ["6"], method, batches(), F.cross_entropy)
+        return [*model.parameters(), found.logits["6"], *found.model.parameters()]
 
     pin(monkeypatch, False)
     plain = learned()

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
+from masked import masked
 from prunus.errors import ConfigError
-from prunus.learning.masks import fit_masks
 from prunus.masks.filter_masks import MaskedUnits
 from prunus.masks.filters import gated_filters, plan_of_filters
 from prunus.masks.layers import attach, layer_of
@@ -174,13 +174,12 @@ def test_with_curvature_masks_part_and_without_they_come_to_a_tie() -> None:
     model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Tanh(), nn.Linear(8, 2))
     with torch.no_grad():
         layer_of(model, "0").weight.copy_(torch.eye(8))
-    graph = prunus.trace(model, x[:2])
     whole = DPP(pattern="filter 100%", epochs=0, tune_epochs=10, lr=5e-3)
-    trained = fit_masks(model, ["0"], whole, batches, F.cross_entropy, graph=graph, progress=False).model
+    trained = masked(model, ["0"], whole, batches, F.cross_entropy).model
     margins = {}
     for curvature in (True, False):
         method = DPP(pattern="filter 50%", epochs=15, tune_epochs=0, lr=5e-3, curvature=curvature)
-        found = fit_masks(trained, ["0"], method, batches, F.cross_entropy, graph=graph, progress=False)
+        found = masked(trained, ["0"], method, batches, F.cross_entropy)
         ranked = found.logits["0"][0].sort(descending=True).values
         margins[curvature] = float(ranked[3] - ranked[4])
         if curvature:  # a tie may end either way on another processor
@@ -191,9 +190,8 @@ def test_with_curvature_masks_part_and_without_they_come_to_a_tie() -> None:
 
 def test_useful_filters_are_found_however_small_their_weights() -> None:
     model, batches = useful()
-    graph = prunus.trace(model, batches[0][0])
     method = DPP(pattern="filter 50%", epochs=40, tune_epochs=2, lr=5e-3, prior=0.0, noise_scale=(1.0, 0.1))
-    found = fit_masks(model, ["0"], method, batches, F.cross_entropy, graph=graph, progress=False)
+    found = masked(model, ["0"], method, batches, F.cross_entropy)
     assert found.masks["0"].tolist() == [[True, False, True, False, True, False, True, False]]
     assert layer_of(found.model, "0").weight.shape[0] == 4
     assert found.history[-1].confidence["0"] > found.history[0].confidence["0"]
@@ -204,8 +202,7 @@ def test_what_comes_back_is_smaller_and_plain(bits: int | None) -> None:
     model = network(nn.Conv2d(4, 8, 3))
     before = copy.deepcopy(model.state_dict())
     method = replace(FILTERS, bits=bits, activation_bits=bits, best_of=2)  # type: ignore[arg-type]
-    found = fit_masks(model, ["0", "3"], method, [(X, Y)] * 3, F.cross_entropy, graph=prunus.trace(model, X),
-                      progress=False)  # fmt: skip
+    found = masked(model, ["0", "3"], method, [(X, Y)] * 3, F.cross_entropy)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert list(found.model.state_dict()) == list(before)
     assert layer_of(found.model, "3").weight.shape == (3, 4, 3, 3)
@@ -216,13 +213,13 @@ def test_what_comes_back_is_smaller_and_plain(bits: int | None) -> None:
     assert torch.allclose(grid, grid.round(), atol=1e-3) == (bits is not None)
 
 
-def test_filters_without_the_analysed_model_or_shared_ones_are_refused_before_training() -> None:
+def test_shared_filters_are_refused_before_training() -> None:
     model = network(nn.Conv2d(4, 8, 3))
-    with pytest.raises(ConfigError, match=r"(?s)filter patterns.*prunus\.trace"):
-        fit_masks(model, ["0"], FILTERS, [(X, Y)], F.cross_entropy, progress=False)
     with pytest.raises(ConfigError, match=r"(?s)'7'.*locked or shared"):
-        fit_masks(model, ["7"], replace(FILTERS, pattern="filter 1/3"), [(X, Y)], F.cross_entropy,
-                  graph=prunus.trace(model, X), progress=False)  # fmt: skip
+        masked(model, ["7"], replace(FILTERS, pattern="filter 1/3"), [(X, Y)], F.cross_entropy)
+    with pytest.raises(ConfigError, match="prune twice"):
+        prunus.prune(model, X, method=FILTERS, target={"0": "filter 50%", "3": "2:4"}, data=[(X, Y)],
+                     loss_fn=F.cross_entropy)  # fmt: skip
 
 
 class Sizes(nn.Module):
@@ -241,9 +238,8 @@ class Sizes(nn.Module):
 def test_filters_go_from_rewritten_graphs_too_and_lie_on_grids() -> None:
     """A rewritten graph has layers of its own, so that values can be put on grids there."""
     model, batches = Sizes(), [(X, Y)] * 3
-    graph = prunus.trace(model, X)
     for grids, most in ((FILTERS, 36), (replace(FILTERS, bits=2), 4)):
-        found = fit_masks(model, ["conv"], grids, batches, F.cross_entropy, graph=graph, progress=False)
+        found = masked(model, ["conv"], grids, batches, F.cross_entropy)
         weight = found.model.get_parameter("conv.weight")
         assert weight.shape == (4, 4, 3, 3)
         assert found.model(X).shape == (8, 3)
@@ -262,6 +258,5 @@ class Words(nn.Module):
 
 def test_removal_is_proven_on_the_data_where_random_inputs_would_be_nonsense() -> None:
     model, tokens = Words(), torch.randint(0, 20, (8, 5), generator=torch.Generator().manual_seed(0))
-    found = fit_masks(model, ["inner"], FILTERS, [(tokens, Y)] * 3, F.cross_entropy, graph=prunus.trace(model, tokens),
-                      progress=False)  # fmt: skip
+    found = masked(model, ["inner"], FILTERS, [(tokens, Y)] * 3, F.cross_entropy)
     assert layer_of(found.model, "inner").weight.shape == (16, 16)

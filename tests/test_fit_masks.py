@@ -10,12 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import prunus
+from masked import Masked, masked
 from prunus.errors import ConfigError, DataError
-from prunus.learning.masks import Masked, fit_masks, mean_loss
+from prunus.learning.masks import learn_masks, mean_loss
+from prunus.learning.problem import Problem
 from prunus.masks.layers import MaskedWeight, MaskSet, attach, layer_of
 from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import gumbel, largest, sample
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
+from prunus.plan.request import requested
 
 Batch = tuple[Tensor, Tensor]
 
@@ -37,7 +41,7 @@ def test_a_planted_support_is_found() -> None:
     model, batches, support = planted()
     method = DPP(pattern="weight 3/20", epochs=20, tune_epochs=10, lr=0.01, logit_lr_mult=1, prior=0.0, init_std=0.1,
                  noise_scale=(1.0, 0.1))  # fmt: skip
-    result = fit_masks(model, ["0"], method, batches, F.mse_loss, progress=False)
+    result = masked(model, ["0"], method, batches, F.mse_loss)
     assert torch.equal(result.masks["0"], support)
     assert torch.equal(layer_of(result.model, "0").weight != 0, support)
     assert mean_loss(result.model, batches, F.mse_loss) < 1e-3
@@ -58,7 +62,7 @@ def test_the_mask_of_a_frozen_network_is_found() -> None:
             layer_of(model, "0").bias.zero_()
     before = copy.deepcopy(model)
     method = DPP(pattern="weight 3/20", epochs=8, tune_epochs=2, train_weights=False, prior=0.0, lr=0.01)
-    result = fit_masks(model, ["0"], method, batches, F.mse_loss, progress=False)
+    result = masked(model, ["0"], method, batches, F.mse_loss)
     assert torch.equal(result.masks["0"], support)
     kept = layer_of(result.model, "0").weight[support]
     assert torch.equal(kept, layer_of(before, "0").weight[support])
@@ -79,7 +83,7 @@ QUICK = DPP(pattern="kernel 50%", epochs=2, tune_epochs=1, lr=2e-3)
 
 def quick(method: DPP = QUICK, seed: int = 0) -> Masked:
     model, batches = convolutional()
-    return fit_masks(model, ["3"], method, batches, F.cross_entropy, seed=seed, progress=False)
+    return masked(model, ["3"], method, batches, F.cross_entropy, seed=seed)
 
 
 @pytest.mark.parametrize("pattern", ["weight 25%", "kernel 2/8", "2:4", "tap 3/9", "tile 2 50%"])
@@ -95,9 +99,7 @@ def test_the_constraint_holds_in_the_result(pattern: str) -> None:
 def test_the_given_model_is_untouched_and_the_result_is_a_plain_one() -> None:
     model, batches = convolutional()
     before = copy.deepcopy(model.state_dict())
-    result = fit_masks(
-        model, ["0", "3"], replace(QUICK, pattern="weight 50%"), batches, F.cross_entropy, progress=False
-    )
+    result = masked(model, ["0", "3"], replace(QUICK, pattern="weight 50%"), batches, F.cross_entropy)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert list(result.model.state_dict()) == list(before)
     assert [n for n, _ in result.model.named_parameters()] == [n for n, _ in model.named_parameters()]
@@ -137,9 +139,9 @@ def test_the_masked_weight_has_the_gradients_of_weight_times_mask(pattern: str) 
     wanted_mask = sample(mask.logits, layout.k, gumbel(layout.rows, layout.n, (4, 0)), temperature=0.7, noise_scale=0.5)
     product = layer.weight * layout.on_weight(wanted_mask)
     wanted = torch.autograd.grad((product * probe).sum(), (layer.weight, mask.logits))
-    masked = mask(layer.weight)
-    found = torch.autograd.grad((masked * probe).sum(), (layer.weight, mask.logits))
-    assert torch.equal(masked, product)
+    weight = mask(layer.weight)
+    found = torch.autograd.grad((weight * probe).sum(), (layer.weight, mask.logits))
+    assert torch.equal(weight, product)
     assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(found, wanted, strict=True))
 
 
@@ -161,7 +163,17 @@ def test_a_layer_called_twice_has_one_mask_in_a_step() -> None:
 
     batches = [(torch.randn(8, 6), torch.arange(8) % 2)] * 3
     model = Twice()
-    fit_masks(model, ["inner"], DPP(pattern="weight 50%", epochs=1, tune_epochs=0, prior=0.0), batches, F.cross_entropy)
+    method = DPP(pattern="weight 50%", epochs=1, tune_epochs=0, prior=0.0)
+    problem = Problem(
+        model,
+        batches[0][0],
+        prunus.trace(model, batches[0][0]),
+        requested(None, None, method=method.name, takes=method.targets, optional=True),
+        batches,
+        F.cross_entropy,
+    )
+    model.seen.clear()
+    learn_masks(method, problem, problem.learning(method.name), {"inner": method.pattern})
     seen = model.seen
     assert all(torch.equal(a, b) for a, b in zip(seen[:6:2], seen[1:6:2], strict=True))
     assert not torch.equal(seen[0], seen[2])
@@ -192,10 +204,10 @@ def test_logits_learn_where_a_mask_is_drawn_and_weights_always() -> None:
     learned = []
     for _ in range(6):
         mask.logits.grad = layer.weight.grad = None
-        masked = mask(layer.weight)
-        (masked * torch.arange(24.0).view(3, 8)).sum().backward()
+        weight = mask(layer.weight)
+        (weight * torch.arange(24.0).view(3, 8)).sum().backward()
         learned.append(mask.logits.grad is not None)
-        assert torch.equal(layer.weight.grad != 0, (masked != 0) & (torch.arange(24).view(3, 8) > 0))
+        assert torch.equal(layer.weight.grad != 0, (weight != 0) & (torch.arange(24).view(3, 8) > 0))
     assert learned == [True, False, False, True, False, False]
 
 
@@ -232,7 +244,7 @@ def test_the_best_of_some_draws_is_no_worse_than_the_mode() -> None:
 def test_without_drawing_the_masks_are_those_of_the_magnitudes() -> None:
     model, batches = convolutional()
     method = replace(QUICK, pattern="weight 25%", epochs=0, init_std=0.0, prior=1.0)
-    result = fit_masks(model, ["3"], method, batches, F.cross_entropy, progress=False)
+    result = masked(model, ["3"], method, batches, F.cross_entropy)
     assert torch.equal(result.masks["3"], largest(layer_of(model, "3").weight.detach().abs().flatten(1), 18))
     assert result.history == ()
 
@@ -249,23 +261,23 @@ def test_frozen_weights_are_not_tuned_and_their_statistics_are_estimated() -> No
 def test_what_does_not_fit_is_refused_before_training() -> None:
     model, batches = convolutional()
     with pytest.raises(ConfigError, match=r"(?s)'0'.*no multiple of 4"):
-        fit_masks(model, ["3", "0"], replace(QUICK, pattern="2:4"), batches, F.cross_entropy)
+        masked(model, ["3", "0"], replace(QUICK, pattern="2:4"), batches, F.cross_entropy)
     with pytest.raises(ConfigError, match="no layer of that name"):
-        fit_masks(model, ["33"], QUICK, batches, F.cross_entropy)
+        masked(model, ["33"], QUICK, batches, F.cross_entropy)
     with pytest.raises(ConfigError, match="BatchNorm2d"):
-        fit_masks(model, ["1"], QUICK, batches, F.cross_entropy)
-    with pytest.raises(ConfigError, match="nothing to mask"):
-        fit_masks(model, [], QUICK, batches, F.cross_entropy)
+        masked(model, ["1"], QUICK, batches, F.cross_entropy)
+    with pytest.raises(ConfigError, match="names no group"):
+        masked(model, [], QUICK, batches, F.cross_entropy)
     nn.utils.parametrizations.weight_norm(layer_of(model, "3"))
     with pytest.raises(ConfigError, match="parametrised already"):
-        fit_masks(model, ["3"], QUICK, batches, F.cross_entropy)
+        masked(model, ["3"], QUICK, batches, F.cross_entropy)
 
 
 def test_bad_data_names_the_step() -> None:
     model, batches = convolutional()
     batches[2] = (batches[2][0] * torch.nan, batches[2][1])
     with pytest.raises(DataError, match="epoch 0, step 2"):
-        fit_masks(model, ["3"], QUICK, batches, F.cross_entropy, progress=False)
+        masked(model, ["3"], QUICK, batches, F.cross_entropy)
 
 
 BAD: list[dict[str, object]] = [
@@ -295,7 +307,7 @@ def test_one_epoch_of_drawing_ends_with_the_end_values(monkeypatch: pytest.Monke
     net, batches, _ = planted()
     seen: list[tuple[float, float]] = []
     monkeypatch.setattr(MaskSet, "schedule_", lambda self, *values: seen.append(values))
-    fit_masks(net, ["0"], DPP(pattern="weight 3/20", epochs=1, tune_epochs=1), batches, F.mse_loss, progress=False)
+    masked(net, ["0"], DPP(pattern="weight 3/20", epochs=1, tune_epochs=1), batches, F.mse_loss)
     assert len(seen) == 1 + len(batches)  # once before the first step, not while tuning
     assert seen[0] == (5.0, 0.3)
     assert seen[-1] == pytest.approx((0.5, 0.03))

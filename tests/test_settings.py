@@ -20,7 +20,7 @@ from prunus.plan.allocation import Allocation
 from prunus.recovery.config import FinetuneConfig
 from prunus.runtime.fields import allows
 
-KINDS = [*METHODS.values(), DynamicProbabilisticPruning]
+KINDS = list(METHODS.values())
 
 
 def written(value: Any) -> str:

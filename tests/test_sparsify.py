@@ -18,9 +18,11 @@ from prunus.export.artifact import load, load_masks, read_manifest
 from prunus.masks.file import LayerMask, packed_masks, read_masks
 from prunus.masks.filters import plan_of_filters, sole_writers
 from prunus.masks.layers import layer_of
+from prunus.masks.maskable import maskable_layers
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
-from prunus.pipeline.sparsify import maskable_layers, plan_patterns, sparsify
+from prunus.pipeline.sparsify import sparsify
 from prunus.plan.plan import Plan
+from prunus.proof.weightmasks import plan_patterns
 from prunus.sparse.layers import condense_
 from zoo import ZOO
 
@@ -88,7 +90,7 @@ def test_the_plan_tells_the_patterns_before_anything_is_learned(tmp_path: Path) 
         ("3", 8, 72, 18, 576), ("6", 16, 128, 32, 2048),
     ]  # fmt: skip
     graph = prunus.trace(model, data.example_inputs)
-    other = plan_patterns(graph, model, ["6"], DPP(pattern="2:4"))
+    other = plan_patterns(graph, model, {"6": "2:4"}, DPP())
     assert "3: weight 25%" in plan.diff(other)
     assert "-> 3: dense" in plan.diff(other)
     assert "-> 6: 2:4, 2 of 4" in plan.diff(other)

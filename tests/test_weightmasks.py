@@ -14,12 +14,13 @@ import prunus
 from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.errors import ConfigError, PlanError, SurgeryError
 from prunus.masks.layers import layer_of
+from prunus.masks.maskable import maskable_layers
 from prunus.masks.patterns import Pattern
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
-from prunus.pipeline.sparsify import maskable_layers, plan_patterns, sparsify
+from prunus.pipeline.sparsify import sparsify
 from prunus.plan.plan import Plan
 from prunus.proof.apply import apply_and_verify_
-from prunus.proof.weightmasks import mask_of, masks_hold, with_masks
+from prunus.proof.weightmasks import mask_of, masks_hold, plan_patterns, with_masks
 
 
 def net() -> nn.Sequential:
@@ -41,7 +42,7 @@ def source() -> DataSource:
 
 def planned(text: str, layers: list[str]) -> tuple[Plan, dict[str, torch.Tensor]]:
     model = net()
-    plan = plan_patterns(prunus.trace(model, X), model, layers, DPP(pattern=text))
+    plan = plan_patterns(prunus.trace(model, X), model, dict.fromkeys(layers, text), DPP())
     generator = torch.Generator().manual_seed(3)
     masks = {}
     for p in plan.patterns:
@@ -108,7 +109,7 @@ def test_a_weight_that_two_layers_share_is_refused_and_put_back() -> None:
 
     model, x = shared(), torch.randn(2, 8)
     before = model[0].weight.clone()
-    plan = plan_patterns(prunus.trace(model, x), model, ["2"], DPP(pattern="2:4"))
+    plan = plan_patterns(prunus.trace(model, x), model, {"2": "2:4"}, DPP())
     plan = with_masks(plan, {"2": torch.tensor([[True, True, False, False]]).expand(16, 4)})
     with pytest.raises(SurgeryError, match="put back"):
         prunus.apply_(model, plan, x)

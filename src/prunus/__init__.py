@@ -11,11 +11,11 @@ from prunus.layers.attention import separate_attention_
 from prunus.layers.inputs import SelectInputs
 from prunus.layers.recurrence import join_recurrence_, separate_recurrence_
 from prunus.learning.fit import fit
-from prunus.learning.masks import fit_masks
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline.compress import compress
+from prunus.pipeline.deprecated import fit_masks
 from prunus.pipeline.prune import Result, prune
 from prunus.pipeline.sparsify import sparsify
 from prunus.plan.allocation import Allocation, allocate, select

@@ -1,4 +1,4 @@
-"""What holds for every method in the registry, whatever it is: the next one is tested by being registered."""
+"""What holds for every method of units in the registry, whatever it is: the next one is tested by being registered."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from prunus.errors import ConfigError
 from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Scores
 from prunus.learning.fit import fit
-from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, WeightCriterion
+from prunus.methods.base import GradientCriterion, MaskMethod, Method, PosteriorMethod, WeightCriterion
 from prunus.methods.dirichlet import DirichletPruning
-from prunus.methods.registry import METHODS, resolve
+from prunus.methods.registry import METHODS as ALL
+from prunus.methods.registry import resolve
 from traced import traced
 from zoo import ZOO
 
+METHODS = {name: kind for name, kind in ALL.items() if not issubclass(kind, MaskMethod)}
 SUBJECTS = ["plain_cnn", "residual_option_b", "mobilenet_v2"]
 
 

@@ -19,11 +19,11 @@ import prunus
 from prunus.data.datasets import ArrayDataset, Batches
 from prunus.errors import DataError
 from prunus.learning.fit import fit
-from prunus.learning.masks import fit_masks
 from prunus.methods.criteria import Fisher
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.runtime.processes import accelerator
+from masked import masked
 
 pytestmark = pytest.mark.dist
 
@@ -47,20 +47,17 @@ def learned(rank: int, world: int) -> dict[str, Any]:
     except DataError as error:
         refused = error.where
     method = DynamicProbabilisticPruning(pattern="weight 25%", epochs=1, tune_epochs=1, best_of=2)
-    masked = fit_masks(model, ["0", "3"], method, batches, F.cross_entropy, precision="fp32", progress=False)
+    inside = masked(model, ["0", "3"], method, batches, F.cross_entropy)
     by_filter = replace(method, pattern="filter 50%", prior=0.0, noise_scale=(1.0, 1.0))
-    filters = fit_masks(
-        model, ["0", "3"], by_filter, batches, F.cross_entropy,
-        graph=prunus.trace(model, torch.randn(2, 1, 6, 6)), precision="fp32", progress=False,
-    )  # fmt: skip
+    filters = masked(model, ["0", "3"], by_filter, batches, F.cross_entropy)
     refused_masks = ""
     try:
-        fit_masks(model, ["3"], method, poisoned, F.cross_entropy, progress=False)
+        masked(model, ["3"], method, poisoned, F.cross_entropy)
     except DataError as error:
         refused_masks = error.where
     return {
-        "masks": {n: m.tolist() for n, m in masked.masks.items()},
-        "weights": {n: p.tolist() for n, p in masked.model.named_parameters()},
+        "masks": {n: m.tolist() for n, m in inside.masks.items()},
+        "weights": {n: p.tolist() for n, p in inside.model.named_parameters()},
         "filters": {n: m.tolist() for n, m in filters.masks.items()},
         "fewer_weights": {n: p.tolist() for n, p in filters.model.named_parameters()},
         "refused_masks": refused_masks,

@@ -1,6 +1,6 @@
 """What is learned from: data sets, batches, losses, accuracy."""
 
-from prunus.data.batches import as_batches
+from prunus.data.batches import Splits, as_batches
 from prunus.data.datasets import ArrayDataset, Augment, Batches, DataSource, crop_and_flip, next_tokens, split_indices
 from prunus.data.evaluation import Evaluation, evaluate
 from prunus.data.losses import cross_entropy
@@ -14,6 +14,7 @@ __all__ = [
     "DataRequest",
     "DataSource",
     "Evaluation",
+    "Splits",
     "as_batches",
     "crop_and_flip",
     "cross_entropy",

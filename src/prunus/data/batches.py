@@ -28,6 +28,19 @@ RE_ITERABLE = "it is gone after one pass, and learning takes several"
 
 
 @dataclass(frozen=True)
+class Splits:
+    """Batches to learn from, and others to judge by what was learned.
+
+    Attributes:
+        train: what is learned from, in any form that `as_batches` takes.
+        validation: what drawn masks are compared on, and losses reported; never the test data.
+    """
+
+    train: Iterable[Any]
+    validation: Iterable[Any]
+
+
+@dataclass(frozen=True)
 class Form:
     """What tells inputs from targets.
 

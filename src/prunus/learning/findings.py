@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from prunus.files.stagefile import Stage
+from prunus.masks.activations import QuantizedInput
+from prunus.masks.patterns import Layout
 from prunus.posteriors.base import Posterior
 
 
 class Findings:
-    """What a method found out: `Scores` of units, or `Masks` inside weights."""
+    """What a method found out: `Scores` of units, or `LearnedMasks` inside weights."""
 
     method: str
 
@@ -38,3 +40,53 @@ class Scores(Findings):
     cost_exponent: float = 0.0
     measured: Mapping[str, Tensor] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
+
+
+@dataclass(frozen=True)
+class MaskEpoch:
+    """What the masks looked like after an epoch; per layer.
+
+    Attributes:
+        loss: mean over the epoch's batches, masks drawn; NaN before the first epoch.
+        confidence: see `masks.metrics.confidence`, at the noise of that moment.
+        diversity: generalised Jensen-Shannon divergence of the rows, nats.
+        flips: expected share of the kept that the next draw replaces.
+        entropy: mean over the rows of the entropy of softmax(logits / c), nats.
+        inclusion: mean probability of the most probable mask's elements to be drawn.
+    """
+
+    loss: float
+    confidence: Mapping[str, float]
+    diversity: Mapping[str, float]
+    flips: Mapping[str, float]
+    entropy: Mapping[str, float]
+    inclusion: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class LearnedMasks(Findings):
+    """What a method found about weights.
+
+    Attributes:
+        masks: bool [R, n] by layer, k True in every row.
+        layouts: how each mask lies on its layer's weight.
+        logits: what was learned, fp32 [R, n] by layer.
+        inclusion: probability of every element to be drawn at the last noise, fp32 [R, n] by layer, rows sum to k;
+            estimated from 50 draws, so to 0.07 at worst (one standard error). Empty if nothing was drawn.
+        inputs: the grids that the layers' inputs lie on, by layer; empty without `activation_bits`. They are not in
+            the model: `quantized_inputs` puts them around it, the int8 ONNX export writes them down.
+        history: one entry per epoch of drawing; entry 0 is before the first. Empty if nothing was drawn.
+        sampled_loss: mean loss with masks drawn at the last noise, before they were fixed.
+        fixed_loss: mean loss with the fixed masks, before any tuning.
+        method: name of the method.
+    """
+
+    masks: Mapping[str, Tensor]
+    layouts: Mapping[str, Layout]
+    logits: Mapping[str, Tensor]
+    inclusion: Mapping[str, Tensor]
+    inputs: Mapping[str, QuantizedInput]
+    history: tuple[MaskEpoch, ...]
+    sampled_loss: float
+    fixed_loss: float
+    method: str = ""

@@ -1,11 +1,11 @@
-"""The loop that learns masks inside weights: draw, fix the best, train the survivors."""
+"""Learning masks inside weights: draw, settle on the best, cut what whole filters leave, tune the survivors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus.data.batches import Loader, as_batches, forward
+from prunus.data.batches import as_batches, forward
 from prunus.data.losses import mean_of
 from prunus.errors import ConfigError
-from prunus.gates.gate import Draws
-from prunus.graph.grouping import Graph
+from prunus.learning.findings import LearnedMasks, MaskEpoch
+from prunus.learning.problem import Learning, Problem
 from prunus.masks.activations import QuantizedInput, quantized_inputs
 from prunus.masks.filter_masks import MaskedUnits
-from prunus.masks.filters import gated_filters, plan_of_filters
+from prunus.masks.filters import check_filters, gated_filters, plan_of_filters, sole_writers
 from prunus.masks.layers import MaskedWeight, MaskSet, attach, bake_, layer_of
+from prunus.masks.maskable import maskable_layers
 from prunus.masks.metrics import (
     confidence,
     diversity,
@@ -31,15 +32,14 @@ from prunus.masks.metrics import (
     mean_inclusion,
     probabilities,
 )
-from prunus.masks.patterns import Layout, Pattern, takes_pattern
+from prunus.masks.patterns import Pattern, takes_pattern
 from prunus.masks.sampling import gumbel, largest
-from prunus.methods.dpp import DynamicProbabilisticPruning
+from prunus.methods.base import MaskMethod
 from prunus.proof.apply import apply_and_verify_
+from prunus.proof.ownclass import survives
 from prunus.proof.verification import Verification
 from prunus.recovery.batchnorm import reestimate_if_better
 from prunus.runtime.copies import copied
-from prunus.runtime.entry import entry
-from prunus.runtime.fields import as_seed
 from prunus.runtime.modes import eval_mode, modes_kept
 from prunus.runtime.precision import Precision, autocast, deciding, full_precision, to_device, widened
 from prunus.runtime.processes import average_over_ranks_, distributed, model_device, running_statistics
@@ -53,172 +53,202 @@ INCLUSION_DRAWS = 50
 
 
 @dataclass(frozen=True)
-class MaskEpoch:
-    """What the masks looked like after an epoch; per layer.
+class _Run:
+    """What every part of one learning shares.
 
     Attributes:
-        loss: mean over the epoch's batches, masks drawn; NaN before the first epoch.
-        confidence: see `masks.metrics.confidence`, at the noise of that moment.
-        diversity: generalised Jensen-Shannon divergence of the rows, nats.
-        flips: expected share of the kept that the next draw replaces.
-        entropy: mean over the rows of the entropy of softmax(logits / c), nats.
-        inclusion: mean probability of the most probable mask's elements to be drawn.
-    """
-
-    loss: float
-    confidence: Mapping[str, float]
-    diversity: Mapping[str, float]
-    flips: Mapping[str, float]
-    entropy: Mapping[str, float]
-    inclusion: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Masked:
-    """A network with masks inside its weights.
-
-    Attributes:
-        model: a copy of the given one, trained, with zeros where nothing is kept, or without the filters that are not
-            kept; in eval mode.
-        masks: bool [R, n] by layer, k True in every row.
-        layouts: how each mask lies on its layer's weight.
-        logits: what was learned, fp32 [R, n] by layer.
-        inclusion: probability of every element to be drawn at the last noise, fp32 [R, n] by layer, rows sum to k;
-            estimated from 50 draws, so to 0.07 at worst (one standard error). Empty if nothing was drawn.
-        inputs: the grids that the layers' inputs lie on, by layer; empty without `activation_bits`. They are not in
-            the model: `quantized_inputs` puts them around it, the int8 ONNX export writes them down.
-        history: one entry per epoch of drawing; entry 0 is before the first. Empty if nothing was drawn.
-        sampled_loss: mean loss with masks drawn at the last noise, before they were fixed.
-        fixed_loss: mean loss with the fixed masks, before any tuning.
-        proof: that filters were removed as they were masked; None for masks inside weights.
-    """
-
-    model: nn.Module
-    masks: Mapping[str, Tensor]
-    layouts: Mapping[str, Layout]
-    logits: Mapping[str, Tensor]
-    inclusion: Mapping[str, Tensor]
-    inputs: Mapping[str, QuantizedInput]
-    history: tuple[MaskEpoch, ...]
-    sampled_loss: float
-    fixed_loss: float
-    proof: Verification | None = None
-
-
-@entry()
-def fit_masks(
-    model: nn.Module,
-    layers: Sequence[str],
-    method: DynamicProbabilisticPruning,
-    batches: BatchSource,
-    loss_fn: LossFunction,
-    *,
-    graph: Graph | None = None,
-    judge: BatchSource | None = None,
-    seed: int = 0,
-    precision: Precision = "auto",
-    progress: bool = True,
-) -> Masked:
-    """Learn which k of n stay in each of the named layers, together with the weights.
-
-    Args:
-        model: the network, trained or not; not touched.
-        layers: names of linear and convolution layers.
         method: pattern, schedule, learning rates.
-        batches: re-iterable (inputs, targets) with a length.
-        loss_fn: mean loss of a batch.
-        graph: of `trace(model, example_inputs)`; filter patterns need it, to mask filters where they are read and to
-            take them out.
-        judge: data to compare drawn masks on (`best_of`) and to report losses; must not be the test data. Without it
-            the training batches are used.
-        seed: of logits and draws, which are the same on every rank, and of dropout.
-        precision: as for `fit` while masks are drawn and compared; once they are fixed, `auto` takes bf16 where the
-            hardware is faster in it.
-        progress: show a bar where there is a terminal.
+        learning: data and loss.
+        grids: of the layers' inputs, by layer.
+        bar: counts the steps.
+    """
+
+    method: MaskMethod
+    learning: Learning
+    grids: Mapping[str, QuantizedInput]
+    bar: Bar
+
+    def loss(self, model: nn.Module) -> float:
+        """Mean loss on what is judged by."""
+        learning = self.learning
+        judge = learning.loader if learning.judge is None else learning.judge
+        return mean_loss(model, judge, learning.loss_fn, learning.precision)
+
+
+def patterns_of(method: MaskMethod, problem: Problem) -> dict[str, str]:
+    """The pattern of every layer that gets one: those that the target names, or all that `maskable_layers` takes.
 
     Raises:
-        ConfigError: no layers, the pattern does not fit one, or filters without `graph`; nothing has been trained then.
+        ConfigError: layers that are named and others that are ignored; a layer that takes no pattern; filters that are
+            locked, shared or mixed with other patterns; no layer at all. What does not fit its layer is refused later.
+    """
+    asked, model, graph = problem.request.patterns, problem.model, problem.graph
+    if isinstance(asked, Mapping) and problem.ignored_layers:
+        what = "they choose among all layers, and the target names some"
+        raise ConfigError("ignored_layers", what, "leave one of them out")
+    if isinstance(asked, Mapping):
+        by_filter = {Pattern.parse(text).granularity == "filter" for text in asked.values()}
+        if len(by_filter) > 1:
+            what = "some of these patterns take filters out, others lie inside weights"
+            raise ConfigError("target", what, "prune twice: first the filters, then what they leave")
+        patterns = {str(name): text for name, text in asked.items()}
+        for name in patterns:
+            layer_of(model, name)
+    else:
+        text = asked or method.pattern
+        by_filter = {Pattern.parse(text).granularity == "filter"}
+        patterns = dict.fromkeys(maskable_layers(model, problem.ignored_layers), text)
+        if True in by_filter:
+            patterns = {n: p for n, p in patterns.items() if n in sole_writers(graph)}
+    if True in by_filter:
+        check_filters(graph, list(patterns))
+    if not patterns:
+        raise ConfigError("model", "no layer is left to put a pattern on", "ignore fewer layers")
+    return patterns
+
+
+def learn_masks(
+    method: MaskMethod, problem: Problem, learning: Learning, patterns: Mapping[str, str]
+) -> tuple[nn.Module, LearnedMasks, Verification | None]:
+    """Learn which k of n stay in each layer, together with the weights.
+
+    Args:
+        method: schedule, learning rates, bits.
+        problem: the network, which is not touched, and its analysis.
+        learning: data and loss; `auto` precision is fp32 while masks are drawn and compared, and once they are fixed
+            what the hardware is faster in. Drawn masks are compared, and losses reported, on its judge.
+        patterns: the pattern of each layer, as text.
+
+    Returns:
+        A trained copy of the network, in eval mode, with zeros where nothing is kept or without the filters that are
+        not kept; what was learned; and the proof that filters were removed as they were masked.
+
+    Raises:
+        ConfigError: a pattern that does not fit its layer, or bits without a layer to put on a grid; nothing has been
+            trained then.
         DataError: NaN or infinity in the loss, naming epoch and step.
     """
-    if not layers:
-        raise ConfigError("layers", "there is nothing to mask", "name linear or convolution layers")
-    twice = sorted({n for n in layers if list(layers).count(n) > 1})
-    if isinstance(layers, str) or twice:
-        found = f"{', '.join(twice)} named twice" if twice else f"{layers!r} is no list"
-        raise ConfigError("layers", found, "give a list of names, each once")
-    seed, work = as_seed(seed), copied(model)
-    masks = method.masks(work, list(layers), seed)
+    work, seed = copied(problem.model), learning.seed
+    masks = _masks(method, work, patterns, seed)
     device = model_device(work)
-    loader = as_batches(batches, work)
-    seen = as_batches(judge, work) if judge is not None else loader
-    gates = _gates(work, masks, graph, method.draws)
-    _, left, _ = _without_filters(copied(work), masks, graph, seen)  # refused before training, if at all
-    if len(left) < len(masks) and (method.bits or method.activation_bits):
-        found = "the model's code holds sizes, so its graph is rewritten, where no layer is left to put on a grid"
-        raise ConfigError(type(model).__name__, found, "write flatten(1) for view(-1, ...), or leave bits away")
+    gates = _gates(work, masks, problem, method)
+    _check_cut(work, masks, problem, method)
     if method.rescale:
         with torch.no_grad():
             for name, mask in masks.items():
                 layer_of(work, name).weight.mul_(math.sqrt(mask.layout.n / mask.layout.k))
-    steps = _epochs(method) * len(loader)
-    with seeded(seed, device), progress_bar("dpp", steps, progress) as bar:  # masks draw from seeds of their own
-        inputs = {n: QuantizedInput(method.activation_bits).to(device) for n in masks} if method.activation_bits else {}
-        with quantized_inputs(work, inputs), attach(work, masks) as attached, gates:
-            drawn = range(method.epochs)
-            history = _train(work, attached, inputs, method, drawn, loader, loss_fn, precision, bar, drawing=True)
-            attached.mode_("mode")
-            sampled = _sampled_loss(work, attached, seen, loss_fn, precision, method.best_of, seed)
-            attached.settle_(sampled[1])
+    steps = method.passes * len(learning.loader)
+    with seeded(seed, device), progress_bar(method.name, steps, learning.progress) as bar:
+        # Masks draw from seeds of their own.
+        grids = {n: QuantizedInput(method.activation_bits).to(device) for n in masks} if method.activation_bits else {}
+        run = _Run(method, learning, grids, bar)
+        with quantized_inputs(work, grids), attach(work, masks) as attached, gates:
+            history = draw(work, attached, run)
+            sampled = settle(work, attached, run)
             inclusion = {n: _inclusion(m, seed) for n, m in masks.items() if history}
-        work, left, proof = _without_filters(work, masks, graph, seen)
-        with quantized_inputs(work, inputs), attach(work, left) as attached:
-            tuned = range(method.epochs, _epochs(method))
-            if not tuned:
-                reestimate_if_better(work, loader, lambda m: mean_loss(m, seen, loss_fn, precision))
-            fixed = mean_loss(work, seen, loss_fn, precision)
-            _train(work, attached, inputs, method, tuned, loader, loss_fn, precision, bar, drawing=False)
+        work, left, proof = _without_filters(work, masks, problem)
+        with quantized_inputs(work, grids), attach(work, left) as attached:
+            fixed = tune(work, attached, run)
         bake_(work, left)
-    return Masked(
-        model=work.eval(),
+    found = LearnedMasks(
         masks={n: m.fixed.cpu() for n, m in masks.items()},
         layouts={n: m.layout for n, m in masks.items()},
         logits={n: m.logits.detach().cpu() for n, m in masks.items()},
         inclusion=inclusion,
-        inputs={n: q.cpu().eval() for n, q in inputs.items()},
+        inputs={n: q.cpu().eval() for n, q in grids.items()},
         history=tuple(history),
-        sampled_loss=sampled[0],
+        sampled_loss=sampled,
         fixed_loss=fixed,
-        proof=proof,
+        method=method.name,
     )
+    return work.eval(), found, proof
+
+
+def draw(model: nn.Module, masks: MaskSet, run: _Run) -> list[MaskEpoch]:
+    """Train weights and logits while masks are drawn; what the masks looked like before, and after each epoch."""
+    return _train(model, masks, run, range(run.method.epochs), drawing=True)
+
+
+def settle(model: nn.Module, masks: MaskSet, run: _Run) -> float:
+    """Fix the most probable masks, or the best of several; the mean loss of the drawn ones."""
+    masks.mode_("mode")
+    best = {n: largest(m.logits.detach(), m.layout.k) for n, m in masks.masks.items()}
+    lowest = run.loss(model) if run.method.best_of > 1 else math.inf
+    losses = []
+    for number in range(run.method.best_of):
+        drawn = {n: _draw(m, (m.seed, run.learning.seed, number)) for n, m in masks.masks.items()}
+        masks.settle_(drawn)
+        losses.append(run.loss(model))
+        if losses[-1] < lowest and run.method.best_of > 1:
+            best, lowest = drawn, losses[-1]
+    masks.settle_(best)
+    return sum(losses) / len(losses)
+
+
+def tune(model: nn.Module, masks: MaskSet, run: _Run) -> float:
+    """Train the weights on under fixed masks, or estimate statistics anew; the mean loss before the training."""
+    tuned = range(run.method.epochs, run.method.passes)
+    if not tuned:
+        reestimate_if_better(model, run.learning.loader, run.loss)
+    fixed = run.loss(model)
+    _train(model, masks, run, tuned, drawing=False)
+    return fixed
+
+
+def _masks(method: MaskMethod, model: nn.Module, patterns: Mapping[str, str], seed: int) -> dict[str, MaskedWeight]:
+    """The method's masks, in the order of the patterns."""
+    found: dict[str, MaskedWeight] = {}
+    for text in dict.fromkeys(patterns.values()):
+        names = [name for name, other in patterns.items() if other == text]
+        found |= replace(method, **{"pattern": text}).masks(model, names, seed)
+    return {name: found[name] for name in patterns}
 
 
 def _gates(
-    model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | None, draws: Draws
+    model: nn.Module, masks: Mapping[str, MaskedWeight], problem: Problem, method: MaskMethod
 ) -> AbstractContextManager[None]:
     """Where masks of filters act; nothing for masks inside weights."""
-    units = {n: m for n, m in masks.items() if isinstance(m, MaskedUnits)}
+    units = _of_filters(masks)
+    return gated_filters(model, problem.graph, units, method.draws) if units else nullcontext()
+
+
+def _of_filters(masks: Mapping[str, MaskedWeight]) -> dict[str, MaskedUnits]:
+    return {n: m for n, m in masks.items() if isinstance(m, MaskedUnits)}
+
+
+def _check_cut(model: nn.Module, masks: Mapping[str, MaskedWeight], problem: Problem, method: MaskMethod) -> None:
+    """Refuse before training what can't be cut after it; the model is as it was.
+
+    What its own class survives is cut and put back. Only where the class does not, a copy is cut as after the training.
+
+    Raises:
+        ConfigError: bits, and a graph that has to be rewritten, where no layer is left to put on a grid.
+        SurgeryError: filters can't be taken out at all.
+    """
+    units = _of_filters(masks)
     if not units:
-        return nullcontext()
-    if graph is None:
-        found = "they are masked where they are read, and taken out: that needs the analysed model"
-        raise ConfigError("filter patterns", found, "give graph=prunus.trace(model, example_inputs)")
-    return gated_filters(model, graph, units, draws)
+        return
+    kept = plan_of_filters(problem.graph, {n: m.fixed for n, m in units.items()}).kept
+    if survives(model, problem.graph, kept, problem.example_inputs) is None:
+        return
+    _, left, _ = _without_filters(copied(model), masks, problem)
+    if len(left) < len(masks) and (method.bits or method.activation_bits):
+        found = "the model's code holds sizes, so its graph is rewritten, where no layer is left to put on a grid"
+        raise ConfigError(type(model).__name__, found, "write flatten(1) for view(-1, ...), or leave bits away")
 
 
 def _without_filters(
-    model: nn.Module, masks: Mapping[str, MaskedWeight], graph: Graph | None, batches: Loader
+    model: nn.Module, masks: Mapping[str, MaskedWeight], problem: Problem
 ) -> tuple[nn.Module, Mapping[str, MaskedWeight], Verification | None]:
     """The network without what masks of filters leave out, and the masks that remain: all there is of each filter.
 
     Where the captured graph had to be rewritten and a layer is none of its own, no mask of it remains.
     """
-    units = {n: m for n, m in masks.items() if isinstance(m, MaskedUnits)}
-    if not units or graph is None:
+    units = _of_filters(masks)
+    if not units:
         return model, masks, None
-    first = batches.first()[0]
-    examples = torch.utils._pytree.tree_map_only(Tensor, lambda t: t[: graph.inputs[0].shape[0]], first)
-    plan = plan_of_filters(graph, {n: m.fixed for n, m in units.items()})
-    small, proof = apply_and_verify_(model, plan, examples)
+    plan = plan_of_filters(problem.graph, {n: m.fixed for n, m in units.items()})
+    small, proof = apply_and_verify_(model, plan, problem.example_inputs)
     keep_configuration_true_(small, plan)
     layers = dict(small.named_modules())
     left = {}
@@ -253,36 +283,25 @@ def mean_loss(model: nn.Module, batches: BatchSource, loss_fn: LossFunction, pre
     return float(mean)
 
 
-def _train(
-    model: nn.Module,
-    masks: MaskSet,
-    grids: Mapping[str, QuantizedInput],
-    method: DynamicProbabilisticPruning,
-    epochs: range,
-    batches: Loader,
-    loss_fn: LossFunction,
-    precision: Precision,
-    bar: Bar,
-    *,
-    drawing: bool,
-) -> list[MaskEpoch]:
+def _train(model: nn.Module, masks: MaskSet, run: _Run, epochs: range, *, drawing: bool) -> list[MaskEpoch]:
     """Weights and logits while masks are drawn, the weights alone once they are fixed; one cosine over both."""
+    method, batches, precision = run.method, run.learning.loader, run.learning.precision
     weights = _weights(model, masks.logits()) if method.train_weights else []
     peaks = [(masks.logits() if drawing else [], method.lr * method.logit_lr_mult), (weights, method.lr)]
     groups: list[dict[str, Any]] = [{"params": p, "lr": peak, "peak": peak} for p, peak in peaks if p]
     if not groups or not epochs:
         return []
     optimizer = torch.optim.Adam(groups, fused=True)
-    total = _epochs(method) * len(batches)
+    total = method.passes * len(batches)
     history = []
     if drawing:
         masks.schedule_(*method.schedule(0))
         history.append(_observed(masks, math.nan))
     precision = deciding(precision) if drawing else precision  # fixed masks decide nothing any more
     # Cached: a layer that is called twice has one mask in a step, not two.
-    training = Training(model, precision, bar, optimizer, parametrize.cached)
+    training = Training(model, precision, run.bar, optimizer, parametrize.cached)
     penalty = partial(_weighted_entropy, masks, method) if drawing and method.entropy_weight else None
-    loss_of = mean_of(loss_fn)
+    loss_of = mean_of(run.learning.loss_fn)
     with only_trainable(model, training.trained), modes_kept(model), full_precision() if drawing else nullcontext():
         model.train()
         for epoch in epochs:
@@ -298,17 +317,12 @@ def _train(
                 )
             if drawing:
                 history.append(_observed(masks, float(running) / len(batches)))
-    average_over_ranks_([*running_statistics(model), *(q.largest for q in grids.values())])
+    average_over_ranks_([*running_statistics(model), *(q.largest for q in run.grids.values())])
     return history
 
 
-def _weighted_entropy(masks: MaskSet, method: DynamicProbabilisticPruning) -> Tensor:
+def _weighted_entropy(masks: MaskSet, method: MaskMethod) -> Tensor:
     return method.entropy_weight * masks.entropy()
-
-
-def _epochs(method: DynamicProbabilisticPruning) -> int:
-    """Passes over the data: with frozen weights there is nothing to tune."""
-    return method.epochs + (method.tune_epochs if method.train_weights else 0)
 
 
 def _observed(masks: MaskSet, loss: float) -> MaskEpoch:
@@ -329,28 +343,6 @@ def _inclusion(mask: MaskedWeight, seed: int) -> Tensor:
         mask.logits, mask.layout.k, noise_scale=mask.noise_scale, draws=INCLUSION_DRAWS, seed=seed
     )
     return found.float()
-
-
-def _sampled_loss(
-    model: nn.Module,
-    masks: MaskSet,
-    judge: Loader,
-    loss_fn: LossFunction,
-    precision: Precision,
-    best_of: int,
-    seed: int,
-) -> tuple[float, dict[str, Tensor]]:
-    """Mean loss over drawn masks, and the best of them and the most probable one by loss."""
-    best = {n: largest(m.logits.detach(), m.layout.k) for n, m in masks.masks.items()}
-    lowest = mean_loss(model, judge, loss_fn, precision) if best_of > 1 else math.inf
-    losses = []
-    for number in range(best_of):
-        drawn = {n: _draw(m, (m.seed, seed, number)) for n, m in masks.masks.items()}
-        masks.settle_(drawn)
-        losses.append(mean_loss(model, judge, loss_fn, precision))
-        if losses[-1] < lowest and best_of > 1:
-            best, lowest = drawn, losses[-1]
-    return sum(losses) / len(losses), best
 
 
 def _draw(mask: MaskedWeight, seed: tuple[int, ...]) -> Tensor:

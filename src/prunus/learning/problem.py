@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunus.data.batches import Loader, as_batches
+from prunus.data.batches import Loader, Splits, as_batches
 from prunus.data.losses import own_loss
 from prunus.errors import ConfigError
 from prunus.files.stagefile import Checkpoint
 from prunus.graph.grouping import Graph
 from prunus.layers.submodules import Ignored
 from prunus.plan.request import Allow, Request
+from prunus.runtime.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,21 @@ class Problem:
         seed: of everything random.
         progress: show bars where there is a terminal.
         checkpoint: where stages are written down, for methods that have some.
+        precision: of forward and backward passes; `auto` is fp32 wherever something is decided.
     """
 
     model: nn.Module
     example_inputs: Any = field(repr=False)
     graph: Graph = field(repr=False)
     request: Request
-    data: Iterable[Any] | None = field(default=None, repr=False)
+    data: Iterable[Any] | Splits | None = field(default=None, repr=False)
     loss_fn: Callable[..., Tensor] | None = None
     ignored_layers: Sequence[Ignored] = ()
     allow: frozenset[Allow] = frozenset()
     seed: int = 0
     progress: bool = False
     checkpoint: Checkpoint | None = None
+    precision: Precision = "auto"
 
     def learned_from(self) -> tuple[Loader | None, Callable[..., Tensor] | None]:
         """Batches in one form and their loss: the model's own one if none was given and the batches are labelled dicts.
@@ -59,8 +62,42 @@ class Problem:
             raise ConfigError("loss_fn", what, "give loss_fn(outputs, targets)")
         if self.data is None:
             return None, self.loss_fn
-        batches = as_batches(self.data, self.model, self.example_inputs, own_loss=self.loss_fn is None)
+        data = self.data.train if isinstance(self.data, Splits) else self.data
+        batches = as_batches(data, self.model, self.example_inputs, own_loss=self.loss_fn is None)
         return batches, own_loss if self.loss_fn is None and batches.labelled() else self.loss_fn
+
+    def learning(self, method: str) -> Learning:
+        """Data and loss, of which there have to be some, after a look at the first batch.
+
+        Raises:
+            ConfigError: either is missing, or a loss that can't be called.
+            DataError: there is no batch, or one of no known form.
+        """
+        loader, loss_fn = needed(method, *self.learned_from())
+        judge = self.data.validation if isinstance(self.data, Splits) else None
+        judged_by = None if judge is None else Loader(as_batches(judge).data, loader.form)
+        return Learning(loader, loss_fn, judged_by, self.seed, self.precision, self.progress)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What is learned from, and how.
+
+    Attributes:
+        loader: batches of (inputs, targets).
+        loss_fn: mean loss of a batch.
+        judge: other batches, to compare on what was learned; None takes the same.
+        seed: of everything random.
+        precision: of the forward and backward passes; `auto` is fp32 wherever something is decided.
+        progress: show bars where there is a terminal.
+    """
+
+    loader: Loader = field(repr=False)
+    loss_fn: Callable[..., Tensor]
+    judge: Loader | None = field(default=None, repr=False)
+    seed: int = 0
+    precision: Precision = "auto"
+    progress: bool = False
 
 
 def needed(
@@ -75,7 +112,7 @@ def needed(
     if data is None or loss_fn is None:
         raise ConfigError(
             f"method {method!r}",
-            "the scores are made from data, and data or loss_fn is missing",
+            "it learns from data, and data or loss_fn is missing",
             "pass data (batches of inputs and targets) and loss_fn, or use a weight criterion such as 'l1' and a scope "
             "that measures nothing",
         )

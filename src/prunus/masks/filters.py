@@ -70,13 +70,14 @@ def gated_filters(
             yield
 
 
-def plan_of_filters(graph: Graph, masks: Mapping[str, Tensor], asked: str = "") -> Plan:
+def plan_of_filters(graph: Graph, masks: Mapping[str, Tensor], asked: str = "", method: str = "by hand") -> Plan:
     """The plan that removes what filter masks leave out.
 
     Args:
         graph: the analysed model.
         masks: bool [1, filters] by layer.
         asked: the pattern, for the record.
+        method: what learned the masks, for the record.
 
     Raises:
         ConfigError: a layer whose filters other layers write too, or whose group is locked.
@@ -87,4 +88,4 @@ def plan_of_filters(graph: Graph, masks: Mapping[str, Tensor], asked: str = "") 
         group = graph.group(alone[name])
         units = group.writers[0].units_along_dim
         kept[group.name] = sorted(units[mask.reshape(-1).cpu().numpy()].tolist())
-    return Plan.from_kept(graph, kept, method="dpp", asked=asked)
+    return Plan.from_kept(graph, kept, method=method, asked=asked)

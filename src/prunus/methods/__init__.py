@@ -1,6 +1,14 @@
 """The papers: one method, one file. None of them walks a graph."""
 
-from prunus.methods.base import METHODS, GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
+from prunus.methods.base import (
+    METHODS,
+    GradientCriterion,
+    MaskMethod,
+    Method,
+    PosteriorMethod,
+    StagedMethod,
+    WeightCriterion,
+)
 from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
@@ -25,6 +33,7 @@ __all__ = [
     "Fisher",
     "GradientCriterion",
     "HardConcreteL0",
+    "MaskMethod",
     "Method",
     "PosteriorMethod",
     "Random",

@@ -1,10 +1,11 @@
 """The contract between a method and the rest: what it needs to see, and what it answers.
 
-A method is a frozen dataclass that is its own configuration. There are three kinds, by what they look at:
+A method is a frozen dataclass that is its own configuration. Three kinds are of units, by what they look at:
 weights alone (`WeightCriterion`), gradients of the loss with respect to gates held at one (`GradientCriterion`), and
 posteriors over the gates that are learned (`PosteriorMethod`). Whatever the kind, the answer is one score per
 unit, higher = keep, comparable between the groups of one model. A `StagedMethod` is a posterior method that, besides,
-decides by itself what goes, and may let the weights train along, one stage after the other.
+decides by itself what goes, and may let the weights train along, one stage after the other. A `MaskMethod` is of
+weights: its answer is which k of n elements stay, in every row of every weight.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import re
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,7 +22,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
+from prunus.gates.gate import Draws
 from prunus.graph.groups import ChannelGroup
+from prunus.masks.layers import MaskedWeight
+from prunus.masks.quantize import Bits
 from prunus.plan.request import ALLOW, Allow, Kind
 from prunus.posteriors.base import DecidingPosterior, Posterior
 from prunus.runtime.fields import check_fields
@@ -252,3 +257,58 @@ class StagedMethod(PosteriorMethod):
     def unit_weight(self, positions: int) -> float:
         """1, as many as the positions, or the root of their number, as `complexity_per` says."""
         return float(positions ** {"unit": 0.0, "position": 1.0, "root": 0.5}[self.complexity_per])
+
+
+class MaskMethod(Method):
+    """Learns masks inside weights, together with the weights: exactly k of n stay in every row.
+
+    A subclass is a frozen dataclass, in which these are fields, in whatever order.
+
+    Attributes:
+        pattern: what stays, as text (`weight 10%`, `kernel 8/64`, `2:4`, ...), where the target does not say it.
+        epochs: passes over the data while masks are drawn.
+        tune_epochs: passes afterwards, with the masks fixed.
+        lr: Adam's step for the weights.
+        logit_lr_mult: times `lr` is the step for the logits.
+        train_weights: learn the weights as well; False learns the masks of a frozen network.
+        entropy_weight: factor of the summed row entropies in the objective.
+        rescale: multiply the weights by sqrt(n / k) first; for training from scratch.
+        draws: filters alone: a mask for every example of a batch, or one for all.
+        best_of: masks to draw and compare at the end; 1 takes the most probable.
+        bits: of the weights while training and after; None leaves them.
+        activation_bits: of the masked layers' inputs while training and after; None leaves them.
+    """
+
+    targets: ClassVar[tuple[Kind, ...]] = ("pattern",)
+    allows: ClassVar[tuple[Allow, ...]] = ("follow_branches",)
+    decides: ClassVar[bool] = True
+
+    pattern: str
+    epochs: int
+    tune_epochs: int
+    lr: float
+    logit_lr_mult: float
+    train_weights: bool
+    entropy_weight: float
+    rescale: bool
+    draws: Draws
+    best_of: int
+    bits: Bits | None
+    activation_bits: Literal[8] | None
+
+    @abstractmethod
+    def schedule(self, epoch: float) -> tuple[float, float]:
+        """Temperature of the relaxation and scale of the noise; `epoch` counts from 0 and may be a fraction."""
+
+    @abstractmethod
+    def masks(self, model: nn.Module, names: Sequence[str], seed: int = 0) -> Mapping[str, MaskedWeight]:
+        """A mask for every named layer, by `pattern`; with a filter pattern `MaskedUnits`, which want gates.
+
+        Raises:
+            ConfigError: a layer on which the pattern does not fit; see `Pattern.layout`.
+        """
+
+    @property
+    def passes(self) -> int:
+        """Passes over the data: with frozen weights there is nothing to tune."""
+        return self.epochs + (self.tune_epochs if self.train_weights else 0)

@@ -30,10 +30,10 @@ Departures from the authors' released code
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -45,11 +45,11 @@ from prunus.masks.layers import MaskedWeight, layer_of
 from prunus.masks.patterns import Pattern
 from prunus.masks.quantize import Bits, Scheme
 from prunus.masks.sampling import Order
-from prunus.runtime.fields import check_fields
+from prunus.methods.base import MaskMethod
 
 
 @dataclass(frozen=True)
-class DynamicProbabilisticPruning:
+class DynamicProbabilisticPruning(MaskMethod, name="dpp"):
     """Configuration; see the module's text for what matters.
 
     Attributes:
@@ -78,7 +78,6 @@ class DynamicProbabilisticPruning:
         scheme: of the quantisation, see `masks.quantize.quantized`.
     """
 
-    name: ClassVar[str] = "dpp"
     pattern: str = "weight 10%"
     epochs: int = 10
     tune_epochs: int = 3
@@ -102,7 +101,7 @@ class DynamicProbabilisticPruning:
     activation_bits: Literal[8] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        super().__post_init__()
         Pattern.parse(self.pattern)
         positive = (self.lr, self.logit_lr_mult, *self.temperature, self.resample_every, self.best_of)
         natural = (*self.noise_scale, self.entropy_weight, self.init_std, self.epochs, self.tune_epochs)
@@ -119,7 +118,7 @@ class DynamicProbabilisticPruning:
         (hot, cold), (loud, quiet) = self.temperature, self.noise_scale
         return hot + share * (cold - hot), loud + share * (quiet - loud)
 
-    def masks(self, model: nn.Module, names: list[str], seed: int = 0) -> Mapping[str, MaskedWeight]:
+    def masks(self, model: nn.Module, names: Sequence[str], seed: int = 0) -> Mapping[str, MaskedWeight]:
         """A mask for every named layer; with a filter pattern `MaskedUnits`, which want gates.
 
         Raises:

@@ -11,10 +11,12 @@ from torch import nn
 from prunus.files.stagefile import Stage
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
-from prunus.learning.findings import Findings, Scores
+from prunus.learning.findings import Findings, LearnedMasks, Scores
+from prunus.learning.masks import learn_masks, patterns_of
 from prunus.learning.problem import Problem, needed
 from prunus.learning.stages import prune_in_stages
-from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
+from prunus.masks.filters import plan_of_filters
+from prunus.methods.base import GradientCriterion, MaskMethod, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.pipeline.planning import make_plan, planned, prunable_groups, score
 from prunus.plan.plan import Plan
 from prunus.plan.request import check
@@ -22,6 +24,7 @@ from prunus.plan.rounding import uneven
 from prunus.proof.apply import apply_and_verify_
 from prunus.proof.ownclass import Survivors, equalised, survivors
 from prunus.proof.verification import Verification
+from prunus.proof.weightmasks import plan_patterns, verify_masks, with_masks
 from prunus.runtime.copies import copied
 from prunus.surgery.configuration import keep_configuration_true_
 
@@ -49,6 +52,11 @@ class Result:
         """Score of every unit, and the posteriors if the method learned any; empty where there are masks instead."""
         found = self.findings
         return found if isinstance(found, Scores) else Scores({}, method=found.method)
+
+    @property
+    def masked(self) -> LearnedMasks | None:
+        """Masks inside weights, their logits and history; None for methods of units."""
+        return self.findings if isinstance(self.findings, LearnedMasks) else None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -149,6 +157,21 @@ def _in_stages(method: StagedMethod, problem: Problem) -> Result:
     keep_configuration_true_(done.model, final)
     scores = replace(done.scores, stages=done.stages)
     return Result(done.model, final, scores, done.verification, problem.graph)
+
+
+@solve.register(MaskMethod)
+def _inside_weights(method: MaskMethod, problem: Problem) -> Result:
+    """Put a pattern on layers, learn the masks with the weights, write them down in the plan, prove."""
+    patterns = patterns_of(method, problem)
+    planned = plan_patterns(problem.graph, problem.model, patterns, method)
+    model, found, proof = learn_masks(method, problem, problem.learning(method.name), patterns)
+    if proof is None:
+        plan = with_masks(planned, found.masks)
+        proof = verify_masks(model, plan, problem.example_inputs)
+    else:
+        plan = plan_of_filters(problem.graph, found.masks, planned.asked, method.name)
+        plan = plan.with_notes(*proof.notes) if proof.rewritten else plan
+    return Result(model, plan, found, proof, problem.graph)
 
 
 def _open_groups(problem: Problem) -> tuple[list[ChannelGroup], Survivors]:

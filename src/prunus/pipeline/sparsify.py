@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,19 @@ from prunus.export.artifact import artifact_files
 from prunus.export.int8 import int8_bytes
 from prunus.export.run import RunFolder, commit_or_rescue, prepare_run
 from prunus.files.atomic import staging
-from prunus.graph.grouping import Graph
 from prunus.graph.trace import trace
-from prunus.layers.submodules import Ignored, matching
-from prunus.learning.masks import Masked, fit_masks
+from prunus.layers.submodules import Ignored
 from prunus.masks.activations import quantized_inputs
 from prunus.masks.file import LayerMask
 from prunus.masks.filters import check_filters, plan_of_filters, sole_writers
 from prunus.masks.layers import layer_of
-from prunus.masks.patterns import Pattern, takes_pattern
+from prunus.masks.maskable import maskable_layers
+from prunus.masks.patterns import Pattern
 from prunus.measure.speed import compare
 from prunus.methods.dpp import DynamicProbabilisticPruning
-from prunus.plan.plan import Plan, WeightPattern
-from prunus.proof.weightmasks import masks_hold, with_masks
+from prunus.pipeline.deprecated import Masked, fit_masks
+from prunus.plan.plan import Plan
+from prunus.proof.weightmasks import masks_hold, plan_patterns, with_masks
 from prunus.report.figures import draw_masks
 from prunus.runtime.copies import copied
 from prunus.runtime.entry import entry
@@ -63,59 +63,6 @@ class Sparsified:
     summary: Mapping[str, Any]
     directory: Path | None
     saved: RunFolder | None = None
-
-
-def maskable_layers(model: nn.Module, ignored: Sequence[Ignored] = ()) -> list[str]:
-    """Names of the linear and convolution layers that get a pattern if nobody names them.
-
-    All but the last, the first if it is a convolution (few weights that see the image itself), and those that an entry
-    of `ignored` chooses. A first linear layer gets one: in a perceptron it holds most of the weights.
-
-    Args:
-        model: the network.
-        ignored: modules, module types or name globs, as for `prune`; what lies below them is ignored too.
-
-    Raises:
-        ConfigError: an entry matches no such layer, or nothing is left.
-    """
-    weighted = [(n, m) for n, m in model.named_modules() if takes_pattern(m) or isinstance(m, nn.Embedding)]
-    names = [n for n, m in weighted if takes_pattern(m)]
-    left_out = matching(ignored, model)
-    for chosen in ignored:
-        if not matching([chosen], model) & set(names):
-            where = f"ignored_layers entry {chosen!r}"
-            raise ConfigError(where, "it matches no linear or convolution layer", "see analyze")
-    edges = {names[-1]} if names else set()
-    if len(names) > 2 and isinstance(weighted[0][1], nn.modules.conv._ConvNd):
-        edges.add(names[0])
-    found = [n for n in names if n not in edges and n not in left_out]
-    if not found:
-        raise ConfigError("model", "no layer is left to put a pattern on", "ignore fewer layers")
-    return found
-
-
-def plan_patterns(graph: Graph, model: nn.Module, layers: Sequence[str], method: DynamicProbabilisticPruning) -> Plan:
-    """The plan that `sparsify` follows, to be read before anything is learned: which pattern lies on which weight.
-
-    Args:
-        graph: the analysed model.
-        model: the network.
-        layers: names of its layers.
-        method: pattern and bits.
-
-    Raises:
-        ConfigError: the pattern does not fit a layer.
-    """
-    pattern = Pattern.parse(method.pattern)
-    found = []
-    for name in layers:
-        layer = layer_of(model, name)
-        layout = pattern.layout(layer, name)
-        found.append(
-            WeightPattern(name, method.pattern, layout.rows, layout.n, layout.k, layer.weight.numel(), method.bits)
-        )
-    plan = Plan.from_kept(graph, {}, method=method.name, asked=method.pattern)
-    return replace(plan, patterns=tuple(found))
 
 
 @entry()
@@ -168,7 +115,7 @@ def sparsify(
     if by_filter:
         names = [n for n in names if n in sole_writers(graph)] if layers is None else names
         check_filters(graph, names)
-    plan = plan_patterns(graph, model, names, method)
+    plan = plan_patterns(graph, model, dict.fromkeys(names, method.pattern), method)
     say(plan.explain())
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
@@ -184,7 +131,7 @@ def sparsify(
         judged["masked"] = evaluate(masked.model, data.validation, loss_fn=data.loss_fn)
     say(f"{method.pattern} in {len(names)} layers: {judged['masked']}")
     if by_filter:
-        plan = plan_of_filters(graph, masked.masks, method.pattern)
+        plan = plan_of_filters(graph, masked.masks, method.pattern, method.name)
         say(plan.explain())
     else:
         plan = with_masks(plan, masked.masks)

@@ -7,7 +7,7 @@ Where one fails, the groups of its layer are tried together with equal counts: t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,18 +50,18 @@ def survivors(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], ex
     """
     cuttable = [g for g in groups if min(len(p) for p in _rows(g)) > 1]
     unlike = {g.name: _left(g, number % 2) for number, g in enumerate(cuttable)}
-    if _survives(model, graph, unlike, example_inputs) is None:
+    if survives(model, graph, unlike, example_inputs) is None:
         return Survivors(list(groups), (), ())
     failed: dict[str, str] = {}
     for group in cuttable:
-        reason = _survives(model, graph, {group.name: _left(group)}, example_inputs)
+        reason = survives(model, graph, {group.name: _left(group)}, example_inputs)
         if reason is not None:
             failed[group.name] = reason
     equal = []
     for together in _of_one_layer(cuttable):
         names = tuple(g.name for g in together)
         alone = failed.keys() & set(names)
-        if alone and _survives(model, graph, {g.name: _left(g) for g in together}, example_inputs) is None:
+        if alone and survives(model, graph, {g.name: _left(g) for g in together}, example_inputs) is None:
             equal.append(names)
             failed = {n: reason for n, reason in failed.items() if n not in names}
     notes = [f"{n} stays, for the class's own code does not survive its removal: {r}" for n, r in failed.items()]
@@ -98,7 +98,7 @@ def _of_one_layer(groups: Sequence[ChannelGroup]) -> list[list[ChannelGroup]]:
     return [together for together in found.values() if len(together) > 1]
 
 
-def _survives(model: nn.Module, graph: Graph, kept: dict[str, list[int]], example_inputs: Any) -> str | None:
+def survives(model: nn.Module, graph: Graph, kept: Mapping[str, Sequence[int]], example_inputs: Any) -> str | None:
     """None if the class's own code computes the masked function with these units; otherwise why not."""
     inputs = [(example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs]
     try:

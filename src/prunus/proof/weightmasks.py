@@ -14,16 +14,45 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, PlanError, SurgeryError
+from prunus.graph.grouping import Graph
 from prunus.masks.layers import MaskedWeight, attach, bake_, layer_of
 from prunus.masks.patterns import Pattern
+from prunus.methods.base import MaskMethod
 from prunus.plan.plan import Plan, WeightPattern
-from prunus.proof.comparison import difference
+from prunus.proof.comparison import TOLERANCE, describe, difference
 from prunus.proof.inputs import proof_inputs
 from prunus.proof.verification import Verification
+from prunus.runtime.arguments import examples_in
 from prunus.runtime.calling import outputs
 from prunus.surgery.cut import check_plan
 
 Applied = tuple[nn.Module, Verification]
+
+
+def plan_patterns(graph: Graph, model: nn.Module, patterns: Mapping[str, str], method: MaskMethod) -> Plan:
+    """The plan of a mask method before anything is learned: which pattern lies on which weight.
+
+    Args:
+        graph: the analysed model.
+        model: the network.
+        patterns: the pattern as text, by layer.
+        method: for its name and bits.
+
+    Raises:
+        ConfigError: a pattern does not fit its layer.
+    """
+    found = []
+    for name, text in patterns.items():
+        layer = layer_of(model, name)
+        layout = Pattern.parse(text).layout(layer, name)
+        found.append(WeightPattern(name, text, layout.rows, layout.n, layout.k, layer.weight.numel(), method.bits))
+    return replace(Plan.from_kept(graph, {}, method=method.name, asked=in_words(patterns)), patterns=tuple(found))
+
+
+def in_words(patterns: Mapping[str, str]) -> str:
+    """What was asked: the pattern, or each with its layer where there are several."""
+    texts = dict.fromkeys(patterns.values())
+    return next(iter(texts)) if len(texts) == 1 else ", ".join(f"{n}: {text}" for n, text in patterns.items())
 
 
 def with_masks(plan: Plan, masks: Mapping[str, Tensor]) -> Plan:
@@ -45,7 +74,7 @@ def mask_of(pattern: WeightPattern) -> Tensor:
     """
     where, bits = f"pattern of {pattern.module!r}", -(-pattern.n // 8)
     if not pattern.mask:
-        fix = "use a plan that sparsify wrote after the learning, or load its artifact"
+        fix = "use the plan of the result, made after the learning, or load its artifact"
         raise PlanError(where, "the plan says how many elements stay, and not which: it holds no mask", fix)
     try:
         packed = np.frombuffer(base64.b64decode(pattern.mask, validate=True), np.uint8)
@@ -106,6 +135,32 @@ def masks_hold(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[float
         weight = layer_of(model, name).weight
         outside += int((weight * ~mask.layout.on_weight(mask.fixed)).count_nonzero())
     return difference(again, plain)[0], outside
+
+
+def verify_masks(model: nn.Module, plan: Plan, example_inputs: Any) -> Verification:
+    """Prove that a network has no other weights than those that the masks of its plan leave.
+
+    Raises:
+        SurgeryError: there are weights outside of the masks, or they play a part.
+    """
+    error, outside = masks_hold(model, plan, example_inputs)
+    inputs = proof_inputs(plan, example_inputs, model)
+    tensors = [{f"output {i}": t for i, t in enumerate(outputs(model, batch))} for batch in inputs]
+    coarse = max((t.dtype for t in tensors[0].values()), key=lambda d: TOLERANCE.get(d, 0.0), default=torch.float32)
+    tolerance = TOLERANCE.get(coarse, 0.0)
+    if outside or not error <= tolerance:
+        what = f"{outside} weights outside of their masks are not zero; with the masks it differs by {error:.1e}"
+        fix = "a weight that other layers share can't be masked in one of them; leave that layer out"
+        raise SurgeryError(", ".join(p.module for p in plan.patterns), what, fix)
+    return Verification(
+        max_error=error,
+        tolerance=tolerance,
+        inputs=len(inputs),
+        exact=True,
+        precision=str(coarse).removeprefix("torch."),
+        batches=tuple(examples_in(batch) for batch in inputs),
+        compared=tuple(describe(name, tensor) for name, tensor in tensors[0].items()),
+    )
 
 
 def _masked_weights(model: nn.Module, plan: Plan) -> dict[str, MaskedWeight]:

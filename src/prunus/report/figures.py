@@ -8,7 +8,7 @@ from typing import Any
 
 from prunus.errors import MissingDependencyError
 from prunus.files.stagefile import Stage
-from prunus.learning.masks import Masked
+from prunus.learning.findings import LearnedMasks
 
 MOST_NAMED = 20
 """Layers that a legend names at most; of more, every second, third, ... one."""
@@ -53,11 +53,11 @@ def draw_stages(stages: Sequence[Stage]) -> dict[str, bytes]:
     return {"stages.png": _png(figure)}
 
 
-def draw_masks(masked: Masked) -> dict[str, bytes]:
+def draw_masks(masked: LearnedMasks) -> dict[str, bytes]:
     """Draw `masks.png` (what each layer keeps) and `learning.png` (metrics and loss by epoch).
 
     Args:
-        masked: what `fit_masks` returned.
+        masked: what was learned.
 
     Returns:
         The pictures in PNG format, by name.
@@ -85,7 +85,7 @@ def draw_masks(masked: Masked) -> dict[str, bytes]:
     return pictures
 
 
-def _learning(masked: Masked) -> Any:
+def _learning(masked: LearnedMasks) -> Any:
     figure = _figure(11.0, 5.2)
     axes = figure.subplots(2, 3).reshape(-1)
     titles = {
