@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from architecture import RANK
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -38,3 +40,10 @@ def test_files_named_in_backquotes_exist(document: Path) -> None:
     missing = {n for n in named if not (ROOT / n).exists()}
     missing |= {n for n in inside if not any((root / n).exists() for root in (ROOT, ROOT / "src/prunus"))}
     assert not missing
+
+
+def test_contributing_names_the_rooms_in_the_order_of_imports() -> None:
+    table = re.findall(r"^\| ((?:`\w+/?`(?:, )?)+) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    rooms = [name for cell in table for name in re.findall(r"`(\w+)", cell)]
+    assert set(rooms) == set(RANK) - {"__main__"}
+    assert rooms == sorted(rooms, key=RANK.__getitem__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from typer.testing import CliRunner
 
 import prunus
 from prunus.cli.app import app
+from prunus.data.registry import DATA_SOURCES
+from prunus.graph.registry import RULES
+from prunus.methods import METHODS
+from prunus.models.loaded import MODEL_SOURCES
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["docs/features.md", "docs/custom-operations.md"]
+DOCUMENTS = ["CONTRIBUTING.md", "docs/features.md", "docs/custom-operations.md"]
 
 
 class MyModel(nn.Module):
@@ -39,18 +44,23 @@ def stand_ins() -> dict[str, Any]:
     return {**shown, "example_inputs": data.tensors[0][:2], "prunus": prunus, "torch": torch, "F": F}
 
 
-@pytest.fixture
-def operations() -> Any:
-    """The operations of the reader's own, as torch would know them."""
+@pytest.fixture(autouse=True)
+def names() -> Iterator[None]:
+    """What the documents register is forgotten afterwards; torch knows the operations that they take for granted."""
+    registries: list[dict[str, Any]] = [RULES, METHODS, MODEL_SOURCES.kinds, DATA_SOURCES.kinds]
+    before = [dict(known) for known in registries]
     library = torch.library.Library("mylib", "FRAGMENT")
     library.define("swish_and_scale(Tensor x) -> Tensor")
     library.define("as_image(Tensor x, int channels) -> Tensor")
     yield
     library._destroy()
+    for known, old in zip(registries, before, strict=True):
+        known.clear()
+        known.update(old)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_python_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operations: None) -> None:
+def test_python_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
     names = stand_ins()
