@@ -9,6 +9,7 @@ from typing import Any
 
 from prunus.masks.file import LayerMask
 from prunus.plan.plan import Plan
+from prunus.plan.resources import RESOURCES
 
 
 def model_card(
@@ -29,16 +30,16 @@ def model_card(
     alone = "or without any of its code, `prunus.load(folder)`"
     if missing is not None:
         alone = f"there is no program: {_text(missing)}"
+    counted = [r for r in RESOURCES.values() if r.label and r.name in plan.before and r.name in plan.after]
+    told = [f"| {r.label} | {r.describe(plan.before[r.name])} | {r.describe(plan.after[r.name])} |" for r in counted]
+    costs = "\n".join(["| | before | after |", "|---|---|---|", *told])
     plain = "\n".join(f"    {line}" for line in plan.explain().splitlines())
     model, asked = _text(plan.model), _text(plan.asked or "counts by hand")
     return f"""# {model}, compressed by Prunus
 
 Made from a dense {model} by removing units for good ({_text(plan.method)}; asked: {asked}).
 
-| | before | after |
-|---|---|---|
-| MACs per example | {plan.before.macs:,} | {plan.after.macs:,} |
-| parameters | {plan.before.params:,} | {plan.after.params:,} |
+{costs}
 {table}
 Load with the dense model's factory, `prunus.load(folder, factory)`; {alone}.
 

@@ -51,7 +51,7 @@ def decode(hint: Any, value: Any, where: str) -> Any:
 
     Args:
         hint: `int`, `float`, `str`, `bool`, `None`, `Any`, literals, unions, tuples, mappings with keys of text or
-            whole numbers, and dataclasses of these.
+            whole numbers, dataclasses of these, and classes with a `decoded(value, where)` of their own.
         value: what `json.loads` returned.
         where: the place in the file, for the message.
 
@@ -63,6 +63,8 @@ def decode(hint: Any, value: Any, where: str) -> Any:
         return value
     if is_dataclass(hint):
         return _record(hint, value, where)
+    if hasattr(hint, "decoded"):
+        return hint.decoded(value, where)
     if kind in (Union, types.UnionType):
         return _one_of(get_args(hint), value, where)
     if kind is tuple:

@@ -21,6 +21,7 @@ from prunus.graph.groups import ChannelGroup
 from prunus.plan.budget import Budget
 from prunus.plan.cost import Cost, CostModel
 from prunus.plan.ranking import Line, merged_ranks
+from prunus.plan.resources import described
 from prunus.plan.rounding import DEFAULT, step_of
 from prunus.runtime.fields import allows, check_fields, check_kind
 
@@ -28,8 +29,8 @@ Scope = Literal["auto", "global", "measured", "uniform"]
 Counts = npt.NDArray[np.int64]
 CLOSE = 0.02
 """A ratio is met if what goes differs from it by no more than this share of all units."""
-STEPS = {2: 10, 3: 5}
-"""Of several bounded resources every mixture in steps of a tenth (of two) or a fifth (of three) is tried."""
+STEPS, COARSE = {2: 10, 3: 5}, 3
+"""Of several bounded resources every mixture in steps of a tenth (of two), a fifth (of three) or a third is tried."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _mixtures(budget: Budget, exponent: float) -> list[dict[str, float]]:
     names = list(dict.fromkeys(limit.resource for limit in budget.limits))
     if len(names) == 1 or exponent == 0:
         return [dict.fromkeys(names, 1.0)]
-    steps = STEPS[len(names)]
+    steps = STEPS.get(len(names), COARSE)
     parts = (p for p in itertools.product(range(steps + 1), repeat=len(names)) if sum(p) == steps)
     return [{n: p / steps for n, p in zip(names, part, strict=True)} for part in parts]
 
@@ -218,14 +219,15 @@ class _Problem:
     def _check_budget(self, budget: Budget) -> None:
         least = self.cost(self.minimum)
         for limit in budget.limits:
-            reachable = getattr(least, limit.resource)
+            reachable = limit.of(least)
             if reachable > limit.bound(self.dense):
-                share = 100 * reachable / getattr(self.dense, limit.resource)
+                share = 100 * reachable / limit.of(self.dense)
                 total, free = len(self.costs.names), len(self.groups)
                 raise BudgetError(
                     f"budget {budget.text!r} cannot be met",
-                    f"the smallest reachable {limit.resource} is {reachable:,} ({share:.1f} %) with a floor "
-                    f"of {self.settings.floor:.0%} per group; {total - free} of {total} groups are locked or ignored",
+                    f"the smallest reachable {limit.resource} is {described(limit.resource, reachable)} "
+                    f"({share:.1f} %) with a floor of {self.settings.floor:.0%} per group; "
+                    f"{total - free} of {total} groups are locked or ignored",
                     "raise the budget, lower the floor, or see graph.explain() for what is locked and why",
                 )
 
@@ -239,9 +241,7 @@ class _Problem:
             counts = [g.units for g in self.groups]
             counts[number] -= group.multiple
             less = self.cost(counts)
-            saved = sum(
-                w * (getattr(self.dense, r) - getattr(less, r)) / getattr(self.dense, r) for r, w in weights.items()
-            )
+            saved = sum(w * (self.dense[r] - less[r]) / (self.dense[r] or 1) for r, w in weights.items())
             result.append(line / max(saved / group.multiple, 1e-12) ** exponent)
         return result
 
@@ -311,7 +311,7 @@ class _Problem:
     def used(self, budget: Budget, counts: Mapping[str, int]) -> float:
         """How much of all bounds together a plan uses: of several that meet them, the one that wastes least is best."""
         cost = self.cost([counts[g.name] for g in self.groups])
-        return sum(getattr(cost, limit.resource) / limit.bound(self.dense) for limit in budget.limits)
+        return sum(limit.of(cost) / limit.bound(self.dense) for limit in budget.limits)
 
 
 def _scores_of(group: ChannelGroup, scores: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:

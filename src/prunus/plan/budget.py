@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from prunus.errors import BudgetError
 from prunus.plan.cost import Cost
+from prunus.plan.resources import RESOURCES
 from prunus.runtime.fields import allows
 
-RESOURCES = ("macs", "params", "weights")
-SUFFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
-AMOUNT = re.compile(r"(\w+)\s*<?=\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([%kmgb]?)", re.ASCII | re.IGNORECASE)
+AMOUNT = re.compile(r"(\w+)\s*<?=\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-z]*)", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Limit:
 
     def __post_init__(self) -> None:
         if self.resource not in RESOURCES:
-            known = ", ".join(RESOURCES)
+            known = ", ".join(sorted(RESOURCES))
             raise BudgetError(f"budget of {self.resource!r}", "there is no such resource", f"use one of {known}")
         if not allows(float, self.value) or self.value <= 0 or (self.relative and self.value > 1):
             what = f"the amount {self.value!r} is out of range"
@@ -32,7 +31,18 @@ class Limit:
 
     def bound(self, dense: Cost) -> float:
         """The bound in absolute units."""
-        return self.value * getattr(dense, self.resource) if self.relative else self.value
+        return self.value * self.of(dense) if self.relative else self.value
+
+    def of(self, cost: Cost) -> float:
+        """How much of the bounded resource a cost has.
+
+        Raises:
+            BudgetError: it is one that was not measured of this network.
+        """
+        if self.resource not in cost:
+            what, fix = f"it is not known of this network ({RESOURCES[self.resource].help})", "measure it first"
+            raise BudgetError(f"budget of {self.resource}", what, fix)
+        return cost[self.resource]
 
 
 @dataclass(frozen=True)
@@ -50,17 +60,18 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read a budget from text: comma-separated `RESOURCE<=AMOUNT` with RESOURCE macs, params or weights and
-        AMOUNT a percentage of the dense cost (`50%`) or a number (`400K`, `3M`, `1.2G`); `=` means the same as `<=`.
+        """Read a budget from text: comma-separated `RESOURCE<=AMOUNT` with RESOURCE macs, params, weights or another
+        that is registered (`plan/resources.py`) and AMOUNT a percentage of the dense cost (`50%`) or a number in one
+        of the resource's units (`400K`, `3M`, `1.2G`); `=` means the same as `<=`.
 
         Raises:
             BudgetError: the text is not of that form.
         """
         if not isinstance(text, str):
             share = f"{100 * text:g}" if allows(float, text) and 0 < text <= 1 else "50"
-            raise BudgetError(
-                f"budget {text!r}", "it does not say of what", f"write budget='macs<={share}%', or params or weights"
-            )
+            others = " or ".join(name for name in sorted(RESOURCES) if name != "macs")
+            fix = f"write 'macs<={share}%', or {others}"
+            raise BudgetError(f"budget {text!r}", "it does not say of what", fix)
         limits = []
         for part in filter(None, (p.strip() for p in text.split(","))):
             match = AMOUNT.fullmatch(part)
@@ -68,10 +79,8 @@ class Budget:
                 raise BudgetError(
                     f"budget {part!r}", "it is not of the form RESOURCE<=AMOUNT", "write for example macs<=50%"
                 )
-            resource, number, suffix = match[1].lower(), float(match[2]), match[3].lower()
-            relative = suffix == "%"
             try:
-                limits.append(Limit(resource, number / 100 if relative else number * SUFFIX[suffix], relative))
+                limits.append(_limit(match[1].lower(), float(match[2]), match[3].lower()))
             except BudgetError as error:
                 raise BudgetError(f"budget {part!r}", error.what, error.fix) from None
         if not limits:
@@ -80,4 +89,16 @@ class Budget:
 
     def excess(self, cost: Cost, dense: Cost) -> float:
         """Largest ratio of a cost to its bound; at most 1 if the budget is met."""
-        return max(getattr(cost, limit.resource) / limit.bound(dense) for limit in self.limits)
+        return max(limit.of(cost) / limit.bound(dense) for limit in self.limits)
+
+
+def _limit(resource: str, number: float, unit: str) -> Limit:
+    if unit == "%":
+        return Limit(resource, number / 100, relative=True)
+    units = RESOURCES[resource].units if resource in RESOURCES else {unit: 1.0}  # the limit refuses the name
+    if unit not in units:
+        known = ", ".join(repr(u) for u in units if u)
+        what = f"{unit!r} is no unit of {resource}" if unit else f"{resource} has no amount without a unit"
+        fix = f"write a percentage of the dense cost, or a number with {known}"
+        raise BudgetError(f"budget of {resource}", what, fix)
+    return Limit(resource, number * units[unit], relative=False)

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates as functions of the kept counts: exact, and fast enough to bisect on.
+"""The cost of what is left of a network, as a function of the kept counts: exact, and fast enough to bisect on.
 
 Convention: one MAC per weight element and output position of every convolution (positions of the input for a
 transposed one) and linear layer; biases, normalisations and activations are not counted. `params` counts every
@@ -7,21 +7,41 @@ parameter, `weights` only the elements of the weights that are contracted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from prunus.files.decoding import Malformed, decode
 from prunus.graph.grouping import Graph
+from prunus.plan.resources import RESOURCES, FloatArray, Layout, Remains, resource
 from prunus.runtime.entry import entry
 
-FloatArray = npt.NDArray[np.float64]
+ALWAYS = ("macs", "params", "weights")
+"""Resources that every cost has."""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Cost of one example's forward pass.
+@resource("params", help="number of parameters", label="parameters")
+def params(left: Remains) -> int:
+    """Elements of all parameters."""
+    return round(float(left.elements[left.layout.trainable].sum()))
+
+
+@resource("macs", help="multiply-accumulates per example", label="MACs per example")
+def macs(left: Remains) -> int:
+    """Weight elements times the positions that they are applied to."""
+    return round(float((left.elements[left.layout.contracted] * left.positions).sum()))
+
+
+@resource("weights", help="elements of convolution and linear weights alone")
+def weights(left: Remains) -> int:
+    """Elements of the weights that are contracted."""
+    return round(float(left.elements[left.layout.weights].sum()))
+
+
+class Cost(Mapping[str, int | float]):
+    """Cost of one example's forward pass: name of a resource -> amount, and each of them as an attribute.
 
     Attributes:
         macs: multiply-accumulates per example.
@@ -33,6 +53,48 @@ class Cost:
     params: int
     weights: int
 
+    def __init__(self, **amounts: int | float) -> None:
+        vars(self).update(amounts)
+
+    @classmethod
+    def of(cls, left: Remains) -> Cost:
+        """What is left of a network in every registered resource that is known of it, by name."""
+        found = {name: RESOURCES[name].count(left) for name in sorted(RESOURCES)}
+        return cls(**{name: amount for name, amount in found.items() if amount is not None})
+
+    @classmethod
+    def decoded(cls, value: Any, where: str) -> Cost:
+        """A cost from plain data of a file; see `files.decoding.decode`. Raises Malformed."""
+        if not isinstance(value, dict):
+            raise Malformed(f"{where} is no object")
+        if missing := [name for name in ALWAYS if name not in value]:
+            raise Malformed(f"{where} has no {missing[0]!r}")
+        if odd := [name for name in value if not name.isidentifier() or hasattr(Mapping, name)]:
+            raise Malformed(f"{where} has the unknown field {odd[0][:60]!r}")
+        kinds = {name: int if name in ALWAYS else int | float for name in value}
+        found = {name: decode(kinds[name], amount, f"{where}.{name}") for name, amount in value.items()}
+        if min(found.values()) < 0:
+            raise Malformed("a cost is negative")
+        return cls(**found)
+
+    def __getitem__(self, name: str) -> int | float:
+        return vars(self)[name]  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(vars(self))
+
+    def __len__(self) -> int:
+        return len(vars(self))
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.items()))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a cost is what it is: {name} can't be set")
+
+    def __repr__(self) -> str:
+        return f"Cost({', '.join(f'{name}={amount!r}' for name, amount in self.items())})"
+
 
 class CostModel:
     """Cost as a function of how many units each group keeps."""
@@ -41,11 +103,10 @@ class CostModel:
         self.names = [g.name for g in graph.channel_groups]
         self.units = np.array([g.units for g in graph.channel_groups], np.int64)
         shapes = {**graph.shapes, **graph.computed}
-        self._tensors = list(shapes)
-        index = {name: i for i, name in enumerate(self._tensors)}
+        index = {name: i for i, name in enumerate(shapes)}
         width = max((len(s) for s in shapes.values()), default=1)
-        self._base = np.ones((len(self._tensors), max(width, 1)))
-        self._slope = np.zeros((len(self._tensors), max(width, 1), len(self.names)))
+        self._base = np.ones((len(shapes), max(width, 1)))
+        self._slope = np.zeros((len(shapes), max(width, 1), len(self.names)))
         for name, shape in shapes.items():
             self._base[index[name], : len(shape)] = shape
         self._whole = self._base.copy()
@@ -59,9 +120,9 @@ class CostModel:
         self._double: list[tuple[int, int, int, int, float]] = []
         for (row, dim), members in lines.items():
             self._cover(row, dim, [(number, line >= 0) for number, line in members])
-        self._trainable = np.array([name in graph.trainable for name in self._tensors], bool)
-        weights = [index[graph.aliases.get(c.weight, c.weight)] for c in graph.contractions]
-        self._calls = np.array(weights, np.int64)
+        trainable = np.array([name in graph.trainable for name in shapes], bool)
+        contracted = np.array([index[graph.aliases.get(c.weight, c.weight)] for c in graph.contractions], np.int64)
+        self._layout = Layout(graph, index, trainable, contracted, np.unique(contracted))
         self._positions = np.array([c.positions for c in graph.contractions], np.float64)
         self._shrinking = [
             (number, *self._live_share(plane, graph.labels))
@@ -71,7 +132,6 @@ class CostModel:
         self._over = {n: contraction.over for n, contraction in enumerate(graph.contractions) if contraction.over}
         self._labels = graph.labels
         self._rows_of = _rows_of(graph, [plane for planes in self._over.values() for plane in planes])
-        self._contracted = np.unique(self._calls) if weights else np.zeros(0, np.int64)
 
     def _cover(self, row: int, dim: int, members: Sequence[tuple[int, npt.NDArray[np.bool_]]]) -> None:
         """Positions that one group decides on are linear in its count; those of columns in whole rows bilinear."""
@@ -103,20 +163,15 @@ class CostModel:
                 slope[number] += count / (len(plane) * self.units[number])
         return 1.0 - float(slope @ self.units), slope
 
-    def sizes(self, counts: npt.NDArray[np.int64]) -> FloatArray:
-        """Elements of every tensor for the kept counts [groups], in the order of the graph's shapes."""
+    def at(self, counts: npt.NDArray[np.int64]) -> Cost:
+        """Cost when group i keeps `counts[i]` units (order of `names`)."""
         sizes = self._base + self._slope @ counts
         for row, dim, first, second, share in self._double:
             sizes[row, dim] += share * counts[first] * counts[second]
-        return np.asarray(sizes.prod(axis=1))
-
-    def at(self, counts: npt.NDArray[np.int64]) -> Cost:
-        """Cost when group i keeps `counts[i]` units (order of `names`)."""
-        sizes = self.sizes(counts)
         positions = self._positions.copy()
         for number, base, slope in self._shrinking:
             positions[number] *= base + slope @ counts
-        return self._sum(sizes, positions)
+        return Cost.of(Remains(self._layout, sizes, positions))
 
     def of(self, kept: Mapping[str, Collection[int]]) -> Cost:
         """Cost when these very units stay; groups that are not named keep everything.
@@ -148,14 +203,7 @@ class CostModel:
                     for root in plane.tolist()
                 )
                 positions[call] *= np.mean(list(stay))
-        return self._sum(sizes.prod(axis=1), positions)
-
-    def _sum(self, sizes: FloatArray, positions: FloatArray) -> Cost:
-        return Cost(
-            macs=round(float((sizes[self._calls] * positions).sum())),
-            params=round(float(sizes[self._trainable].sum())),
-            weights=round(float(sizes[self._contracted].sum())),
-        )
+        return Cost.of(Remains(self._layout, sizes, positions))
 
     def counts(self, kept: Mapping[str, int]) -> npt.NDArray[np.int64]:
         """Vector of counts from a mapping; groups that are not named keep everything."""

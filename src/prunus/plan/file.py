@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from prunus.files.decoding import Malformed, decode, parse_json
-from prunus.plan.cost import Cost
 
 FORMAT, OLDER = 2, (1,)
 LONGEST = 256 << 20
@@ -21,7 +20,7 @@ LONGEST = 256 << 20
 
 def to_json(plan: Any) -> str:
     """The plan as JSON text (`from_json` reads it back)."""
-    data = asdict(plan)
+    data = {**asdict(plan), "before": dict(plan.before), "after": dict(plan.after)}
     data["tensors"] = {n: {**e, "keep": {str(d): k for d, k in e["keep"].items()}} for n, e in data["tensors"].items()}
     return json.dumps({"format": FORMAT, **data}, allow_nan=False)
 
@@ -70,8 +69,6 @@ def _check(plan: Any) -> None:
     for norm in plan.norms:
         if norm.tensor not in plan.tensors or not -1 <= norm.dim < len(plan.tensors[norm.tensor].shape):
             raise Malformed(f"the norm of {norm.tensor!r} along {norm.dim} is none of the plan's tensors")
-    for cost in (plan.before, plan.after):
-        _check_cost(cost)
     for entry in plan.inputs:
         _check_input(entry)
     for pattern in plan.patterns:
@@ -106,11 +103,6 @@ def _check_values(where: str, edit: Any) -> None:
         raise Malformed(f"{where}: {len(edit.values)} values are not as many as stay of it")
     if any(not 0 <= value < 1 << 40 for value in edit.values):
         raise Malformed(f"{where}: its values are no positions")
-
-
-def _check_cost(cost: Cost) -> None:
-    if min(cost.macs, cost.params, cost.weights) < 0:
-        raise Malformed("a cost is negative")
 
 
 def _named_input(number: int, entry: Any) -> Any:

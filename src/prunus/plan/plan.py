@@ -19,6 +19,7 @@ from prunus.graph.groups import ChannelGroup, ExampleInput, Norm, Slot
 from prunus.plan import file as planfile
 from prunus.plan.cost import Cost, CostModel
 from prunus.plan.kept import selecting_buffers
+from prunus.plan.resources import described
 
 UNDECIDED = (0.05, 0.95)
 FOLLOWED = "branches on data go the way of the example inputs; other ways were not analysed and may not run"
@@ -241,13 +242,13 @@ class Plan:
         lines = [head, "-" * len(head)] if self.groups else []
         for group in self.groups:
             undecided = "-" if group.keep_probability is None else str(len(group.undecided))
-            lines.append(
-                f"{group.name:<36} {group.units:>6} {len(group.kept):>6} {undecided:>9} {group.macs_saved:>12,}"
-            )
+            sizes = f"{group.units:>6} {len(group.kept):>6}"
+            lines.append(f"{group.name:<36} {sizes} {undecided:>9} {group.macs_saved:>12,}")
         lines += ["-" * len(head)] if self.groups else []
-        for name in ("macs", "params", "weights"):
-            before, after = getattr(self.before, name), getattr(self.after, name)
-            lines.append(f"{name:<8} {before:>14,} -> {after:>14,}  ({100 * after / max(before, 1):.1f} %)")
+        for name in sorted(self.before.keys() & self.after.keys()):
+            before, after = self.before[name], self.after[name]
+            told = f"{described(name, before):>14} -> {described(name, after):>14}"
+            lines.append(f"{name:<8} {told}  ({100 * after / (before or 1):.1f} %)")
         lines += [f"pattern  {pattern.explain()}" for pattern in self.patterns]
         lines.append(f"method: {self.method}; asked: {self.asked or 'counts by hand'}")
         lines += [f"note: {note}" for note in self.notes]

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from prunus.graph.grouping import Graph
-from prunus.plan.cost import Cost, CostModel
+from prunus.plan.cost import CostModel
+from prunus.plan.resources import RESOURCES
 
 
 def prunability(graph: Graph) -> Table:
@@ -81,9 +82,11 @@ def before_and_after(summary: Mapping[str, Any]) -> Table:
     )
     change = loss["test"] - loss["dense_test"]
     table.add_row("test loss", f"{loss['dense_test']:.4f}", f"{loss['test']:.4f}", f"{change:+.4f}")
-    before, after = Cost(**summary["before"]), Cost(**summary["after"])
-    for label, a, b in (("parameters", before.params, after.params), ("MACs per example", before.macs, after.macs)):
-        table.add_row(label, f"{a:,}", f"{b:,}", f"{100 * b / a:.1f} %")
+    before, after = summary["before"], summary["after"]
+    for name, found in RESOURCES.items():
+        if found.label and name in before and name in after:
+            a, b = before[name], after[name]
+            table.add_row(found.label, found.describe(a), found.describe(b), f"{100 * b / a:.1f} %")
     for times in summary["speed"]["modes"]:
         label = f"latency, {times['mode']}, batch {summary['speed']['batch_size']}"
         if times["ratio"] is None:
