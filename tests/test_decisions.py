@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import prunus
 from masked import masked
+from prunus.data.evaluation import mean_loss
 from prunus.learning.fit import fit
-from prunus.learning.masks import mean_loss
 from prunus.learning.measured import masked_loss, measured_scores
 from prunus.methods.base import MaskMethod, Method, PosteriorMethod, StagedMethod
 from prunus.methods.criteria import Taylor

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import prunus
 from masked import Masked, masked
+from prunus.data.evaluation import mean_loss
 from prunus.errors import ConfigError, DataError
-from prunus.learning.masks import learn_masks, mean_loss
+from prunus.learning.masks import learn_masks
 from prunus.learning.problem import Problem
 from prunus.masks.layers import MaskedWeight, MaskSet, attach, layer_of
 from prunus.masks.patterns import Pattern

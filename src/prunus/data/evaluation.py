@@ -1,22 +1,23 @@
-"""Accuracy and loss of a model on one part of the data."""
+"""Accuracy and loss of a model on data: fp32 unless bf16 is asked for by name, summed in fp64 over all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunus.data.batches import as_batches, forward
 from prunus.data.datasets import ArrayDataset, Batches
-from prunus.data.losses import IGNORED, classes_last, cross_entropy, main_output
+from prunus.data.losses import IGNORED, classes_last, cross_entropy, main_output, mean_of
 from prunus.errors import DataError
-from prunus.runtime.calling import call
 from prunus.runtime.entry import entry
 from prunus.runtime.modes import eval_mode
-from prunus.runtime.precision import Precision, autocast, deciding, full_precision, to_device
-from prunus.runtime.processes import accelerator, model_device
+from prunus.runtime.precision import Precision, autocast, deciding, full_precision, to_device, widened
+from prunus.runtime.processes import accelerator, distributed, model_device, summed, training_device
+from prunus.runtime.training import check_loss
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,10 @@ def evaluate(
         >>> judged.num_examples, 0 <= judged.accuracy <= 100
         (100, True)
     """
-    device = model_device(model)
     with accelerator() as processes:
         rank, world = processes.process_index, processes.num_processes
         batches = Batches(dataset, max(batch_size, world), rank=rank, world=world)
-        totals = _totals(model, batches, loss_fn, device, precision)
-        if world > 1:
-            totals = processes.reduce(totals.to(processes.device), "sum")
+        totals = summed(_totals(model, batches, loss_fn, precision).to(training_device(processes)))
     right, loss, count, broken = totals.tolist()
     if broken:
         what = f"NaN or infinity in the outputs for {int(broken)} of {len(dataset)} examples"
@@ -89,20 +87,78 @@ def evaluate(
     return Evaluation(100.0 * right / count, loss / count, int(count))
 
 
-def _totals(
-    model: nn.Module, batches: Batches, loss_fn: Callable[..., Any], device: torch.device, precision: Precision
-) -> Tensor:
+def _totals(model: nn.Module, batches: Batches, loss_fn: Callable[..., Any], precision: Precision) -> Tensor:
     """Float64 [4]: right answers, summed loss, examples, examples with broken outputs."""
     # Not every device has float64; the CPU sums exactly either way.
     totals = torch.zeros(4, dtype=torch.float64, device="cpu")
-    with eval_mode(model), torch.no_grad(), full_precision():
-        for inputs, labels in batches:
-            x, y = to_device(inputs, device), labels.to(device)
-            with autocast(device, deciding(precision)):
-                outputs = main_output(call(model, x))
-            outputs = outputs.float()
-            broken = (~torch.isfinite(outputs)).flatten(1).any(1).sum()
-            right = (classes_last(outputs, y).argmax(-1) == y).sum()
-            loss, judged = loss_fn(outputs, y, reduction="sum"), (y != IGNORED).sum()
-            totals += torch.stack([right.float(), loss.float(), judged.float(), broken.float()]).cpu()
+
+    def count(_: int, __: Any, answer: Any, y: Tensor) -> None:
+        outputs = main_output(answer).float()
+        broken = (~torch.isfinite(outputs)).flatten(1).any(1).sum()
+        right = (classes_last(outputs, y).argmax(-1) == y).sum()
+        loss, judged = loss_fn(outputs, y, reduction="sum"), (y != IGNORED).sum()
+        totals.add_(torch.stack([right.float(), loss.float(), judged.float(), broken.float()]).cpu())
+
+    with eval_mode(model):
+        _each_answer(model, batches, precision, count)
     return totals
+
+
+def mean_loss(
+    model: nn.Module, batches: Iterable[Any], loss_fn: Callable[..., Any], precision: Precision = "auto"
+) -> float:
+    """Mean of the batches' losses in eval mode, over all ranks' batches; fp32 unless bf16 is asked for by name."""
+    with eval_mode(model):
+        return standing_loss(model, as_batches(batches, model), loss_fn, precision)
+
+
+def standing_loss(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    loss_fn: Callable[..., Any],
+    precision: Precision = "auto",
+    where: str = "",
+) -> float:
+    """Mean of the batches' losses of a model that stands still already; losses are fp32, their sum fp64.
+
+    Args:
+        model: in the mode that is to be judged.
+        batches: of this rank; those of all count alike.
+        loss_fn: mean loss of a batch.
+        precision: of the forward pass; `auto` is fp32, since what is measured decides.
+        where: names the batches in errors; without it a loss may be NaN.
+
+    Raises:
+        DataError: NaN or infinity in the inputs or the loss, if `where` is given.
+    """
+    total, count, loss_of = 0.0, 0, mean_of(loss_fn)
+
+    def add(step: int, inputs: Any, answer: Any, targets: Any) -> None:
+        nonlocal total, count
+        loss = loss_of(answer, widened(targets))
+        if where:
+            check_loss(loss, inputs, f"{where} {step}", model)
+        total, count = total + float(loss), count + 1
+
+    _each_answer(model, batches, precision, add)
+    if not distributed():
+        return total / count
+    over_ranks = torch.tensor([total, count], dtype=torch.float64, device=model_device(model))
+    losses, batches_seen = summed(over_ranks).tolist()
+    return float(losses / batches_seen)
+
+
+def _each_answer(
+    model: nn.Module,
+    batches: Iterable[tuple[Any, Any]],
+    precision: Precision,
+    judge: Callable[[int, Any, Any, Any], None],
+) -> None:
+    """Give `judge` number, inputs, outputs and targets of every batch, without gradients, nothing in bf16 or fp16."""
+    device = model_device(model)
+    with torch.no_grad(), full_precision():
+        for step, batch in enumerate(batches):
+            inputs, targets = to_device(batch, device)
+            with autocast(device, deciding(precision)):
+                answer = widened(forward(model, inputs))
+            judge(step, inputs, answer, targets)

@@ -231,6 +231,7 @@ def _learn_round(
             weight = method.complexity_weight(progress, num_data)
             penalty = partial(_weighted_penalty, gates, weight, num_data, method.unit_weight) if weight else None
             running += training.step(batch, loss_of, f"epoch {epoch}, step {step}", penalty)
+        average_over_ranks_([running])
         history.append(float(running) / len(batches))
     return history
 

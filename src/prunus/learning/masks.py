@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunus.data.batches import as_batches, forward
+from prunus.data.batches import forward
+from prunus.data.evaluation import mean_loss
 from prunus.data.losses import mean_of
 from prunus.errors import ConfigError
 from prunus.learning.findings import LearnedMasks, MaskEpoch
@@ -40,12 +41,12 @@ from prunus.proof.ownclass import survives
 from prunus.proof.verification import Verification
 from prunus.recovery.batchnorm import reestimate_if_better
 from prunus.runtime.copies import copied
-from prunus.runtime.modes import eval_mode, modes_kept
-from prunus.runtime.precision import Precision, autocast, deciding, full_precision, to_device, widened
-from prunus.runtime.processes import average_over_ranks_, distributed, model_device, running_statistics
+from prunus.runtime.modes import modes_kept
+from prunus.runtime.precision import deciding, full_precision
+from prunus.runtime.processes import average_over_ranks_, model_device, running_statistics
 from prunus.runtime.progress import Bar, progress_bar
 from prunus.runtime.seeds import seeded
-from prunus.runtime.training import BatchSource, LossFunction, Training, only_trainable
+from prunus.runtime.training import Training, only_trainable
 from prunus.surgery.configuration import keep_configuration_true_
 
 INCLUSION_DRAWS = 50
@@ -267,22 +268,6 @@ def _without_filters(
     return small, left, proof
 
 
-def mean_loss(model: nn.Module, batches: BatchSource, loss_fn: LossFunction, precision: Precision = "auto") -> float:
-    """Mean of the batches' losses in eval mode, over all ranks' batches; summed in fp64, `auto` is fp32."""
-    device, loader, loss_of = model_device(model), as_batches(batches, model), mean_of(loss_fn)
-    total = 0.0
-    with eval_mode(model), torch.no_grad(), full_precision():
-        for x, y in loader:
-            with autocast(device, deciding(precision)):
-                answer = widened(forward(model, to_device(x, device)))
-                total += float(loss_of(answer, widened(to_device(y, device))))
-    if not distributed():
-        return total / len(loader)
-    mean = torch.tensor(total / len(loader), dtype=torch.float64, device=device)
-    average_over_ranks_([mean])
-    return float(mean)
-
-
 def _train(model: nn.Module, masks: MaskSet, run: _Run, epochs: range, *, drawing: bool) -> list[MaskEpoch]:
     """Weights and logits while masks are drawn, the weights alone once they are fixed; one cosine over both."""
     method, batches, precision = run.method, run.learning.loader, run.learning.precision
@@ -315,6 +300,7 @@ def _train(model: nn.Module, masks: MaskSet, run: _Run, epochs: range, *, drawin
                 running += training.step(
                     batch, lambda x, y: loss_of(forward(model, x), y), f"epoch {epoch}, step {step}", penalty
                 )
+            average_over_ranks_([running])
             if drawing:
                 history.append(_observed(masks, float(running) / len(batches)))
     average_over_ranks_([*running_statistics(model), *(q.largest for q in run.grids.values())])

@@ -16,18 +16,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from prunus.data.batches import as_batches, forward
-from prunus.data.losses import mean_of
+from prunus.data.batches import as_batches
+from prunus.data.evaluation import standing_loss
 from prunus.errors import ConfigError
 from prunus.gates.frozen import frozen
 from prunus.gates.gate import GateSet, attach
 from prunus.graph.groups import ChannelGroup
 from prunus.plan.allocation import select
-from prunus.runtime.precision import ROUNDING, Precision, autocast, deciding, full_precision, to_device, widened
-from prunus.runtime.processes import distributed, model_device, summed
+from prunus.runtime.precision import ROUNDING, Precision
 from prunus.runtime.progress import progress_bar
 from prunus.runtime.seeds import seeded
-from prunus.runtime.training import LossFunction, check_loss
+from prunus.runtime.training import LossFunction
 
 Batch = tuple[Any, Any]
 SIZES = 6
@@ -68,21 +67,18 @@ def measured_scores(
     """
     if sizes < 2:
         raise ConfigError("measured_scores", f"sizes={sizes}", "use at least 2")
-    device = model_device(model)
     result: dict[str, Tensor] = {}
     counts = {g.name: _sizes(g, sizes) for g in groups}
     total = sum(len(c) for c in counts.values()) + 1
     with (
         attach(model, groups) as gates,
         frozen(model),
-        torch.no_grad(),
-        full_precision(),
         progress_bar("loss by size", total, progress) as bar,
     ):
 
         def loss(kept: Mapping[str, Sequence[int]]) -> float:
             bar.advance()
-            return _loss(model, gates, kept, batches, loss_fn, device, precision)
+            return _loss(model, gates, kept, batches, loss_fn, precision)
 
         whole = loss({})
         cuts = {g.name: [loss(select([g], scores, {g.name: c})) for c in counts[g.name]] for g in groups}
@@ -111,8 +107,8 @@ def masked_loss(
     Raises:
         DataError: NaN or infinity in the inputs or the loss.
     """
-    with attach(model, groups) as gates, frozen(model), torch.no_grad(), full_precision():
-        return _loss(model, gates, kept, batches, loss_fn, model_device(model), precision)
+    with attach(model, groups) as gates, frozen(model):
+        return _loss(model, gates, kept, batches, loss_fn, precision)
 
 
 def first_batches(data: Iterable[Any], seed: int, count: int = BATCHES) -> list[Batch]:
@@ -140,7 +136,6 @@ def _loss(
     kept: Mapping[str, Sequence[int]],
     batches: Sequence[Batch],
     loss_fn: LossFunction,
-    device: torch.device,
     precision: Precision,
 ) -> float:
     values = {}
@@ -149,17 +144,7 @@ def _loss(
             values[group.name] = torch.zeros(group.units, dtype=torch.float32, device="cpu")
             values[group.name][list(kept[group.name])] = 1
     gates.fix(values)
-    total = 0.0
-    for step, (x, y) in enumerate(batches):
-        inputs = to_device(x, device)
-        with autocast(device, deciding(precision)):
-            loss = mean_of(loss_fn)(widened(forward(model, inputs)), widened(to_device(y, device)))
-        check_loss(loss, inputs, f"batch {step}", model)
-        total += float(loss)
-    if not distributed():
-        return total / len(batches)
-    losses, count = summed(torch.tensor([total, float(len(batches))], dtype=torch.float64, device=device)).tolist()
-    return float(losses / count)
+    return standing_loss(model, batches, loss_fn, precision, "batch")
 
 
 def _gains(group: ChannelGroup, counts: Sequence[int], losses: Sequence[float]) -> npt.NDArray[np.float64]:
