@@ -18,11 +18,12 @@ import prunus
 from prunus.cli.app import app
 from prunus.data.registry import DATA_SOURCES
 from prunus.graph.registry import RULES
+from prunus.kernels import masks, products
 from prunus.methods import METHODS
 from prunus.models.loaded import MODEL_SOURCES
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["CONTRIBUTING.md", "docs/features.md", "docs/custom-operations.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/features.md", "docs/custom-operations.md"]
 
 
 class MyModel(nn.Module):
@@ -62,6 +63,9 @@ def names() -> Iterator[None]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_python_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # Compiling the loops would take longer than all documents together.
+    monkeypatch.setattr(masks, "available", lambda: False)
+    monkeypatch.setattr(products, "available", lambda: False)
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
     names = stand_ins()
     for number, block in enumerate(blocks):
@@ -76,3 +80,9 @@ def test_commands_of_the_readme_have_the_options_they_show() -> None:
         assert shown.exit_code == 0
         assert [o for o in re.findall(r"--[\w-]+", arguments) if o not in shown.output] == []
     assert commands
+
+
+def test_the_readme_fits_one_screen() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 90
+    assert max(map(len, lines)) <= 120

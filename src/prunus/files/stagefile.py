@@ -28,6 +28,15 @@ class Checkpoint:
     Attributes:
         path: the file, written after every stage.
         resume: go on from the file if it is there.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> data = [(torch.randn(32, 8), torch.randint(4, (32,)))]
+        >>> ways = {"method": prunus.RecursiveBayesianPruning(min_steps=1), "data": data, "loss_fn": F.cross_entropy}
+        >>> first = prunus.prune(net, torch.randn(2, 8), checkpoint="stages.pt", **ways)
+        >>> again = prunus.prune(net, torch.randn(2, 8), checkpoint=prunus.Checkpoint("stages.pt", resume=True), **ways)
+        >>> torch.equal(first.model[0].weight, again.model[0].weight)
+        True
     """
 
     path: str | os.PathLike[str]

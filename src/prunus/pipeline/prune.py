@@ -84,6 +84,21 @@ def prune(
 
     Raises:
         PruneError: one of its kinds, naming the thing and what to do; the model is as it was.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> result = prunus.prune(net, torch.randn(2, 8), method="l1", target="macs<=50%")
+        >>> result.model[0], result.verification.max_error < 1e-5
+        (Linear(in_features=8, out_features=8, bias=True), True)
+
+        Masks inside weights, learned with them:
+
+        >>> loader = [(torch.randn(32, 8), torch.randint(4, (32,)))]
+        >>> masks = prunus.DynamicProbabilisticPruning(epochs=1, tune_epochs=1)
+        >>> ways = {"target": "2:4", "data": loader, "loss_fn": F.cross_entropy}
+        >>> result = prunus.prune(net, torch.randn(2, 8), method=masks, **ways)
+        >>> (result.model[0].weight.reshape(-1, 4) != 0).sum(1).unique()
+        tensor([2])
     """
     chosen = resolve(method)
     request = requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
