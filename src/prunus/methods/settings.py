@@ -53,7 +53,7 @@ def values_of(kind: type[Any], settings: Sequence[str], given: Container[str] = 
             raise ConfigError(where, f"{name} is set twice", "set it once")
         try:
             found[name] = _value(text, hints[name])
-        except ValueError:
+        except (ValueError, TypeError):
             raise ConfigError(where, f"{text!r} can't be its value", f"give {named(hints[name])}") from None
     return found
 

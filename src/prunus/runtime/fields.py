@@ -53,7 +53,7 @@ def allows(hint: Any, value: Any) -> bool:
         return isinstance(value, numbers.Integral)
     if hint is float:
         return isinstance(value, numbers.Real) and math.isfinite(value)
-    return isinstance(value, hint)
+    return isinstance(value, origin or hint)
 
 
 def named(hint: Any) -> str:
