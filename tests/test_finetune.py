@@ -207,7 +207,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ("data", (toy_model(), shifted), None),
         ("teacher", (toy_model(), data), toy_model(9)),
     ):
-        with pytest.raises(ArtifactError, match=f"another {named} .* there, .* here"):
+        with pytest.raises(ArtifactError, match=f"another {named}: .* there, .* here"):
             finetune(*given, config(epochs=1), teacher=teacher, checkpoint=path, resume=True)
     whole = torch.load(path, weights_only=True)
     nan = {n: t * math.nan for n, t in whole["model"].items()}

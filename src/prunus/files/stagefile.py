@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -10,15 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prunus.errors import ArtifactError, first_line
-from prunus.files.atomic import write_bytes
-from prunus.files.fingerprint import tree_digest
+from prunus.files.resumable import check_fits, check_same_run, read_checked, refusal, write_checked
 
 FORMAT = "prunus-stages-2"
-ANEW = "delete it and start anew"
 
 
 @dataclass(frozen=True)
@@ -99,9 +95,7 @@ def save_stages(path: Path, identity: Mapping[str, str], state: StageState) -> N
         "weights": dict(state.weights),
         "error": state.error,
     }
-    file = io.BytesIO()
-    torch.save({"format": FORMAT, "digest": tree_digest(content), **content}, file)
-    write_bytes(path, file.getvalue())
+    write_checked(path, FORMAT, content)
 
 
 def load_stages(path: Path, identity: Mapping[str, str], order: Sequence[Sequence[str]]) -> StageState:
@@ -115,14 +109,9 @@ def load_stages(path: Path, identity: Mapping[str, str], order: Sequence[Sequenc
     Raises:
         ArtifactError: damaged, edited, or of another run; both are named.
     """
-    content = _read(path)
+    content = read_checked(path, FORMAT)
     try:
-        found: Mapping[str, str] = content["identity"]
-        other = [k for k in identity if found.get(k) != identity[k]]
-        if other:
-            told = "; ".join(f"{k} {found.get(k)} there, {identity[k]} here" for k in other)
-            what = f"it was made with another {', '.join(other)}: {told}"
-            raise ArtifactError(f"checkpoint {path}", what, "resume what it was made with, or " + ANEW)
+        check_same_run(path, content["identity"], identity)
         state = StageState(
             {str(n): tuple(k) for n, k in content["kept"].items()},
             [_stage(s) for s in content["stages"]],
@@ -132,7 +121,7 @@ def load_stages(path: Path, identity: Mapping[str, str], order: Sequence[Sequenc
         _check(state, order)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"it cannot be read, a value is missing or impossible: {first_line(error)}"
-        raise ArtifactError(f"checkpoint {path}", what, ANEW) from error
+        raise refusal(path, what) from error
     return state
 
 
@@ -142,37 +131,16 @@ def resume_weights_(model: nn.Module, state: StageState, path: Path) -> None:
     Raises:
         ArtifactError: names, shapes or types differ, or they are not finite.
     """
-    parameters = dict(model.named_parameters())
-    for name, tensor in model.state_dict().items():
-        stored = state.weights.get(name)
-        same = isinstance(stored, Tensor) and (stored.shape, stored.dtype) == (tensor.shape, tensor.dtype)
-        sound = same and not bool((~torch.isfinite(stored) if name in parameters else torch.isnan(stored)).any())  # type: ignore[arg-type]
-        if not sound:
-            what = f"its tensor {name!r} is missing, of another shape or type, or not finite"
-            raise ArtifactError(f"checkpoint {path}", what, ANEW)
+    check_fits(path, model, state.weights)
     model.load_state_dict(state.weights)
 
 
 def is_stage_file(path: Path) -> bool:
     """True if this package wrote it."""
     try:
-        return path.is_file() and bool(_read(path))
+        return path.is_file() and bool(read_checked(path, FORMAT))
     except ArtifactError:
         return False
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        what = f"it cannot be read: {first_line(error)}"
-        raise ArtifactError(f"checkpoint {path}", what, ANEW) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ArtifactError(f"checkpoint {path}", f"it cannot be read: not of format {FORMAT}", ANEW)
-    rest = {k: v for k, v in content.items() if k not in ("format", "digest")}
-    if content.get("digest") != tree_digest(rest):
-        raise ArtifactError(f"checkpoint {path}", "it cannot be read: damaged or edited (checksum)", ANEW)
-    return rest
 
 
 def _stage(data: Mapping[str, Any]) -> Stage:

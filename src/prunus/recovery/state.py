@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 
 from prunus.data.evaluation import Evaluation
 from prunus.errors import ArtifactError, ConfigError, first_line
-from prunus.files.atomic import write_bytes
 from prunus.files.fingerprint import data_digest, tree_digest, weights_digest
+from prunus.files.resumable import check_fits, check_same_run, read_checked, refusal, write_checked
 from prunus.recovery.config import FinetuneConfig
 
 FORMAT = "prunus-finetune-2"
@@ -102,9 +101,7 @@ def save_state(
         "optimizer": optimizer.state_dict(),
         "state": {**vars(state), "history": [asdict(e) for e in state.history]},
     }
-    file = io.BytesIO()
-    torch.save({"format": FORMAT, "digest": tree_digest(content), **content}, file)
-    write_bytes(path, file.getvalue())
+    write_checked(path, FORMAT, content)
 
 
 def load_state(
@@ -126,12 +123,16 @@ def load_state(
         ArtifactError: damaged, edited, of another architecture, or made from other weights or data.
         ConfigError: written under other settings.
     """
-    content = _read(path)
+    content = read_checked(path, FORMAT, ("origin", "config", "model", "optimizer", "state"))
+    mappings = all(isinstance(part, dict) for part in content.values())
+    if not mappings or not isinstance(content["state"].get("best_model"), dict):
+        raise refusal(path, "damaged: its parts are no mappings")
     if content["config"] != asdict(config):
         changed = sorted(k for k, v in asdict(config).items() if content["config"].get(k, None) != v)
         what = f"it was written with other settings ({', '.join(changed) or 'unknown ones'})"
         raise ConfigError(str(path), what, "resume with the same settings, or remove the checkpoint")
-    _check_tensors(path, model, content["model"], content["state"]["best_model"])
+    for weights in (content["model"], content["state"]["best_model"]):
+        check_fits(path, model, weights)
     _check_origin(path, origin, content)
     before = copy.deepcopy(optimizer.state_dict())
     try:
@@ -142,7 +143,7 @@ def load_state(
         if not 0 <= state.best_epoch <= state.epoch <= config.epochs or len(state.history) != state.epoch + 1:
             raise ValueError("its epochs don't add up")
     except (ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(str(path), f"damaged: {first_line(error)}", "remove it and start again") from error
+        raise refusal(path, f"damaged: {first_line(error)}") from error
     try:
         optimizer.load_state_dict(content["optimizer"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -151,21 +152,9 @@ def load_state(
     if not _fits(optimizer):
         optimizer.load_state_dict(before)
         what = "its optimiser holds tensors of other shapes, or numbers that are not finite"
-        raise ArtifactError(str(path), what, "remove it and start again")
+        raise refusal(path, what)
     model.load_state_dict(content["model"])
     return state, Origin(**content["origin"])
-
-
-def _check_tensors(path: Path, model: nn.Module, *states: Any) -> None:
-    mine = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
-    parameters = dict(model.named_parameters())
-    for state in states:
-        stored = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items() if isinstance(tensor, Tensor)}
-        if stored != mine or len(state) != len(mine):
-            raise ArtifactError(str(path), "it is of another architecture", "resume with the same model")
-        bad = [n for n, t in state.items() if bool((~torch.isfinite(t) if n in parameters else torch.isnan(t)).any())]
-        if bad:
-            raise ArtifactError(str(path), f"its tensor {bad[0]!r} is not finite", "remove it and start again")
 
 
 def _check_origin(path: Path, origin: Origin, content: Mapping[str, Any]) -> None:
@@ -173,42 +162,14 @@ def _check_origin(path: Path, origin: Origin, content: Mapping[str, Any]) -> Non
     try:
         first = Origin(**content["origin"])
     except TypeError as error:
-        raise ArtifactError(str(path), f"damaged: {first_line(error)}", "remove it and start again") from error
+        raise refusal(path, f"damaged: {first_line(error)}") from error
     own = (first.weights, tree_digest(content["model"]), tree_digest(content["state"]["best_model"]))
-    other = [
-        f"another {name} ({there or 'none'} there, {here or 'none'} here)"
-        for name, there, here, same in (
-            ("model", first.weights, origin.weights, origin.weights in own),
-            ("teacher", first.teacher, origin.teacher, origin.teacher == first.teacher),
-            ("data", first.data, origin.data, origin.data == first.data),
-        )
-        if not same
-    ]
-    if other:
-        what = f"it was made with {' and '.join(other)}"
-        raise ArtifactError(str(path), what, "resume what it was made with, or remove it and start again")
+    weights = first.weights if origin.weights in own else origin.weights
+    there = {"model": first.weights, "teacher": first.teacher, "data": first.data}
+    check_same_run(path, there, {"model": weights, "teacher": origin.teacher, "data": origin.data})
 
 
 def _fits(optimizer: torch.optim.Optimizer) -> bool:
     """True if what the optimiser remembers of each parameter has its shape and is finite."""
     kept = [(p, value) for p, held in optimizer.state.items() for value in held.values() if isinstance(value, Tensor)]
     return all(v.shape in (p.shape, torch.Size([])) and bool(torch.isfinite(v).all()) for p, v in kept)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        what = f"truncated or damaged: {type(error).__name__}"
-        raise ArtifactError(str(path), what, "remove it and start again") from error
-    fields = {"origin", "config", "model", "optimizer", "state"}
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not fields <= set(content):
-        raise ArtifactError(str(path), f"not a checkpoint of format {FORMAT}", "give the file that finetune wrote")
-    parts = [content[f] for f in sorted(fields)]
-    parts += [p.get("best_model") for p in parts[-1:] if isinstance(p, dict)]
-    if not all(isinstance(part, dict) for part in parts):
-        raise ArtifactError(str(path), "damaged: its parts are no mappings", "remove it and start again")
-    rest: dict[str, Any] = {k: v for k, v in content.items() if k not in ("format", "digest")}
-    if content.get("digest") != tree_digest(rest):
-        raise ArtifactError(str(path), "damaged or edited (checksum)", "remove it and start again")
-    return rest
