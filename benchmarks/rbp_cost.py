@@ -21,9 +21,11 @@ import torch.nn.functional as F
 import prunus
 from nets import resnet20, resnet56
 from prunus.gates.gate import attach, recompute_products
+from prunus.learning.problem import Problem
 from prunus.learning.stages import prune_in_stages, trainable_from
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.plan.plan import Plan
+from prunus.plan.request import requested
 from prunus.recovery.tune import tune_
 from prunus.runtime.training import only_trainable
 from record import interleaved, ratio, write
@@ -55,10 +57,9 @@ def recursion(args: argparse.Namespace) -> None:
     counts = {g.name: g.units // 2 for g in groups}
     method = RecursiveBayesianPruning(epochs=1, tune_epochs=1)
     start = time.process_time()
-    done = prune_in_stages(
-        dense, data[0][0][:2], graph, groups, method, data, F.cross_entropy,
-        num_data=len(data) * args.batch, counts=counts,
-    )  # fmt: skip
+    request = requested(counts, None, method=method.name, takes=method.targets, optional=False)
+    problem = Problem(dense, data[0][0][:2], graph, request, data, F.cross_entropy)
+    done = prune_in_stages(problem, groups, method, problem.learning(method.name), counts)
     whole = time.process_time() - start
     plain, current, kept = 0.0, copy.deepcopy(dense), {}
     for group in groups:

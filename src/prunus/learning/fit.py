@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, singledispatch
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus.data.batches import Loader, as_batches, forward
+from prunus.data.batches import as_batches, forward
 from prunus.data.losses import mean_of, sum_of
 from prunus.errors import ConfigError, DataError
 from prunus.gates.frozen import frozen
 from prunus.gates.gate import GateSet, attach, recompute_products
 from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Scores
+from prunus.learning.problem import Learning
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.entry import entry
@@ -72,26 +73,31 @@ def fit(
     check_kind("method", method, Method, "one, such as DirichletPruning()")
     if not groups:
         raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
-    seed = as_seed(seed)
-    if isinstance(method, WeightCriterion):
-        with eval_mode(model):
-            values = {g.name: method.score(model, g, seed) for g in groups}
-        return Scores(values, method=method.name, cost_exponent=method.cost_exponent)
-    if num_data < 1:
+    seed, loader = as_seed(seed), as_batches(batches if method.needs_data else [], model)
+    if method.needs_data and num_data < 1:
         raise ConfigError("num_data", f"{num_data} labels", "give the number of labels in the training data")
-    loader = as_batches(batches, model)
-    if len(loader) == 0:
+    if method.needs_data and len(loader) == 0:
         raise DataError("data", "there are no batches", "pass a non-empty loader")
-    train_bn = isinstance(method, PosteriorMethod) and method.bn_mode == "train"
-    precision = deciding(precision)
-    with seeded(seed, model_device(model)), frozen(model, train_bn=train_bn), full_precision():
-        if isinstance(method, GradientCriterion):
-            scores = _accumulate(model, groups, method, loader, loss_fn, precision, progress)
-            return replace(scores, cost_exponent=method.cost_exponent)
-        if isinstance(method, PosteriorMethod):
-            scores = _learn(model, groups, method, loader, loss_fn, num_data, precision, progress)
-            return replace(scores, cost_exponent=method.cost_exponent)
-    raise TypeError(f"{type(method).__name__} is none of the three kinds of methods")
+    learning = Learning(loader, loss_fn, num_data=num_data, seed=seed, precision=precision, progress=progress)
+    return score_units(method, model, groups, learning)
+
+
+def score_units(method: Method, model: nn.Module, groups: Sequence[ChannelGroup], learning: Learning) -> Scores:
+    """Score the units of the groups, by the kind of the method; the model is unchanged."""
+    return replace(_scored(method, model, groups, learning), cost_exponent=method.cost_exponent)
+
+
+@singledispatch
+def _scored(method: Method, model: nn.Module, groups: Sequence[ChannelGroup], learning: Learning) -> Scores:
+    raise ConfigError("method", f"{type(method).__name__} gives no scores of units", "use prunus.prune")
+
+
+@_scored.register(WeightCriterion)
+def _by_weights(
+    method: WeightCriterion, model: nn.Module, groups: Sequence[ChannelGroup], learning: Learning
+) -> Scores:
+    with eval_mode(model):
+        return Scores({g.name: method.score(model, g, learning.seed) for g in groups}, method=method.name)
 
 
 @entry()
@@ -99,14 +105,8 @@ def fit_with_weights(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     method: StagedMethod,
-    batches: BatchSource,
-    loss_fn: LossFunction,
+    learning: Learning,
     weights: Sequence[nn.Parameter],
-    *,
-    num_data: int,
-    seed: int = 0,
-    precision: Precision = "auto",
-    progress: bool = False,
 ) -> Scores:
     """Learn the posteriors of all groups together while `weights` train along; the model is changed.
 
@@ -114,53 +114,60 @@ def fit_with_weights(
         model: the network; in train mode meanwhile, afterwards in the mode it was in.
         groups: gated groups.
         method: makes the posteriors and says how strong their complexity counts.
-        batches: as for `fit`.
-        loss_fn: as for `fit`.
+        learning: data, loss and settings.
         weights: the parameters of the model that are trained; the others stay. None at all: as `fit`.
-        num_data: as for `fit`.
-        seed: as for `fit`.
-        precision: as for `fit`.
-        progress: as for `fit`.
 
     Raises:
         ConfigError: no groups.
         DataError: NaN or infinity, naming epoch and step; the weights are as at that step.
     """
-    if not weights:
-        return fit(
-            model, groups, method, batches, loss_fn,
-            num_data=num_data, seed=seed, precision=precision, progress=progress,
-        )  # fmt: skip
     if not groups:
         raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
-    precision, device = deciding(precision), model_device(model)
-    with seeded(seed, device), only_trainable(model, weights), modes_kept(model), full_precision():
+    if not weights:
+        return score_units(method, model, groups, learning)
+    learning = learning.counted()
+    with (
+        seeded(learning.seed, model_device(model)),
+        only_trainable(model, weights),
+        modes_kept(model),
+        full_precision(),
+    ):
         model.train()
-        loader = as_batches(batches, model)
-        scores = _learn(model, groups, method, loader, loss_fn, num_data, precision, progress, weights)
+        scores = _learn(model, groups, method, learning, [{"params": list(weights), "lr": method.weight_lr}])
         average_over_ranks_(running_statistics(model))
     return replace(scores, cost_exponent=method.cost_exponent)
 
 
+@_scored.register(GradientCriterion)
+def _by_gradients(
+    method: GradientCriterion, model: nn.Module, groups: Sequence[ChannelGroup], learning: Learning
+) -> Scores:
+    with seeded(learning.seed, model_device(model)), frozen(model), full_precision():
+        return _accumulate(model, groups, method, learning)
+
+
+@_scored.register(PosteriorMethod)
+def _by_posteriors(
+    method: PosteriorMethod, model: nn.Module, groups: Sequence[ChannelGroup], learning: Learning
+) -> Scores:
+    learning, train_bn = learning.counted(), method.bn_mode == "train"
+    with seeded(learning.seed, model_device(model)), frozen(model, train_bn=train_bn), full_precision():
+        return _learn(model, groups, method, learning)
+
+
 def _accumulate(
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    method: GradientCriterion,
-    batches: Loader,
-    loss_fn: LossFunction,
-    precision: Precision,
-    progress: bool,
+    model: nn.Module, groups: Sequence[ChannelGroup], method: GradientCriterion, learning: Learning
 ) -> Scores:
     totals = {g.name: torch.zeros(g.units, dtype=torch.float64, device="cpu") for g in groups}
-    examples, device, loss_of = 0, model_device(model), sum_of(loss_fn)
-    with attach(model, groups) as gates, progress_bar(method.name, len(batches), progress) as bar:
+    examples, device, loss_of = 0, model_device(model), sum_of(learning.loss_fn)
+    with attach(model, groups) as gates, progress_bar(method.name, len(learning.loader), learning.progress) as bar:
         gates.probe()
-        training = Training(model, precision, bar, around=recompute_products)
+        training = Training(model, deciding(learning.precision), bar, around=recompute_products)
 
         def summed_loss(inputs: Any, targets: Any) -> Tensor:
             return loss_of(forward(model, inputs), targets, examples_in(inputs))
 
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(learning.loader):
             training.step(batch, summed_loss, f"epoch 0, step {step}")
             for group in groups:
                 probe = gates.probes.get(group.name)
@@ -177,23 +184,21 @@ def _learn(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     method: PosteriorMethod,
-    batches: Loader,
-    loss_fn: LossFunction,
-    num_data: int,
-    precision: Precision,
-    progress: bool,
-    weights: Sequence[nn.Parameter] = (),
+    learning: Learning,
+    also: Sequence[dict[str, Any]] = (),
 ) -> Scores:
+    """The posteriors, learned together or one group after the other; `also` trains in the same steps."""
+    batches = len(learning.loader)
     rounds: list[list[str] | None] = [None] if method.joint else [[g.name] for g in groups]
-    total = len(batches) * method.passes(len(batches)) * len(rounds)
+    total = batches * method.passes(batches) * len(rounds)
     history: list[float] = []
     with (
         attach(model, groups, method.posterior, draws=method.draws, placement=method.placement) as gates,
-        progress_bar(method.name, total, progress) as bar,
+        progress_bar(method.name, total, learning.progress) as bar,
     ):
         for names in rounds:
             gates.mean(names) if method.estimator == "point" else gates.sample(names)
-            history += _learn_round(model, gates, names, method, batches, loss_fn, num_data, precision, bar, weights)
+            history += _learn_round(model, gates, names, method, learning, bar, also)
         posteriors = {g.name: gates.posterior(g.name).cpu() for g in groups}
     values = {name: p.score().detach().cpu() for name, p in posteriors.items()}
     return Scores(values, posteriors, method.name, tuple(history))
@@ -204,20 +209,15 @@ def _learn_round(
     gates: GateSet,
     names: list[str] | None,
     method: PosteriorMethod,
-    batches: Loader,
-    loss_fn: LossFunction,
-    num_data: int,
-    precision: Precision,
+    learning: Learning,
     bar: Bar,
-    weights: Sequence[nn.Parameter],
+    also: Sequence[dict[str, Any]],
 ) -> list[float]:
+    batches, num_data = learning.loader, learning.labels
     parameters = gates.parameters() if names is None else [p for n in names for p in gates.posterior(n).parameters()]
-    trained: list[dict[str, Any]] = [{"params": parameters, "lr": method.lr}]
-    if isinstance(method, StagedMethod) and weights:
-        trained.append({"params": list(weights), "lr": method.weight_lr})
-    optimizer = torch.optim.Adam(trained, weight_decay=0.0)
-    training = Training(model, precision, bar, optimizer, recompute_products)
-    loss_of = _sampled_loss(model, method, loss_fn)
+    optimizer = torch.optim.Adam([{"params": parameters, "lr": method.lr}, *also], weight_decay=0.0)
+    training = Training(model, deciding(learning.precision), bar, optimizer, recompute_products)
+    loss_of = _sampled_loss(model, method, learning.loss_fn)
     passes = method.passes(len(batches))
     last = max(passes * len(batches) - 1, 1)
     history = []

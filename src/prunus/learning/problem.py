@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class Problem:
         loader, loss_fn = needed(method, *self.learned_from())
         judge = self.data.validation if isinstance(self.data, Splits) else None
         judged_by = None if judge is None else Loader(as_batches(judge).data, loader.form)
-        return Learning(loader, loss_fn, judged_by, self.seed, self.precision, self.progress)
+        return Learning(loader, loss_fn, judged_by, seed=self.seed, precision=self.precision, progress=self.progress)
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Learning:
         loader: batches of (inputs, targets).
         loss_fn: mean loss of a batch.
         judge: other batches, to compare on what was learned; None takes the same.
+        num_data: number of labels N in the bound; None counts them when they are asked for.
         seed: of everything random.
         precision: of the forward and backward passes; `auto` is fp32 wherever something is decided.
         progress: show bars where there is a terminal.
@@ -95,9 +96,19 @@ class Learning:
     loader: Loader = field(repr=False)
     loss_fn: Callable[..., Tensor]
     judge: Loader | None = field(default=None, repr=False)
+    num_data: int | None = None
     seed: int = 0
     precision: Precision = "auto"
     progress: bool = False
+
+    @property
+    def labels(self) -> int:
+        """N: `num_data`, or what the loader has in one pass."""
+        return self.loader.num_labels() if self.num_data is None else self.num_data
+
+    def counted(self) -> Learning:
+        """The same with N found out, so that no pass over the data has to be made for it later."""
+        return replace(self, num_data=self.labels)
 
 
 def needed(

@@ -5,17 +5,14 @@ With `simultaneous` there is one stage for all groups. A checkpoint is written a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.export.graph_signature import InputKind
 
-from prunus.data.batches import as_batches
 from prunus.errors import ConfigError, DataError
 from prunus.files.atomic import check_file
 from prunus.files.fingerprint import data_digest, weights_digest
@@ -25,6 +22,7 @@ from prunus.graph.groups import ChannelGroup, Slot
 from prunus.graph.trace import trace
 from prunus.learning.findings import Scores
 from prunus.learning.fit import fit_with_weights
+from prunus.learning.problem import Learning, Problem
 from prunus.methods.base import StagedMethod
 from prunus.plan.allocation import select
 from prunus.plan.plan import Plan
@@ -33,9 +31,7 @@ from prunus.proof.apply import apply_and_verify_
 from prunus.proof.verification import Verification
 from prunus.recovery.tune import tune_
 from prunus.runtime.copies import copied
-from prunus.runtime.precision import Precision
 from prunus.runtime.processes import checked_by_first, rank
-from prunus.runtime.training import BatchSource, LossFunction
 from prunus.surgery.fold import fold_
 
 
@@ -59,21 +55,11 @@ class Recursion:
 
 
 def prune_in_stages(
-    model: nn.Module,
-    example_inputs: Any,
-    graph: Graph,
+    problem: Problem,
     groups: Sequence[ChannelGroup],
     method: StagedMethod,
-    batches: BatchSource,
-    loss_fn: LossFunction,
-    *,
-    num_data: int,
+    learning: Learning,
     counts: Mapping[str, int] | None = None,
-    seed: int = 0,
-    precision: Precision = "auto",
-    progress: bool = False,
-    checkpoint: str | os.PathLike[str] | None = None,
-    resume: bool = False,
 ) -> Recursion:
     """Prune a copy of the model group by group, in data-flow order.
 
@@ -81,42 +67,30 @@ def prune_in_stages(
     everything before that layer, and all its readers are gated by the same draw.
 
     Args:
-        model: the trained network; not touched.
-        example_inputs: as for `trace`.
-        graph: its analysis.
+        problem: the trained network, which is not touched, its analysis, and where stages are written down.
         groups: the groups that may lose units.
         method: posterior, rule and schedule.
-        batches: re-iterable (inputs, targets), or another form that `as_batches` takes.
-        loss_fn: mean loss of a batch.
-        num_data: number of training examples N in the bound.
+        learning: data and loss; stage i has a seed of its own, so that resumed and unbroken runs agree.
         counts: units to keep by group; None lets the noise decide.
-        seed: of every draw; stage i has its own, so that resumed and unbroken runs agree.
-        precision: as for `fit`.
-        progress: show bars where there is a terminal.
-        checkpoint: file to write after every stage.
-        resume: go on from the checkpoint if it is there.
 
     Raises:
-        ConfigError: no groups; a model whose surgery needs a rewritten graph before the last stage; resume without a
-            checkpoint.
+        ConfigError: no groups; a model whose surgery needs a rewritten graph before the last stage.
         ArtifactError: a checkpoint that is damaged or of another run.
         DataError: a stage met NaN or infinity; the message names it, and the checkpoint holds the stages before.
     """
     if not groups:
         raise ConfigError("groups", "there is nothing to prune", "graph.explain() says what is locked and why")
-    if resume and checkpoint is None:
-        raise ConfigError("resume=True", "no checkpoint to go on from", "pass checkpoint=PATH")
-    batches = as_batches(batches, model, example_inputs)
+    model, graph, example_inputs = problem.model, problem.graph, problem.example_inputs
+    learning = learning.counted()
     ordered = _in_order(groups)
     plan_of_stages = [tuple(g.name for g in ordered)] if method.simultaneous else [(g.name,) for g in ordered]
-    path = None if checkpoint is None else Path(checkpoint)
-    identity = (
-        {} if path is None else _identity(model, graph, method, batches.data, num_data, counts, seed, plan_of_stages)
-    )
+    checkpoint = problem.checkpoint
+    path = None if checkpoint is None else Path(checkpoint.path)
+    identity = {} if path is None else _identity(problem, method, learning, counts, plan_of_stages)
     if path is not None:
         checked_by_first(lambda: check_file(path))
     state = StageState({}, [], {}, 0.0)
-    if resume and path is not None and path.exists():
+    if checkpoint is not None and checkpoint.resume and path is not None and path.exists():
         # Ranks may see parts of the data each; the first one's is what was written down.
         checked_by_first(lambda: load_stages(path, identity, plan_of_stages))
         state = load_stages(path, identity if rank() == 0 else {}, plan_of_stages)
@@ -131,9 +105,8 @@ def prune_in_stages(
         names = plan_of_stages[number]
         try:
             current, stage, kept, found, proof = _stage(
-                current, example_inputs, names, method, batches, loss_fn, num_data, counts,
-                seed + 1009 * number, precision, progress, graph.followed,
-            )  # fmt: skip
+                current, problem, names, method, replace(learning, seed=learning.seed + 1009 * number), counts
+            )
         except DataError as error:
             saved = (
                 f"{number} stages before it are in {path}" if path else "checkpoint= would keep the stages before it"
@@ -162,24 +135,21 @@ def prune_in_stages(
 
 
 def _identity(
-    model: nn.Module,
-    graph: Graph,
+    problem: Problem,
     method: StagedMethod,
-    data: Any,
-    num_data: int,
+    learning: Learning,
     counts: Mapping[str, int] | None,
-    seed: int,
     order: Sequence[Sequence[str]],
 ) -> dict[str, str]:
     """What a checkpoint must have been made from, by kind."""
     return {
-        "model": f"{graph.model} ({weights_digest(model)})",
-        "data": f"{num_data} targets ({data_digest(data)})",
+        "model": f"{problem.graph.model} ({weights_digest(problem.model)})",
+        "data": f"{learning.labels} targets ({data_digest(learning.loader.data)})",
         "method": repr(method),
-        "seed": str(seed),
+        "seed": str(learning.seed),
         "groups": repr(list(order)),
         "request": "none" if counts is None else repr(dict(counts)),
-        "branches": repr(graph.followed),
+        "branches": repr(problem.graph.followed),
     }
 
 
@@ -191,25 +161,17 @@ def _in_order(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
 
 def _stage(
     current: nn.Module,
-    example_inputs: Any,
+    problem: Problem,
     names: Sequence[str],
     method: StagedMethod,
-    batches: BatchSource,
-    loss_fn: LossFunction,
-    num_data: int,
+    learning: Learning,
     counts: Mapping[str, int] | None,
-    seed: int,
-    precision: Precision,
-    progress: bool,
-    followed: bool,
 ) -> tuple[nn.Module, Stage, dict[str, tuple[int, ...]], dict[str, DecidingPosterior], Verification]:
-    graph = trace(current, example_inputs, follow_branches=followed)
+    example_inputs, seed = problem.example_inputs, learning.seed
+    graph = trace(current, example_inputs, follow_branches=problem.graph.followed)
     groups = [graph.group(n) for n in names]
     weights = trainable_from(current, graph, groups, method.train_weights)
-    scores = fit_with_weights(
-        current, groups, method, batches, loss_fn, weights,
-        num_data=num_data, seed=seed, precision=precision, progress=progress,
-    )  # fmt: skip
+    scores = fit_with_weights(current, groups, method, learning, weights)
     posteriors = {n: p for n, p in scores.posteriors.items() if isinstance(p, DecidingPosterior)}
     natural = {n: int(p.kept().sum()) for n, p in posteriors.items()}
     wanted = {g.name: _count(g, posteriors[g.name], method.floor, counts) for g in groups}
@@ -221,8 +183,8 @@ def _stage(
     if method.tune_epochs:
         tuned = [p for p in smaller.parameters() if p.requires_grad]
         tune_(
-            smaller, tuned, batches, loss_fn,
-            epochs=method.tune_epochs, lr=method.weight_lr, seed=seed + 1, precision=precision, progress=progress,
+            smaller, tuned, learning.loader, learning.loss_fn, epochs=method.tune_epochs, lr=method.weight_lr,
+            seed=seed + 1, precision=learning.precision, progress=learning.progress,
         )  # fmt: skip
     stage = Stage(
         groups=tuple(names),

@@ -14,15 +14,16 @@ from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.layers.submodules import Ignored, matching
 from prunus.learning.findings import Scores
-from prunus.learning.fit import fit
+from prunus.learning.fit import fit, score_units
 from prunus.learning.measured import first_batches, masked_loss, measured_scores
-from prunus.learning.problem import Problem, needed
-from prunus.methods.base import Method, PosteriorMethod
+from prunus.learning.problem import Learning, Problem, needed
+from prunus.methods.base import Method
 from prunus.plan.allocation import Allocation, Scope, allocate, select
 from prunus.plan.budget import Budget
 from prunus.plan.plan import Plan
 from prunus.plan.request import remarks
 from prunus.runtime.entry import entry
+from prunus.runtime.fields import as_seed
 from prunus.runtime.precision import lower
 
 
@@ -79,8 +80,7 @@ def score(
     if not measured and not method.needs_data:
         return fit(model, groups, method, [], nn.functional.cross_entropy, num_data=1, seed=seed, progress=progress)
     batches, loss = needed(method.name, None if data is None else as_batches(data, model), loss_fn)
-    count = batches.num_labels() if isinstance(method, PosteriorMethod) else 1
-    found = fit(model, groups, method, batches, loss, num_data=count, seed=seed, progress=progress)
+    found = score_units(method, model, groups, Learning(batches, loss, seed=as_seed(seed), progress=progress))
     if not measured:
         return found
     few = first_batches(batches, seed)

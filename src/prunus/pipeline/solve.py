@@ -13,7 +13,7 @@ from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Findings, LearnedMasks, Scores
 from prunus.learning.masks import learn_masks, patterns_of
-from prunus.learning.problem import Problem, needed
+from prunus.learning.problem import Problem
 from prunus.learning.stages import prune_in_stages
 from prunus.masks.filters import plan_of_filters
 from prunus.methods.base import GradientCriterion, MaskMethod, Method, PosteriorMethod, StagedMethod, WeightCriterion
@@ -106,33 +106,28 @@ def _in_stages(method: StagedMethod, problem: Problem) -> Result:
     if request.allocation.scope == "auto":
         request = replace(request, allocation=replace(request.allocation, scope="global"))
     check(request, problem.graph, groups)
-    batches, loss_fn = needed(method.name, *problem.learned_from())
+    learning = problem.learning(method.name)
     counts, asked = request.counts, "what the noise keeps" if request.counts is None else "counts by hand"
     notes: list[str] = []
     if request.budget is not None or request.ratio is not None:
         measured = request.allocation.scope == "measured"
         look = replace(method, epochs=1)
-        first = score(problem.model, groups, look, batches, loss_fn, seed=seed, progress=progress, measured=measured)
+        first = score(
+            problem.model,
+            groups,
+            look,
+            learning.loader,
+            learning.loss_fn,
+            seed=seed,
+            progress=progress,
+            measured=measured,
+        )
         plan = make_plan(
             problem.graph, groups, first, budget=request.budget, pruning_ratio=request.ratio,
             allocation=request.allocation, seed=seed,
         )  # fmt: skip
         counts, asked, notes = {g.name: len(g.kept) for g in plan.groups}, plan.asked, list(plan.notes)
-    done = prune_in_stages(
-        problem.model,
-        problem.example_inputs,
-        problem.graph,
-        groups,
-        method,
-        batches,
-        loss_fn,
-        num_data=batches.num_labels(),
-        counts=counts,
-        seed=seed,
-        progress=progress,
-        checkpoint=None if problem.checkpoint is None else problem.checkpoint.path,
-        resume=problem.checkpoint is not None and problem.checkpoint.resume,
-    )
+    done = prune_in_stages(problem, groups, method, learning, counts)
     notes += [
         f"every unit of {name} was judged useless; its floor of {kept} stays"
         for stage in done.stages
