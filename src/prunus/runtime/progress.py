@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
+from prunus.runtime.processes import rank
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,10 +38,7 @@ class Bar:
 @contextmanager
 def progress_bar(text: str, total: int, wanted: bool = True) -> Iterator[Bar]:
     """A bar over `total` steps if wanted, on a terminal, and on rank 0."""
-    first = not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
-        torch.distributed.get_rank() == 0
-    )
-    if not (wanted and first):
+    if not wanted or rank() != 0:
         yield Bar(None, 0)
         return
     from rich.console import Console
