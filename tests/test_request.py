@@ -261,7 +261,7 @@ def test_every_door_takes_the_same_seeds(seed: Any) -> None:
     source, method = DataSource("toy", part, part, part, 3), prunus.DynamicProbabilisticPruning("weight 50%", epochs=1)
     calls: list[Callable[[], Any]] = [
         lambda: prunus.fit(model, groups, Taylor(), batches, F.cross_entropy, num_data=8, seed=seed),
-        lambda: prunus.fit_masks(model, ["3"], method, batches, F.cross_entropy, seed=seed),
+        lambda: prunus.prune(model, X, method=method, data=batches, loss_fn=F.cross_entropy, seed=seed),
         lambda: prunus.compress(model, source, budget="macs<=50%", seed=seed),
         lambda: prunus.sparsify(model, source, method=method, seed=seed),
         lambda: FinetuneConfig(seed=seed),

@@ -125,8 +125,5 @@ def test_layers_are_chosen_by_names_types_and_modules() -> None:
     for wrong in (["nothing"], [nn.LSTM], [nn.ReLU], [nn.Linear(2, 2)], "3"):
         with pytest.raises(ConfigError):
             maskable_layers(model, wrong)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="named twice"):
-        prunus.fit_masks(model, ["3", "3"], DPP(pattern="weight 25%"), [(X, torch.tensor([0, 1]))],
-                         nn.functional.cross_entropy)  # fmt: skip
     with pytest.raises(ConfigError, match="leave one of them out"):
         sparsify(model, source(), method=DPP(pattern="2:4"), layers=["3"], ignored_layers=["7"])

@@ -199,8 +199,8 @@ def _advice(error: Exception, followed: bool) -> str:
         if followed:
             return f"a size depends on the values of the inputs, which can't be followed: rewrite it, or {part}"
         return (
-            "if a branch or loop depends on data, pass follow_branches=True to go the way of the example inputs, or "
-            f"rewrite it (torch.where, torch.cond); or {part}"
+            "if a branch or loop depends on data, pass follow_branches=True (prune: allow=('follow_branches',)) to go "
+            f"the way of the example inputs, or rewrite it (torch.where, torch.cond); or {part}"
         )
     if "unsupported input type" in said:
         return "pass tensors in tuples, lists and dicts, or name the type to torch.export.register_dataclass"

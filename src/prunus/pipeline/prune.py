@@ -49,15 +49,18 @@ def prune(
     Args:
         model: the trained network.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments, batch first.
-        method: a method object, or one of its names (`dirichlet`, `l1`, `taylor`, ...).
-        target: how much goes. Bounds on the cost, such as `"macs<=50%"` or `"macs<=50%, params<=20%"`; or a number,
-            the fraction of all units that goes; or units to keep by group name, `{"conv1": 8}`: groups that are not
-            named stay whole.
+        method: a method object, or a text that `prunus.methods.resolve` takes: a name (`dirichlet`, `l1`, `taylor`,
+            ...), `FILE.py:Class` or `package.module:Class`; of units, or of weights.
+        target: how much goes. Of units: bounds on the cost, such as `"macs<=50%"` or `"macs<=50%, params<=20%"`; or a
+            number, the fraction of all units that goes; or units to keep by group name, `{"conv1": 8}`: groups that
+            are not named stay whole. Of weights: a pattern for all layers but the last (and a first convolution),
+            such as `"weight 10%"` or `"2:4"`, in place of the method's own; or one by layer, `{"fc1": "weight 5%"}`.
         data: batches, to be looped over several times: (inputs, targets), (x1, x2, y) or dicts, see
-            `prunus.data.as_batches`; only methods that look at weights alone need none.
+            `prunus.data.as_batches`; only methods that look at weights alone need none. `prunus.data.Splits` adds
+            others, on which methods of weights compare the masks they draw.
         loss_fn: `loss_fn(outputs, targets)` -> mean loss, a function or a module; gradient criteria ask for sums where
             it has a `reduction`. None takes the loss that the model itself returns for batches that are dicts.
-        ignored_layers: modules, module types or name globs whose output units stay.
+        ignored_layers: modules, module types or name globs whose output units, or weights, stay.
         allow: what goes beyond, or stays within, the ordinary:
             `head_dims`: also remove dimensions inside attention heads, the same number in each: of values, and of
             queries and keys (in pairs where rotary positions turn them). Few classes take keys and values of unequal
@@ -77,7 +80,8 @@ def prune(
         checkpoint: methods that work in stages write this file after each of them; `Checkpoint(path, resume=True)` goes
             on from it if it is there.
 
-    A method with a rule of its own (`rbp`) needs no target.
+    A method with a rule of its own (`rbp`) needs no target. The plan of masks inside weights holds them: `apply_` lays
+    them on the dense network's weights, where values that were trained along are in the result's model alone.
 
     Returns:
         The smaller model with its plan, findings and proof.

@@ -1,4 +1,4 @@
-"""Which groups a class's own code survives, and which counts: what `own_class=True` lets through.
+"""Which groups a class's own code survives, and which counts: what `allow=('own_class',)` lets through.
 
 A class may hold sizes that no attribute reaches (`view(-1, 2048)`), or cut what it made into equal pieces. Every group
 is tried by itself, with one unit left of each row: the class's own code has to compute what the masked model computes.

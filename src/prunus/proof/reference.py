@@ -68,7 +68,7 @@ class MaskedGraph(fx.Interpreter):
         raise SurgeryError(
             f"operation {name}",
             f"no reference can be made: what it does with units that go is not known ({source_line(node)})",
-            "leave the groups concerned out (ignored_layers, or inexact=False)",
+            "leave the groups concerned out (ignored_layers, or no 'inexact' in allow)",
         )
 
     def outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

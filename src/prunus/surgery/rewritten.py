@@ -58,7 +58,7 @@ class RewrittenModel(fx.GraphModule):
                     f"input {number} of {type(self).__name__}",
                     f"its sizes are {tuple(value.shape)}, and this captured graph takes ({wanted})",
                     "give inputs of these sizes, or prune with example inputs of the sizes that are wanted; "
-                    "own_class=True keeps the model's own class",
+                    "allow=('own_class',) keeps the model's own class",
                 )
 
     def __reduce__(self) -> tuple[Callable[..., RewrittenModel], tuple[Any, ...]]:
@@ -122,7 +122,8 @@ def what_is_lost(model: nn.Module, rewritten: RewrittenModel) -> tuple[str, ...]
     methods = [n for n in dir(type(model)) if not n.startswith("_") and n not in dir(nn.Module)]
     methods = [n for n in methods if callable(getattr(type(model), n, None))]
     gone = f", its methods {', '.join(methods)} are gone" if methods else ""
-    found = [f"a rewritten graph takes the place of the class {type(model).__name__}{gone}; own_class=True keeps it"]
+    place = f"a rewritten graph takes the place of the class {type(model).__name__}{gone}"
+    found = [f"{place}; allow=('own_class',) keeps it"]
     for number, sizes in enumerate(rewritten.takes or ()):
         if sizes is not None and None not in sizes[:1]:
             found.append(f"it takes batches of {sizes[0]} alone as input {number}")
