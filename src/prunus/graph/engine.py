@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from prunus.graph.groups import Norm, Selection
 from prunus.graph.labels import Labels, Value, align, owned, varying_dims
+from prunus.graph.notes import Call, Free, Lock, Rows, Stored, Summed
 
 Result = Value | list[Value]
 
@@ -21,94 +22,45 @@ UNKNOWN = 101
 """Stands for sizes that depend on data: a prime, so that no view takes it apart."""
 
 
-@dataclass(frozen=True)
-class Lock:
-    """Labels that must stay, why, and where; `whole`: so must rows that are made over them later."""
-
-    labels: Tensor
-    reason: str
-    source: str
-    whole: bool = False
-
-
-@dataclass(frozen=True)
-class Call:
-    """One convolution or linear call: 1-D labels along the contracted and the produced dimension (None = fixed).
-
-    A stored selection of inputs is a call too, with no positions: it produces units and multiplies nothing. `over`
-    holds the planes of labels that lie along the positions to which the weight is applied; what is contracted is
-    dimension `axis` of the weight; `in_rows` says that it came with whole rows over it. `at_input`: what is contracted
-    is the input of the module that made the call; else `product` says which call it is: the how many-th product of an
-    activation with something made of this stored tensor.
-    """
-
-    node: fx.Node
-    module: str
-    weight: str
-    inputs: Tensor | None
-    outputs: Tensor | None
-    input_dim: int
-    positions: int
-    depthwise: bool
-    over: tuple[Tensor, ...] = ()
-    axis: int = 1
-    in_rows: bool = False
-    at_input: bool = True
-    product: tuple[str, int] | None = None
-
-
-@dataclass(frozen=True)
-class Summed:
-    """Labels that a product of activations sums over, and the sides of the product that carry them.
-
-    Or that a sum or a norm over the units does (`length`): zeros change neither, so that removal is masking where the
-    mask can stand before; elsewhere it is removal across which statistics are taken.
-    """
-
-    labels: Tensor
-    node: fx.Node
-    operands: tuple[fx.Node, ...]
-    length: bool = False
-
-
-@dataclass(frozen=True)
-class Lies:
-    """A dimension of a stored tensor that lies along dimension `at` of a weight computed from it.
-
-    `whole`: position by position; else it is a part of it, or repeats.
-    """
-
-    tensor: str
-    dim: int
-    at: int
-    whole: bool
-
-
 @dataclass
 class Engine:
-    """What the rules read and write while the graph runs on labels."""
+    """What the rules read and write while the graph runs on labels.
+
+    A rule reads `values` and `parameters`, unites `labels`, and tells the rest by verbs: `lock`, `statistics_over`,
+    `equal_counts`, `sum_over`, `combine`, `adopt_along`, `new_free`; products with weights go through
+    `rules.contraction.record`.
+
+    Attributes:
+        labels: the labels and what was found to be the same unit.
+        values: what each node returned.
+        parameters: parameters, buffers and computed weights by name.
+        batch: examples in the example inputs.
+        locks: labels that stay.
+        inexact: labels whose removal is not masking.
+        grids: labels of which as many stay in every row (all dimensions but the last), and why.
+        calls: calls of layers.
+        summed: labels that a product, a sum or a norm takes together.
+        norms: weight norms.
+        selections: selections of units by a known index.
+        rows: whole rows.
+        free: dimensions along which a tensor is the same everywhere.
+        stored: what is made of stored tensors alone.
+    """
 
     labels: Labels = field(default_factory=Labels)
     values: dict[fx.Node, Result] = field(default_factory=dict)
     parameters: dict[str, Value] = field(default_factory=dict)
+    batch: int = 1
     locks: list[Lock] = field(default_factory=list)
     inexact: list[Lock] = field(default_factory=list)
     grids: list[tuple[Tensor, str]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     summed: list[Summed] = field(default_factory=list)
-    computed: dict[str, tuple[Lies, ...]] = field(default_factory=dict)
-    buffers: set[str] = field(default_factory=set)
     norms: list[Norm] = field(default_factory=list)
     selections: dict[fx.Node, Selection] = field(default_factory=dict)
-    products: dict[fx.Node, tuple[str, int]] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    batch: int = 1
-    row_labels: list[Tensor] = field(default_factory=list)
-    batched_rows: list[Tensor] = field(default_factory=list)
-    nobody: int = -1
-    adopted: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    free: set[int] = field(default_factory=set)
-    met: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    rows: Rows = field(default_factory=Rows)
+    free: Free = field(default_factory=Free)
+    stored: Stored = field(default_factory=Stored)
 
     def value(self, argument: Any) -> Value:
         """The value of a node argument (the first one if the node returned several)."""
@@ -119,6 +71,19 @@ class Engine:
         """Forbid removal of every label in `planes`, and with `whole` of rows that are made over them later."""
         for plane in planes:
             self.locks.append(Lock(plane.reshape(-1), reason, source_line(node), whole))
+
+    def statistics_over(self, planes: Iterable[Tensor], reason: str, node: fx.Node, whole: bool = False) -> None:
+        """Statistics are taken across these labels: removal is not masking. `whole` as in `lock`."""
+        for plane in planes:
+            self.inexact.append(Lock(plane.reshape(-1), reason, source_line(node), whole))
+
+    def equal_counts(self, plane: Tensor, why: str) -> None:
+        """As many units must stay in each row of the plane (every dimension but the last one that varies)."""
+        self.grids.append((plane, why))
+
+    def sum_over(self, plane: Tensor, node: fx.Node, operands: Sequence[fx.Node], length: bool = False) -> None:
+        """The node takes these labels together, and `operands` carry them; see `Summed`."""
+        self.summed.append(Summed(plane, node, tuple(operands), length))
 
     def fixed(self, count: int, reason: str, node: fx.Node) -> Tensor:
         """Fresh labels that may never go: the positions of a tensor whose size is fixed."""
@@ -148,7 +113,7 @@ class Engine:
                     continue
                 if self.is_free(plane) != self.is_free(other):
                     apart, plane = (plane, other) if self.is_free(plane) else (other, plane)
-                    self.met.append((apart, plane))
+                    self.free.met.append((apart, plane))
                     merged = [m for m in merged if m is not other]
                     continue
                 self.labels.unite(plane, other)
@@ -216,18 +181,18 @@ class Engine:
     def new_free(self, count: int) -> Tensor:
         """Labels along a dimension where a tensor is the same everywhere: they become those of what it meets."""
         labels = self.labels.fresh(count)
-        self.free.update(labels.tolist())
+        self.free.labels.update(labels.tolist())
         return labels
 
     def is_free(self, plane: Tensor) -> bool:
         """True if a plane consists of labels made by `new_free`."""
         flat = plane.reshape(-1)
-        return int(flat[0]) in self.free and self.free.issuperset(flat.tolist())
+        return int(flat[0]) in self.free.labels and self.free.labels.issuperset(flat.tolist())
 
     def new_rows(self, shape: Sequence[int]) -> Tensor:
         """Fresh labels for whole rows, as a plane of this shape."""
         labels = self.labels.fresh(math.prod(shape))
-        self.row_labels.append(labels)
+        self.rows.made.append(labels)
         return labels.reshape(tuple(shape))
 
     def adopt(self, columns: Tensor, rows: Tensor, node: fx.Node) -> None:
@@ -240,19 +205,19 @@ class Engine:
         if (roots[values] != np.repeat(roots[values[first]], np.diff(np.r_[first, len(keys)]))).any():
             self.lock([rows], "the same unit lies in several rows", node)
             return
-        if self.nobody < 0:
-            self.nobody = int(self.labels.fresh(1))
-        row_of = np.full(self.labels.size, self.nobody)
+        if self.rows.nobody < 0:
+            self.rows.nobody = int(self.labels.fresh(1))
+        row_of = np.full(self.labels.size, self.rows.nobody)
         row_of[keys[first]] = values[first]
         roots = self.labels.roots()
         for locks in (self.locks, self.inexact):
             self._inherit(locks, keys, values, roots)
-        known = np.flatnonzero(row_of[roots] != self.nobody)
-        self.adopted.append((known, row_of[roots[known]]))
+        known = np.flatnonzero(row_of[roots] != self.rows.nobody)
+        self.rows.adopted.append((known, row_of[roots[known]]))
         for value in self.parameters.values():
             for plane in [p for p in value.planes if len(varying_dims(p)) == 1]:
                 line = row_of[roots[plane.numpy()]]
-                if (line != self.nobody).any() and not any(np.array_equal(line, r.numpy()) for r in value.rows):
+                if (line != self.rows.nobody).any() and not any(np.array_equal(line, r.numpy()) for r in value.rows):
                     value.rows.append(torch.from_numpy(line))
 
     def _inherit(self, locks: list[Lock], keys: np.ndarray, values: np.ndarray, roots: np.ndarray) -> None:

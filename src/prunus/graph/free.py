@@ -31,10 +31,10 @@ def settle(engine: Engine) -> None:
         if engine.is_free(plane)
     ]
     met: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
-    for free, plane in engine.met:
+    for free, plane in engine.free.met:
         met.setdefault(key(free), []).append((free, plane))
     known = np.ones(len(roots), bool)
-    known[list(engine.free)] = False
+    known[list(engine.free.labels)] = False
     times = Counter(root for labels in {*met, *(k for _, _, k in places)} for root in set(labels))
     bound = {*np.unique(roots[known]).tolist(), *(root for root, count in times.items() if count > 1)}
     stands: dict[tuple[int, ...], Tensor] = {}

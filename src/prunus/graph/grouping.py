@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves_with_path
 
-from prunus.graph.engine import Call, Engine, Result, source_line
-from prunus.graph.groups import ChannelGroup, Contraction, ExampleInput, IntArray, Norm, Reader, Selection, Slot
-from prunus.graph.labels import varying_dims
+from prunus.graph.engine import Engine, Result, source_line
+from prunus.graph.families import (
+    Constraints,
+    alike,
+    as_groups,
+    families_of,
+    first_writers,
+    roots_of,
+    signatures,
+    tensor_planes,
+)
+from prunus.graph.groups import ChannelGroup, Contraction, ExampleInput, IntArray, Norm, Reader, Selection
+from prunus.graph.notes import Call
 from prunus.graph.readings import Reading, gated_at_input, readings
 from prunus.graph.rows import equal_rows, filled_rows, tie_groups, tie_unlike_slices, unshared_rows
-from prunus.graph.summed import sites_of
+from prunus.graph.summed import Sites, sites_of
 from prunus.graph.unlisted import Unlisted, unlisted_layers
 from prunus.graph.writers import judged_by, with_computed
 from prunus.runtime.precision import dtype_name
@@ -107,24 +115,25 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     """Turn the finished label run into groups."""
     if engine.summed:
         first = engine.labels.roots()
-        tie_unlike_slices(engine, _signatures(_tensor_planes(engine, first), len(first))[0], first)
+        tie_unlike_slices(engine, signatures(tensor_planes(engine, first), len(first))[0], first)
     uneven: list[IntArray] | None = None
     while uneven is None or uneven:
         tie_groups(engine, uneven or ())
         uneven, roots = [], engine.labels.roots()
-        tensors = _tensor_planes(engine, roots)
-        writer, outputs = _writers(engine, roots)
+        tensors = tensor_planes(engine, roots)
+        writer = first_writers(engine, roots)
         sites = sites_of(engine, model, roots)
-        reasons, inexact, rows = _constraints(engine, roots, model, sites.reasons, uneven)
-        inexact |= sites.unmasked
-        members = _families(tensors, writer, reasons, inexact, rows, len(roots))
-        rows = filled_rows(members, rows, engine, roots, reasons, uneven)
+        found = _constraints(engine, roots, model, sites, uneven)
+        members = alike(tensors, writer, found)
+        found = replace(found, rows=filled_rows(members, found.rows, engine, roots, found.reasons, uneven))
     readers = [*readings(engine, roots, model, sites.found), *map(Reading.behind, sites.found)]
-    made = [(name, plane) for name, plane in tensors if name in engine.computed]
-    tensors = [(name, plane) for name, plane in tensors if name not in engine.computed]
-    whole = frozenset(_roots_of(engine.batched_rows, roots).tolist())
+    made = [(name, plane) for name, plane in tensors if name in engine.stored.computed]
+    tensors = [(name, plane) for name, plane in tensors if name not in engine.stored.computed]
+    whole = frozenset(roots_of(engine.rows.batched, roots).tolist())
     judged = judged_by(engine, model)
-    groups, labels = _make_groups(members, tensors, writer, outputs, reasons, inexact, rows, readers, whole, judged)
+    families = families_of(members, writer, engine.calls, tensors, readers)
+    groups = as_groups(families, found, engine.calls, whole, judged)
+    labels = {int(r): (n, i) for n, family in enumerate(members) for i, r in enumerate(family.tolist())}
     groups = with_computed(groups, labels, made, judged)
     named = [*model.named_parameters(), *model.named_buffers()]
     return Graph(
@@ -139,11 +148,11 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
         labels=labels,
         roots=roots,
         values=engine.values,
-        adopted=tuple(engine.adopted),
-        computed={name: engine.parameters[name].shape for name in engine.computed},
+        adopted=tuple(engine.rows.adopted),
+        computed={name: engine.parameters[name].shape for name in engine.stored.computed},
         norms=tuple(dict.fromkeys(engine.norms)),
         selections=engine.selections,
-        unlisted=unlisted_layers(engine, program, model, groups, roots, reasons),
+        unlisted=unlisted_layers(engine, program, model, groups, roots, found.reasons),
     )
 
 
@@ -168,48 +177,15 @@ def _input(keys: Any, value: Tensor) -> ExampleInput:
     return ExampleInput(tuple(value.shape), dtype_name(value.dtype), path, low, high)
 
 
-TensorPlane = tuple[str, IntArray]
-
-
-def _tensor_planes(engine: Engine, roots: IntArray) -> list[TensorPlane]:
-    return [
-        (name, roots[plane.numpy()])
-        for name, value in engine.parameters.items()
-        for plane in (*value.planes, *value.rows)
-    ]
-
-
-def _writers(engine: Engine, roots: IntArray) -> tuple[IntArray, list[Call]]:
-    """For each root, the index of the first call that writes it (-1: none)."""
-    first = np.full(len(roots), -1, np.int64)
-    for index in range(len(engine.calls) - 1, -1, -1):
-        call = engine.calls[index]
-        if call.outputs is not None and not call.depthwise:
-            first[roots[call.outputs.numpy()]] = index
-            for row in engine.parameters[call.weight].rows:
-                if varying_dims(row) == (1 - call.axis,):
-                    first[roots[row.reshape(-1).numpy()]] = index
-    # Rows are units only where they are attended with; other reshapes just come and go.
-    rows, batched = (_roots_of(found, roots) for found in (engine.row_labels, engine.batched_rows))
-    first[np.setdiff1d(rows, batched)] = -1
-    if engine.nobody >= 0:
-        first[roots[engine.nobody]] = -1
-    return first, engine.calls
-
-
-def _roots_of(found: Sequence[Tensor], roots: IntArray) -> IntArray:
-    return np.unique(np.concatenate([np.zeros(0, np.int64), *(roots[f.reshape(-1).numpy()] for f in found)]))
-
-
 def _constraints(
-    engine: Engine, roots: IntArray, model: nn.Module, unsited: dict[int, str], uneven: list[IntArray]
-) -> tuple[dict[int, str], set[int], dict[int, tuple[int, int]]]:
-    """Per root: why it is locked; whether removal is inexact; its (grid family, row)."""
+    engine: Engine, roots: IntArray, model: nn.Module, sites: Sites, uneven: list[IntArray]
+) -> Constraints:
+    """What the label run found out about each root. Grids of grouped layers that are not even go to `uneven`."""
     reasons: dict[int, str] = {}
     for lock in engine.locks:
         for root in np.unique(roots[lock.labels.numpy()]).tolist():
             reasons.setdefault(root, f"{lock.reason} ({lock.source})" if lock.source else lock.reason)
-    for root, why in unsited.items():
+    for root, why in sites.reasons.items():
         reasons.setdefault(root, why)
     inexact = {r for lock in engine.inexact for r in np.unique(roots[lock.labels.numpy()]).tolist()}
     for call in engine.calls:
@@ -219,147 +195,10 @@ def _constraints(
     for root in unshared_rows(engine, roots):
         reasons.setdefault(root, "its positions are those of a layer that knows nothing of whole rows")
     rows = equal_rows(engine, roots, reasons, uneven)
-    return reasons, inexact, rows
+    return Constraints(reasons, inexact | sites.unmasked, rows)
 
 
 def _hidden(call: Call, model: nn.Module) -> bool:
     """True if the product is one that Python code does not make: inside one of torch's own layers."""
     layer = type(model.get_submodule(call.module))
     return call.product is None or layer.__module__.startswith("torch.nn.modules.")
-
-
-def _families(
-    tensors: Sequence[TensorPlane],
-    writer: IntArray,
-    reasons: dict[int, str],
-    inexact: set[int],
-    rows: dict[int, tuple[int, int]],
-    size: int,
-) -> list[IntArray]:
-    """Roots with the same signature (places and multiplicities, constraints), each in order of first appearance."""
-    signature, position = _signatures(tensors, size)
-    written = np.flatnonzero(writer >= 0)
-    keys: dict[tuple[object, ...], list[int]] = {}
-    for root in written.tolist():
-        grid = rows[root][0] if root in rows else -1
-        key = (int(signature[root]), reasons.get(root), root in inexact, grid)
-        keys.setdefault(key, []).append(root)
-    families = [np.asarray(sorted(f, key=lambda r: position[r]), np.int64) for f in keys.values()]
-    return sorted(families, key=lambda f: (int(writer[f].min()), int(f[0])))
-
-
-def _signatures(tensors: Sequence[TensorPlane], size: int) -> tuple[npt.NDArray[np.uint64], IntArray]:
-    """Per root: a number for its places and multiplicities in tensors, and its first position in one (-1: in none)."""
-    generator = np.random.default_rng(0)
-    signature = np.zeros(size, np.uint64)
-    position = np.full(size, -1, np.int64)
-    for _, plane in tensors:
-        flat = plane.reshape(-1)
-        found, first, counts = np.unique(flat, return_index=True, return_counts=True)
-        salt = generator.integers(1, 2**63, dtype=np.uint64)
-        signature[found] += salt * (counts.astype(np.uint64) * np.uint64(2654435761) + np.uint64(1))
-        unseen = position[found] < 0
-        position[found[unseen]] = first[unseen]
-    return signature, position
-
-
-def _make_groups(
-    families: Sequence[IntArray],
-    tensors: Sequence[TensorPlane],
-    writer: IntArray,
-    calls: Sequence[Call],
-    reasons: dict[int, str],
-    inexact: set[int],
-    rows: dict[int, tuple[int, int]],
-    inputs: Sequence[Reading],
-    whole: frozenset[int],
-    judged: Mapping[str, Set[tuple[str, int]]],
-) -> tuple[tuple[ChannelGroup, ...], dict[int, tuple[int, int]]]:
-    """Name the families and collect their slots, writers and readers."""
-    size = len(writer)
-    family_of, index_of = np.full(size, -1, np.int64), np.full(size, -1, np.int64)
-    for number, family in enumerate(families):
-        family_of[family], index_of[family] = number, np.arange(len(family))
-    slots: list[list[Slot]] = [[] for _ in families]
-    for name, plane in tensors:
-        owners = family_of[plane]
-        for number in np.unique(owners[owners >= 0]).tolist():
-            slots[number].append(Slot(name, np.where(owners == number, index_of[plane], -1)))
-    readers: list[list[Reader]] = [[] for _ in families]
-    seen: set[tuple[object, ...]] = set()
-    for reading in inputs:
-        owners = np.where(reading.roots >= 0, family_of[reading.roots], -1)
-        for number in np.unique(owners[owners >= 0]).tolist():
-            key = (number, reading.product or reading.module, reading.output, reading.length)
-            if key not in seen:
-                seen.add(key)
-                units = np.where(owners == number, index_of[reading.roots], -1)
-                stored, product = reading.product or ("", -1)
-                place = (reading.module, reading.dim, units, reading.weight, reading.axis)
-                readers[number].append(Reader(*place, reading.output, reading.length, product, stored))
-    axes: dict[str, set[int]] = {}
-    for call in (c for c in calls if c.outputs is not None and not c.depthwise):
-        axes.setdefault(call.weight, set()).add(1 - call.axis)
-    groups: list[ChannelGroup] = []
-    taken: dict[str, int] = {}
-    for number, family in enumerate(families):
-        call = calls[int(writer[family].min())]
-        by = judged.get(call.weight, ())
-        base = next((s.tensor for s in slots[number] if (s.tensor, s.dim) in by), call.weight)
-        base = base.removesuffix(".weight").removesuffix(".index")
-        heads_of = base if int(family[0]) in whole else None
-        base += ".heads" if heads_of is not None else ""
-        taken[base] = taken.get(base, 0) + 1
-        first = int(family[0])
-        written = tuple(s for s in slots[number] if _writes(s, axes))
-        locked = reasons.get(first)
-        if locked is None and first in rows and len(family) == 1 + max(rows[r][1] for r in family.tolist()):
-            locked = "every unit is a whole row of a reshape, and rows can't go yet"
-        if locked is None and len(family) < 2:
-            locked = "a single unit"
-        if locked is None and not readers[number]:
-            locked = "no layer reads the units"
-        groups.append(
-            ChannelGroup(
-                name=base if taken[base] == 1 else f"{base}#{taken[base]}",
-                units=len(family),
-                slots=tuple(slots[number]),
-                writers=written,
-                readers=tuple(readers[number]),
-                rows=np.asarray([rows[r][1] for r in family.tolist()]) if first in rows else None,
-                exact=first not in inexact,
-                locked=locked,
-                source=source_line(call.node),
-                heads_of=heads_of,
-                order=number,
-            )
-        )
-    return _inside_rows(groups), {int(r): (n, i) for n, f in enumerate(families) for i, r in enumerate(f.tolist())}
-
-
-def _inside_rows(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
-    """Groups whose units share out the positions of whole rows (heads), marked with the name of those."""
-    over: dict[tuple[str, int], list[tuple[str, IntArray]]] = {}
-    for group in groups:
-        if group.heads_of is not None:
-            for slot in group.slots:
-                over.setdefault((slot.tensor, slot.dim), []).append((group.name, slot.units_along_dim))
-    marked = []
-    for group in groups:
-        names = [
-            name
-            for slot in group.slots
-            for name, line in over.get((slot.tensor, slot.dim), [])
-            if bool(((line >= 0) & (slot.units_along_dim >= 0)).any())
-        ]
-        marked.append(replace(group, within=names[0]) if names and group.heads_of is None else group)
-    return tuple(marked)
-
-
-def _writes(slot: Slot, axes: Mapping[str, set[int]]) -> bool:
-    """True if the slot lies along a dimension that its weight produces.
-
-    In the weight of a grouped transposed convolution that is no one dimension: each input has outputs of its own.
-    """
-    produced = axes.get(slot.tensor, set())
-    return slot.dim in produced or (1 in produced and slot.dim < 0)

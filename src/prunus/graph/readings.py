@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from prunus.graph.engine import Call, Engine, operation
+from prunus.graph.engine import Engine, operation
 from prunus.graph.groups import IntArray
 from prunus.graph.labels import varying_dims
+from prunus.graph.notes import Call
 from prunus.graph.summed import Site, gated_before
 
 

@@ -54,7 +54,7 @@ def _read_without_rows(engine: Engine, roots: IntArray, pairs: IntArray) -> set[
                 over = roots[plane.numpy()].reshape(-1)
                 met = zip(line.tolist(), over.tolist(), strict=True)
                 missing.update(row for position, row in met if position != row and (position, row) not in known)
-    return missing - ({int(roots[engine.nobody])} if engine.nobody >= 0 else set())
+    return missing - ({int(roots[engine.rows.nobody])} if engine.rows.nobody >= 0 else set())
 
 
 def _positions_and_rows(engine: Engine, roots: IntArray) -> IntArray:
@@ -62,9 +62,9 @@ def _positions_and_rows(engine: Engine, roots: IntArray) -> IntArray:
 
     A row whose positions are all one unit is that unit.
     """
-    nobody = roots[engine.nobody] if engine.nobody >= 0 else -1
+    nobody = roots[engine.rows.nobody] if engine.rows.nobody >= 0 else -1
     found = [np.zeros((0, 2), np.int64)]
-    for positions, rows in engine.adopted:
+    for positions, rows in engine.rows.adopted:
         pairs = np.unique(np.stack([roots[positions], roots[rows]], 1), axis=0)
         pairs = pairs[(pairs[:, 1] != nobody) & (pairs[:, 0] != pairs[:, 1])]
         _, where, counts = np.unique(pairs[:, 0], return_inverse=True, return_counts=True)

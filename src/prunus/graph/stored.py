@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Lies, Result, module_path, operation
+from prunus.graph.engine import Engine, Result, module_path, operation
 from prunus.graph.labels import Value, along
+from prunus.graph.notes import Lies
 from prunus.graph.registry import RULES
 
 CASTS = ("to", "_to_copy", "type_as")
@@ -53,10 +54,10 @@ def note_product(engine: Engine, node: fx.Node) -> None:
     if sum(names is None for names in made) == 1:
         names = next(n for n in made if n is not None)
         for name in names:
-            engine.counts[name] = engine.counts.get(name, -1) + 1
+            engine.stored.counts[name] = engine.stored.counts.get(name, -1) + 1
         if names:
             first = min(names)
-            engine.products[node] = (first, engine.counts[first])
+            engine.stored.products[node] = (first, engine.stored.counts[first])
 
 
 def weight_of(engine: Engine, node: fx.Node, value: Value) -> Value:
@@ -66,7 +67,7 @@ def weight_of(engine: Engine, node: fx.Node, value: Value) -> Value:
     name = _name(engine, node, value)
     known = engine.parameters.get(name)
     if known is None:
-        engine.computed[name] = lies_along(engine, value)
+        engine.stored.computed[name] = lies_along(engine, value)
         value.parameter = name
         known = engine.parameters[name] = value
     for mine, other in zip(value.planes, known.planes, strict=False):
@@ -82,10 +83,10 @@ def _name(engine: Engine, node: fx.Node, value: Value) -> str:
     """
     path = module_path(node)
     name = f"{path}.weight" if path else "weight"
-    if (name in engine.parameters and name not in engine.computed) or not _shown_as(name, value):
-        whole = [n for n in sorted(value.stored or ()) if n not in engine.buffers] or sorted(value.stored or ())
+    if (name in engine.parameters and name not in engine.stored.computed) or not _shown_as(name, value):
+        whole = [n for n in sorted(value.stored or ()) if n not in engine.stored.buffers] or sorted(value.stored or ())
         name = max(whole, key=lambda n: (len(engine.parameters[n].shape), np.prod(engine.parameters[n].shape))) + "*"
-    while name in engine.computed and not _same(engine.parameters[name], value):
+    while name in engine.stored.computed and not _same(engine.parameters[name], value):
         name += "*"
     return name
 
@@ -155,7 +156,7 @@ def lay_elements(engine: Engine, weight: Value, elements: Tensor, node: fx.Node)
 
 
 def _along(engine: Engine, weight: Value, axis: int) -> list[Lies]:
-    return [lies for lies in engine.computed.get(weight.parameter or "", ()) if lies.at == axis]
+    return [lies for lies in engine.stored.computed.get(weight.parameter or "", ()) if lies.at == axis]
 
 
 def writing(engine: Engine, weight: str, axis: int) -> set[tuple[str, int]]:
@@ -163,10 +164,10 @@ def writing(engine: Engine, weight: str, axis: int) -> set[tuple[str, int]]:
 
     Of several that lie there (a weight, its mask, its scale) those with most dimensions; parameters before buffers.
     """
-    if weight not in engine.computed:
+    if weight not in engine.stored.computed:
         return {(weight, axis)}
-    found = [lies for lies in engine.computed[weight] if lies.at == axis]
-    found = [lies for lies in found if lies.tensor not in engine.buffers] or found
+    found = [lies for lies in engine.stored.computed[weight] if lies.at == axis]
+    found = [lies for lies in found if lies.tensor not in engine.stored.buffers] or found
     most = max((engine.parameters[lies.tensor].ndim for lies in found), default=0)
     return {(lies.tensor, lies.dim) for lies in found if engine.parameters[lies.tensor].ndim == most}
 

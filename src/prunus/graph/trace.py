@@ -154,7 +154,7 @@ def _placeholder(
         planes = [along(engine.labels.fresh(s), d, len(shape)) for d, s in enumerate(shape) if s > 1]
         engine.parameters[name] = Value(shape, planes, name, stored=frozenset({name}))
         if spec.kind == InputKind.BUFFER:
-            engine.buffers.add(name)
+            engine.stored.buffers.add(name)
             engine.parameters[name].constant = numbers.get(spec.target)
     return engine.parameters[name]
 

@@ -23,7 +23,8 @@ def judged_by(engine: Engine, model: nn.Module) -> Judged:
     A layer that shows its computed weight as `weight` (weight norm, parametrizations, masks) is judged by that; others
     by the stored tensors that it is made of.
     """
-    axes = {c.weight: 1 - c.axis for c in reversed(engine.calls) if not c.depthwise and c.weight in engine.computed}
+    made = engine.stored.computed
+    axes = {c.weight: 1 - c.axis for c in reversed(engine.calls) if not c.depthwise and c.weight in made}
     judged = {}
     with eval_mode(model):  # in training some parametrizations count how often their weight is asked for
         for name, axis in axes.items():

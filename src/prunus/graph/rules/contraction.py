@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from prunus.graph.engine import Call, Engine, Result, argument, meta_shape, module_path, operation
+from prunus.graph.engine import Engine, Result, argument, meta_shape, module_path, operation
 from prunus.graph.labels import Value, along, varying_dims
+from prunus.graph.notes import Call
 from prunus.graph.registry import rule
 from prunus.graph.resizing import Resizing
 from prunus.graph.rules.selecting import CHOSEN, selected_by
@@ -185,8 +186,8 @@ def _grouped(
         engine.lock([inputs, outputs, *weight.planes], "the weight of a grouped convolution is computed", node)
         return outputs
     rows = f"{groups} groups of a convolution"
-    engine.grids.append((inputs.reshape(groups, -1), rows))
-    engine.grids.append((outputs.reshape(groups, -1), rows))
+    engine.equal_counts(inputs.reshape(groups, -1), rows)
+    engine.equal_counts(outputs.reshape(groups, -1), rows)
     per_group = len(outputs) // groups
     elements = inputs.reshape(groups, 1, -1).expand(groups, per_group, -1).reshape(len(outputs), -1)
     if not lay_elements(engine, weight, elements, node):
@@ -213,8 +214,8 @@ def _grouped_transposed(
         return inputs.repeat_interleave(per_group)
     outputs = engine.labels.fresh(groups * per_group)
     rows = f"{groups} groups of a convolution"
-    engine.grids.append((inputs.reshape(groups, -1), rows))
-    engine.grids.append((outputs.reshape(groups, -1), rows))
+    engine.equal_counts(inputs.reshape(groups, -1), rows)
+    engine.equal_counts(outputs.reshape(groups, -1), rows)
     elements = outputs.reshape(groups, 1, -1).expand(groups, len(inputs) // groups, -1).reshape(len(inputs), -1)
     if not lay_elements(engine, weight, elements.reshape(*elements.shape, *([1] * (weight.ndim - 2))), node):
         engine.lock([inputs, outputs, *weight.planes], "the weight of a grouped convolution is computed", node)
@@ -223,7 +224,7 @@ def _grouped_transposed(
 
 def _contract(engine: Engine, source: Value, dim: int, weight: Value, axis: int, node: fx.Node) -> Tensor | None:
     """Unite the contracted dimension of the input with the weight's; a fixed side fixes the other."""
-    if len(weight.varying(axis)) > 1 and weight.parameter in engine.computed:
+    if len(weight.varying(axis)) > 1 and weight.parameter in engine.stored.computed:
         return _contract_repeated(engine, source, dim, weight, axis, node)
     inputs = engine.parameter_plane(source, dim)
     columns = engine.parameter_plane(weight, axis)
@@ -272,9 +273,10 @@ def record(
         engine.lock(lines, "the layer's weight is computed, not stored", node)
         return
     examples = max(min(1, positions), positions // engine.batch) if positions % engine.batch == 0 else positions
+    at_input = source is not None and _reads_its_input(node, source)
     call = Call(
         node, module_path(node), weight.parameter, inputs, outputs, input_dim, examples, depthwise,
-        tuple(over), axis, bool(rows), source is not None and _reads_its_input(node, source), engine.products.get(node),
+        tuple(over), axis, bool(rows), at_input, engine.stored.products.get(node),
     )  # fmt: skip
     engine.calls.append(call)
 

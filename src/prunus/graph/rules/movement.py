@@ -44,7 +44,7 @@ def view(engine: Engine, node: fx.Node) -> Result:
 def _split_grid(engine: Engine, plane: Tensor, rows: list[Tensor], node: fx.Node) -> None:
     """Equal counts in every row; and whole rows become units of their own, which the parameters behind learn of."""
     why = f"split into {tuple(plane.shape)} by {operation(node)}"
-    engine.grids.append((plane, why))
+    engine.equal_counts(plane, why)
     dims = varying_dims(plane)
     for number, dim in enumerate(dims[:-1]):
         found = next((r for r in rows if owned(r) == dim), None)
@@ -53,7 +53,7 @@ def _split_grid(engine: Engine, plane: Tensor, rows: list[Tensor], node: fx.Node
             found = engine.new_rows([plane.shape[d] if d in inside else 1 for d in range(plane.dim())])
             rows.append(found)
             if number:
-                engine.grids.append((found, why))
+                engine.equal_counts(found, why)
         engine.adopt(plane.reshape(-1), found.expand(plane.shape).reshape(-1), node)
 
 

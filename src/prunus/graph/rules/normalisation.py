@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Lock, Result, argument, meta_shape, operation, source_line
+from prunus.graph.engine import Engine, Result, argument, meta_shape, operation
 from prunus.graph.labels import Value, along
 from prunus.graph.registry import rule
 from prunus.graph.resizing import Resizing
@@ -40,7 +40,7 @@ def group_norm(engine: Engine, node: fx.Node) -> Result:
         engine.unite_vector(parameter, labels, node)
     if labels is not None and groups < source.shape[1]:
         if groups > 1:
-            engine.grids.append((labels.reshape(groups, -1), f"{groups} groups of a normalisation"))
+            engine.equal_counts(labels.reshape(groups, -1), f"{groups} groups of a normalisation")
         _inexact(engine, source, labels, node)
     elif labels is not None:
         engine.lock([labels], "group norm with one channel per group counts its groups in a constant", node)
@@ -78,4 +78,4 @@ def layer_norm(engine: Engine, node: fx.Node) -> Result:
 
 def _inexact(engine: Engine, source: Value, labels: Tensor, node: fx.Node) -> None:
     reason = f"{operation(node)} takes statistics across the units"
-    engine.inexact.append(Lock(labels.reshape(-1), reason, source_line(node), whole=not source.rows))
+    engine.statistics_over([labels], reason, node, whole=not source.rows)

@@ -116,7 +116,7 @@ def split(engine: Engine, node: fx.Node) -> Result:
             continue
         sizes = [shape[dim] for shape in shapes]
         if name in ("chunk", "unsafe_chunk") and len(set(sizes)) == 1 and plane.numel() == plane.shape[dim]:
-            engine.grids.append((plane.reshape(len(sizes), -1), f"cut into {len(sizes)} equal chunks"))
+            engine.equal_counts(plane.reshape(len(sizes), -1), f"cut into {len(sizes)} equal chunks")
         for piece, part in zip(pieces, plane.split(sizes, dim), strict=True):
             piece += piece_of(engine, part, node)
     rows = _split_rows(engine, source, dim, shapes, node)

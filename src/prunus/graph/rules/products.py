@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.graph.engine import Engine, Result, Summed, argument, meta_shape, operation
+from prunus.graph.engine import Engine, Result, argument, meta_shape, operation
 from prunus.graph.labels import Value, along, owned, varying_dims
 from prunus.graph.registry import rule
 from prunus.graph.resizing import Resizing
@@ -114,7 +114,7 @@ def likeness(engine: Engine, node: fx.Node) -> Result:
             planes.append(plane.squeeze(dim))
         elif varying_dims(plane) == (dim,):
             for source in _nodes(node.args[:2]):
-                engine.summed.append(Summed(plane, node, (source,), length=True))
+                engine.sum_over(plane, node, (source,), length=True)
         else:
             engine.lock([plane], f"{operation(node)} over units of several rows", node)
     return Value(shape, planes)
@@ -196,7 +196,7 @@ def contract(
                 if order[own] not in result and sources and kind == "planes":
                     sides = [n for n, o in zip(sources, named, strict=True) if o.sizes.get(order[own], 1) > 1]
                     itself = len(sources) > 1 and len(set(sources)) == 1
-                    engine.summed.append(Summed(plane, node, tuple(sides[:1] if itself else sides), length=itself))
+                    engine.sum_over(plane, node, tuple(sides[:1] if itself else sides), length=itself)
                     continue
                 if order[own] not in result:
                     engine.lock([plane], f"summed over by {operation(node)}, where no gate can stand", node)
@@ -209,7 +209,7 @@ def contract(
                     taken[own] = plane
         planes += [_laid_out(engine, plane, order, result, node) for plane in taken.values()]
     batches = [r for n in named for r in n.rows if sum(order[owned(r)] in o.sizes for o in named) > 1]
-    engine.batched_rows += [r for r in batches if order[owned(r)] in result]
+    engine.rows.batched += [r for r in batches if order[owned(r)] in result]
     return found
 
 
@@ -218,7 +218,8 @@ def _read_stored(engine: Engine, node: fx.Node, operands: Sequence[tuple[Value, 
 
     Letters of both that are in the result (a matrix for each head) only pass.
     """
-    if len(operands) != 2 or sum(bool(value.stored) for value, _ in operands) != 1 or node not in engine.products:
+    one_stored = len(operands) == 2 and sum(bool(value.stored) for value, _ in operands) == 1
+    if not one_stored or node not in engine.stored.products:
         return ""
     source, letters = next(o for o in operands if not o[0].stored)
     stored, own = next(o for o in operands if o[0].stored)

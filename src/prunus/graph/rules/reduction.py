@@ -12,14 +12,11 @@ from torch import Tensor, fx
 
 from prunus.graph.engine import (
     Engine,
-    Lock,
     Result,
-    Summed,
     argument,
     meta_shape,
     meta_value,
     operation,
-    source_line,
 )
 from prunus.graph.labels import Value, owned, varying_dims
 from prunus.graph.registry import rule
@@ -48,7 +45,7 @@ def reduce(engine: Engine, node: fx.Node) -> Result:
     mixed_rows = [r for r in source.rows if not any(r is kept for kept in rows)]
     statistic = operation(node) in STATISTICS
     if statistic and len(dims) == 1 and whole:
-        engine.inexact += [Lock(r.reshape(-1), reason, source_line(node)) for r in mixed_rows]
+        engine.statistics_over(mixed_rows, reason, node)
     else:
         engine.lock(mixed_rows, reason, node)
     planes = []
@@ -59,9 +56,9 @@ def reduce(engine: Engine, node: fx.Node) -> Result:
         elif len(over) < len(varying_dims(plane)) and not (owned(plane) in dims and (statistic or _adds(node))):
             planes.append(_over_part(engine, plane, over, rows))
         elif _adds(node):
-            engine.summed.append(Summed(plane, node, (node.all_input_nodes[0],), length=True))
+            engine.sum_over(plane, node, (node.all_input_nodes[0],), length=True)
         elif statistic:
-            engine.inexact.append(Lock(plane.reshape(-1), reason, source_line(node), not source.rows))
+            engine.statistics_over([plane], reason, node, whole=not source.rows)
         else:
             engine.lock([plane], reason, node, whole=not source.rows)
 

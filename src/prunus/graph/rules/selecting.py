@@ -71,7 +71,7 @@ def _buffer(engine: Engine, where: fx.Node) -> Value | None:
     while operation(where) in COPIES:
         where = where.args[0]  # type: ignore[assignment]
     value = engine.value(where)
-    return value if value.parameter in engine.buffers else None
+    return value if value.parameter in engine.stored.buffers else None
 
 
 def tie_selections(engine: Engine) -> None:
