@@ -21,6 +21,7 @@ from prunus.graph.registry import RULES
 from prunus.kernels import masks, products
 from prunus.methods import METHODS
 from prunus.models.loaded import MODEL_SOURCES
+from prunus.plan.resources import RESOURCES
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/features.md", "docs/custom-operations.md"]
@@ -48,7 +49,7 @@ def stand_ins() -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def names() -> Iterator[None]:
     """What the documents register is forgotten afterwards; torch knows the operations that they take for granted."""
-    registries: list[dict[str, Any]] = [RULES, METHODS, MODEL_SOURCES.kinds, DATA_SOURCES.kinds]
+    registries: list[dict[str, Any]] = [RULES, METHODS, MODEL_SOURCES.kinds, DATA_SOURCES.kinds, RESOURCES]
     before = [dict(known) for known in registries]
     library = torch.library.Library("mylib", "FRAGMENT")
     library.define("swish_and_scale(Tensor x) -> Tensor")
