@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 import prunus
 import zoo_weights as weights
+from prunus.errors import SurgeryError
 from prunus.gates import gate
 from prunus.methods.criteria import L1
 from prunus.plan.plan import Plan
@@ -20,6 +21,7 @@ from prunus.proof.apply import apply_and_verify_
 from prunus.proof.masked import masked
 from prunus.runtime.calling import outputs
 from prunus.runtime.copies import copied
+from prunus.surgery.cut import cut_
 from zeroed import zeroed_
 from zoo import ZOO
 
@@ -199,3 +201,53 @@ def test_dimensions_inside_heads_go_from_computed_weights(wrap: Any) -> None:
     pruned, proof = apply_and_verify_(copied(model), Plan.from_kept(graph, kept), x)
     assert proof.passed
     assert gap(outputs(zeroed_(copied(model), graph, kept), x), outputs(pruned, x)) < 1e-5
+
+
+class OneSizeOnly(nn.Module):
+    """A parametrization that runs on the weight it was made for alone."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Twice the weight of ten rows."""
+        if not torch.compiler.is_exporting() and len(weight) != 10:
+            raise ValueError("ten rows are wanted")
+        return 2 * weight
+
+
+def test_a_weight_that_can_not_be_computed_after_the_cut_leaves_the_model_whole() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 10)
+    nn.utils.parametrize.register_parametrization(layer, "weight", OneSizeOnly())
+    model, x = nn.Sequential(layer, nn.ReLU(), nn.Linear(10, 2)).eval(), torch.randn(3, 4)
+    plan = Plan.from_kept(prunus.trace(model, x), {"0": [1, 3, 5]})
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(SurgeryError, match="ten rows are wanted"):
+        cut_(model, plan)
+    with pytest.raises(SurgeryError, match="ten rows are wanted"):
+        prunus.apply_(model, plan, x, rewrite_graph=False)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[n], before[n]) for n in before)
+    rewritten = prunus.apply_(model, plan, x)
+    assert torch.allclose(rewritten(x), zeroed_(copied(model), prunus.trace(model, x), plan.kept)(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_heads_that_a_norm_of_the_whole_weight_reads_stay(attention: Any) -> None:
+    model, x = HeadsThen(attention).eval(), torch.randn(2, 5, 3)
+    graph = prunus.trace(model, x)
+    assert "spectral norm is a number of the whole weight" in str(graph.group("qkv.heads").locked)
+    assert prunus.trace(HeadsThen(lambda layer: layer).eval(), x).group("qkv.heads").locked is None
+
+
+class HeadsThen(nn.Module):
+    """Four heads of two, put together by a layer that may be reparametrised."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.qkv, self.out, self.head = nn.Linear(3, 24), change(nn.Linear(8, 8)), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, 3] -> [B, 2]."""
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 2).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(self.out(y)).mean(1)

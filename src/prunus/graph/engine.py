@@ -68,7 +68,12 @@ class Engine:
         return result[0] if isinstance(result, list) else result
 
     def lock(self, planes: Iterable[Tensor], reason: str, node: fx.Node, whole: bool = False) -> None:
-        """Forbid removal of every label in `planes`, and with `whole` of rows that are made over them later."""
+        """Forbid removal of every label in `planes`, and with `whole` of rows that are made over them later.
+
+        What locks parts of stored tensors locks rows as well: weights are computed before anything lies in rows.
+        """
+        operands = [self.values.get(n) for n in node.all_input_nodes]
+        whole = whole or (bool(operands) and all(isinstance(v, Value) and v.stored is not None for v in operands))
         for plane in planes:
             self.locks.append(Lock(plane.reshape(-1), reason, source_line(node), whole))
 
@@ -210,8 +215,7 @@ class Engine:
         row_of = np.full(self.labels.size, self.rows.nobody)
         row_of[keys[first]] = values[first]
         roots = self.labels.roots()
-        for locks in (self.locks, self.inexact):
-            self._inherit(locks, keys, values, roots)
+        self.inherit(columns, rows)
         known = np.flatnonzero(row_of[roots] != self.rows.nobody)
         self.rows.adopted.append((known, row_of[roots[known]]))
         for value in self.parameters.values():
@@ -220,12 +224,15 @@ class Engine:
                 if (line != self.rows.nobody).any() and not any(np.array_equal(line, r.numpy()) for r in value.rows):
                     value.rows.append(torch.from_numpy(line))
 
-    def _inherit(self, locks: list[Lock], keys: np.ndarray, values: np.ndarray, roots: np.ndarray) -> None:
+    def inherit(self, columns: Tensor, rows: Tensor) -> None:
         """Rows over positions that were mixed with each other before there were rows stay with them."""
-        for lock in [lock for lock in locks if lock.whole]:
-            own = np.isin(keys, roots[lock.labels.numpy()])
-            if own.any():
-                locks.append(Lock(torch.from_numpy(np.unique(values[own])), lock.reason, lock.source))
+        roots = self.labels.roots()
+        keys, values = roots[columns.reshape(-1).numpy()], rows.reshape(-1).numpy()
+        for locks in (self.locks, self.inexact):
+            for lock in [lock for lock in locks if lock.whole]:
+                own = np.isin(keys, roots[lock.labels.numpy()])
+                if own.any():
+                    locks.append(Lock(torch.from_numpy(np.unique(values[own])), lock.reason, lock.source))
 
     def adopt_along(self, value: Value, dim: int, node: fx.Node) -> list[Tensor]:
         """Per-channel parameters of a value learn of the whole rows that lie over its channels; the rows pass."""

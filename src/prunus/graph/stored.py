@@ -126,6 +126,9 @@ def lies_along(engine: Engine, value: Value) -> tuple[Lies, ...]:
 def lay_rows(engine: Engine, weight: Value, axis: int, line: Tensor, node: fx.Node) -> None:
     """Whole rows over dimension `axis` of a weight lie over the stored tensors that it is made of."""
     weight.rows.append(along(line, axis, weight.ndim))
+    columns = engine.parameter_plane(weight, axis)
+    if columns is not None:
+        engine.inherit(columns, line)
     for lies in _along(engine, weight, axis):
         if lies.whole:
             tensor = engine.parameters[lies.tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -30,19 +30,17 @@ def layers_of(model: nn.Module, owners: Iterable[nn.Module]) -> list[nn.Module]:
     return list(found)
 
 
-def recompute_weights_(module: nn.Module) -> list[Callable[[], None]]:
+def recompute_weights_(module: nn.Module) -> Iterator[Callable[[], None]]:
     """Compute anew what hooks (`torch.nn.utils.weight_norm`, `torch.nn.utils.prune`) keep as a plain attribute.
 
-    Returns:
-        Steps that put the old attributes back.
+    Yields:
+        Steps that put the old attributes back, each before the attribute changes.
     """
-    steps: list[Callable[[], None]] = []
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm | BasePruningMethod):
             name = hook.name if isinstance(hook, WeightNorm) else hook._tensor_name
-            steps.append(_restored(module, name, vars(module).get(name)))
+            yield _restored(module, name, vars(module).get(name))
             hook(module, None)
-    return steps
 
 
 def _restored(module: nn.Module, name: str, value: Any) -> Callable[[], None]:

@@ -100,7 +100,10 @@ def apply_and_verify_(
 
 def _own_class(model: nn.Module, plan: Plan, judge: Judge) -> Judgement:
     """Cut the model and hold it against the reference; it is whole again unless that went well."""
-    undo = cut_(model, plan)
+    try:
+        undo = cut_(model, plan)
+    except SurgeryError as refusal:
+        return Judgement(refusal.what)
     done = False
     try:
         found = judge.held(model)

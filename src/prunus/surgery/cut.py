@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import PlanError
+from prunus.errors import PlanError, SurgeryError, first_line
 from prunus.graph.groups import Norm
 from prunus.layers.reparametrised import layers_of, recompute_weights_
 from prunus.layers.submodules import is_conv1d
@@ -42,6 +42,7 @@ def cut_(model: nn.Module, plan: Plan) -> Undo:
 
     Raises:
         PlanError: the plan names a tensor that the model lacks or that has another shape; the model is unchanged.
+        SurgeryError: code of the model's that runs while it is cut (a parametrization) fails; the model is unchanged.
     """
     check_fits(model, plan)
     places = _places(model)
@@ -54,10 +55,15 @@ def cut_(model: nn.Module, plan: Plan) -> Undo:
         for owner, attribute in places[name]:
             steps.append(_assign(owner, attribute, tensor))
             touched[owner] = None
-    for owner in layers_of(model, list(touched)):
-        steps += recompute_weights_(owner)
-        steps += _set_sizes(owner)
-    steps += _set_heads(model, plan)
+    try:
+        for owner in layers_of(model, list(touched)):
+            steps += recompute_weights_(owner)
+            steps += _set_sizes(owner)
+        steps += _set_heads(model, plan)
+    except Exception as failure:
+        Undo(tuple(steps))()
+        what = f"what computes its weights does not run on the smaller ones: {first_line(failure)}"
+        raise SurgeryError(type(model).__name__, what, "make its parametrizations permanent first") from failure
     return Undo(tuple(steps))
 
 
