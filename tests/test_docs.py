@@ -47,3 +47,8 @@ def test_contributing_names_the_rooms_in_the_order_of_imports() -> None:
     rooms = [name for cell in table for name in re.findall(r"`(\w+)", cell)]
     assert set(rooms) == set(RANK) - {"__main__"}
     assert rooms == sorted(rooms, key=RANK.__getitem__)
+
+
+def test_decisions_have_a_number_each() -> None:
+    numbers = re.findall(r"^\*\*D(\d+)\. ", (ROOT / "docs/decisions.md").read_text(), re.MULTILINE)
+    assert sorted(map(int, numbers)) == list(range(1, len(numbers) + 1))

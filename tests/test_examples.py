@@ -10,7 +10,7 @@ import prunus
 from prunus.data import evaluate
 from prunus.recovery import finetune
 
-TO_COME = {"compress", "Plan"}
+TO_COME = {"compress"}
 OLD = {"fit_masks", "sparsify"}
 """Deprecated: they show what to write instead."""
 RESULTS = {"Result"}

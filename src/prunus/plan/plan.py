@@ -150,6 +150,12 @@ class Plan:
         followed: branches on data went the way of the example inputs, on which alone it can be proven.
         patterns: patterns inside weights; they set zeros and remove nothing.
         norms: weight norms that lose inputs: their lengths change so that what stays of the weight is as it was.
+
+    Example:
+        >>> graph = prunus.trace(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8))
+        >>> plan = prunus.Plan.from_kept(graph, {"0": [0, 2, 5, 7]})
+        >>> plan.kept, plan.before.macs, plan.after.macs
+        ({'0': (0, 2, 5, 7)}, 192, 48)
     """
 
     groups: tuple[GroupPlan, ...]
@@ -203,17 +209,11 @@ class Plan:
             units = decided.get(group.name, np.arange(group.units))
             probability = probabilities.get(group.name)
             alone = costs.at(costs.counts({group.name: len(units)}))
-            groups.append(
-                GroupPlan(
-                    group.name,
-                    group.units,
-                    tuple(units.tolist()),
-                    None if probability is None else tuple(round(float(p), 4) for p in probability),
-                    dense.macs - alone.macs,
-                    group.heads_of,
-                    group.inside_heads,
-                )
-            )
+            shares = None if probability is None else tuple(round(float(p), 4) for p in probability)
+            groups.append(GroupPlan(
+                group.name, group.units, tuple(units.tolist()), shares, dense.macs - alone.macs,
+                group.heads_of, group.inside_heads,
+            ))  # fmt: skip
         tensors = _edits(graph, decided)
         return cls(
             groups=tuple(groups),
