@@ -1,6 +1,7 @@
 """Oracles of the Dirichlet posterior: closed forms, torch.distributions, scipy, and sampling."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from prunus.posteriors.dirichlet import (
     CEILING,
     CUT_AT_ONE,
     FLOOR,
-    SCALES,
     DirichletPosterior,
+    Scale,
     capacity_factor,
     dirichlet_kl,
 )
 
+SCALES = get_args(Scale)
 PHI = torch.tensor([0.3, 1.2, 2.5, 0.7], dtype=torch.float64)
 concentrations = st.lists(st.floats(0.02, 500), min_size=2, max_size=40)
 

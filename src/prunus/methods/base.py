@@ -29,6 +29,7 @@ from prunus.masks.quantize import Bits
 from prunus.plan.request import ALLOW, Allow, Kind
 from prunus.posteriors.base import DecidingPosterior, Posterior
 from prunus.runtime.fields import check_fields
+from prunus.runtime.ranges import Count, Fraction, Natural, NonNegative, Positive
 
 METHODS: dict[str, type[Method]] = {}
 """Name -> class, filled by the classes themselves: see `Method`."""
@@ -155,10 +156,10 @@ class PosteriorMethod(Method):
     cost_exponent: ClassVar[float] = 1.0
 
     estimator: Literal["mc", "point"]
-    epochs: int
-    min_steps: int
-    samples: int
-    lr: float
+    epochs: Count
+    min_steps: Natural
+    samples: Count
+    lr: Positive
     joint: bool
     draws: Literal["example", "batch"]
     placement: Literal["reader", "writer"]
@@ -211,18 +212,18 @@ class StagedMethod(PosteriorMethod):
     decides: ClassVar[bool] = True
     in_stages: ClassVar[bool] = True
 
-    kappa: float = 1.0
+    kappa: NonNegative = 1.0
     complexity_per: ComplexityPer = "unit"
-    warmup: float = 0.2
-    epochs: int = 5
-    min_steps: int = 0
-    tune_epochs: int = 1
-    lr: float = 0.01
-    weight_lr: float = 5e-4
+    warmup: Fraction = 0.2
+    epochs: Count = 5
+    min_steps: Natural = 0
+    tune_epochs: Natural = 1
+    lr: Positive = 0.01
+    weight_lr: Positive = 5e-4
     train_weights: Literal["later", "all", "none"] = "later"
     simultaneous: bool = False
-    floor: float = 0.02
-    samples: int = 1
+    floor: Fraction = 0.02
+    samples: Count = 1
     estimator: Literal["mc", "point"] = "mc"
     draws: Literal["example", "batch"] = "example"
     joint: bool = True
@@ -232,19 +233,9 @@ class StagedMethod(PosteriorMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        where = type(self).__name__
-        if self.kappa < 0 or not 0 <= self.warmup <= 1 or not 0 <= self.floor <= 1:
-            found = f"kappa={self.kappa}, warmup={self.warmup}, floor={self.floor}"
-            raise ConfigError(where, found, "kappa must not be negative; warmup and floor are fractions")
-        if min(self.epochs, self.samples) < 1 or min(self.tune_epochs, self.min_steps) < 0:
-            found = f"epochs={self.epochs}, samples={self.samples}, tune_epochs={self.tune_epochs}, "
-            found += f"min_steps={self.min_steps}"
-            raise ConfigError(where, found, "at least one epoch and one sample, and no negative numbers")
-        if not self.lr > 0 or not self.weight_lr > 0:
-            raise ConfigError(where, f"lr={self.lr}, weight_lr={self.weight_lr}", "give positive learning rates")
         if self.bn_mode == "train" and self.train_weights != "none":
             what = "bn_mode='train' is for frozen weights; where they train along batch norm does anyway"
-            raise ConfigError(f"{where}.bn_mode", what, "leave it out, or set train_weights='none'")
+            raise ConfigError(f"{type(self).__name__}.bn_mode", what, "leave it out, or set train_weights='none'")
 
     @abstractmethod
     def posterior(self, units: int) -> DecidingPosterior:
@@ -284,15 +275,15 @@ class MaskMethod(Method):
     decides: ClassVar[bool] = True
 
     pattern: str
-    epochs: int
-    tune_epochs: int
-    lr: float
-    logit_lr_mult: float
+    epochs: Natural
+    tune_epochs: Natural
+    lr: Positive
+    logit_lr_mult: Positive
     train_weights: bool
-    entropy_weight: float
+    entropy_weight: NonNegative
     rescale: bool
     draws: Draws
-    best_of: int
+    best_of: Count
     bits: Bits | None
     activation_bits: Literal[8] | None
 

@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from prunus.errors import ConfigError, DataError
 from prunus.graph.groups import ChannelGroup, Slot
 from prunus.methods.base import GradientCriterion, WeightCriterion
-from prunus.runtime.fields import check_fields
+from prunus.runtime.fields import check_value
 
 Normalize = Literal["none", "mean", "max", "l2", "sum"]
-NORMALIZE = ("none", "mean", "max", "l2", "sum")
 
 
 def normalized(score: Tensor, how: Normalize) -> Tensor:
@@ -44,8 +43,7 @@ def normalized(score: Tensor, how: Normalize) -> Tensor:
     Raises:
         ConfigError: an unknown way.
     """
-    if how not in NORMALIZE:
-        raise ConfigError("normalize", f"{how!r} is not known", f"use one of {', '.join(NORMALIZE)}")
+    check_value("normalize", Normalize, how)
     if how == "none":
         return score.float()
     by = {"mean": score.mean(), "max": score.max(), "l2": score.square().sum().sqrt(), "sum": score.sum()}[how]
@@ -120,9 +118,6 @@ class _Comparable:
     """The field that all criteria share; the module's text says how to choose it."""
 
     normalize: Normalize = "none"
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True)

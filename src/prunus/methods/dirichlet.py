@@ -34,10 +34,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prunus.errors import ConfigError
 from prunus.methods.base import PosteriorMethod
 from prunus.posteriors.base import Posterior
-from prunus.posteriors.dirichlet import DirichletPosterior, Scale
+from prunus.posteriors.dirichlet import Concentration, DirichletPosterior, Scale
+from prunus.runtime.ranges import Count, Fraction, Natural, NonNegative, Positive, Share
 
 
 @dataclass(frozen=True)
@@ -68,39 +68,22 @@ class DirichletPruning(PosteriorMethod, name="dirichlet"):
     """
 
     estimator: Literal["mc", "point"] = "mc"
-    prior_concentration: float = 0.1
-    init_concentration: float = 10.0
-    kl_weight: float | Literal["auto"] = "auto"
-    warmup: float = 0.5
-    epochs: int = 1
-    min_steps: int = 200
-    samples: int = 1
-    lr: float = 0.05
+    prior_concentration: Positive = 0.1
+    init_concentration: Concentration = 10.0
+    kl_weight: NonNegative | Literal["auto"] = "auto"
+    warmup: Fraction = 0.5
+    epochs: Count = 1
+    min_steps: Natural = 200
+    samples: Count = 1
+    lr: Positive = 0.05
     scale: Scale = "capacity"
-    kept_fraction: float = 0.4
-    anneal: float = 0.7
+    kept_fraction: Share = 0.4
+    anneal: Fraction = 0.7
     joint: bool = True
     draws: Literal["example", "batch"] = "example"
     placement: Literal["reader", "writer"] = "reader"
     bn_mode: Literal["eval", "train"] = "eval"
     loss_reduction: Literal["mean_loss", "loss_of_mean"] = "mean_loss"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive = ("prior_concentration", "init_concentration", "epochs", "samples", "lr")
-        for field in positive:
-            if not getattr(self, field) > 0:
-                raise ConfigError(f"DirichletPruning.{field}", "must be positive", "see the method's card for defaults")
-        if self.min_steps < 0 or (self.kl_weight != "auto" and self.kl_weight < 0):
-            found = f"min_steps={self.min_steps}, kl_weight={self.kl_weight}"
-            raise ConfigError("DirichletPruning", found, "use numbers that are not negative; kl_weight may be 'auto'")
-        if not 0 <= self.warmup <= 1 or not 0 <= self.anneal <= 1:
-            raise ConfigError(
-                "DirichletPruning",
-                "warmup and anneal are fractions",
-                "use for example 0.5 and 0.7",
-            )
-        self.posterior(1)
 
     @classmethod
     def as_released(cls) -> DirichletPruning:

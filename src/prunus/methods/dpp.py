@@ -46,6 +46,7 @@ from prunus.masks.patterns import Pattern
 from prunus.masks.quantize import Bits, Scheme
 from prunus.masks.sampling import Order
 from prunus.methods.base import MaskMethod
+from prunus.runtime.ranges import Count, Natural, NonNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -79,22 +80,22 @@ class DynamicProbabilisticPruning(MaskMethod, name="dpp"):
     """
 
     pattern: str = "weight 10%"
-    epochs: int = 10
-    tune_epochs: int = 3
-    lr: float = 1e-3
-    logit_lr_mult: float = 10.0
+    epochs: Natural = 10
+    tune_epochs: Natural = 3
+    lr: Positive = 1e-3
+    logit_lr_mult: Positive = 10.0
     train_weights: bool = True
-    temperature: tuple[float, float] = (5.0, 0.5)
-    noise_scale: tuple[float, float] = (0.3, 0.03)
-    entropy_weight: float = 0.0
-    init_std: float = 0.01
+    temperature: tuple[Positive, Positive] = (5.0, 0.5)
+    noise_scale: tuple[NonNegative, NonNegative] = (0.3, 0.03)
+    entropy_weight: NonNegative = 0.0
+    init_std: NonNegative = 0.01
     prior: float = 1.0
     rescale: bool = False
     order: Order = "draw"
-    resample_every: int = 1
+    resample_every: Count = 1
     draws: Draws = "example"
     curvature: bool = True
-    best_of: int = 1
+    best_of: Count = 1
     bits: Bits | None = None
     per_channel: bool = True
     scheme: Scheme = "symmetric"
@@ -103,11 +104,9 @@ class DynamicProbabilisticPruning(MaskMethod, name="dpp"):
     def __post_init__(self) -> None:
         super().__post_init__()
         Pattern.parse(self.pattern)
-        positive = (self.lr, self.logit_lr_mult, *self.temperature, self.resample_every, self.best_of)
-        natural = (*self.noise_scale, self.entropy_weight, self.init_std, self.epochs, self.tune_epochs)
-        if min(positive) <= 0 or min(natural) < 0 or self.epochs + self.tune_epochs == 0:
-            found = f"{self}"
-            raise ConfigError("DynamicProbabilisticPruning", found, "epochs, rates and temperatures must be positive")
+        if self.epochs + self.tune_epochs == 0:
+            what = "epochs=0, tune_epochs=0: nothing is learned"
+            raise ConfigError("DynamicProbabilisticPruning.epochs", what, "give at least one of them")
 
     def schedule(self, epoch: float) -> tuple[float, float]:
         """Temperature and noise scale: linear until the last epoch of drawing begins, or half of the only one is over.

@@ -35,7 +35,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prunus.methods.base import StagedMethod
-from prunus.posteriors.gaussian import GaussianPosterior
+from prunus.posteriors.gaussian import GaussianPosterior, Noise, Threshold
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,9 @@ class RecursiveBayesianPruning(StagedMethod, name="rbp"):
         threshold: a unit goes if its root mean square is at most this many eps.
     """
 
-    noise: float = 0.05
+    noise: Noise = 0.05
     learned_noise: bool = False
-    threshold: float = 3.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.posterior(1)
+    threshold: Threshold = 3.0
 
     def posterior(self, units: int) -> GaussianPosterior:
         """A fresh Gaussian posterior: means of 1, standard deviations of eps."""

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 
 from prunus.methods.base import ComplexityPer, StagedMethod
 from prunus.posteriors.concrete import HardConcretePosterior
-from prunus.posteriors.gaussian import GaussianPosterior
+from prunus.posteriors.gaussian import GaussianPosterior, Noise
 from prunus.posteriors.lognormal import TruncatedLogNormalPosterior
-from prunus.posteriors.reduced import ReducedLogNormalPosterior
+from prunus.posteriors.reduced import ReducedLogNormalPosterior, Smallness
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,7 @@ class BayesianModelReduction(StagedMethod, name="bmrs"):
     """
 
     simultaneous: bool = True
-    largest: float = 2.0**-8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.posterior(1)
+    largest: Smallness = 2.0**-8
 
     def posterior(self, units: int) -> ReducedLogNormalPosterior:
         """A fresh truncated log-normal posterior that decides by evidence."""
@@ -78,7 +74,7 @@ class VariationalInformationBottleneck(StagedMethod, name="vib"):
 
     simultaneous: bool = True
     complexity_per: ComplexityPer = "position"  # each is a noisy channel of its own
-    noise: float = 0.011
+    noise: Noise = 0.011
 
     def posterior(self, units: int) -> GaussianPosterior:
         """A fresh Gaussian posterior with learned noise."""

@@ -7,10 +7,10 @@ import types
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from prunus.errors import ConfigError
-from prunus.runtime.fields import named
+from prunus.runtime.fields import hints_of, named
 
 Configuration = TypeVar("Configuration")
 
@@ -30,14 +30,14 @@ def configure(kind: type[Configuration], settings: Sequence[str], **given: Any) 
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
     for name in needed:
         if name not in found:
-            hint = named(get_type_hints(kind)[name])
+            hint = named(hints_of(kind)[name])
             raise ConfigError(f"{kind.__name__}.{name}", "it has no default and no value", f"set it: {hint}")
     return kind(**found)
 
 
 def values_of(kind: type[Any], settings: Sequence[str], given: Container[str] = ()) -> dict[str, Any]:
     """Settings as text, as values of the fields of `kind`; see `configure`."""
-    hints = get_type_hints(kind)
+    hints = hints_of(kind)
     allowed = {f.name: f for f in fields(kind) if f.name not in given}  # type: ignore[arg-type]
     found: dict[str, Any] = {}
     for setting in settings:
@@ -76,6 +76,8 @@ def _advice(name: str, allowed: Mapping[str, Field[Any]]) -> str:
 def _value(text: str, hint: Any) -> Any:
     """The text as a value of a type. Raises ValueError if it is none."""
     arguments = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return _value(text, arguments[0])
     if get_origin(hint) in (Union, types.UnionType):
         for kind in arguments:
             try:

@@ -24,6 +24,7 @@ from prunus.plan.ranking import Line, merged_ranks
 from prunus.plan.resources import described
 from prunus.plan.rounding import DEFAULT, step_of
 from prunus.runtime.fields import allows, check_fields, check_kind
+from prunus.runtime.ranges import Count, Fraction, NonNegative
 
 Scope = Literal["auto", "global", "measured", "uniform"]
 Counts = npt.NDArray[np.int64]
@@ -59,20 +60,14 @@ class Allocation:
     """
 
     scope: Scope = "auto"
-    cost_exponent: float | None = None
-    round_to: int | None = None
-    floor: float = 0.05
+    cost_exponent: NonNegative | None = None
+    round_to: Count | None = None
+    floor: Fraction = 0.05
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.round_to is not None and self.round_to < 1:
-            raise ConfigError("round_to", f"{self.round_to} is below 1", "use 1 (any width), 8 or 16")
-        if not 0 <= self.floor <= 1:
-            raise ConfigError("floor", f"{self.floor} is not a fraction", "give a number between 0 and 1")
         if self.cost_exponent is None:
             return
-        if self.cost_exponent < 0:
-            raise ConfigError("cost_exponent", f"{self.cost_exponent} is negative", "use 0, 1 or a number between")
         if self.scope in ("measured", "uniform"):
             found = f"scope {self.scope!r} does not use it"
             raise ConfigError(f"cost_exponent={self.cost_exponent}", found, "leave it out, or use scope='global'")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import ConfigError
 from prunus.posteriors.base import DecidingPosterior, check_level
+from prunus.runtime.fields import check_arguments
+from prunus.runtime.ranges import Count, Range, Share
 
 
 class HardConcretePosterior(DecidingPosterior):
@@ -41,27 +43,22 @@ class HardConcretePosterior(DecidingPosterior):
 
     def __init__(
         self,
-        units: int,
+        units: Count,
         *,
-        init_log_alpha: float = 2.5,
-        beta: float = 2 / 3,
-        gamma: float = -0.1,
-        zeta: float = 1.1,
+        init_log_alpha: Annotated[float, Range(least=-20, most=20)] = 2.5,
+        beta: Share = 2 / 3,
+        gamma: Annotated[float, Range(below=0)] = -0.1,
+        zeta: Annotated[float, Range(above=1)] = 1.1,
     ) -> None:
         super().__init__()
-        where = "HardConcretePosterior"
-        if units < 1:
-            raise ConfigError(where, f"{units} units", "give at least one")
-        if not -20 <= init_log_alpha <= 20:
-            raise ConfigError(where, f"init_log_alpha {init_log_alpha} is not in [-20, 20]", "use for example 2.5")
-        if not 0 < beta <= 1:
-            raise ConfigError(where, f"beta {beta} is not in (0, 1]", "use for example 2/3")
-        if not (-math.inf < gamma < 0 and 1 < zeta < math.inf):
-            raise ConfigError(
-                where,
-                f"gamma {gamma} must be below 0 and zeta {zeta} above 1, or no gate is ever exactly 0 or 1",
-                "use for example -0.1 and 1.1",
-            )
+        check_arguments(
+            HardConcretePosterior.__init__,
+            units=units,
+            init_log_alpha=init_log_alpha,
+            beta=beta,
+            gamma=gamma,
+            zeta=zeta,
+        )
         self.units, self.beta, self.gamma, self.zeta = units, beta, gamma, zeta
         self.log_alpha = nn.Parameter(torch.full((units,), float(init_log_alpha), dtype=torch.float32))
 

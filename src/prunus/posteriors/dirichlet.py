@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import ConfigError
 from prunus.posteriors.base import Posterior, check_level
 from prunus.posteriors.clamp import inward_clamp
+from prunus.runtime.fields import check_arguments
+from prunus.runtime.ranges import Count, Positive, Range, Share
 
 Scale = Literal["none", "units", "max", "kept", "capacity"]
-SCALES = ("none", "units", "max", "kept", "capacity")
 CUT_AT_ONE = ("kept", "capacity")
 FLOOR, CEILING = 1e-2, 1e4
 """Range of a concentration: below it fp32 Gamma draws underflow and their gradients are noise; above it there is no
 noise left to learn from (1 % relative standard deviation)."""
+Concentration = Annotated[float, Range(above=FLOOR, below=CEILING)]
 
 
 def dirichlet_kl(concentration: Tensor, prior: Tensor) -> Tensor:
@@ -103,28 +104,22 @@ class DirichletPosterior(Posterior):
 
     def __init__(
         self,
-        units: int,
+        units: Count,
         *,
-        init_concentration: float = 10.0,
-        prior_concentration: float = 1.0,
+        init_concentration: Concentration = 10.0,
+        prior_concentration: Positive = 1.0,
         scale: Scale = "max",
-        kept_fraction: float = 0.5,
+        kept_fraction: Share = 0.5,
     ) -> None:
         super().__init__()
-        where = "DirichletPosterior"
-        if units < 1:
-            raise ConfigError(where, f"{units} units", "give at least one")
-        if not FLOOR < init_concentration < CEILING or not 0 < prior_concentration < float("inf"):
-            raise ConfigError(
-                where,
-                f"init_concentration {init_concentration} must lie in ({FLOOR}, {CEILING:.0f}), "
-                f"prior_concentration {prior_concentration} must be positive",
-                "choose values such as 3 and 0.1",
-            )
-        if scale not in SCALES:
-            raise ConfigError(where, f"unknown scale {scale!r}", f"use one of {', '.join(SCALES)}")
-        if not 0 < kept_fraction <= 1:
-            raise ConfigError(where, f"kept_fraction {kept_fraction} is not in (0, 1]", "use for example 0.5")
+        check_arguments(
+            DirichletPosterior.__init__,
+            units=units,
+            init_concentration=init_concentration,
+            prior_concentration=prior_concentration,
+            scale=scale,
+            kept_fraction=kept_fraction,
+        )
         self.units = units
         self.prior_concentration = prior_concentration
         self.scale: Scale = scale

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import ConfigError
 from prunus.posteriors.base import DecidingPosterior, check_level
+from prunus.runtime.fields import check_arguments
+from prunus.runtime.ranges import Count, Range
 
 Keep = Literal["tiny", "snr"]
+Noise = Annotated[float, Range(above=0, most=0.3)]
+Threshold = Annotated[float, Range(above=1)]
 LOG_NOISE = (-10.0, math.log(0.3))
 """Range of a learned log standard deviation: above it a unit could hide from the complexity in its own noise."""
 
@@ -54,21 +57,15 @@ class GaussianPosterior(DecidingPosterior):
 
     def __init__(
         self,
-        units: int,
+        units: Count,
         *,
-        noise: float = 0.05,
+        noise: Noise = 0.05,
         learned_noise: bool = False,
         keep: Keep = "tiny",
-        threshold: float = 3.0,
+        threshold: Threshold = 3.0,
     ) -> None:
         super().__init__()
-        if units < 1:
-            raise ConfigError("GaussianPosterior", f"{units} units", "give at least one")
-        if not 0 < noise <= 0.3:
-            raise ConfigError("GaussianPosterior", f"noise {noise} is not in (0, 0.3]", "use for example 0.05")
-        if keep not in ("tiny", "snr") or not threshold > 1:
-            found = f"keep={keep!r}, threshold={threshold}"
-            raise ConfigError("GaussianPosterior", found, "keep is 'tiny' or 'snr', the threshold above 1")
+        check_arguments(GaussianPosterior.__init__, units=units, noise=noise, keep=keep, threshold=threshold)
         self.units, self.noise, self.keep, self.threshold = units, noise, keep, threshold
         self.learned_noise = learned_noise
         self.mu = nn.Parameter(torch.ones(units, dtype=torch.float32))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.special import erfcx, ndtr, ndtri
 
-from prunus.errors import ConfigError
 from prunus.posteriors.base import DecidingPosterior, check_level
 from prunus.posteriors.clamp import inward_clamp
+from prunus.runtime.fields import check_arguments
+from prunus.runtime.ranges import Count, Range
 
 LOW, HIGH = -20.0, 0.0
 """Range of the logarithm of a multiplier."""
@@ -159,15 +161,17 @@ class TruncatedLogNormalPosterior(DecidingPosterior):
         Neklyudov et al., "Structured Bayesian Pruning via Log-Normal Multiplicative Noise", NeurIPS 2017.
     """
 
-    def __init__(self, units: int, *, init_mu: float = 0.0, init_log_sigma: float = -5.0) -> None:
+    def __init__(
+        self,
+        units: Count,
+        *,
+        init_mu: Annotated[float, Range(least=LOW, most=-LOW)] = 0.0,
+        init_log_sigma: Annotated[float, Range(least=LOG_SIGMA[0], most=LOG_SIGMA[1])] = -5.0,
+    ) -> None:
         super().__init__()
-        where = "TruncatedLogNormalPosterior"
-        if units < 1:
-            raise ConfigError(where, f"{units} units", "give at least one")
-        if not LOW <= init_mu <= -LOW:
-            raise ConfigError(where, f"init_mu {init_mu} is not in [-20, 20]", "use for example 0")
-        if not LOG_SIGMA[0] <= init_log_sigma <= LOG_SIGMA[1]:
-            raise ConfigError(where, f"init_log_sigma {init_log_sigma} is not in [-20, 5]", "use for example -5")
+        check_arguments(
+            TruncatedLogNormalPosterior.__init__, units=units, init_mu=init_mu, init_log_sigma=init_log_sigma
+        )
         self.units = units
         self.mu = nn.Parameter(torch.full((units,), float(init_mu), dtype=torch.float32))
         self.log_sigma = nn.Parameter(torch.full((units,), float(init_log_sigma), dtype=torch.float32))

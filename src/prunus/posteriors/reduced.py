@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
-from prunus.errors import ConfigError
 from prunus.posteriors.lognormal import HIGH, LOW, TruncatedLogNormalPosterior
+from prunus.runtime.fields import check_arguments
+from prunus.runtime.ranges import Range
+
+Smallness = Annotated[float, Range(above=math.exp(LOW), below=1)]
+"""A multiplier as good as none."""
 
 
 def _log_mass(first: Tensor, last: Tensor) -> Tensor:
@@ -56,11 +61,10 @@ class ReducedLogNormalPosterior(TruncatedLogNormalPosterior):
     """
 
     def __init__(
-        self, units: int, *, largest: float = 2.0**-8, init_mu: float = 0.0, init_log_sigma: float = -5.0
+        self, units: int, *, largest: Smallness = 2.0**-8, init_mu: float = 0.0, init_log_sigma: float = -5.0
     ) -> None:
         super().__init__(units, init_mu=init_mu, init_log_sigma=init_log_sigma)
-        if not math.exp(LOW) < largest < 1:
-            raise ConfigError("ReducedLogNormalPosterior", f"largest {largest} is not in (exp(-20), 1)", "use 2 ** -8")
+        check_arguments(ReducedLogNormalPosterior.__init__, largest=largest)
         self.largest = largest
 
     def evidence_gain(self) -> Tensor:

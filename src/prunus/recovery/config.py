@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-from prunus.errors import ConfigError
 from prunus.runtime.fields import as_seed, check_fields
 from prunus.runtime.precision import Precision
+from prunus.runtime.ranges import BelowOne, Count, Fraction, NonNegative, Positive
 
 
 @dataclass(frozen=True)
@@ -39,40 +38,26 @@ class FinetuneConfig:
         ConfigError: a setting outside its range.
     """
 
-    epochs: int = 10
-    lr: float = 0.02
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    epochs: Count = 10
+    lr: Positive = 0.02
+    momentum: BelowOne = 0.9
+    weight_decay: NonNegative = 5e-4
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    warmup: float = 0.05
-    label_smoothing: float = 0.0
-    distillation: float = 0.5
-    temperature: float = 4.0
-    patience: int | None = None
+    warmup: BelowOne = 0.05
+    label_smoothing: BelowOne = 0.0
+    distillation: Fraction = 0.5
+    temperature: Positive = 4.0
+    patience: Count | None = None
     batch_norm: Literal["auto", "train", "eval"] = "auto"
     precision: Precision = "auto"
     channels_last: bool | Literal["auto"] = "auto"
-    clip_grad_norm: float | None = None
-    batch_size: int = 128
+    clip_grad_norm: Positive | None = None
+    batch_size: Count = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
         as_seed(self.seed)
-        self._require("epochs", self.epochs >= 1, "at least 1")
-        self._require("batch_size", self.batch_size >= 1, "at least 1")
-        self._require("lr", 0 < self.lr < math.inf, "above 0")
-        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
-        self._require("temperature", 0 < self.temperature < math.inf, "above 0")
-        for name in ("momentum", "warmup", "label_smoothing"):
-            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        self._require("distillation", 0 <= self.distillation <= 1, "between 0 and 1")
-        self._require("patience", self.patience is None or self.patience >= 1, "at least 1, or None")
-        self._require("clip_grad_norm", self.clip_grad_norm is None or self.clip_grad_norm > 0, "above 0, or None")
-
-    def _require(self, name: str, fits: bool, allowed: str) -> None:
-        if not fits:
-            raise ConfigError(f"{name}={getattr(self, name)!r}", "outside its range", f"use {allowed}")
 
     def patience_or(self, default: int) -> int:
         """The patience, or `default` where there is none."""

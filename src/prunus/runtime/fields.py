@@ -1,34 +1,75 @@
-"""Settings kept in dataclasses, held against what their annotations allow: one rule for every configuration."""
+"""Settings, held against what their annotations allow: one rule for every configuration."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import types
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from prunus.errors import ConfigError
+from prunus.runtime.ranges import Range
 
 
 def check_fields(config: Any) -> None:
-    """Hold every field of a dataclass against its annotation: types, choices, lengths of tuples, finite numbers.
+    """Hold every field of a dataclass against its annotation: types, choices, ranges, lengths, finite numbers.
 
-    Whole numbers may be numpy's, numbers may be whole, truth values are neither. Ranges are the class's own matter.
+    Whole numbers may be numpy's, numbers may be whole, truth values are neither. How settings go together is the
+    class's own matter.
 
     Raises:
         ConfigError: a value that the annotation does not allow, naming the field and what it takes.
     """
     kind = type(config)
-    try:
-        hints = get_type_hints(kind)
-    except NameError:  # a class made inside a function: its annotations can't be told from here
-        return
+    hints = hints_of(kind)
     for field in fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
-        if not allows(hint, value):
-            what = f"{value!r} is not {'known' if get_origin(hint) is Literal else 'allowed'}"
-            raise ConfigError(f"{kind.__name__}.{field.name}", what, f"give {named(hint)}")
+        check_value(f"{kind.__name__}.{field.name}", hints[field.name], getattr(config, field.name))
+
+
+def check_arguments(function: Callable[..., Any], **given: Any) -> None:
+    """Hold arguments of a function against its annotations, as `check_fields` does.
+
+    Raises:
+        ConfigError: a value that the annotation does not allow, naming class or function, argument and what it takes.
+    """
+    hints, where = _annotations(function), function.__qualname__.removesuffix(".__init__")
+    for name, value in given.items():
+        check_value(f"{where}.{name}", hints[name], value)
+
+
+def check_value(where: str, hint: Any, value: Any) -> None:
+    """Raise ConfigError if an annotation does not allow a value, naming what it does allow."""
+    if not allows(hint, value):
+        what = f"{value!r} is not {'known' if get_origin(hint) is Literal else 'allowed'}"
+        raise ConfigError(where, what, f"give {named(hint)}")
+
+
+@lru_cache
+def _annotations(thing: Any) -> dict[str, Any]:
+    return get_type_hints(thing, include_extras=True)
+
+
+def hints_of(kind: type) -> dict[str, Any]:
+    """The annotations of a class with their ranges; `object` for what can't be told from here.
+
+    A class made inside a function may name what only that function knows.
+    """
+    try:
+        return _annotations(kind)
+    except NameError:
+        found: dict[str, Any] = {}
+        for base in reversed(kind.__mro__):
+            for name, text in inspect.get_annotations(base).items():
+                alone = type(base.__name__, (), {"__annotations__": {name: text}, "__module__": base.__module__})
+                try:
+                    found |= get_type_hints(alone, include_extras=True)
+                except NameError:
+                    found[name] = object
+        return found
 
 
 def check_kind(name: str, value: Any, kind: type, fix: str) -> None:
@@ -40,6 +81,9 @@ def check_kind(name: str, value: Any, kind: type, fix: str) -> None:
 def allows(hint: Any, value: Any) -> bool:
     """Whether a value is of an annotated type; numbers must be finite."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        kind, *marks = arguments
+        return allows(kind, value) and all(value in mark for mark in marks if isinstance(mark, Range))
     if origin in (Union, types.UnionType):
         return any(allows(kind, value) for kind in arguments)
     if origin is tuple:
@@ -57,7 +101,10 @@ def allows(hint: Any, value: Any) -> bool:
 
 
 def named(hint: Any) -> str:
-    """A type as people write it."""
+    """A type as people write it, with its range."""
+    if get_origin(hint) is Annotated:
+        kind, *marks = get_args(hint)
+        return " ".join([named(kind), *(str(mark) for mark in marks if isinstance(mark, Range))])
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(named(kind) for kind in get_args(hint))
     if get_origin(hint) is Literal:
