@@ -69,10 +69,20 @@ def api() -> SimpleNamespace:
             options["checkpoint"] = prunus.Checkpoint(checkpoint, resume)
         return prunus.prune(model, x, **spelled(options))
 
+    def compressed(model: nn.Module, data: Any, *, batch_size: int, **options: Any) -> Any:
+        """`compress` with its options as the names of the runs call them."""
+        run = prunus.RunSettings(batch_size=batch_size, modes=("eager",))
+        return prunus.compress(model, data, run=run, **spelled(options))
+
+    def sparsified(model: nn.Module, data: Any, **options: Any) -> Any:
+        """The same with masks inside weights; of the answer is read `model`."""
+        return SimpleNamespace(model=compressed(model, data, **options).model)
+
     return SimpleNamespace(
         prune=pruned,
         masked=masked,
-        sparsify=getattr(prunus, "sparsify", prunus.compress),  # from a DataSource to a folder; read is `model`
+        compress=compressed,
+        sparsify=sparsified,
         resolve=found("resolve", "prunus.methods.registry"),
         METHODS=found("METHODS", "prunus.methods.registry"),
         ArrayDataset=found("ArrayDataset", "prunus.data"),
@@ -312,7 +322,7 @@ def by_hand() -> Record:
     return found | {"statistics": of_model(prunus.reestimate_batch_norm(small, batches), x)}
 
 
-COMPRESS = partial(to_folder, prunus.compress, recovery=API.FinetuneConfig(epochs=2), modes=("eager",))
+COMPRESS = partial(to_folder, API.compress, recovery=API.FinetuneConfig(epochs=2))
 QUICK, FREE = ("epochs=1", "min_steps=12"), ("kappa=20", "lr=0.2")
 STAGED, HALF, FEW = ("epochs=1", "tune_epochs=1", "lr=0.1"), {"budget": "macs<=50%"}, {"pruning_ratio": 0.4}
 SETTINGS: Record = dict.fromkeys(("random", "l1", "l2", "bn_scale", "fpgm", "taylor", "fisher"), ())

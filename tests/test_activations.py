@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError, ExportError
 from prunus.export.artifact import load_masks
+from prunus.export.exports import add_exports, chosen
 from prunus.export.int8 import export_onnx_int8
+from prunus.export.registry import Exportable
 from prunus.masks.activations import MOMENTUM, QuantizedInput, quantized_inputs
 from prunus.masks.file import LayerMask
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
-from prunus.pipeline.sparsify import sparsify
-from test_sparsify import parts
+from prunus.pipeline.compress import compress
+from test_compress_masks import parts
 
 
 def test_inputs_lie_on_the_grid_half_a_step_off_at_most() -> None:
@@ -73,9 +75,14 @@ def test_the_folder_has_an_onnx_file_that_computes_in_eight_bits(tmp_path: Path,
     runtime = pytest.importorskip("onnxruntime")
     model, data = parts()
     method = DPP(pattern="weight 50%", epochs=1, tune_epochs=1, bits=bits, activation_bits=8)
-    done = sparsify(model, data, method=method, out=tmp_path / "run", progress=False)
+    done = compress(model, data, method=method, out=tmp_path / "run", progress=False)
+    masked = done.result.masked
+    assert masked is not None
+    assert done.saved is not None
+    subject = Exportable(done.model, data.example_inputs, done.result.plan, done.masks, batch=data.train.inputs)
+    assert add_exports(done.saved, subject, chosen(["int8"]), print) is None
     masks = load_masks(tmp_path / "run" / "artifact")
-    assert {n: m.input_scale for n, m in masks.items()} == {n: q.scale for n, q in done.masked.inputs.items()}
+    assert {n: m.input_scale for n, m in masks.items()} == {n: q.scale for n, q in masked.inputs.items()}
     path = tmp_path / "run" / "model_int8.onnx"
     stored = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
     for name in masks:
@@ -88,7 +95,7 @@ def test_the_folder_has_an_onnx_file_that_computes_in_eight_bits(tmp_path: Path,
     images = data.train.inputs
     session = runtime.InferenceSession(str(path))
     found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
-    with quantized_inputs(done.model, done.masked.inputs), torch.no_grad():
+    with quantized_inputs(done.model, masked.inputs), torch.no_grad():
         wanted = done.model(images)
     # Both round; a value on the edge may fall on either side, so not every output is equal.
     assert float((found - wanted).abs().mean()) < 1e-3 * float(wanted.abs().mean())

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from prunus.cli.app import main
+from prunus.cli.former import FORMER, translated
+from prunus.cli.options import target_of
+from prunus.errors import ConfigError
 
 MODEL = """
 import torch
@@ -57,19 +60,25 @@ def test_analyze_lists_groups(script: str, capsys: pytest.CaptureFixture[str]) -
 
 def test_compress_evaluate_export(script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    arguments = ["--data", f"{script}:data", "--budget", "macs<=50%", "--epochs", "1", "--out", str(out), "--no-onnx"]
+    arguments = ["--data", f"{script}:data", "--target", "macs<=50%", "--recover", "epochs=1", "--export", "none"]
+    arguments += ["--out", str(out)]
     assert run("compress", f"{script}:net", *arguments) == 0
     assert "MACs per example" in capsys.readouterr().out
     summary = json.loads((out / "summary.json").read_text())
     assert summary["after"]["macs"] <= 0.5 * summary["before"]["macs"]
     artifact = str(out / "artifact")
-    assert run("evaluate", artifact, "--data", f"{script}:data") == 0
-    assert f"accuracy {summary['accuracy']['test']:.2f} %" in capsys.readouterr().out
+    for place in (artifact, str(out)):
+        assert run("evaluate", place, "--data", f"{script}:data") == 0
+        assert f"accuracy {summary['accuracy']['test']:.2f} %" in capsys.readouterr().out
     pytest.importorskip("onnxruntime")
     assert run("export", artifact, str(tmp_path / "m.onnx")) == 0
     assert run("export", artifact, str(tmp_path / "m.pt2")) == 0
     assert (tmp_path / "m.onnx").exists()
     assert run("export", artifact, str(tmp_path / "m.txt")) == 2
+    assert "name it .onnx or .pt2" in capsys.readouterr().err
+    assert run("export", artifact, str(tmp_path / "m.txt"), "--as", "pt2") == 0
+    assert run("export", artifact, str(tmp_path / "m"), "--as", "int8") == 2
+    assert "no layer was quantised" in capsys.readouterr().err
 
 
 def test_weights_are_loaded_and_refused(script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,10 +99,18 @@ def test_weights_are_loaded_and_refused(script: str, tmp_path: Path, capsys: pyt
         (["analyze", "{}:net"], "example inputs"),
         (["analyze", "{}:net", "--shape", "a,b"], "--shape"),
         (["analyze", "{}:nothing", "--shape", "1,1,8,8"], "nothing"),
-        (["compress", "{}:net", "--data", "{}:data", "--budget", "macs<=0.001%"], "budget"),
-        (["compress", "{}:net", "--data", "{}:data", "--budget", "macs<=50%", "--ignore", "zzz"], "zzz"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "macs<=0.001%"], "budget"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "macs<=50%", "--ignore", "zzz"], "zzz"),
         (["compress", "{}:net", "--data", "{}:data", "--method", "rbp", "--set", "kapa=2"], "use kappa"),
-        (["compress", "{}:net", "--data", "mnist:/nowhere", "--budget", "macs<=50%"], "/nowhere"),
+        (["compress", "{}:net", "--data", "mnist:/nowhere", "--target", "macs<=50%"], "/nowhere"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "half"], "half"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0=9"], "cannot keep 9 of 8"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--recover", "epochz=3"], "use epochs"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--allocate", "scope=all"], "one of"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--allow", "heads"], "head_dims"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--export", "tflite"], "pt2"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--run", "say=loud"], "say"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--resume"], "no stages"),
     ],
 )
 def test_refusals_end_with_status_2(
@@ -114,11 +131,11 @@ def test_without_onnx_the_work_is_done_and_said(
     script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without(monkeypatch, "onnxruntime")
-    arguments = [f"{script}:net", "--data", f"{script}:data", "--budget", "macs<=50%", "--epochs", "0"]
+    arguments = [f"{script}:net", "--data", f"{script}:data", "--target", "macs<=50%", "--recover", "none"]
     assert run("compress", *arguments, "--out", str(tmp_path / "a")) == 0
     assert "pip install 'prunus[onnx]'" in capsys.readouterr().out
     assert (tmp_path / "a" / "summary.json").exists()
-    assert run("compress", *arguments, "--out", str(tmp_path / "b"), "--onnx") == 2
+    assert run("compress", *arguments, "--out", str(tmp_path / "b"), "--export", "onnx") == 2
     assert "pip install 'prunus[onnx]'" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
@@ -127,7 +144,17 @@ def test_stages_on_the_command_line(
     script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    arguments = [f"{script}:net", "--data", f"{script}:data", "--method", "rbp", "--epochs", "0", "--no-onnx"]
+    arguments = [
+        f"{script}:net",
+        "--data",
+        f"{script}:data",
+        "--method",
+        "rbp",
+        "--recover",
+        "none",
+        "--export",
+        "none",
+    ]
     arguments += ["--set", "kappa=2", "--set", "complexity_per=position"]
     assert run("compress", *arguments, "--out", str(out)) == 0
     summary = json.loads((out / "summary.json").read_text())
@@ -140,3 +167,61 @@ def test_stages_on_the_command_line(
     again = json.loads((out / "summary.json").read_text())
     assert again["kept"] == summary["kept"]
     assert again["stages"] == summary["stages"]
+
+
+def test_options_of_the_release_before_are_translated_and_told() -> None:
+    told: list[str] = []
+
+    def now(text: str) -> list[str]:
+        told.clear()
+        return translated(text.split(), told.append)
+
+    assert " ".join(now("m --data d --budget macs<=50% --seed 3")) == "m --data d --target macs<=50% --seed 3"
+    assert told == []
+    words = now("m --epochs 5 --lr=0.1 --round-to 4 --head-dims --inexact --allow own_class --compiled --no-onnx")
+    pairs = list(zip(words[1::2], words[2::2], strict=True))
+    assert ("--recover", "epochs=5") in pairs
+    assert ("--recover", "lr=0.1") in pairs
+    assert ("--allocate", "round_to=4") in pairs
+    assert ("--allow", "head_dims,inexact,own_class") in pairs
+    assert ("--export", "no-onnx") in pairs
+    assert told[0] == "--epochs 5 goes with the next release: write --recover epochs=5"
+    assert len(told) == 7
+    none = "m --recover none --run batch_size=8 --recover batch_size=8"
+    assert " ".join(now("m --epochs 0 --batch-size 8")) == none
+    inside = "m --method dpp --set epochs=5 --set bits=8 --run batch_size=8 --target 2:4"
+    assert " ".join(now("m --method dpp --epochs 5 --bits 8 --batch-size 8 --pattern 2:4")) == inside
+    with pytest.raises(ConfigError, match="said twice"):
+        now("m --budget macs<=50% --pruning-ratio 0.5")
+    assert now("m --pruning-ratio") == ["m", "--target"]
+
+
+def test_targets_are_told_apart_by_their_form() -> None:
+    assert [target_of(text) for text in ("0.5", "macs<=50%", "weight 10%", "2:4", None)] == [
+        0.5, "macs<=50%", "weight 10%", "2:4", None,
+    ]  # fmt: skip
+    assert target_of("conv1=8, fc=100") == {"conv1": 8, "fc": 100}
+    assert target_of("conv1=weight 10%, fc=2:4") == {"conv1": "weight 10%", "fc": "2:4"}
+
+
+def test_old_options_still_do_the_work(script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    arguments = ["--data", f"{script}:data", "--pruning-ratio", "0.25", "--method", "l1", "--epochs", "0", "--no-onnx"]
+    assert run("compress", f"{script}:net", *arguments, "--scope", "uniform", "--out", str(out)) == 0
+    told = capsys.readouterr().err
+    assert "write --target 0.25" in told
+    assert "write --allocate scope=uniform" in told
+    assert json.loads((out / "summary.json").read_text())["asked"] == "pruning_ratio=0.25, uniform"
+
+
+def test_the_help_fits_a_terminal(
+    script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run("compress", "--help") == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) < 60
+    for word in ("--target", "dirichlet", "digits", "pretrained", "FILE.py:Class"):
+        assert word in shown
+    for word in FORMER:
+        assert f"{word} " not in shown or word == "--resume"

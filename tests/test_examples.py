@@ -10,7 +10,6 @@ import prunus
 from prunus.data import evaluate
 from prunus.recovery import finetune
 
-TO_COME = {"compress"}
 OLD = {"fit_masks", "sparsify"}
 """Deprecated: they show what to write instead."""
 RESULTS = {"Result"}
@@ -20,7 +19,7 @@ TAKES_TRANSFORMERS = {"save_pretrained"}
 SHOWN = [
     name
     for name in prunus.__all__
-    if not name.startswith("_") and name not in TO_COME | OLD | RESULTS | METHODS | TAKES_TRANSFORMERS
+    if not name.startswith("_") and name not in OLD | RESULTS | METHODS | TAKES_TRANSFORMERS
 ]
 
 

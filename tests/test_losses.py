@@ -17,6 +17,7 @@ from prunus.data.evaluation import evaluate
 from prunus.data.losses import cross_entropy, main_output
 from prunus.errors import DataError
 from prunus.pipeline.compress import compress
+from prunus.pipeline.settings import RunSettings
 from prunus.recovery.config import FinetuneConfig
 
 
@@ -101,8 +102,8 @@ def test_inputs_by_keyword_go_through_everything(tmp_path: Any) -> None:
     data = DataSource("two", part, part, part, 4)
     assert part[3][0]["ids"].shape == (5,)
     done = compress(
-        Two(), data, method="dirichlet", budget="macs<=60%", recovery=FinetuneConfig(epochs=2, lr=0.05),
-        modes=("eager",), out=tmp_path / "run", progress=False,
+        Two(), data, method="dirichlet", target="macs<=60%", recovery=FinetuneConfig(epochs=2, lr=0.05),
+        run=RunSettings(modes=("eager",)), out=tmp_path / "run", progress=False,
     )  # fmt: skip
     assert done.result.plan.after.macs <= 0.6 * done.result.plan.before.macs
     assert done.loss["recovered"] < done.loss["one_shot"]

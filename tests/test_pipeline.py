@@ -27,6 +27,7 @@ from prunus.methods.registry import resolve
 from prunus.pipeline.compress import compress
 from prunus.pipeline.planning import make_plan, score
 from prunus.pipeline.prune import prune
+from prunus.pipeline.settings import RunSettings
 from prunus.plan.allocation import Allocation
 from prunus.plan.budget import Budget
 from prunus.plan.plan import Plan
@@ -248,11 +249,10 @@ def test_compress_writes_everything(tmp_path: Path) -> None:
         network(),
         source(),
         method=DirichletPruning(),
-        budget="macs<=60%",
+        target="macs<=60%",
         allocation=Allocation(cost_exponent=0.5),
         recovery=FinetuneConfig(epochs=1, batch_size=16, lr=0.01),
-        batch_size=16,
-        modes=("eager",),
+        run=RunSettings(batch_size=16, modes=("eager",)),
         out=tmp_path / "run",
         progress=False,
     )
@@ -266,10 +266,11 @@ def test_compress_writes_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"budget": "flops<=50%"}, "flops"),
-        ({"budget": "macs<=60%", "pruning_ratio": 0.5}, "exactly one"),
-        ({"budget": "macs<=60%", "modes": ("eager", "fast")}, "fast"),
-        ({"budget": "macs<=60%", "recovery": FinetuneConfig(label_smoothing=0.1)}, "label_smoothing"),
+        ({"target": "flops<=50%"}, "flops"),
+        ({"budget": "macs<=60%", "pruning_ratio": 0.5}, "give one of budget, pruning_ratio"),
+        ({"target": "macs<=60%", "modes": ("eager", "fast")}, "fast"),
+        ({"target": "macs<=60%", "recovery": FinetuneConfig(label_smoothing=0.1)}, "label_smoothing"),
+        ({"target": "macs<=60%", "run": RunSettings(resume=True)}, "no stages"),
     ],
 )
 def test_compress_refuses_before_it_works(options: dict[str, Any], named: str) -> None:
@@ -291,22 +292,25 @@ def test_a_slower_result_is_said_aloud(monkeypatch: pytest.MonkeyPatch, after: f
     assert all(done.comparison.warnings[0] in s and "batch size" in s for s in said)
 
 
+FAST = RunSettings(batch_size=16, modes=("eager",))
+
+
 def test_statistics_that_make_it_worse_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(model: nn.Module, *_: object, **__: object) -> None:
         for name, buffer in model.named_buffers():
             if name.endswith("running_var"):
                 buffer.fill_(1e-8)
 
-    settings = {"method": "l1", "pruning_ratio": 0.25, "batch_size": 16, "modes": ("eager",), "progress": False}
+    settings = {"method": "l1", "target": 0.25, "progress": False}
     monkeypatch.setattr(sys.modules["prunus.recovery.batchnorm"], "reestimate_batch_norm", spoil)
     said: list[str] = []
-    done = compress(network(), source(), **settings, say=said.append)  # type: ignore[arg-type]
+    done = compress(network(), source(), **settings, run=replace(FAST, say=said.append))  # type: ignore[arg-type]
     assert any("old statistics are better" in line for line in said)
     assert done.loss["batch_norm"] > done.loss["one_shot"]
     assert done.loss["test"] < done.loss["batch_norm"]
     wanted = prune(network(), X, method="l1", target=0.25).model
     assert torch.allclose(done.model(X), wanted(X), atol=1e-6)
-    recovered = compress(network(), source(), **settings, recovery=FinetuneConfig(epochs=2, batch_size=16))  # type: ignore[arg-type]
+    recovered = compress(network(), source(), **settings, run=FAST, recovery=FinetuneConfig(epochs=2, batch_size=16))  # type: ignore[arg-type]
     statistics = {n: b for n, b in wanted.named_buffers() if "running" in n}
     assert statistics
     assert all(torch.equal(b, statistics[n]) for n, b in recovered.model.named_buffers() if n in statistics)
@@ -379,9 +383,9 @@ def test_arguments_of_other_kinds_are_named() -> None:
     model, loader = network(), cast(Any, [(X, torch.zeros(len(X), dtype=torch.int64))])
     groups = prunus.trace(model, X).groups()
     wrong: dict[str, Callable[[], Any]] = {
-        "data": lambda: compress(model, loader, method="l1", budget="macs<=50%"),
-        "config": lambda: compress(model, source(), method="l1", budget="macs<=50%", recovery=cast(Any, 5)),
-        "method": lambda: prunus.sparsify(model, source(), method=cast(Any, "dpp")),
+        "data": lambda: compress(model, loader, method="l1", target="macs<=50%"),
+        "recovery": lambda: compress(model, source(), method="l1", target="macs<=50%", recovery=cast(Any, 5)),
+        "run": lambda: compress(model, source(), method="l1", target="macs<=50%", run=cast(Any, 5)),
         "budget": lambda: prunus.allocate(prunus.trace(model, X), groups, {}, budget=cast(Any, "macs<=50%")),
         "scores": lambda: prunus.select(groups, {}, {}),
     }

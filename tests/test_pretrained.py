@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -215,10 +216,10 @@ def test_a_language_model_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "tokens.py").write_text(DATA)
     folder, out = saved("llama", tmp_path / "llama"), tmp_path / "run"
     (folder / "tokenizer.json").write_text("{}")
-    arguments = ["compress", f"hf:{folder}", "--data", f"{tmp_path}/tokens.py:text", "--method", method, "--no-onnx"]
-    short = ["--epochs", "1", "--lr", "0.01", "--out", str(out)]
+    arguments = ["compress", f"hf:{folder}", "--data", f"{tmp_path}/tokens.py:text", "--method", method]
+    short = ["--recover", "epochs=1", "--recover", "lr=0.01", "--export", "no-onnx", "--out", str(out)]
     with pytest.raises(SystemExit, match="0"):
-        main([*arguments, "--budget", "macs<=70%", "--scope", "uniform", *short])
+        main([*arguments, "--target", "macs<=70%", "--allocate", "scope=uniform", *short])
     said = capsys.readouterr().out
     assert "test loss" in said
     assert "from_pretrained reads" in said
@@ -235,7 +236,7 @@ def test_patterns_lie_on_language_models_too(tmp_path: Path, name: str, layer: s
     folder, out = saved(name, tmp_path / name), tmp_path / "run"
     arguments = ["compress", f"hf:{folder}", "--data", f"{tmp_path}/tokens.py:text", "--method", "dpp"]
     with pytest.raises(SystemExit, match="0"):
-        main([*arguments, "--pattern", "weight 25%", "--epochs", "1", "--out", str(out)])
+        main([*arguments, "--target", "weight 25%", "--set", "epochs=1", "--out", str(out)])
     summary = json.loads((out / "summary.json").read_text())
     assert summary["loss"].keys() == summary["accuracy"].keys() == {"dense", "masked", "dense_test", "test"}
     assert "lm_head" not in summary["layers"]
@@ -281,3 +282,16 @@ def test_a_text_is_data_for_a_language_model(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit, match="0"):
         main(["analyze", f"hf:{folder}", "--data", f"text:{text}"])
     assert "c_fc" in capsys.readouterr().out
+    out = tmp_path / "run"
+    made = ["--data", f"text:{text}", "--method", "l1", "--target", "0.3", "--recover", "none", "--export", "tokenizer"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["compress", f"hf:{folder}", *made, "--out", str(out)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", str(out), "--data", f"text:{text}"])
+    told = json.loads((out / "summary.json").read_text())["loss"]["test"]
+    assert f"loss {told:.4f}" in capsys.readouterr().out
+    shutil.rmtree(out / "artifact" / "tokenizer")
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", str(out / "artifact"), "--data", f"text:{text}"])
+    assert "has no folder tokenizer/" in " ".join(capsys.readouterr().err.split())

@@ -262,8 +262,8 @@ def test_every_door_takes_the_same_seeds(seed: Any) -> None:
     calls: list[Callable[[], Any]] = [
         lambda: prunus.fit(model, groups, Taylor(), batches, F.cross_entropy, num_data=8, seed=seed),
         lambda: prunus.prune(model, X, method=method, data=batches, loss_fn=F.cross_entropy, seed=seed),
-        lambda: prunus.compress(model, source, budget="macs<=50%", seed=seed),
-        lambda: prunus.sparsify(model, source, method=method, seed=seed),
+        lambda: prunus.compress(model, source, target="macs<=50%", seed=seed),
+        lambda: prunus.compress(model, source, method=method, seed=seed),
         lambda: FinetuneConfig(seed=seed),
     ]
     for call in calls:

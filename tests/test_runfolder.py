@@ -21,7 +21,7 @@ from prunus.export.run import check_run_folder, commit, commit_or_rescue
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.pipeline.compress import compress
 from prunus.pipeline.prune import prune
-from prunus.pipeline.sparsify import sparsify
+from prunus.pipeline.settings import RunSettings
 from prunus.recovery.config import FinetuneConfig
 
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
@@ -132,14 +132,15 @@ def test_what_is_in_the_way_is_said_before_the_work(tmp_path: Path, name: str, m
     data, out = source(loss_fn), tmp_path / "out"
     with pytest.raises(ArtifactError):  # noqa: PT012
         if masks:
-            sparsify(network(), data, method=DynamicProbabilisticPruning(pattern="2:4"), out=out)
+            compress(network(), data, method=DynamicProbabilisticPruning(pattern="2:4"), out=out)
         else:
-            compress(network(), data, method="taylor", budget="macs<=60%", out=out)
+            compress(network(), data, method="taylor", target="macs<=60%", out=out)
     assert (tmp_path / name).read_text() == "mine"
 
 
 def compressed(out: Path, **options: Any) -> Any:
-    settings = {"method": "l1", "pruning_ratio": 0.5, "modes": ("eager",), "progress": False, "batch_size": 8}
+    run = RunSettings(batch_size=8, modes=("eager",), say=options.pop("say", print))
+    settings = {"method": "l1", "target": 0.5, "run": run, "progress": False}
     return compress(options.pop("model", network()), source(), out=out, **{**settings, **options})
 
 
@@ -229,14 +230,14 @@ def test_a_program_that_there_will_not_be_is_said_before_the_work(
     out, data = tmp_path / "out", source(loss_fn)
     with pytest.raises(ZeroDivisionError):  # noqa: PT012
         if masks:
-            sparsify(network(), data, method=DynamicProbabilisticPruning(pattern="2:3"), out=out, say=said.append)
+            compress(network(), data, method="dpp", target="2:3", out=out, run=RunSettings(say=said.append))
         else:
-            compress(network(), data, method="taylor", budget="macs<=60%", out=out, say=said.append)
+            compress(network(), data, method="taylor", target="macs<=60%", out=out, run=RunSettings(say=said.append))
     assert any("no program" in line and WHY in line for line in said)
 
 
 def test_stages_of_another_method_go_with_its_result(tmp_path: Path) -> None:
-    compressed(tmp_path, method=prunus.RecursiveBayesianPruning(epochs=1, tune_epochs=0), pruning_ratio=None)
+    compressed(tmp_path, method=prunus.RecursiveBayesianPruning(epochs=1, tune_epochs=0), target=None)
     assert (tmp_path / "stages.pt").exists()
     compressed(tmp_path)
     assert not (tmp_path / "stages.pt").exists()

@@ -16,10 +16,11 @@ from prunus.models.loaded import MODEL_SOURCES
 from prunus.models.registry import SpecRegistry
 
 OUTSIDE = '''
-"""A model source and a data source of somebody else's, in one file."""
+"""A model source, a data source and an exporter of somebody else's, in one file."""
 import torch
 from torch import nn
 from prunus.data import ArrayDataset, DataSource, data_source
+from prunus.export import Exported, exporter
 from prunus.models import LoadedModel, model_source
 
 @model_source("width", form="width:N", help="a perceptron of that width")
@@ -31,6 +32,11 @@ def noise(place, asked):
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(asked.seed))
     part = ArrayDataset(x, torch.arange(40) % 2)
     return asked.in_three_parts("noise", part, part, 2)
+
+@exporter("lines", file="lines.txt", help="the names of its tensors, one a line")
+def lines(subject, path):
+    path.write_text("\\n".join(subject.model.state_dict()))
+    return Exported(path, None, "one line for each tensor")
 
 if __name__ == "__main__":
     from prunus.cli import main
@@ -78,6 +84,16 @@ def test_a_source_from_outside_is_one_file(tmp_path: Path) -> None:
     shown = run("evaluate", "--help")
     assert "width:N" in shown.stdout
     assert "noise" in shown.stdout
+    out = tmp_path / "out"
+    arguments = ("compress", "width:16", "--data", "noise", "--method", "l1", "--target", "0.5", "--recover", "none")
+    shown = run(*arguments, "--export", "lines", "--out", str(out))
+    assert shown.returncode == 0, shown.stderr
+    assert (out / "lines.txt").read_text().split() == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert "lines" in run("compress", "--help").stdout
+    refused = run(*arguments, "--export", "circles", "--out", str(tmp_path / "other"))
+    assert refused.returncode == 2
+    assert "lines" in refused.stderr
+    assert not (tmp_path / "other").exists()
     refused = run("evaluate", "wide:4", "--data", "noise")
     assert refused.returncode == 2
     assert "width:N" in refused.stderr

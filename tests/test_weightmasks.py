@@ -17,7 +17,7 @@ from prunus.masks.layers import layer_of
 from prunus.masks.maskable import maskable_layers
 from prunus.masks.patterns import Pattern
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
-from prunus.pipeline.sparsify import sparsify
+from prunus.pipeline.compress import compress
 from prunus.plan.plan import Plan
 from prunus.proof.apply import apply_and_verify_
 from prunus.proof.weightmasks import mask_of, masks_hold, plan_patterns, with_masks
@@ -70,8 +70,8 @@ def test_an_applied_plan_is_the_dense_network_times_its_masks(text: str) -> None
     assert masks_hold(net(), again, X)[1] > 0  # the dense network is seen not to be it
 
 
-def test_what_sparsify_writes_can_be_applied(tmp_path: Path) -> None:
-    done = sparsify(net(), source(), method=DPP(pattern="weight 25%", epochs=1, tune_epochs=1), out=tmp_path / "run",
+def test_what_compress_writes_can_be_applied(tmp_path: Path) -> None:
+    done = compress(net(), source(), method=DPP(pattern="weight 25%", epochs=1, tune_epochs=1), out=tmp_path / "run",
                     progress=False)  # fmt: skip
     for path in (tmp_path / "run").rglob("plan.json"):
         plan = Plan.load(path)
@@ -80,8 +80,8 @@ def test_what_sparsify_writes_can_be_applied(tmp_path: Path) -> None:
             weight, trained = layer_of(model, pattern.module).weight, layer_of(done.model, pattern.module).weight
             assert int(weight.count_nonzero()) == pattern.weights * pattern.k // pattern.n
             assert torch.equal(weight != 0, trained != 0)
-    assert done.summary["proof"] == {"max_error": 0.0, "rewritten": False, "outside_of_masks": 0}
-    filters = sparsify(net(), source(), method=DPP(pattern="filter 50%", epochs=1, tune_epochs=1), progress=False)
+    assert done.summary["proof"] == {"max_error": 0.0, "tolerance": 1e-4, "exact": True, "rewritten": False}
+    filters = compress(net(), source(), method=DPP(pattern="filter 50%", epochs=1, tune_epochs=1), progress=False)
     assert 0 <= filters.summary["proof"]["max_error"] < 1e-4
 
 
@@ -126,4 +126,4 @@ def test_layers_are_chosen_by_names_types_and_modules() -> None:
         with pytest.raises(ConfigError):
             maskable_layers(model, wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="leave one of them out"):
-        sparsify(model, source(), method=DPP(pattern="2:4"), layers=["3"], ignored_layers=["7"])
+        compress(model, source(), method=DPP(), target={"3": "2:4"}, ignored_layers=["7"])

@@ -15,9 +15,9 @@ from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline.compress import compress
-from prunus.pipeline.deprecated import fit_masks
+from prunus.pipeline.deprecated import fit_masks, sparsify
 from prunus.pipeline.prune import Result, prune
-from prunus.pipeline.sparsify import sparsify
+from prunus.pipeline.settings import RunSettings
 from prunus.plan.allocation import Allocation, allocate, select
 from prunus.plan.budget import Budget
 from prunus.plan.cost import count_cost
@@ -39,6 +39,7 @@ __all__ = [
     "Plan",
     "RecursiveBayesianPruning",
     "Result",
+    "RunSettings",
     "SelectInputs",
     "__version__",
     "allocate",

@@ -22,7 +22,13 @@ Tokenize = Callable[[str], list[int]]
 
 
 def tokenizer_of(name: str) -> Tokenize:
-    """The tokenizer of a transformers model, without special tokens.
+    """The tokenizer of a transformers model as a function, without special tokens; see `load_tokenizer`."""
+    tokenizer = load_tokenizer(name)
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a transformers model.
 
     Args:
         name: a folder, or a name on the hub.
@@ -34,11 +40,10 @@ def tokenizer_of(name: str) -> Tokenize:
     where = f"tokenizer of 'hf:{name}'"
     transformers = import_transformers(where)
     try:
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         fix = "put its files beside the model, or give FILE.py:callable that returns a DataSource of tokens"
         raise ConfigError(where, f"it cannot be loaded: {first_line(error)}", fix) from error
-    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def read_text(path: Path, tokenize: Tokenize, *, validation: float | int, length: int = LENGTH) -> DataSource:

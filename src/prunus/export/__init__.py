@@ -4,11 +4,16 @@ from prunus.export.artifact import load, load_masks, save
 from prunus.export.int8 import export_onnx_int8
 from prunus.export.onnx import export_onnx, export_program
 from prunus.export.pretrained import save_pretrained
+from prunus.export.registry import EXPORTERS, Exportable, Exported, exporter
 
 __all__ = [
+    "EXPORTERS",
+    "Exportable",
+    "Exported",
     "export_onnx",
     "export_onnx_int8",
     "export_program",
+    "exporter",
     "load",
     "load_masks",
     "save",

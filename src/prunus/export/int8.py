@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError, ExportError
 from prunus.export.onnx import export_onnx, onnx_runtime
-from prunus.files.atomic import StrPath, real_path, refusing, staging, write_bytes
+from prunus.export.registry import Exportable, Exported, exporter
+from prunus.files.atomic import StrPath, real_path, refusing, staging, write_bytes, write_new
 from prunus.masks.activations import QuantizedInput, quantized_inputs
 from prunus.masks.file import LayerMask
 from prunus.runtime.calling import outputs
@@ -35,7 +36,7 @@ def export_onnx_int8(model: nn.Module, masks: Mapping[str, LayerMask], images: T
 
     Args:
         model: in its own class; its masked weights lie on grids.
-        masks: with bits and input scales, as `sparsify` and `load_masks` give them.
+        masks: with bits and input scales, as `compress` and `load_masks` give them.
         images: a batch to compare on, [B, ...], B at least 2, on the model's device.
         path: file to write; it appears only after it was found to agree.
 
@@ -77,6 +78,33 @@ def int8_bytes(model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor,
         found = f"ONNX Runtime differs from the model by {difference:.1e} (mean)"
         raise ExportError("8-bit ONNX", found, "report it")
     return small.read_bytes(), difference
+
+
+def holds_eight_bits(subject: Exportable) -> bool:
+    """Whether every masked weight and what it is given lie on grids."""
+    masks = subject.masks.values()
+    return bool(masks) and all(m.bits is not None and m.input_scale is not None for m in masks)
+
+
+@exporter(
+    "int8",
+    file="model_int8.onnx",
+    help="8-bit ONNX of weights and inputs that were trained on grids",
+    check=onnx_runtime,
+    suits=holds_eight_bits,
+)
+def write_int8(subject: Exportable, path: Path) -> Exported:
+    """What `int8_bytes` makes, in a file."""
+    images = subject.example_inputs if subject.batch is None else subject.batch
+    if isinstance(images, tuple) and len(images) == 1:
+        (images,) = images
+    if not isinstance(images, Tensor):
+        what = f"the model takes a {type(images).__name__}, and 8-bit ONNX is written for models of one tensor"
+        raise ConfigError("export 'int8'", what, "export onnx")
+    with staging(path.parent) as scratch:
+        data, error = int8_bytes(subject.model, subject.masks, images, scratch)
+    write_new(path, data)
+    return Exported(path, error, f"8-bit ONNX agrees with the model on its grids: mean relative difference {error:.1e}")
 
 
 def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: Tensor) -> None:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from prunus.errors import ExportError, MissingDependencyError, first_line
+from prunus.errors import ConfigError, ExportError, MissingDependencyError, first_line
 from prunus.export.plain_attention import plain_attention
-from prunus.files.atomic import StrPath, write_bytes
+from prunus.export.registry import Exportable, Exported, exporter
+from prunus.files.atomic import StrPath, write_bytes, write_new
 from prunus.graph.capture import at_least_two, capture
 from prunus.runtime.arguments import as_arguments
 from prunus.runtime.calling import flat_outputs, outputs
@@ -136,6 +137,32 @@ def onnx_runtime() -> Any:
             "ONNX export", f"{error.name} is not installed", "pip install 'prunus[onnx]'"
         ) from error
     return onnxruntime
+
+
+@exporter(
+    "onnx",
+    file="model.onnx",
+    help="ONNX with a free batch size, compared with the model in ONNX Runtime",
+    check=onnx_runtime,
+    suits=lambda subject: not subject.grids,
+)
+def write_onnx(subject: Exportable, path: Path) -> Exported:
+    """What `onnx_bytes` makes, in a file. Raises ConfigError for a model that is another one without its grids."""
+    if subject.grids:
+        what = f"the inputs of {', '.join(subject.grids[:3])} lie on grids, without which it would be another network"
+        raise ConfigError("export 'onnx'", what, "export int8, or train without activation_bits")
+    data, error = onnx_bytes(subject.model, subject.example_inputs)
+    write_new(path, data)
+    dense = "; its masked weights are dense, with their zeros: ONNX has no condensed layers" if subject.masks else ""
+    return Exported(path, error, f"ONNX agrees with PyTorch: largest relative difference {error:.1e}{dense}")
+
+
+@exporter("pt2", file="model.pt2", help="a program of torch.export for other tools, with a free batch size")
+def write_program(subject: Exportable, path: Path) -> Exported:
+    """What `program_bytes` makes, in a file."""
+    follow = subject.plan is not None and subject.plan.followed
+    write_new(path, program_bytes(subject.model, subject.example_inputs, follow_branches=follow))
+    return Exported(path, None, "a program for torch.export.load")
 
 
 def _disagreement(session: Any, model: nn.Module, inputs: Any) -> float:

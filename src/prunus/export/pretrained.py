@@ -7,19 +7,24 @@ say goes into an artifact (`prunus.save`).
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
 
-from prunus.errors import ArtifactError, ExportError, first_line
+from prunus.errors import ArtifactError, ConfigError, ExportError, first_line
+from prunus.export.registry import Exportable, Exported, exporter
 from prunus.files.atomic import StrPath, check_replaceable, real_path, refusing, replacing
 from prunus.plan.plan import Plan
 from prunus.proof.comparison import difference
 from prunus.runtime.calling import outputs
 from prunus.runtime.entry import entry
 from prunus.surgery.configuration import expressed
+
+HUB = "hf:"
+TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
 
 
 @entry()
@@ -74,3 +79,32 @@ def write_pretrained(model: nn.Module, config: Any, folder: Path, example_inputs
         model.config = kept
     if not error <= tolerance:
         raise ExportError(str(folder), f"the loaded model differs by {error:.1e} (relative)", "report the model")
+
+
+def _from_transformers(subject: Exportable) -> bool:
+    return subject.origin.startswith(HUB)
+
+
+@exporter(
+    "pretrained", file="pretrained", help="a folder for from_pretrained of an hf: model", suits=_from_transformers
+)
+def write_folder_of_its_own(subject: Exportable, path: Path) -> Exported:
+    """A folder for stock `from_pretrained` where the configuration can say the widths, with the tokenizer's files.
+
+    Raises:
+        ConfigError: no transformers model, or its configuration can't say the widths.
+        ExportError: the loaded model computes something else.
+    """
+    if subject.plan is None:
+        what = "what was removed from the model is not known here"
+        raise ConfigError(
+            "export 'pretrained'", what, "export it when it is compressed, or call prunus.save_pretrained"
+        )
+    config = expressed(subject.model, subject.plan)
+    path.mkdir()
+    write_pretrained(subject.model, config, path, subject.example_inputs)
+    origin = Path(subject.origin.removeprefix(HUB))
+    for file in origin.iterdir() if origin.is_dir() else ():
+        if not (path / file.name).exists() and file.suffix in TOKENIZER_FILES:
+            shutil.copy2(file, path)
+    return Exported(path, None, "from_pretrained reads it")

@@ -4,7 +4,7 @@ OUT/
   artifact/       the result: replaced in one step, and everything that belongs to it is in it
   plan.json       -> artifact/plan.json
   summary.json    -> artifact/summary.json
-  model.onnx, model_int8.onnx, figures, pretrained: the same, where the run made them
+  model.onnx, figures, ...: the same, where the run made them
 
 So no file of one run can stand beside the model of another. What is made after the weights are safe (pictures, timing,
 ONNX) is put into the artifact it was made from; if another run has replaced it meanwhile, it is left out.
@@ -26,7 +26,8 @@ from typing import Any
 from torch import nn
 
 from prunus.errors import ArtifactError
-from prunus.export.artifact import check_place, description, missing_program
+from prunus.export.artifact import CARD, MASKS, WEIGHTS, check_place, description, missing_program
+from prunus.export.program.files import GRAPH, TENSORS
 from prunus.files.atomic import (
     StrPath,
     check_writable,
@@ -49,7 +50,8 @@ from prunus.runtime.progress import Say
 
 ARTIFACT, SUMMARY = "artifact", "summary.json"
 NEEDED = ("plan.json", SUMMARY)
-SHOWN = (*NEEDED, "model.onnx", "model_int8.onnx", "figures", "pretrained")
+INNER = (MANIFEST, WEIGHTS, MASKS, GRAPH, TENSORS, CARD)
+"""What is of use in the artifact alone."""
 
 
 def check_run_folder(out: StrPath) -> None:
@@ -215,7 +217,7 @@ def commit_or_rescue(
 
 def show(folder: Path, say: Say) -> None:
     """Link to what the artifact holds; links to what it doesn't hold go. What is not ours stays, and is named."""
-    for name in SHOWN:
+    for name in _shown(folder):
         place, held = folder / name, folder / ARTIFACT / name
         if _is_ours(place):
             if not held.exists():
@@ -226,9 +228,15 @@ def show(folder: Path, say: Say) -> None:
             _copy(place, held)
 
 
+def _shown(folder: Path) -> list[str]:
+    """What the artifact holds for the eye, and what is linked to."""
+    held = [p.name for p in (folder / ARTIFACT).iterdir()] if (folder / ARTIFACT).is_dir() else []
+    return sorted({n for n in held if n not in INNER} | {p.name for p in folder.iterdir() if _is_ours(p)})
+
+
 def _adopt(folder: Path) -> None:
     """Copies of what the artifact holds become links before it changes, or go where the disk has no links."""
-    for name in SHOWN:
+    for name in _shown(folder):
         place, held = folder / name, folder / ARTIFACT / name
         copied = os.path.lexists(place) and not _is_ours(place) and held.exists() and _same(place, held)
         if copied and not _link(place, held):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -48,7 +48,7 @@ def values_of(kind: type[Any], settings: Sequence[str], given: Container[str] = 
         if name in given:
             raise ConfigError(where, f"{name} has an option of its own", f"use --{name.replace('_', '-')}")
         if name not in allowed:
-            raise ConfigError(where, f"the method has no {name!r}", _advice(name, allowed))
+            raise ConfigError(where, f"{kind.__name__} has no {name!r}", _advice(name, allowed))
         if name in found:
             raise ConfigError(where, f"{name} is set twice", "set it once")
         try:
@@ -87,13 +87,16 @@ def _value(text: str, hint: Any) -> Any:
         raise ValueError(text)
     if get_origin(hint) is tuple:
         parts = [part.strip() for part in text.strip("()").split(",")]
-        return tuple(_value(part, kind) for part, kind in zip(parts, arguments, strict=True))
+        kinds = arguments[:1] * len(parts) if arguments[1:] == (...,) else arguments
+        return tuple(_value(part, kind) for part, kind in zip(parts, kinds, strict=True))
     if get_origin(hint) is Literal or hint in (bool, type(None)):
         values = arguments or ((True, False) if hint is bool else (None,))
         words = {str(value).lower(): value for value in values}
         if text.lower() not in words:
             raise ValueError(text)
         return words[text.lower()]
+    if get_origin(hint) is Callable:
+        raise ValueError(text)
     value = hint(text)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(text)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import os
-import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from prunus.data.batches import Splits
 from prunus.data.datasets import Batches, DataSource
 from prunus.data.evaluation import Evaluation, evaluate, metrics_of
 from prunus.data.losses import on_main_output
@@ -23,21 +21,33 @@ from prunus.export.artifact import artifact_files
 from prunus.export.run import RunFolder, commit_or_rescue, prepare_run
 from prunus.files.stagefile import Checkpoint, is_stage_file
 from prunus.layers.submodules import Ignored
+from prunus.learning.stored import stored_masks
+from prunus.masks.activations import quantized_inputs
+from prunus.masks.file import LayerMask
 from prunus.measure.speed import Comparison, check_modes, compare
-from prunus.methods.base import Method
+from prunus.methods.base import MaskMethod, Method
 from prunus.methods.registry import resolve
+from prunus.pipeline.former import OPENED, RUN, TARGET
 from prunus.pipeline.prune import Result, prune
+from prunus.pipeline.settings import RunSettings
 from prunus.plan.allocation import Allocation
-from prunus.plan.request import Allow, requested
+from prunus.plan.request import Allow, Target, allowed, requested
 from prunus.recovery.batchnorm import reestimate_if_better
 from prunus.recovery.config import FinetuneConfig
 from prunus.recovery.finetuning import check_settings, finetune
-from prunus.report.figures import draw_stages
+from prunus.report.figures import figures_of
+from prunus.report.summary import summary_of
 from prunus.runtime.copies import copied
 from prunus.runtime.entry import entry
-from prunus.runtime.fields import as_seed, check_kind
+from prunus.runtime.fields import as_seed
 from prunus.runtime.processes import accelerator
 from prunus.runtime.progress import Say
+from prunus.runtime.renamed import renamed
+from prunus.runtime.timing import NOTICEABLE
+from prunus.sparse.choose import condense_where_faster_
+
+JUDGED = 250
+"""Examples of a batch that drawn masks are compared on."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +55,17 @@ class Compression:
     """What `compress` made.
 
     Attributes:
-        model: the smaller, recovered model.
-        result: plan, scores and proof.
-        accuracy: top-1 in percent, by stage: `dense`, `one_shot`, `batch_norm`, `recovered` on the validation split,
-            `dense_test` and `test` on the test split, which is read once, at the end.
+        model: the smaller network, recovered; of masks inside weights, with zeros where nothing is kept.
+        result: plan, findings and proof.
+        accuracy: top-1 in percent, by stage: `dense`, `one_shot`, `batch_norm`, `recovered`, or `dense` and `masked`,
+            on the validation split; `dense_test` and `test` on the test split, which is read once, at the end.
         loss: the same of the mean loss (of a language model, nats per token).
         comparison: size and speed before and after, measured in one run.
         summary: everything above as plain numbers, as written to `summary.json`.
         directory: the folder, with `summary.json`, `plan.json` and `artifact/`; None if there is no `out`, or on
             other ranks than 0.
         saved: the same, to add more to the result.
+        masks: what is kept inside weights, by layer, as the artifact holds it.
     """
 
     model: nn.Module
@@ -65,99 +76,159 @@ class Compression:
     summary: Mapping[str, Any]
     directory: Path | None
     saved: RunFolder | None = None
+    masks: Mapping[str, LayerMask] = field(default_factory=dict, repr=False)
 
 
+@renamed(TARGET, OPENED, RUN)
 @entry(unchanged=True)
 def compress(
     model: nn.Module,
     data: DataSource,
     *,
     method: Method | str = "dirichlet",
-    budget: str | None = None,
-    pruning_ratio: float | None = None,
+    target: Target | None = None,
     ignored_layers: Sequence[Ignored] = (),
-    head_dims: bool = False,
-    inexact: bool = False,
-    follow_branches: bool = False,
-    own_class: bool = False,
+    allow: Sequence[Allow] = (),
     allocation: Allocation | None = None,
     recovery: FinetuneConfig | None = None,
-    batch_size: int = 64,
-    modes: Sequence[str] = ("eager", "onnx"),
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
-    resume: bool = False,
     progress: bool = True,
-    say: Say = lambda _: None,
+    run: RunSettings | None = None,
 ) -> Compression:
     """Prune, re-estimate batch norm, fine-tune with distillation from the dense model, save, measure.
 
+    Methods that learn masks inside weights train the weights along with them, so that nothing is recovered afterwards.
     Whether `out` can be written is found out first. The result is on the disk before it is tested, timed and drawn.
 
     Args:
         model: the trained network; not touched.
         data: its data; nothing is chosen on the test split.
-        method: as for `prune`.
-        budget: as for `prune`.
-        pruning_ratio: as for `prune`.
+        method: as for `prune`; of units or of weights.
+        target: as for `prune`.
         ignored_layers: as for `prune`.
-        head_dims: as for `prune`.
-        inexact: as for `prune`.
-        follow_branches: as for `trace`.
-        own_class: as for `prune`.
+        allow: as for `prune`.
         allocation: as for `prune`.
         recovery: fine-tuning; None for none.
-        batch_size: for learning the gates.
-        modes: ways to run that are timed: `eager`, `compiled`, `onnx`.
         out: folder to write.
         seed: for everything random.
-        resume: methods that work in stages go on from `out/stages.pt` if it is there.
         progress: show progress bars where there is a terminal.
-        say: receives a line of text at every stage.
+        run: batch size, resuming, ways to run that are timed, and who is told about every step.
 
     Raises:
         PruneError: one of its kinds, before the work where it can be; the given model is as it was, and `out` holds
             what was there before (and the stages done so far, if the method works in stages), or the whole new result,
-            if `say` was told so: the pruned network, where it is the recovery that failed.
+            if `run.say` was told so: the pruned network, where it is the recovery that failed.
 
     Warns:
         RuntimeWarning: a way to run that was timed takes longer than before, with what may help.
+
+    Example:
+        >>> import torch, prunus
+        >>> from prunus.data import ArrayDataset, DataSource
+        >>> part = ArrayDataset(torch.randn(64, 6), torch.arange(64) % 3)
+        >>> data = DataSource("random", part, part, part, 3)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> untimed = prunus.RunSettings(modes=())
+        >>> done = prunus.compress(model, data, method="l1", target=0.5, progress=False, run=untimed)
+        >>> done.summary["kept"]
+        {'0': [4, 8]}
     """
-    check_kind("data", data, DataSource, "DataSource(name, train, validation, test, classes) of prunus.datasets")
+    run = RunSettings() if run is None else run
     seed, chosen = as_seed(seed), resolve(method)
-    if budget is not None and pruning_ratio is not None:
-        raise ConfigError("target", "give exactly one of budget, pruning_ratio", "budget='macs<=50%'")
-    target = pruning_ratio if budget is None else budget
+    inside = isinstance(chosen, MaskMethod)
     requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
-    opened: dict[Allow, bool] = {
-        "head_dims": head_dims, "inexact": inexact, "follow_branches": follow_branches, "own_class": own_class,
-    }  # fmt: skip
-    check_modes(modes)
+    opened = allowed(allow, method=chosen.name, takes=chosen.allows)
+    check_modes(run.modes)
+    if recovery is not None and inside:
+        what = f"method {chosen.name!r} trains the weights along with its masks, which a recovery would fill again"
+        raise ConfigError("recovery", what, "leave it out; the settings of the method say how long it trains")
     if recovery is not None:
         check_settings(recovery, data)
+    stages = _stages(out, run, chosen)
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
     if out is not None:
-        prepare_run(out, model, data.example_inputs, say, follow_branches=follow_branches)
+        prepare_run(out, model, data.example_inputs, run.say, follow_branches="follow_branches" in opened)
     judged: dict[str, Evaluation] = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn)}
-    say(f"dense: {judged['dense']} on {len(data.validation)} validation examples")
-    batches = Batches(data.train, batch_size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
+    run.say(f"dense: {judged['dense']} on {len(data.validation)} validation examples")
+    size = run.batch_size or (128 if inside else 64)
+    batches = Batches(data.train, size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
     result = prune(
         model,
         data.example_inputs,
         method=chosen,
         target=target,
-        data=batches,
+        data=Splits(batches, Batches(data.validation, JUDGED)),
         loss_fn=on_main_output(data.loss_fn),
         ignored_layers=ignored_layers,
-        allow=[name for name, asked in opened.items() if asked],
+        allow=allow,
         allocation=allocation,
         seed=seed,
         progress=progress,
-        checkpoint=Checkpoint(Path(out) / "stages.pt", resume) if out is not None and chosen.in_stages else None,
+        checkpoint=stages,
     )
-    say(result.plan.explain())
-    smaller = result.model
+    run.say(result.plan.explain())
+    smaller, masked, failed = result.model, result.masked, None
+    grids = {} if masked is None else masked.inputs
+    masks = stored_masks(chosen, masked, result.plan) if masked is not None and result.plan.patterns else {}
+    if masked is not None:
+        with quantized_inputs(smaller, grids):
+            judged["masked"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
+        run.say(f"{result.plan.asked} in {len(masked.masks)} layers: {judged['masked']}")
+    else:
+        failed = _recover(smaller, model, data, recovery, batches, judged, progress, run.say)
+    saved = None
+    if out is not None and rank == 0:
+        inputs = data.example_inputs
+        files = artifact_files(smaller, result.plan, metrics=metrics_of(judged), example_inputs=inputs, masks=masks)
+        saved = commit_or_rescue(out, files, summary_of(model, data.name, chosen, result, judged, seed), run.say)
+        if stages is None and is_stage_file(saved.path / "stages.pt"):
+            (saved.path / "stages.pt").unlink(missing_ok=True)  # of an earlier run, by another method
+        run.say(f"saved in {saved.path}")
+    if failed is not None:
+        raise failed
+    with nullcontext() if saved is None else saved.standing():
+        judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
+        with quantized_inputs(smaller, grids):
+            judged["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn)
+        summary = summary_of(model, data.name, chosen, result, judged, seed)
+        if saved is not None:
+            saved.add_metrics(result.plan, metrics_of(judged), masks)
+            saved.add_summary(summary)
+            _draw(result, saved, run.say)
+        comparison, timed = _measured(model, smaller, masks, data, result, run)
+        summary |= timed
+        if saved is not None:
+            saved.add_summary(summary)
+    for mode in comparison.modes if result.masked is None else ():
+        if mode.slower:
+            told = "; ".join(w for w in comparison.warnings if w.startswith(f"{mode.mode}:"))
+            warnings.warn(f"the smaller network is slower: {told}", RuntimeWarning, stacklevel=4)
+    directory = None if saved is None or out is None else Path(out)
+    accuracy, loss = summary["accuracy"], summary["loss"]
+    return Compression(smaller, result, accuracy, loss, comparison, summary, directory, saved, masks)
+
+
+def _stages(out: str | os.PathLike[str] | None, run: RunSettings, method: Method) -> Checkpoint | None:
+    """Where a method in stages writes them down. Raises ConfigError if there is nothing to resume."""
+    if run.resume and (out is None or not method.in_stages):
+        what = "there is no folder to go on in" if method.in_stages else f"method {method.name!r} has no stages"
+        raise ConfigError("resume", what, "leave it out" if not method.in_stages else "give out=")
+    return Checkpoint(Path(out) / "stages.pt", run.resume) if out is not None and method.in_stages else None
+
+
+def _recover(
+    smaller: nn.Module,
+    dense: nn.Module,
+    data: DataSource,
+    recovery: FinetuneConfig | None,
+    batches: Batches,
+    judged: dict[str, Evaluation],
+    progress: bool,
+    say: Say,
+) -> PruneError | None:
+    """Batch norm where it helps, then fine-tuning, both in place and judged. What stopped the latter, if anything."""
 
     def loss(present: nn.Module) -> float:
         stage = "batch_norm" if "one_shot" in judged else "one_shot"
@@ -170,43 +241,18 @@ def compress(
         say("the old statistics are better on the validation split: they stay")
         if recovery is not None and recovery.batch_norm == "auto":
             recovery = replace(recovery, batch_norm="eval")
-    failed = None if recovery is None else _recovered(smaller, model, data, recovery, progress)
+    if recovery is None:
+        return None
+    failed = _finetuned(smaller, dense, data, recovery, progress)
     if failed is not None:
         say(f"recovery failed, and the network is saved as it was pruned: {failed.what}")
-    elif recovery is not None:
-        judged["recovered"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
-        say(f"recovered: {judged['recovered']}")
-    saved = None
-    if out is not None and rank == 0:
-        files = artifact_files(smaller, result.plan, metrics=metrics_of(judged), example_inputs=data.example_inputs)
-        saved = commit_or_rescue(out, files, _summary(data, chosen, result, judged, seed), say)
-        if not chosen.in_stages and is_stage_file(saved.path / "stages.pt"):
-            (saved.path / "stages.pt").unlink(missing_ok=True)  # of an earlier run, by another method
-        say(f"saved in {saved.path}")
-    if failed is not None:
-        raise failed
-    with nullcontext() if saved is None else saved.standing():
-        judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
-        judged["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn)
-        summary = _summary(data, chosen, result, judged, seed)
-        if saved is not None:
-            saved.add_metrics(result.plan, metrics_of(judged), {})
-            saved.add_summary(summary)
-        macs = (result.plan.before.macs, result.plan.after.macs)
-        comparison = compare(model, smaller, data.example_inputs, modes=modes, macs=macs)
-        summary["speed"] = comparison.to_dict()
-        if saved is not None:
-            saved.add_summary(summary)
-            _draw(result, saved, say)
-    for mode in comparison.modes:
-        if mode.slower:
-            told = "; ".join(w for w in comparison.warnings if w.startswith(f"{mode.mode}:"))
-            warnings.warn(f"the smaller network is slower: {told}", RuntimeWarning, stacklevel=3)
-    directory = None if saved is None or out is None else Path(out)
-    return Compression(smaller, result, summary["accuracy"], summary["loss"], comparison, summary, directory, saved)
+        return failed
+    judged["recovered"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
+    say(f"recovered: {judged['recovered']}")
+    return None
 
 
-def _recovered(
+def _finetuned(
     smaller: nn.Module, dense: nn.Module, data: DataSource, recovery: FinetuneConfig, progress: bool
 ) -> PruneError | None:
     """Recover in place. What stopped it, if something did; the network is then as it was before."""
@@ -219,42 +265,34 @@ def _recovered(
     return None
 
 
+def _measured(
+    dense: nn.Module,
+    smaller: nn.Module,
+    masks: Mapping[str, LayerMask],
+    data: DataSource,
+    result: Result,
+    run: RunSettings,
+) -> tuple[Comparison, dict[str, Any]]:
+    """Time before and after, and what the summary says of it; masked layers run condensed where that is faster."""
+    if result.masked is None:
+        macs = (result.plan.before.macs, result.plan.after.macs)
+        comparison = compare(dense, smaller, data.example_inputs, modes=run.modes, macs=macs)
+        return comparison, {"speed": comparison.to_dict()}
+    fast = copied(smaller)
+    ratios = condense_where_faster_(fast, masks, data.example_inputs) if masks else {}
+    # Advice on widths is for smaller layers, not for zeros inside them.
+    comparison = replace(compare(dense, fast, data.example_inputs, modes=("eager",)), warnings=())
+    took = sum(ratio is not None and ratio < NOTICEABLE for ratio in ratios.values())
+    if masks:
+        run.say(f"{took} of {len(masks)} masked layers run faster condensed")
+    return comparison, {"speed": comparison.to_dict(), "condensed_time_ratio": ratios}
+
+
 def _draw(result: Result, saved: RunFolder, say: Say) -> None:
-    if not result.stages:
-        return
     try:
-        saved.add("figures", draw_stages(result.stages))
+        pictures = figures_of(result.findings)
     except MissingDependencyError as error:
         say(f"no figures: {error.what}; {error.fix}")
-
-
-def _summary(
-    data: DataSource,
-    method: Method,
-    result: Result,
-    judged: Mapping[str, Evaluation],
-    seed: int,
-) -> dict[str, Any]:
-    verification = result.verification
-    return {
-        "model": result.plan.model,
-        "data": data.name,
-        "method": result.plan.method,
-        "settings": repr(method),
-        "asked": result.plan.asked,
-        "seed": seed,
-        "accuracy": {name: found.accuracy for name, found in judged.items()},
-        "loss": {name: found.loss for name, found in judged.items()},
-        "before": vars(result.plan.before),
-        "after": vars(result.plan.after),
-        "kept": {g.name: [len(g.kept), g.units] for g in result.plan.groups},
-        "stages": [{k: v for k, v in vars(s).items() if k != "probability"} for s in result.stages],
-        "undecided": {g.name: len(g.undecided) for g in result.plan.groups},
-        "proof": {
-            "max_error": None if math.isnan(verification.max_error) else verification.max_error,
-            "tolerance": verification.tolerance,
-            "exact": verification.exact,
-            "rewritten": verification.rewritten,
-        },
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-    }
+        return
+    if pictures:
+        saved.add("figures", pictures)

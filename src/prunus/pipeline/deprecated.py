@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from prunus.data.batches import Splits, as_batches
-from prunus.errors import ConfigError
+from prunus.data.datasets import DataSource, each
+from prunus.errors import ConfigError, MissingDependencyError
+from prunus.export.exports import Choice, add_exports
+from prunus.export.registry import EXPORTERS, Exportable
+from prunus.export.run import RunFolder
+from prunus.files.atomic import StrPath
 from prunus.graph.grouping import Graph
 from prunus.graph.trace import trace
+from prunus.layers.submodules import Ignored
 from prunus.learning.findings import LearnedMasks
 from prunus.learning.problem import Problem
 from prunus.methods.base import MaskMethod
+from prunus.pipeline.compress import compress
+from prunus.pipeline.settings import RunSettings, silent
 from prunus.pipeline.solve import solve
 from prunus.plan.request import requested
 from prunus.proof.verification import Verification
 from prunus.runtime.entry import entry
-from prunus.runtime.fields import as_seed
+from prunus.runtime.fields import as_seed, check_kind
 from prunus.runtime.precision import Precision
+from prunus.runtime.progress import Say
 from prunus.runtime.training import BatchSource, LossFunction
 
 
@@ -89,3 +100,82 @@ def fit_masks(
     found = result.findings
     assert isinstance(found, LearnedMasks)
     return Masked(**vars(found), model=result.model, proof=None if result.plan.patterns else result.verification)
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """What `sparsify` returned.
+
+    Attributes:
+        model: the network with zeros where nothing is kept; with a filter pattern, without those filters.
+        masked: masks, logits, history.
+        summary: as of `Compression`.
+        directory: the folder; None if there is no `out`, or on other ranks than 0.
+        saved: the same, to add more to the result.
+    """
+
+    model: nn.Module
+    masked: Masked
+    summary: Mapping[str, Any]
+    directory: Path | None
+    saved: RunFolder | None = None
+
+
+def sparsify(
+    model: nn.Module,
+    data: DataSource,
+    *,
+    method: MaskMethod,
+    layers: Sequence[str] | None = None,
+    ignored_layers: Sequence[Ignored] = (),
+    batch_size: int = 64,
+    out: StrPath | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    say: Say = silent,
+) -> Sparsified:
+    """Learn which k of n stay, save, measure: `prunus.compress(..., method=..., target=pattern)` as it was.
+
+    Args:
+        model: the trained network; not touched.
+        data: its data.
+        method: pattern, schedule, bits.
+        layers: names of the layers; None takes those of `maskable_layers`.
+        ignored_layers: modules, module types or name globs to leave; not together with `layers`.
+        batch_size: of the training.
+        out: folder to write.
+        seed: of everything random.
+        progress: show bars where there is a terminal.
+        say: receives a line of text at every step.
+
+    Raises:
+        PruneError: one of its kinds.
+
+    Warns:
+        DeprecationWarning: always.
+    """
+    now = "compress(model, data, method=..., target=pattern or {layer: pattern}, run=RunSettings(...))"
+    warnings.warn(f"sparsify(...) goes with the next release: write {now}", DeprecationWarning, stacklevel=2)
+    check_kind("method", method, MaskMethod, "DynamicProbabilisticPruning(pattern='2:4')")
+    done = compress(
+        model,
+        data,
+        method=method,
+        target=None if layers is None else dict.fromkeys(layers, method.pattern),
+        ignored_layers=ignored_layers,
+        out=out,
+        seed=seed,
+        progress=progress,
+        run=RunSettings(batch_size=batch_size, say=say),
+    )
+    result, found = done.result, done.result.masked
+    assert found is not None
+    if done.saved is not None:
+        images = data.validation.normalise(each(data.validation.inputs, lambda t: t[:64]))
+        subject = Exportable(done.model, data.example_inputs, result.plan, done.masks, batch=images)
+        asked = tuple(e for e in (EXPORTERS["int8"],) if e.suits(subject))
+        failed = add_exports(done.saved, subject, Choice(asked, auto=False), say)
+        if failed is not None and not isinstance(failed, MissingDependencyError):
+            raise failed
+    masked = Masked(**vars(found), model=done.model, proof=None if result.plan.patterns else result.verification)
+    return Sparsified(done.model, masked, done.summary, done.directory, done.saved)

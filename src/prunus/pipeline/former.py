@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from prunus.errors import ConfigError
 from prunus.files.stagefile import Checkpoint
+from prunus.pipeline.settings import RunSettings
 from prunus.plan.budget import Budget
 from prunus.plan.request import ALLOW
 from prunus.runtime.renamed import Renamed
@@ -31,3 +33,13 @@ def _checkpoint(given: Mapping[str, Any], path: Any) -> Any:
 TARGET = Renamed("target", ("budget", "pruning_ratio", "kept_counts", "pattern"), _target)
 OPENED = Renamed("allow", ALLOW, lambda given, _: tuple(given))
 RESUMED = Renamed("checkpoint", ("resume",), _checkpoint, joins=True)
+RUN = Renamed(
+    "run",
+    ("batch_size", "modes", "resume", "say"),
+    lambda given, run: replace(run or RunSettings(), **{**given, **_tuple(given)}),
+    joins=True,
+)
+
+
+def _tuple(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"modes": tuple(given["modes"])} if "modes" in given else {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunus.data.batches import Splits
 from prunus.errors import ConfigError
 from prunus.files.stagefile import Checkpoint
 from prunus.graph.trace import trace
@@ -35,7 +36,7 @@ def prune(
     *,
     method: Method | str = "dirichlet",
     target: Target | None = None,
-    data: Iterable[Any] | None = None,
+    data: Iterable[Any] | Splits | None = None,
     loss_fn: Callable[..., Tensor] | None = None,
     ignored_layers: Sequence[Ignored] = (),
     allow: Sequence[Allow] = (),

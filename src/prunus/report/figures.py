@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import singledispatch
 from typing import Any
 
 from prunus.errors import MissingDependencyError
 from prunus.files.stagefile import Stage
-from prunus.learning.findings import LearnedMasks
+from prunus.learning.findings import Findings, LearnedMasks, Scores
 
 MOST_NAMED = 20
 """Layers that a legend names at most; of more, every second, third, ... one."""
+
+
+@singledispatch
+def figures_of(findings: Findings) -> dict[str, bytes]:
+    """The pictures of what a method found out, by name; none of findings that have nothing to show.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    return {}
+
+
+@figures_of.register
+def _of_units(findings: Scores) -> dict[str, bytes]:
+    return draw_stages(findings.stages) if findings.stages else {}
 
 
 def draw_stages(stages: Sequence[Stage]) -> dict[str, bytes]:
@@ -53,6 +69,7 @@ def draw_stages(stages: Sequence[Stage]) -> dict[str, bytes]:
     return {"stages.png": _png(figure)}
 
 
+@figures_of.register
 def draw_masks(masked: LearnedMasks) -> dict[str, bytes]:
     """Draw `masks.png` (what each layer keeps) and `learning.png` (metrics and loss by epoch).
 

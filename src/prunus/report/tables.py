@@ -61,6 +61,11 @@ def masks_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def result_tables(summary: Mapping[str, Any]) -> list[Table]:
+    """What changed, from a summary; before it, of masks inside weights, what they keep."""
+    return [*([masks_table(summary)] if summary.get("layers") else []), before_and_after(summary)]
+
+
 def before_and_after(summary: Mapping[str, Any]) -> Table:
     """Accuracy, parameters, MACs and latency before and after, from a `compress` summary."""
     table = Table(
@@ -76,7 +81,9 @@ def before_and_after(summary: Mapping[str, Any]) -> Table:
         "test accuracy", f"{accuracy['dense_test']:.2f} %", f"{accuracy['test']:.2f} %", f"{change:+.2f} points"
     )
     loss = summary["loss"]
-    last = accuracy.get("recovered", accuracy[min(("batch_norm", "one_shot"), key=loss.__getitem__)])
+    ends = [stage for stage in ("recovered", "masked") if stage in accuracy]
+    ends += sorted((s for s in ("batch_norm", "one_shot") if s in loss), key=loss.__getitem__)
+    last = accuracy[ends[0]]
     table.add_row(
         "validation accuracy", f"{accuracy['dense']:.2f} %", f"{last:.2f} %", f"{last - accuracy['dense']:+.2f} points"
     )

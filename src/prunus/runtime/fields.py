@@ -86,6 +86,8 @@ def allows(hint: Any, value: Any) -> bool:
         return allows(kind, value) and all(value in mark for mark in marks if isinstance(mark, Range))
     if origin in (Union, types.UnionType):
         return any(allows(kind, value) for kind in arguments)
+    if origin is tuple and arguments[1:] == (...,):
+        return isinstance(value, tuple) and all(allows(arguments[0], part) for part in value)
     if origin is tuple:
         fits = isinstance(value, tuple) and len(value) == len(arguments)
         return fits and all(allows(kind, part) for kind, part in zip(arguments, value, strict=True))
@@ -109,6 +111,8 @@ def named(hint: Any) -> str:
         return " or ".join(named(kind) for kind in get_args(hint))
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple and get_args(hint)[1:] == (...,):
+        return f"values with commas between them, each {named(get_args(hint)[0])}"
     if get_origin(hint) is tuple:
         return f"{len(get_args(hint))} values with commas between them, each {named(get_args(hint)[0])}"
     return {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}.get(hint, "a text")

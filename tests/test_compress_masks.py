@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 import prunus
-from prunus.cli.app import WHERE_UNITS_GO, compress_command, main
+from prunus.cli.app import main
 from prunus.data.datasets import DataSource
 from prunus.errors import ArtifactError, ConfigError
 from prunus.export.artifact import load, load_masks, read_manifest
@@ -20,7 +19,7 @@ from prunus.masks.filters import plan_of_filters, sole_writers
 from prunus.masks.layers import layer_of
 from prunus.masks.maskable import maskable_layers
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
-from prunus.pipeline.sparsify import sparsify
+from prunus.pipeline.compress import compress
 from prunus.plan.plan import Plan
 from prunus.proof.weightmasks import plan_patterns
 from prunus.sparse.layers import condense_
@@ -54,7 +53,9 @@ def parts() -> tuple[nn.Module, DataSource]:
 def test_the_folder_holds_what_was_kept(tmp_path: Path) -> None:
     model, data = parts()
     method = DPP(pattern="weight 25%", epochs=1, tune_epochs=1, bits=8)
-    done = sparsify(model, data, method=method, out=tmp_path / "run", progress=False)
+    done = compress(model, data, method=method, out=tmp_path / "run", progress=False)
+    masked = done.result.masked
+    assert masked is not None
     artifact = tmp_path / "run" / "artifact"
     x = data.example_inputs
     again = load(artifact, lambda: parts()[0])
@@ -64,7 +65,7 @@ def test_the_folder_holds_what_was_kept(tmp_path: Path) -> None:
     assert list(masks) == ["3", "6"]
     layouts = {n: m.layout(again, n) for n, m in masks.items()}
     for name, kept in masks.items():
-        assert torch.equal(kept.mask, done.masked.masks[name])
+        assert torch.equal(kept.mask, masked.masks[name])
         outside = ~layouts[name].on_weight(kept.mask).expand(layer_of(again, name).weight.shape)
         assert bool((layer_of(again, name).weight[outside] == 0).all())
         assert kept.bits == 8
@@ -78,12 +79,12 @@ def test_the_folder_holds_what_was_kept(tmp_path: Path) -> None:
     assert "| 6 | weight 25% | 512 of 2,048 |" in (artifact / "README.md").read_text()
 
 
-def test_the_plan_tells_the_patterns_before_anything_is_learned(tmp_path: Path) -> None:
+def test_the_plan_tells_the_patterns(tmp_path: Path) -> None:
     model, data = parts()
     told: list[str] = []
     method = DPP(pattern="weight 25%", epochs=1, tune_epochs=0, bits=8)
-    sparsify(model, data, method=method, out=tmp_path / "run", progress=False, say=told.append)
-    assert "6: weight 25%, 32 of 128 in each of 16 rows, 512 of 2,048 weights stay, values of 8 bits" in told[0]
+    compress(model, data, method=method, out=tmp_path / "run", progress=False, run=prunus.RunSettings(say=told.append))
+    assert "6: weight 25%, 32 of 128 in each of 16 rows, 512 of 2,048 weights stay, values of 8 bits" in " ".join(told)
     plan = Plan.load(tmp_path / "run" / "plan.json")
     assert Plan.from_json(plan.to_json()) == plan
     assert [(p.module, p.rows, p.n, p.k, p.weights) for p in plan.patterns] == [
@@ -99,8 +100,8 @@ def test_the_plan_tells_the_patterns_before_anything_is_learned(tmp_path: Path) 
 
 def test_kernels_count_their_taps_once_as_an_index(tmp_path: Path) -> None:
     model, data = parts()
-    method = DPP(pattern="kernel 2/8", epochs=1, tune_epochs=0)
-    done = sparsify(model, data, method=method, layers=["3"], progress=False)
+    method = DPP(epochs=1, tune_epochs=0)
+    done = compress(model, data, method=method, target={"3": "kernel 2/8"}, progress=False)
     assert done.summary["layers"]["3"]["stored_bytes"] == (8 * 2 * 9 * 32 + 8 * 2 * 3) // 8
     assert done.directory is None
 
@@ -108,7 +109,7 @@ def test_kernels_count_their_taps_once_as_an_index(tmp_path: Path) -> None:
 def test_filters_go_for_real(tmp_path: Path) -> None:
     model, data = parts()
     method = DPP(pattern="filter 50%", epochs=1, tune_epochs=1)
-    done = sparsify(model, data, method=method, out=tmp_path / "run", progress=False)
+    done = compress(model, data, method=method, out=tmp_path / "run", progress=False)
     assert layer_of(done.model, "3").weight.shape == (4, 8, 3, 3)
     assert layer_of(done.model, "6").weight.shape == (8, 64)
     assert done.summary["after"]["macs"] < 0.6 * done.summary["before"]["macs"]
@@ -155,13 +156,15 @@ def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.C
         assert (tmp_path / "without" / "summary.json").exists()
         assert not (tmp_path / "without" / "model.onnx").exists()
     refusals = {
-        ("--budget", "macs<=50%", "--pattern", "2:4"): "no budget",
-        (): "give --pattern",
+        ("--budget", "macs<=50%", "--pattern", "2:4"): "said twice",
+        ("--target", "macs<=50%"): "which method 'dpp' can't take",
         ("--pattern", "half"): "not a pattern",
         ("--pattern", "2:4", "--ignore", "nothing*"): "it matches no layer",
-        ("--pattern", "weight 25%", "--bits", "3"): "Pruning.bits what: 3 is not",
-        ("--pattern", "2:4", "--lr", "0.1", "--scope", "uniform"): "--lr, --scope",
-        ("--pattern", "2:4", "--set", "epochs=1"): "use --epochs",
+        ("--pattern", "weight 25%", "--bits", "3"): "'3' can't be its value",
+        ("--pattern", "2:4", "--lr", "0.1"): "trains the weights along",
+        ("--pattern", "2:4", "--scope", "uniform"): "patterns leave nothing to allocate",
+        ("--pattern", "2:4", "--set", "epochs=1"): "epochs is set twice",
+        ("--pattern", "2:4", "--allow", "inexact"): "has no use for it",
     }
     for wrong, message in refusals.items():
         with pytest.raises(SystemExit) as ended:
@@ -169,13 +172,28 @@ def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.C
         assert ended.value.code == 2
         assert message in " ".join(capsys.readouterr().err.split())
         assert not (tmp_path / "other").exists()
-    with pytest.raises(SystemExit) as ended:
-        main(["compress", f"{script}:net", "--data", f"{script}:data", "--pattern", "2:4", "--budget", "macs<=50%"])
-    assert ended.value.code == 2
 
 
-def test_the_options_that_masks_refuse_exist() -> None:
-    assert set(WHERE_UNITS_GO) <= set(inspect.signature(compress_command).parameters)
+def test_the_door_of_the_release_before_warns_and_gives_the_same(tmp_path: Path) -> None:
+    model, data = parts()
+    method = DPP(pattern="weight 25%", epochs=1, tune_epochs=0)
+    with pytest.warns(DeprecationWarning, match="compress"):
+        old = prunus.sparsify(model, data, method=method, layers=["6"], out=tmp_path / "run", progress=False)
+    new = compress(model, data, method=method, target={"6": "weight 25%"}, progress=False,
+                   run=prunus.RunSettings(batch_size=64))  # fmt: skip
+    assert torch.equal(old.model(data.example_inputs), new.model(data.example_inputs))
+    assert list(old.masked.masks) == ["6"]
+    assert old.directory == tmp_path / "run"
+    assert old.saved is not None
+    assert old.summary["layers"] == new.summary["layers"]
+
+
+def test_what_would_fill_the_masks_again_is_refused() -> None:
+    model, data = parts()
+    with pytest.raises(ConfigError, match="trains the weights along"):
+        compress(model, data, method="dpp", target="2:4", recovery=prunus.recovery.FinetuneConfig())
+    with pytest.raises(ConfigError, match="has no stages"):
+        compress(model, data, method="dpp", target="2:4", run=prunus.RunSettings(resume=True))
 
 
 def test_edges_stay_unless_named() -> None:

@@ -1,0 +1,75 @@
+"""`prunus compress`: from a trained model and its data to a folder with a smaller one."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from prunus.cli.finish import finish
+from prunus.cli.inputs import loaded
+from prunus.cli.options import (
+    Allocate,
+    Allow,
+    DataSpec,
+    Export,
+    Ignore,
+    MethodSpec,
+    ModelSpec,
+    Out,
+    Recover,
+    Run,
+    Seed,
+    Settings,
+    Target,
+    Weights,
+    allocation_of,
+    exports_of,
+    names_in,
+    recovery_of,
+    run_of,
+    target_of,
+)
+from prunus.cli.terminal import say
+from prunus.data.sources import load_data
+from prunus.methods.registry import resolve
+from prunus.pipeline.compress import compress
+
+
+def compress_command(
+    model: ModelSpec,
+    data: DataSpec,
+    target: Target = None,
+    method: MethodSpec = "dirichlet",
+    settings: Settings = None,
+    recover: Recover = None,
+    allocate: Allocate = None,
+    allow: Allow = None,
+    ignore: Ignore = None,
+    weights: Weights = None,
+    out: Out = Path("runs/compress"),
+    export: Export = "auto",
+    run: Run = None,
+    seed: Seed = 0,
+) -> None:
+    """Compress a trained model, recover its accuracy, prove, measure and save it."""
+    chosen = resolve(method, settings or ())
+    recovery = recovery_of(recover, seed, default="pattern" not in chosen.targets)
+    allocation, exports = allocation_of(allocate), exports_of(export)
+    network, _ = loaded(model, weights)
+    source = load_data(data, seed=seed, model=model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the smaller network is slower", RuntimeWarning)  # shown below the table
+        done = compress(
+            network,
+            source,
+            method=chosen,
+            target=target_of(target),
+            ignored_layers=tuple(ignore or ()),
+            allow=names_in(allow),  # type: ignore[arg-type]
+            allocation=allocation,
+            recovery=recovery,
+            out=out,
+            seed=seed,
+            run=run_of(run, exports, say),
+        )
+    finish(done, source, exports, origin=model, data_spec=data)

@@ -1,0 +1,45 @@
+"""`prunus demo`: something real in two minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from prunus.cli.finish import finish
+from prunus.cli.options import DataSpec, Out, Seed, Target, exports_of, run_of, target_of
+from prunus.cli.terminal import say
+from prunus.data.sources import load_data
+from prunus.export.run import check_run_folder
+from prunus.pipeline.compress import compress
+from prunus.pipeline.demo import LeNet5, train_dense
+from prunus.recovery.config import FinetuneConfig
+
+
+def demo(
+    out: Out = Path("runs/demo"),
+    data: DataSpec = "digits",
+    epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="of training the dense network")] = 15,
+    target: Target = "macs<=50%, params<=20%",
+    seed: Seed = 0,
+) -> None:
+    """Train LeNet-5 on real digits, compress it with Dirichlet pruning, show and save the result."""
+    check_run_folder(out)
+    source, exports = load_data(data, seed=seed), exports_of("onnx")
+    say(f"training LeNet-5 on {len(source.train)} digits ...")
+    torch.manual_seed(seed)
+    network = LeNet5()
+    train_dense(network, source, epochs=epochs, seed=seed)
+    done = compress(
+        network,
+        source,
+        method="dirichlet",
+        target=target_of(target),
+        recovery=FinetuneConfig(seed=seed),
+        out=out,
+        seed=seed,
+        run=run_of(["modes=eager,compiled,onnx"], exports, say),
+    )
+    finish(done, source, exports, origin="prunus.pipeline.demo:lenet5", data_spec=data)

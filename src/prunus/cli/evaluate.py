@@ -1,0 +1,18 @@
+"""`prunus evaluate`: accuracy and loss on the test split."""
+
+from __future__ import annotations
+
+from prunus.cli.inputs import loaded, place_of
+from prunus.cli.options import DataSpec, ModelSpec, Seed, Weights
+from prunus.cli.terminal import say
+from prunus.data.evaluation import evaluate
+from prunus.data.sources import load_data
+
+
+def evaluate_command(model: ModelSpec, data: DataSpec, weights: Weights = None, seed: Seed = 0) -> None:
+    """Accuracy and loss of a model or an artifact on the test split."""
+    spec = place_of(model)
+    network, _ = loaded(spec, weights)
+    source = load_data(data, seed=seed, model=spec)
+    found = evaluate(network, source.test, loss_fn=source.loss_fn)
+    say(f"accuracy {found.accuracy:.2f} %, loss {found.loss:.4f}, {found.num_examples} test examples")

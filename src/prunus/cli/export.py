@@ -1,0 +1,45 @@
+"""`prunus export`: a model or an artifact in another form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunus.cli.inputs import examples, loaded, place_of
+from prunus.cli.options import Examples, ModelSpec, Shape, Weights
+from prunus.cli.terminal import say
+from prunus.export.artifact import is_artifact, load_masks
+from prunus.export.exports import chosen
+from prunus.export.registry import EXPORTERS, Exportable, exporter_for
+from prunus.plan.plan import Plan
+
+SUFFIXES = sorted({suffix for e in EXPORTERS.values() if (suffix := Path(e.file).suffix)})
+
+
+def export(
+    model: ModelSpec,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help=f"file to write ({', '.join(SUFFIXES)}), or folder")],
+    form: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help=f"{', '.join(EXPORTERS)}; by default what the file's name says"),
+    ] = None,
+    data: Examples = None,
+    shape: Shape = None,
+    weights: Weights = None,
+) -> None:
+    """Write a model or an artifact as ONNX, as an exported program or in another form, with a free batch size."""
+    exporter = exporter_for(path) if form is None else chosen([form]).asked[0]
+    spec = place_of(model)
+    network, inputs = loaded(spec, weights)
+    held = is_artifact(spec)
+    subject = Exportable(
+        network,
+        examples(inputs, data, shape, spec),
+        Plan.load(Path(spec) / "plan.json") if held else None,
+        load_masks(spec) if held else {},
+        origin=spec,
+    )
+    done = exporter(subject, path)
+    say(f"{path}: {done.note}")

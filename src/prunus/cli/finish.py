@@ -1,0 +1,50 @@
+"""What is shown and written when a run is over."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from prunus.cli.terminal import console, say, show
+from prunus.data.datasets import DataSource, each
+from prunus.export.exports import Choice, add_exports
+from prunus.export.registry import Exportable
+from prunus.pipeline.compress import Compression
+from prunus.report.tables import result_tables
+
+COMPARED = 64
+"""Validation examples that statistical comparisons are made on."""
+
+
+def finish(done: Compression, data: DataSource, exports: Choice, *, origin: str, data_spec: str) -> None:
+    """Write what else is asked for, show proof and tables; what could not be written is refused at the very end.
+
+    Raises:
+        PruneError: the first refusal of an exporter that was asked for; the result is saved.
+    """
+    failed = None
+    if done.saved is not None:
+        masked = done.result.masked
+        examples = data.validation.normalise(each(data.validation.inputs, lambda t: t[:COMPARED]))
+        subject = Exportable(
+            done.model,
+            data.example_inputs,
+            done.result.plan,
+            done.masks,
+            () if masked is None else tuple(masked.inputs),
+            batch=examples,
+            origin=origin,
+            data=data_spec,
+        )
+        failed = add_exports(done.saved, subject, exports, say)
+    proof = done.result.verification
+    how = "by its captured graph, rewritten" if proof.rewritten else "in its own class"
+    say(f"proof: pruned = {proof.reference} to {proof.max_error:.1e} (of each channel), {how}")
+    for note in proof.notes:
+        say(f"note: {note}")
+    for table in result_tables(done.summary):
+        show(table)
+    for warning in done.comparison.warnings:
+        console.print(Text.assemble(("warning", "yellow"), f": {warning}"))
+    say(f"written to {done.directory}")
+    if failed is not None:
+        raise failed

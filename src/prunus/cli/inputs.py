@@ -1,0 +1,70 @@
+"""The model that a command is given, and example inputs for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.data.sources import load_data
+from prunus.errors import ConfigError, first_line
+from prunus.export.artifact import is_artifact, load
+from prunus.export.run import ARTIFACT
+from prunus.files.weightfile import read_state_dict
+from prunus.models.sources import load_model
+from prunus.plan.plan import Plan
+from prunus.proof.inputs import proof_inputs
+
+
+def place_of(spec: str) -> str:
+    """The folder of an artifact where the folder of its run is named; any other spec as it is."""
+    held = Path(spec) / ARTIFACT
+    return str(held) if not is_artifact(spec) and is_artifact(held) else spec
+
+
+def loaded(spec: str, weights: Path | None) -> tuple[nn.Module, Any]:
+    """A model in eval mode, and the example inputs that came with it, or None.
+
+    Raises:
+        PruneError: the spec names nothing, the artifact is damaged, or the weights don't fit.
+    """
+    if is_artifact(spec):
+        if weights is not None:
+            raise ConfigError(f"--weights {weights}", "an artifact holds its weights", "leave it out")
+        return load(spec), None
+    made = load_model(spec)
+    if weights is not None:
+        _load_weights(made.model, weights)
+    return made.model.eval(), made.example_inputs
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    state = read_state_dict(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        fix = "give a state_dict of this model"
+        raise ConfigError(f"--weights {path}", f"they don't fit: {first_line(error)}", fix) from error
+
+
+def examples(inputs: Any, data: str | None, shape: str | None, spec: str) -> Any:
+    """Example inputs: of a shape, of data, those that came with the model, or those of an artifact's plan.
+
+    Raises:
+        ConfigError: none are known, or the shape is none.
+    """
+    if shape is not None:
+        try:
+            return torch.randn([int(s) for s in shape.split(",")])
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"--shape {shape!r}", "not a list of sizes", "write for example 1,3,224,224") from error
+    if data is not None:
+        return load_data(data, model=spec).example_inputs
+    if inputs is not None:
+        return inputs
+    if is_artifact(spec):
+        return proof_inputs(Plan.load(Path(spec) / "plan.json"), None, nn.Identity())[0]
+    fix = "give --shape 1,3,224,224 or --data, or return (model, inputs)"
+    raise ConfigError("example inputs", "none are known", fix)

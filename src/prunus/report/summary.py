@@ -1,0 +1,111 @@
+"""One summary for every run, as plain numbers and texts; keys of what a run does not have are absent."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from functools import singledispatch
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from prunus.data.evaluation import Evaluation
+from prunus.learning.findings import Findings, LearnedMasks, Scores
+from prunus.learning.stored import stored_masks
+from prunus.masks.layers import layer_of
+from prunus.methods.base import Method
+from prunus.plan.plan import Plan
+from prunus.proof.verification import Verification
+
+METRICS = ("confidence", "diversity", "flips", "entropy", "inclusion")
+"""Of the masks, after the last epoch of drawing."""
+
+
+class Outcome(Protocol):
+    """What `prune` made, as far as a summary looks at it."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The smaller network."""
+
+    @property
+    def plan(self) -> Plan:
+        """What was kept."""
+
+    @property
+    def findings(self) -> Findings:
+        """What the method found out."""
+
+    @property
+    def verification(self) -> Verification:
+        """What was proven."""
+
+
+def summary_of(
+    dense: nn.Module, data: str, method: Method, result: Outcome, judged: Mapping[str, Evaluation], seed: int
+) -> dict[str, Any]:
+    """What a run was asked, found and proved.
+
+    Args:
+        dense: the network that was given.
+        data: name of the data.
+        method: with its settings.
+        result: what `prune` made.
+        judged: accuracy and loss by stage.
+        seed: of everything random.
+    """
+    plan, proof = result.plan, result.verification
+    return {
+        "model": plan.model,
+        "data": data,
+        "method": plan.method,
+        "settings": repr(method),
+        "asked": plan.asked,
+        "seed": seed,
+        "accuracy": {name: found.accuracy for name, found in judged.items()},
+        "loss": {name: found.loss for name, found in judged.items()},
+        "before": vars(plan.before),
+        "after": vars(plan.after),
+        **({} if plan.patterns else {"kept": {g.name: [len(g.kept), g.units] for g in plan.groups}}),
+        **_told(result.findings, method, dense, result),
+        "proof": {
+            "max_error": None if math.isnan(proof.max_error) else proof.max_error,
+            "tolerance": proof.tolerance,
+            "exact": proof.exact,
+            "rewritten": proof.rewritten,
+        },
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+@singledispatch
+def _told(findings: Findings, method: Method, dense: nn.Module, result: Outcome) -> dict[str, Any]:
+    """What the findings of one kind have to tell besides."""
+    return {}
+
+
+@_told.register
+def _of_units(findings: Scores, method: Method, dense: nn.Module, result: Outcome) -> dict[str, Any]:
+    return {
+        "stages": [{k: v for k, v in vars(s).items() if k != "probability"} for s in findings.stages],
+        "undecided": {g.name: len(g.undecided) for g in result.plan.groups},
+    }
+
+
+@_told.register
+def _of_masks(findings: LearnedMasks, method: Method, dense: nn.Module, result: Outcome) -> dict[str, Any]:
+    last = findings.history[-1] if findings.history else None
+    layers: dict[str, dict[str, Any]] = {}
+    for name, mask in stored_masks(method, findings, result.plan).items():
+        weights = layer_of(dense, name).weight.numel()
+        layers[name] = {
+            "weights": weights,
+            "kept": int((result.model.get_parameter(f"{name}.weight") != 0).sum()),
+            "density": findings.layouts[name].density,
+            "dense_bytes": 4 * weights,
+            "stored_bytes": mask.stored_bytes(weights // mask.mask.numel()),
+            **{metric: None if last is None else getattr(last, metric)[name] for metric in METRICS},
+        }
+    return {"layers": layers, "loss_of_draws": findings.sampled_loss, "loss_of_fixed": findings.fixed_loss}
