@@ -25,7 +25,7 @@ def masked(
     """The method's own pattern on the named layers; the first batch is what the model is analysed on."""
     target = dict.fromkeys(layers, method.pattern)
     result = prunus.prune(
-        model, batches[0][0], method=method, target=target, data=batches, loss_fn=loss_fn, progress=False, **options
+        model, next(iter(batches))[0], method=method, target=target, data=batches, loss_fn=loss_fn, progress=False, **options
     )
     assert result.masked is not None
     return Masked(**vars(result.masked), model=result.model, result=result)
