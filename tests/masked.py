@@ -24,8 +24,9 @@ def masked(
 ) -> Masked:
     """The method's own pattern on the named layers; the first batch is what the model is analysed on."""
     target = dict.fromkeys(layers, method.pattern)
+    first = next(iter(batches))[0]
     result = prunus.prune(
-        model, next(iter(batches))[0], method=method, target=target, data=batches, loss_fn=loss_fn, progress=False, **options
+        model, first, method=method, target=target, data=batches, loss_fn=loss_fn, progress=False, **options
     )
     assert result.masked is not None
     return Masked(**vars(result.masked), model=result.model, result=result)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunus.data.datasets import DataSource
 from prunus.recovery.config import FinetuneConfig
 from prunus.recovery.finetuning import FinetuneResult, finetune
+from prunus.runtime.seeds import seeded
 
 
 class LeNet5(nn.Module):
@@ -71,6 +72,5 @@ def train_dense(
 
 def lenet5(seed: int = 0) -> tuple[nn.Module, Tensor]:
     """An untrained LeNet-5 and example inputs, for the command line's `prunus.demo:lenet5`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, alike=True):
         return LeNet5(), torch.zeros(2, 1, 28, 28)
