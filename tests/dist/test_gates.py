@@ -23,9 +23,15 @@ from prunus.methods.criteria import Fisher
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.runtime.processes import accelerator
-from masked import masked
 
 pytestmark = pytest.mark.dist
+
+
+def masked(model: nn.Module, layers: list[str], method: DynamicProbabilisticPruning, data: Any) -> prunus.Result:
+    x, target = torch.ones(2, 1, 6, 6), dict.fromkeys(layers, method.pattern)
+    return prunus.prune(
+        model, x, method=method, target=target, data=data, loss_fn=F.cross_entropy, progress=False
+    )  # fmt: skip
 
 
 def toy() -> tuple[nn.Module, ArrayDataset]:
@@ -47,18 +53,18 @@ def learned(rank: int, world: int) -> dict[str, Any]:
     except DataError as error:
         refused = error.where
     method = DynamicProbabilisticPruning(pattern="weight 25%", epochs=1, tune_epochs=1, best_of=2)
-    inside = masked(model, ["0", "3"], method, batches, F.cross_entropy)
+    inside = masked(model, ["0", "3"], method, batches)
     by_filter = replace(method, pattern="filter 50%", prior=0.0, noise_scale=(1.0, 1.0))
-    filters = masked(model, ["0", "3"], by_filter, batches, F.cross_entropy)
+    filters = masked(model, ["0", "3"], by_filter, batches)
     refused_masks = ""
     try:
-        masked(model, ["3"], method, poisoned, F.cross_entropy)
+        masked(model, ["3"], method, poisoned)
     except DataError as error:
         refused_masks = error.where
     return {
-        "masks": {n: m.tolist() for n, m in inside.masks.items()},
+        "masks": {n: m.tolist() for n, m in inside.masked.masks.items()},
         "weights": {n: p.tolist() for n, p in inside.model.named_parameters()},
-        "filters": {n: m.tolist() for n, m in filters.masks.items()},
+        "filters": {n: m.tolist() for n, m in filters.masked.masks.items()},
         "fewer_weights": {n: p.tolist() for n, p in filters.model.named_parameters()},
         "refused_masks": refused_masks,
         "dirichlet": {n: v.tolist() for n, v in found.values.items()},
