@@ -59,7 +59,7 @@ def draw_stages(stages: Sequence[Stage]) -> dict[str, bytes]:
         axis.tick_params(labelsize=7)
     for axis in axes[len(groups) :]:
         axis.axis("off")
-    upper.supxlabel("importance of a unit (root mean square of its noise); right of the line stays", fontsize=8)
+    upper.supxlabel("score of a unit; right of the line stays", fontsize=8)
     chain = lower.subplots()
     shares = [100 * kept / len(importance) for _, importance, kept in groups]
     chain.bar(range(len(groups)), shares, color="#3b6ea5")
