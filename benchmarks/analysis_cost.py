@@ -7,7 +7,6 @@ The proof is timed apart. Torch-Pruning (if installed) builds its graph and prun
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from collections.abc import Callable
@@ -17,18 +16,11 @@ import torch
 
 import prunus
 from imagenet_nets import resnet50
+from nets import resnet8
+from options import Parser
 from prunus.proof.apply import apply_and_verify_
 from prunus.surgery.cut import cut_
-from record import interleaved, ratio, write
-
-
-def timed(job: Callable[[], Any]) -> Callable[[], float]:
-    def run() -> float:
-        start = time.perf_counter()
-        job()
-        return time.perf_counter() - start
-
-    return run
+from record import interleaved, ratio, timed, write
 
 
 def half(graph: Any) -> dict[str, list[int]]:
@@ -36,13 +28,14 @@ def half(graph: Any) -> dict[str, list[int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=9)
-    repeats = parser.parse_args().repeats
+    parser = Parser(__doc__, side=64)
+    parser.add_repeats(9, small=1)
+    parser.add_argument("--side", type=int, default=224, help="of the images")
+    args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = resnet50().eval()
-    x = torch.randn(1, 3, 224, 224)
+    model = (resnet8 if args.smoke else resnet50)().eval()
+    x = torch.randn(1, 3, args.side, args.side)
 
     def export() -> None:
         with torch.no_grad():
@@ -65,7 +58,11 @@ def main() -> None:
         apply_and_verify_(smaller, plan, x)
         return time.perf_counter() - start
 
-    jobs: dict[str, Callable[[], float]] = {"export": timed(export), "prunus": ours, "surgery with proof": proof}
+    jobs: dict[str, Callable[[], float]] = {
+        "export": timed(export, clock=time.perf_counter),
+        "prunus": ours,
+        "surgery with proof": proof,
+    }
     try:
         import torch_pruning
 
@@ -77,7 +74,7 @@ def main() -> None:
                 x,
                 importance=torch_pruning.importance.RandomImportance(),
                 pruning_ratio=0.5,
-                ignored_layers=[copied.fc],
+                ignored_layers=[*copied.children()][-1:],
             )
             pruner.step()
             return time.perf_counter() - start
@@ -85,7 +82,7 @@ def main() -> None:
         jobs["torch-pruning"] = rival
     except ImportError:
         print("torch-pruning is not installed: not compared")
-    times = interleaved(jobs, repeats)
+    times = interleaved(jobs, args.repeats, warmup=int(not args.smoke))
     summary = {name: ratio(times, name, "export") for name in jobs if name != "export"}
     for name, (middle, low, high) in summary.items():
         print(f"{name:<20} / bare export: {middle:.2f}  (quartiles {low:.2f} .. {high:.2f})")

@@ -7,26 +7,14 @@ ResNet-50 at 224 pixels; with --smoke ResNet-20 at 32. One thread, with weights 
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
 import prunus
 from imagenet_nets import resnet50
 from nets import resnet20
-from record import interleaved, ratio, write
-
-
-def timed(job: Callable[[], object]) -> Callable[[], float]:
-    def run() -> float:
-        start = time.process_time()
-        job()
-        return time.process_time() - start
-
-    return run
+from options import Parser
+from record import interleaved, ratio, timed, write
 
 
 def plain(model: nn.Module, images: list[torch.Tensor]) -> None:
@@ -36,9 +24,8 @@ def plain(model: nn.Module, images: list[torch.Tensor]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser = Parser(__doc__, batch=2)
+    parser.add_repeats(9)
     parser.add_argument("--batch", type=int, default=8)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -53,13 +40,13 @@ def main() -> None:
             "plain": timed(lambda model=model, images=images: plain(model, images)),
             "re-estimated": timed(lambda model=model, batches=batches: prunus.reestimate_batch_norm(model, batches)),
         }
-        times = interleaved(jobs, 3 if args.smoke else args.repeats)
+        times = interleaved(jobs, args.repeats)
         found = ratio(times, "re-estimated", "plain")
         name = str(layout).rpartition(".")[2]
         print(f"{name}: re-estimated / plain {found[0]:.2f} (quartiles {found[1]:.2f} to {found[2]:.2f})")
         result[name] = {"seconds": times, "ratio": found}
-    if not args.smoke:
-        write("batchnorm_cost", {"batch": args.batch, "network": "ResNet-50", "layouts": result})
+    network = "ResNet-20" if args.smoke else "ResNet-50"
+    print("written to", write("batchnorm_cost", {"batch": args.batch, "network": network, "layouts": result}))
 
 
 if __name__ == "__main__":

@@ -22,27 +22,32 @@ from torch import nn
 
 from compare_methods import Entry, Setting, run, table
 from compare_staged import run_others, run_staged, table_at_equal_cost
-from nets import load_checkpoint, resnet20, resnet56
+from given import brief, cifar10, resnet
+from options import Parser
 from prunus.data.datasets import DataSource
-from prunus.data.sources import load_data
 from prunus.methods.base import StagedMethod
 from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.plan.allocation import Allocation
 from prunus.recovery.config import FinetuneConfig
-from record import RESULTS
+from record import results
 
-MODELS = {"resnet20": resnet20, "resnet56": resnet56}
+DEPTHS = {"resnet20": 20, "resnet56": 56}
+SMALL = {
+    "only": ["dirichlet MC", "L1", "l1, measured", "rbp", "rbp, all layers at once"], "recover": ["L1"], "epochs": 1,
+    "steps": 1, "total": 1.5, "learning_examples": 32,
+}  # fmt: skip
 
 
 def entries() -> list[Entry]:
     """Every method with the allocation that served it best on the validation split (docs/dirichlet-defaults.md)."""
     uniform, deep = Allocation(scope="uniform"), Allocation(cost_exponent=2.0)
+    measured = Allocation(scope="measured")
     return [
-        Entry("dirichlet MC", DirichletPruning(), deep),
-        Entry("dirichlet MC, exponent 1", DirichletPruning(), Allocation(cost_exponent=1.0)),
-        Entry("dirichlet point", DirichletPruning(estimator="point"), deep),
+        Entry("dirichlet MC", brief(DirichletPruning()), deep),
+        Entry("dirichlet MC, exponent 1", brief(DirichletPruning()), Allocation(cost_exponent=1.0)),
+        Entry("dirichlet point", brief(DirichletPruning(estimator="point")), deep),
         Entry("random", Random(), uniform),
         Entry("L1", L1(), uniform),
         Entry("L2", L2(), uniform),
@@ -50,7 +55,7 @@ def entries() -> list[Entry]:
         Entry("FPGM", FPGM(), uniform),
         Entry("Taylor", Taylor(), Allocation(cost_exponent=0.5)),
         Entry("Fisher", Fisher()),
-        *(Entry(f"{m.name}, measured", m, Allocation(scope="measured")) for m in (DirichletPruning(), L1(), Taylor())),
+        *(Entry(f"{m.name}, measured", m, measured) for m in (brief(DirichletPruning()), L1(), Taylor())),
     ]
 
 
@@ -72,22 +77,22 @@ def at_equal_cost(
     args: argparse.Namespace, fresh: Callable[[int], nn.Module], data: DataSource, setting: Setting
 ) -> None:
     """Bar B3."""
-    name, log = f"{args.model} {args.budget}", RESULTS / f"cifar_{args.model}_rbp_{args.split}.jsonl"
+    name, log = f"{args.model} {args.budget}", results() / f"cifar_{args.model}_rbp_{args.split}.jsonl"
     methods = {k: v for k, v in staged_methods(args).items() if not args.only or k in args.only}
     rows = run_staged(name, fresh, data, methods, setting, args.total, args.steps, args.seeds, log)
     others = [e for e in entries() if e.label in LABELS_AT_EQUAL_COST and (not args.only or e.label in args.only)]
-    log = RESULTS / f"cifar_{args.model}_{args.split}.jsonl"
+    log = results() / f"cifar_{args.model}_{args.split}.jsonl"
     rows += run_others(name, fresh, data, others, setting, args.total, args.seeds, log)
     print(table_at_equal_cost(rows, [*methods, *(e.label for e in others)]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="resnet20")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser = Parser(__doc__, **SMALL)
+    parser.add_argument("--model", choices=DEPTHS, default="resnet20")
+    parser.add_data("CIFAR-10's binary version")
+    parser.add_weights("akamaster's checkpoint")
+    parser.add_seeds(0, 1, 2)
+    parser.add_split()
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--distillation", type=float, default=0.5)
@@ -109,8 +114,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu":
         torch.set_num_threads(1)
-    data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
-    dense = load_checkpoint(MODELS[args.model](), args.weights).eval().to(args.device)
+    data = cifar10(args)
+    dense = resnet(DEPTHS[args.model], args).to(args.device)
 
     def fresh(_: int) -> nn.Module:
         return copy.deepcopy(dense)
@@ -129,7 +134,7 @@ def main() -> None:
         at_equal_cost(args, fresh, data, setting)
         return
     name = f"{args.model} {args.budget} {args.epochs} epochs {args.split}"
-    log = RESULTS / f"cifar_{args.model}_{args.split}.jsonl"
+    log = results() / f"cifar_{args.model}_{args.split}.jsonl"
     rows = run(name, fresh, data, chosen, setting, args.seeds, Path(log))
     print(table(rows, chosen))
 

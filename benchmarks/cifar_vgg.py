@@ -10,9 +10,9 @@ defaults want a GPU. Several values of `--kappa` are for the validation split.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -23,11 +23,12 @@ import prunus
 from compare_methods import Entry, Setting
 from compare_natural import run_natural, table_natural
 from compare_staged import run_others, staged_cost, table_at_equal_cost
+from given import cifar10
 from lenet_mnist import trained
-from nets import CifarVGG16
+from nets import VGG_DENSE, CifarVGG16
+from options import Parser, cache_of
 from prunus.data.datasets import DataSource
 from prunus.data.evaluation import evaluate
-from prunus.data.sources import load_data
 from prunus.methods.base import ComplexityPer
 from prunus.methods.criteria import L1
 from prunus.methods.rbp import RecursiveBayesianPruning
@@ -35,15 +36,17 @@ from prunus.plan.allocation import Allocation
 from prunus.plan.cost import count_cost
 from prunus.recovery.config import FinetuneConfig
 from prunus.recovery.finetuning import finetune
-from record import RESULTS, Log
+from record import Log, results
+
+TINY = (8,) * len(VGG_DENSE)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "prunus-bench")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser = Parser(__doc__, train_epochs=1, epochs=1, steps=1)
+    parser.add_data("CIFAR-10's binary version")
+    parser.add_cache()
+    parser.add_seeds(0, 1, 2)
+    parser.add_split()
     parser.add_argument("--train-epochs", type=int, default=60)
     parser.add_argument("--train-only", action="store_true", help="stop once the dense networks are in the cache")
     parser.add_argument(
@@ -68,9 +71,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu":
         torch.set_num_threads(1)
-    data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
+    data, cache = cifar10(args), cache_of(args)
+    network = partial(CifarVGG16, TINY) if args.smoke else CifarVGG16
     config = FinetuneConfig(epochs=args.train_epochs, lr=0.05, batch_size=128)
-    trained_of_seed = trained(CifarVGG16, "vgg16", data, args.cache, config)
+    trained_of_seed = trained(network, "vgg16", data, cache, config)
 
     def dense_of_seed(seed: int) -> nn.Module:
         return trained_of_seed(seed).to(args.device)
@@ -92,7 +96,7 @@ def main() -> None:
     }
     recovery = FinetuneConfig(epochs=args.epochs, lr=args.lr, distillation=args.distillation)
     schedule = f"{args.train_epochs} epochs, recovery {args.epochs} at {args.lr:g} x {args.distillation:g}"
-    name, log = f"vgg16 {schedule}, {args.split}", RESULTS / f"cifar_vgg16_{args.split}.jsonl"
+    name, log = f"vgg16 {schedule}, {args.split}", results() / f"cifar_vgg16_{args.split}.jsonl"
     if args.control:
         trained_on(name, dense_of_seed, data, recovery, args.seeds, log, args.split)
         return
@@ -108,9 +112,9 @@ def main() -> None:
         return
     rows = run_natural(
         name, dense_of_seed, data, methods, recovery, args.seeds, log, args.split, args.batch_size, args.steps,
-        args.cache / "vgg16-pruned",
+        cache / "vgg16-pruned",
     )  # fmt: skip
-    graph = prunus.trace(CifarVGG16(), data.example_inputs)
+    graph = prunus.trace(network(), data.example_inputs)
     for row in rows:
         method = methods[row["label"]]
         share = 1.0 if args.steps is None else args.steps * args.batch_size / len(data.train)

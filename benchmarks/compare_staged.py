@@ -188,6 +188,7 @@ def table_at_equal_cost(rows: Sequence[Mapping[str, Any]], labels: Sequence[str]
         for column in ("one_shot", "batch_norm", "recovered_accuracy"):
             values = [r[column] for r in own if column in r]
             cells.append(mean_std(values) if values else "-")
-        cost = mean_std([r["cost"] for r in own if "recovered_accuracy" in r])
+        costs = [r["cost"] for r in own if "recovered_accuracy" in r]
+        cost = mean_std(costs) if costs else "-"
         lines.append(f"| {label} | {' | '.join(cells)} | {cost} | {len({r['seed'] for r in own})} |")
     return "\n".join(lines)

@@ -8,7 +8,6 @@ same condensed weight multiplied by the copied-out patches of the image.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 from collections.abc import Callable
@@ -17,12 +16,12 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from condensed_cost import timed
+from options import Parser
 from prunus.kernels import products as loops
 from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import gumbel, largest
 from prunus.sparse.layers import condense
-from record import interleaved, ratio, write
+from record import interleaved, ratio, timed, write
 
 SHAPES = [(64, 56), (128, 28), (256, 14), (512, 7), (16, 32)]
 """Channels in and out, height and width: the stages of a ResNet on ImageNet, and the first of one on CIFAR-10."""
@@ -49,15 +48,15 @@ def ways(channels: int, size: int, text: str, batch: int) -> dict[str, Callable[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, patterns=["weight 10%", "kernel 25%"], batches=[1])
     parser.add_argument("--patterns", nargs="+", default=["weight 10%", "weight 5%", "kernel 10%"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_repeats(9)
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     with torch.no_grad():
-        for channels, size in SHAPES:
+        for channels, size in [(8, 8)] if args.smoke else SHAPES:
             for text in args.patterns:
                 for batch in args.batches:
                     jobs = {n: timed(j, 3) for n, j in ways(channels, size, text, batch).items()}

@@ -10,32 +10,20 @@ dense fp32 product in the cache.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 import torch.nn.functional as F
 
 import condensed_cost_cuda
+from options import Parser, needs, skip
 from prunus.sparse.layers import CondensedLinear
-from record import interleaved, write
+from record import interleaved, timed, write
 
 BF16_VALUES, BF16_BOTH = "condensed, bf16 values", "condensed, bf16 values and inputs"
-
-
-def timed(job: Callable[[], object], inner: int) -> Callable[[], float]:
-    def run() -> float:
-        start = time.process_time()
-        for _ in range(inner):
-            job()
-        return (time.process_time() - start) / inner
-
-    return run
 
 
 def bandwidth(count: int) -> Callable[[], float]:
@@ -53,6 +41,8 @@ def arithmetic() -> Callable[[], float]:
 
 def ways(size: int, density: float, batch: int) -> tuple[dict[str, Callable[[], Any]], CondensedLinear, int]:
     """Every way, checked against the dense product."""
+    import scipy.sparse
+
     k = round(density * size)
     generator = np.random.default_rng(0)
     index = torch.from_numpy(np.sort(np.stack([generator.permutation(size)[:k] for _ in range(size)]), 1))
@@ -83,19 +73,21 @@ def ways(size: int, density: float, batch: int) -> tuple[dict[str, Callable[[], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, sizes=[64], densities=[0.25], batches=[1, 2])
     parser.add_argument("--device", choices=["cpu", "cuda", "interpreter"], default="cpu")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096])
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.05])
     parser.add_argument("--batches", type=int, nargs="+", help="default 1 64, with --device cuda 1 8 64")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_repeats(9)
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device")
+        skip("no CUDA device")
     if args.device != "cpu":
+        needs("triton")
         batches = args.batches or [1, 8, 64]
         condensed_cost_cuda.measure(args.device, args.sizes, args.densities, batches, args.repeats)
         return
+    needs("scipy", "numba")
     torch.set_num_threads(1)
     rows = []
     with torch.no_grad():

@@ -9,7 +9,6 @@ library would not choose on this processor are timed too, if it can run them.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -17,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from condensed_cost import timed
+from options import Parser, needs
 from prunus.kernels import products as loops
 from prunus.kernels.packed import block_for, pack, packed_product
 from prunus.kernels.processor import has_dots
-from record import interleaved, ratio, write
+from record import interleaved, ratio, timed, write
 
 
 def with_choice(name: str, value: bool, x: Tensor, values: Tensor, index: Tensor) -> Callable[[], object]:
@@ -49,11 +48,12 @@ def with_choice(name: str, value: bool, x: Tensor, values: Tensor, index: Tensor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, size=256)
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--density", type=float, default=0.1)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_repeats(15)
     args = parser.parse_args()
+    needs("numba")
     torch.set_num_threads(1)
     size, k = args.size, round(args.density * args.size)
     generator = np.random.default_rng(0)

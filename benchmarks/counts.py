@@ -9,10 +9,11 @@ steps an optimiser. A result class is a dataclass in a file with a public entry 
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
+
+from options import Parser
 
 HERE = Path(__file__).parent.parent / "src" / "prunus"
 WIDE, LARGEST = 10, 5
@@ -20,11 +21,9 @@ WIDE, LARGEST = 10, 5
 
 def main() -> None:
     """Print one line per count and one column per tree."""
-    roots = [Path(a) for a in sys.argv[1:] if not a.startswith("-")] or [HERE]
-    if "--help" in sys.argv:
-        print(__doc__)
-        return
-    columns = [counts(root) for root in roots]
+    parser = Parser(__doc__)
+    parser.add_argument("roots", nargs="*", type=Path, default=[HERE], metavar="PACKAGE_DIR")
+    columns = [counts(root) for root in parser.parse_args().roots]
     for name in columns[0]:
         print(f"{name:44}", *(f"{column[name]!s:>32}" for column in columns))
 

@@ -15,7 +15,6 @@ next run nothing of ours is left but the result. Ends with status 1 if any of th
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -37,6 +36,7 @@ from torch import nn
 
 import prunus.export.run
 import prunus.files.atomic
+from options import Parser
 from prunus.cli.app import main as command
 from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.errors import PruneError
@@ -454,8 +454,7 @@ PARTS = {"points": crash_at_every_operation, "disk": full_disk, "signals": signa
 
 def main() -> None:
     """Run the parts; the status says whether anything was lost."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="fewer points, levels, moments and rounds")
+    parser = Parser(__doc__)
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be given again")
     given = parser.parse_args()
     torch.set_num_threads(1)

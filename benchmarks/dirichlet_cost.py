@@ -7,7 +7,6 @@ ResNet-56 on 32 x 32 images, batch 128, random data: only cost is measured. Time
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 
@@ -15,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 import prunus
-from nets import resnet56
+from nets import resnet8, resnet56
+from options import Parser
 from prunus.gates.frozen import frozen
 from prunus.gates.gate import attach, recompute_products
 from prunus.measure.memory import LiveBytes
@@ -25,15 +25,15 @@ from record import interleaved, ratio, write
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__, batch=4)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_repeats(9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     device = torch.device(args.device)
-    model = resnet56().to(device, memory_format=torch.channels_last)
+    model = (resnet8 if args.smoke else resnet56)().to(device, memory_format=torch.channels_last)
     x = torch.randn(args.batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     y = torch.randint(0, 10, (args.batch,), device=device)
     groups = prunus.trace(model, x[:2]).groups()

@@ -8,17 +8,16 @@ at once, and after batch norm's statistics are re-estimated. The test images are
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from nets import load_checkpoint, resnet20
+from given import brief, cifar10, resnet
+from options import Parser
 from prunus.data.datasets import Batches
 from prunus.data.evaluation import evaluate
-from prunus.data.sources import load_data
 from prunus.methods.base import Method
 from prunus.methods.criteria import L1, Fisher, Random, Taylor
 from prunus.methods.dirichlet import DirichletPruning
@@ -42,9 +41,10 @@ METHODS: dict[str, Method] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of the binary version of CIFAR-10")
-    parser.add_argument("--weights", required=True, help="checkpoint of the ResNet-20")
+    parser = Parser(__doc__, methods=["L1", "Taylor", "Dirichlet, default"], images=32, batch=32, cost_exponent=[1.0])
+    parser.add_data("CIFAR-10's binary version")
+    parser.add_weights("checkpoint of the ResNet-20")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument("--images", type=int, default=10_000, help="training images to learn from")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--budget", default="macs<=50%")
@@ -53,20 +53,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    source = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
-    model = load_checkpoint(resnet20(), args.weights).eval()
+    source = cifar10(args)
+    model = resnet(20, args)
     order = torch.randperm(len(source.train), generator=torch.Generator().manual_seed(args.seed))
     learned = source.train.subset(order[: args.images])
     batches = Batches(learned, args.batch, shuffle=True, seed=args.seed, augment=source.augment)
     plain = Batches(learned, 128)
     streams = ["conv1", "layer2.0.conv2", "layer3.0.conv2"] if args.inner else []
     rows: list[dict[str, Any]] = []
-    for name, method in METHODS.items():
+    for name, method in ((n, METHODS[n]) for n in args.methods):
         for exponent in args.cost_exponent:
             result = prune(
                 model,
                 source.example_inputs,
-                method=method,
+                method=brief(method),
                 target=args.budget,
                 data=batches,
                 loss_fn=source.loss_fn,
@@ -81,7 +81,7 @@ def main() -> None:
             rows.append({"name": name, "config": asdict(method), "cost_exponent": exponent, "at_once": at_once,
                          "reestimated": again})  # fmt: skip
             print(f"{name:60s} {exponent:4.1f} {at_once:6.2f} {again:6.2f}", flush=True)
-    settings = {key: value for key, value in vars(args).items() if key not in ("data", "weights")}
+    settings = {key: value for key, value in vars(args).items() if key not in ("data", "weights", "smoke")}
     print(json.dumps(settings), write("dirichlet_defaults", {"settings": settings, "rows": rows}).name)
 
 

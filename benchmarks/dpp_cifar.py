@@ -8,17 +8,16 @@ first; filters on the inner convolutions of the blocks alone, whose filters nobo
 
 from __future__ import annotations
 
-import argparse
 import copy
 
 import torch
 from torch import nn
 
 from compare_masks import alike, run_masks, table_masks
-from nets import load_checkpoint, resnet20
-from prunus.data.sources import load_data
+from given import cifar10, resnet
+from options import Parser
 from prunus.methods.dpp import DynamicProbabilisticPruning
-from record import RESULTS
+from record import results
 
 PATTERNS = ["kernel 50%", "kernel 25%", "filter 50%", "2:4"]
 
@@ -30,13 +29,13 @@ def layers_of(model: nn.Module, pattern: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
+    parser = Parser(__doc__, patterns=["kernel 50%", "filter 50%"], methods=["dpp"], epochs=2)
+    parser.add_data("CIFAR-10's binary version")
+    parser.add_weights("akamaster's checkpoint")
     parser.add_argument("--patterns", nargs="+", default=PATTERNS)
     parser.add_argument("--methods", nargs="+", default=["dpp", "magnitude"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_seeds(0, 1, 2)
+    parser.add_split()
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--drawing", type=float, default=0.6)
     parser.add_argument("--lr", type=float, default=5e-4)
@@ -48,8 +47,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu":
         torch.set_num_threads(1)
-    data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
-    dense = load_checkpoint(resnet20(), args.weights).eval().to(args.device, memory_format=torch.channels_last)
+    data = cifar10(args)
+    dense = resnet(20, args).to(args.device, memory_format=torch.channels_last)
     rows = []
     for pattern in args.patterns:
         own = DynamicProbabilisticPruning(
@@ -59,7 +58,7 @@ def main() -> None:
         methods = {k: m for k, m in alike(own, args.epochs, args.drawing).items() if k in args.methods}
         rows += run_masks(
             "resnet20", lambda _: copy.deepcopy(dense), layers_of(dense, pattern), data, methods, args.seeds,
-            RESULTS / f"dpp_cifar_{args.split}.jsonl", args.split,
+            results() / f"dpp_cifar_{args.split}.jsonl", args.split,
         )  # fmt: skip
     print(f"\n{args.split} error in %\n\n{table_masks(rows, args.methods)}\n", flush=True)
 

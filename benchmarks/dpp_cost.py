@@ -10,7 +10,6 @@ multiples of the masked weights.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nets import LeNet300, resnet20
+from nets import LeNet300, resnet8, resnet20
+from options import Parser
 from prunus import trace
 from prunus.masks.filter_masks import MaskedUnits
 from prunus.masks.filters import gated_filters
@@ -86,13 +86,14 @@ def temporary_bytes(step: Callable[[], None], model: nn.Module, optimizer: torch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, batch=2)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_repeats(9)
     args = parser.parse_args()
     torch.set_num_threads(1)
     found = {}
     for name, (make, pattern, shape, kind, bar, shared) in JOBS.items():
+        make = resnet8 if args.smoke and make is resnet20 else make
         torch.manual_seed(0)
         plain, masked = make().train(), make().train()
         x, y = torch.randn(args.batch, *shape), torch.randint(0, 10, (args.batch,))

@@ -8,19 +8,18 @@ optimiser; `magnitude` and `random` fix their mask at the start.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from compare_masks import alike, run_masks, table_masks
+from given import mnist
 from lenet_mnist import DENSE, PERCEPTRON, laid_out, trained
 from nets import LeNet300
-from prunus.data.sources import load_data
+from options import Parser, cache_of
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.pipeline.demo import LeNet5
-from record import RESULTS
+from record import results
 
 NETS = {"lenet300": (partial(LeNet300, select_pixels=True), PERCEPTRON), "lenet5": (LeNet5, DENSE)}
 LAYERS = {"lenet300": ["fc1", "fc2"], "lenet5": ["conv2", "fc1"]}
@@ -28,14 +27,14 @@ LAYERS = {"lenet300": ["fc1", "fc2"], "lenet5": ["conv2", "fc1"]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
+    parser = Parser(__doc__, sparsities=[90], methods=["dpp", "magnitude"], epochs=2)
+    parser.add_data("MNIST's idx files")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--sparsities", type=float, nargs="+", default=[90, 95, 98])
     parser.add_argument("--methods", nargs="+", default=["dpp", "magnitude", "random"])
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "prunus-bench")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_cache()
+    parser.add_seeds(0, 1, 2)
+    parser.add_split()
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--drawing", type=float, default=0.6, help="share of the epochs in which masks are drawn")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -48,11 +47,11 @@ def main() -> None:
     parser.add_argument("--resample-every", type=int, default=1, help="steps that share one drawn mask")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = load_data(f"mnist:{args.data}", validation=5000, seed=0)
-    log = RESULTS / f"dpp_mnist_{args.split}.jsonl"
+    data = mnist(args)
+    log = results() / f"dpp_mnist_{args.split}.jsonl"
     for net in args.nets:
         make, config = NETS[net]
-        dense_of_seed = laid_out(trained(make, net, data, args.cache, config), args.channels_last)
+        dense_of_seed = laid_out(trained(make, net, data, cache_of(args), config), args.channels_last)
         rows = []
         for sparsity in args.sparsities:
             own = DynamicProbabilisticPruning(

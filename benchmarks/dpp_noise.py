@@ -7,7 +7,6 @@ The validation split decides; the shared checkpoint has seen it in training, so 
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 
 import torch
@@ -16,29 +15,29 @@ import prunus
 from compare_masks import alike
 from compare_staged import Slices
 from dpp_cifar import layers_of
-from nets import load_checkpoint, resnet20
+from given import cifar10, resnet
+from options import Parser
 from prunus.data.batches import Splits
 from prunus.data.datasets import Batches
 from prunus.data.evaluation import evaluate
-from prunus.data.sources import load_data
 from prunus.methods.dpp import DynamicProbabilisticPruning
-from record import RESULTS, Log
+from record import Log, results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
+    parser = Parser(__doc__, noise=[0.3], steps=1)
+    parser.add_data("CIFAR-10's binary version")
+    parser.add_weights("akamaster's checkpoint")
     parser.add_argument("--pattern", default="kernel 25%")
     parser.add_argument("--noise", type=float, nargs="+", default=[1.0, 0.3, 0.1, 0.03])
     parser.add_argument("--steps", type=int, default=70, help="batches of 128 in an epoch, of which there are six")
     parser.add_argument("--drawing", type=int, nargs="+", default=[4], help="epochs that draw; the others tune")
     parser.add_argument("--mult", type=float, default=10.0, help="step of the logits in steps of the weights")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_seeds(0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
-    dense = load_checkpoint(resnet20(), args.weights).eval().to(memory_format=torch.channels_last)
+    data = cifar10(args)
+    dense = resnet(20, args).to(memory_format=torch.channels_last)
     own = DynamicProbabilisticPruning(pattern=args.pattern, lr=5e-4, logit_lr_mult=args.mult)
     methods = {"magnitude": replace(alike(own, 6, 0.5)["magnitude"], logit_lr_mult=10.0)}
     for drawing in args.drawing:
@@ -46,7 +45,7 @@ def main() -> None:
         more = "" if drawing == 4 else f", drawn for {drawing}"
         more += "" if args.mult == 10 else f", logits {args.mult:g} times as fast"
         methods |= {f"noise {n:g}{more}": replace(drawn, noise_scale=(n, 0.1 * n)) for n in args.noise}
-    runs = Log(RESULTS / "dpp_noise_validation.jsonl")
+    runs = Log(results() / "dpp_noise_validation.jsonl")
     for seed in args.seeds:
         for label, method in methods.items():
             key = {"label": label, "seed": seed, "settings": repr(method), "steps": args.steps}

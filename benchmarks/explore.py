@@ -7,7 +7,6 @@ The counts are written after every network, so that the command goes on where it
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -19,12 +18,14 @@ sys.path[:0] = [str(TESTS), str(TESTS / "property")]
 
 from examine import KINDS, examine, program_of  # noqa: E402
 
+from options import Parser  # noqa: E402
+
 GOOD = ("proven", "rewritten", "locked", "refused")
 
 
 def main() -> None:
     """Examine the networks of consecutive seeds and count how they end."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, nets=4, kind="image")
     parser.add_argument("--nets", type=int, default=2000)
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--seed", type=int, default=0)

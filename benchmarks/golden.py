@@ -13,7 +13,6 @@ downloaded. What the package may move lies in `api` alone: name its new place th
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import json
@@ -38,6 +37,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import prunus
+from options import Parser
 
 SEED, EXAMPLES, BATCH, SHOWN, IMAGE, B = 3, 192, 32, 12, (3, 8, 8), nn.BatchNorm2d
 A, DPP, C, L = prunus.Allocation, prunus.DynamicProbabilisticPruning, partial(nn.Conv2d, kernel_size=3), nn.Linear
@@ -402,11 +402,10 @@ def differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--write", type=Path, metavar="FILE", help="record the runs")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="run again and tell what differs")
     parser.add_argument("--only", default="*", metavar="GLOB", help="runs whose name fits")
-    parser.add_argument("--smoke", action="store_true", help="four short runs")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -9,7 +9,6 @@ outputs must be equal, and what language models generate with their cache too. W
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 from fnmatch import fnmatchcase
@@ -20,14 +19,14 @@ import torch
 from torch import nn
 
 import prunus
+from options import Parser, needs
 from prunus.errors import ConfigError, PruneError
 from prunus.export.pretrained import save_pretrained
 from prunus.plan.allocation import Allocation
 from prunus.proof.comparison import difference
 from prunus.runtime.calling import call, flat_outputs, outputs
-from record import RESULTS, Log
-from zoo import stir_
-from zoo_models import transformers_model
+from record import Log, results
+from zoo_models import stir_, transformers_model
 from zoo_transformers import TRANSFORMERS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "huggingface.md"
@@ -115,15 +114,17 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, only=["vit", "llama"])
     parser.add_argument("--only", nargs="*", default=["*"])
     args = parser.parse_args()
+    needs("transformers")
     torch.set_num_threads(1)
-    log = Log(RESULTS / "hf_classes.jsonl")
+    log = Log(results() / "hf_classes.jsonl")
     for name in [n for n in TRANSFORMERS if any(fnmatchcase(n, glob) for glob in args.only)]:
         if not log.has({"name": name}):
             log.add(row_of(name))
-    PAGE.write_text(page(log.rows))
+    if not args.smoke:
+        PAGE.write_text(page(log.rows))
     print(page(log.rows))
 
 

@@ -10,7 +10,6 @@ the bound, five seconds of CPU.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import io
@@ -37,6 +36,7 @@ from torch import nn
 
 import prunus
 from hostile_programs import program_cases
+from options import Parser
 from prunus.cli.app import main as command_line
 from prunus.errors import PruneError
 from prunus.export.artifact import MASKS, PLAN, WEIGHTS
@@ -391,9 +391,8 @@ def artifact(folder: Path) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--only", default="", help="cases whose name holds this text")
-    parser.add_argument("--smoke", action="store_true", help="every tenth case")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:

@@ -7,11 +7,11 @@ A process before the first one writes the byte code, as an installation does.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 
+from options import Parser
 from record import interleaved, ratio, write
 
 CODE = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
@@ -24,14 +24,15 @@ def seconds(module: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=9)
-    repeats = parser.parse_args().repeats
+    parser = Parser(__doc__)
+    parser.add_repeats(9, small=1)
+    args = parser.parse_args()
     seconds("prunus")
-    times = interleaved({m: lambda m=m: seconds(m) for m in ("torch", "prunus")}, repeats)
+    jobs = {m: lambda m=m: seconds(m) for m in ("torch", "prunus")}
+    times = interleaved(jobs, args.repeats, warmup=int(not args.smoke))
     found = ratio(times, "prunus", "torch")
     print(f"import prunus / import torch, CPU time: {found[0]:.3f} (quartiles {found[1]:.3f} to {found[2]:.3f})")
-    write("import_cost", {"seconds": times, "ratio": found})
+    print("written to", write("import_cost", {"seconds": times, "ratio": found}))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 import torch
 
 import prunus
+from options import Parser, needs
 from prunus.graph.capture import capture
 from prunus.pipeline.planning import prunable_groups
 from record import write
@@ -23,6 +24,10 @@ LLAMA_1B = {
     "vocab_size": 128_256, "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
     "num_key_value_heads": 8, "intermediate_size": 8192, "max_position_embeddings": 2048, "tie_word_embeddings": True,
 }  # fmt: skip
+TINY = LLAMA_1B | {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 64,
+}  # fmt: skip
 
 
 def peak_mib() -> int:
@@ -30,12 +35,17 @@ def peak_mib() -> int:
 
 
 def main() -> None:
+    args = Parser(__doc__).parse_args()
+    needs("transformers")
     torch.set_num_threads(1)
     declare_torchvision_operators()
     import transformers
+    from transformers import masking_utils
 
+    # It asks the positions whether the text is several, and on the meta device there is no answer: it is one.
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA_1B)).eval()
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(TINY if args.smoke else LLAMA_1B))).eval()
         inputs = {"input_ids": torch.ones(1, 16, dtype=torch.long)}
     capture(model, inputs)
     before, start = peak_mib(), time.perf_counter()

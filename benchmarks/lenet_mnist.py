@@ -19,10 +19,11 @@ from torch import nn
 
 from compare_methods import Entry, Setting, run, table
 from compare_natural import run_natural, table_natural
+from given import brief, mnist
 from nets import LeNet300, SmallLeNet
+from options import Parser, cache_of
 from prunus.data.datasets import DataSource
 from prunus.data.evaluation import evaluate
-from prunus.data.sources import load_data
 from prunus.methods import METHODS
 from prunus.methods.base import StagedMethod
 from prunus.methods.criteria import FPGM, L1, L2, BatchNormScale, Fisher, Random, Taylor
@@ -33,7 +34,7 @@ from prunus.plan.allocation import Allocation
 from prunus.recovery.config import FinetuneConfig
 from prunus.recovery.finetuning import finetune
 from prunus.runtime.processes import rank
-from record import RESULTS
+from record import results
 
 DENSE = FinetuneConfig(epochs=12, lr=0.05, batch_size=128)
 PERCEPTRON = FinetuneConfig(epochs=30, lr=0.1, batch_size=128, weight_decay=1e-3, label_smoothing=0.1)
@@ -50,8 +51,8 @@ def entries(batch_norm: bool) -> list[Entry]:
     """The methods, each with the allocation that served it best at once on the validation split (seed 0)."""
     uniform = Allocation(scope="uniform")
     found = [
-        Entry("dirichlet MC", DirichletPruning()),
-        Entry("dirichlet point", DirichletPruning(estimator="point")),
+        Entry("dirichlet MC", brief(DirichletPruning())),
+        Entry("dirichlet point", brief(DirichletPruning(estimator="point"))),
         Entry("random", Random()),
         Entry("L1", L1()),
         Entry("L2", L2()),
@@ -117,35 +118,37 @@ def natural(args: argparse.Namespace, data: DataSource, recovery: FinetuneConfig
     ):
         if args.nets and name not in args.nets:
             continue
-        dense_of_seed = laid_out(trained(make, name, data, args.cache, config), args.channels_last)
+        dense_of_seed = laid_out(trained(make, name, data, cache_of(args), config), args.channels_last)
         methods = natural_methods(name, args.noise_epochs, args.kappa)
         methods = {k: v for k, v in methods.items() if not args.only or k.split(", kappa")[0] in args.only}
-        log = RESULTS / f"lenet_mnist_rbp_{args.split}.jsonl"
+        log = results() / f"lenet_mnist_rbp_{args.split}.jsonl"
         rows = run_natural(f"{name} {args.split}", dense_of_seed, data, methods, recovery, args.seeds, log, args.split)
         print(f"\n{name}\n{table_natural(rows, list(methods))}\n", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
+    parser = Parser(
+        __doc__, only=["dirichlet MC", "L1", "Taylor", "rbp", "sbp"], noise_epochs=1, train_epochs=1, epochs=1
+    )
+    parser.add_data("MNIST's idx files")
     parser.add_argument("--method", choices=("dirichlet", "rbp"), default="dirichlet")
-    parser.add_argument("--only", nargs="*", help="labels of the methods to run, with --method rbp")
+    parser.add_argument("--only", nargs="*", help="labels of the methods to run")
     parser.add_argument("--nets", nargs="*", choices=("lenet300", "lenet5"), help="of --method rbp; all by default")
     parser.add_argument("--kappa", type=float, nargs="+", help="strengths to try, with --method rbp --split validation")
     parser.add_argument(
         "--channels-last", action="store_true", help="with --method rbp: this layout (LeNet-5 is faster on AVX-512)"
     )
     parser.add_argument("--noise-epochs", type=int, default=6, help="of every stage of rbp and its relatives")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "prunus-bench")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_cache()
+    parser.add_seeds(0, 1, 2)
+    parser.add_split()
     parser.add_argument("--train-epochs", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--learning-examples", type=int, default=None)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = load_data(f"mnist:{args.data}", validation=5000, seed=0)
+    data = mnist(args)
     judged = data.test if args.split == "test" else data.validation
     layout: bool | Literal["auto"] = True if args.channels_last else "auto"
     recovery = None
@@ -159,7 +162,7 @@ def main() -> None:
         ("lenet5", LeNet5, False, {"budget": "macs<=400K"}),
     )
     for name, make, batch_norm, asked in jobs:
-        dense_of_seed = trained(make, name, data, args.cache, replace(DENSE, epochs=args.train_epochs))
+        dense_of_seed = trained(make, name, data, cache_of(args), replace(DENSE, epochs=args.train_epochs))
         setting = Setting(
             keep=lambda _: True,
             recovery=recovery,
@@ -167,11 +170,11 @@ def main() -> None:
             split=args.split,
             **asked,  # type: ignore[arg-type]
         )
-        chosen = entries(batch_norm)
+        chosen = [e for e in entries(batch_norm) if not args.only or e.label in args.only]
         dense = [100 - evaluate(dense_of_seed(s), judged).accuracy for s in args.seeds]
         rows = run(
             f"{name} {args.split}", dense_of_seed, data, chosen, setting, args.seeds,
-            RESULTS / f"lenet_mnist_{args.split}.jsonl",
+            results() / f"lenet_mnist_{args.split}.jsonl",
         )  # fmt: skip
         print(
             f"\n{name}: dense test error {[round(d, 2) for d in dense]}\n{table(rows, chosen, error=True)}\n",

@@ -7,42 +7,38 @@ One fp32 layer of logits, thread CPU time, interleaved; nanoseconds per element,
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 from unittest.mock import patch
 
 import torch
 
+from options import Parser, needs
 from prunus.kernels import masks as compiled
 from prunus.masks.sampling import gumbel, largest, vector_jacobian
-from record import interleaved, ratio, write
+from record import interleaved, ratio, timed, write
 
 
-def timed(work: Callable[[], object], inner: int, without_numba: bool = False) -> Callable[[], float]:
-    """Seconds of thread CPU time of one run of `work`, the mean of `inner`."""
+def timed_by_torch(work: Callable[[], object], inner: int) -> Callable[[], float]:
+    """`timed` where numba is not used."""
+    run = timed(work, inner)
 
-    def run() -> float:
-        with patch.object(compiled, "available", (lambda: False) if without_numba else compiled.available):
-            start = time.process_time()
-            for _ in range(inner):
-                work()
-            return (time.process_time() - start) / inner
+    def without_numba() -> float:
+        with patch.object(compiled, "available", lambda: False):
+            return run()
 
-    return run
+    return without_numba
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, rows=20)
     parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--inputs", type=int, default=784)
     parser.add_argument("--kept", type=int, default=78)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_repeats(15)
     args = parser.parse_args()
+    needs("numba")
     torch.set_num_threads(1)
-    if not compiled.available():
-        raise SystemExit("numba is not installed: pip install 'prunus[sparse]'")
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(args.rows, args.inputs, generator=generator)
     z = logits + gumbel(args.rows, args.inputs, (0, 0))
@@ -53,7 +49,7 @@ def main() -> None:
     }
     jobs = {"selection": timed(lambda: largest(z, args.kept), 20), "topk": timed(lambda: z.topk(args.kept, 1), 20)}
     jobs |= {f"{n}, compiled": timed(work, 20) for n, work in parts.items()}
-    jobs |= {f"{n}, torch": timed(work, 20, without_numba=True) for n, work in parts.items()}
+    jobs |= {f"{n}, torch": timed_by_torch(work, 20) for n, work in parts.items()}
     times = interleaved(jobs, args.repeats, warmup=2)
     found = {n: 1e9 * statistics.median(t) / z.numel() for n, t in times.items()}
     for name, value in found.items():

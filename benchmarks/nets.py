@@ -125,6 +125,10 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
+def resnet8() -> CifarResNet:
+    return CifarResNet(8)
+
+
 def resnet20() -> CifarResNet:
     return CifarResNet(20)
 

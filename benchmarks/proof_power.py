@@ -11,7 +11,6 @@ say what was compared. The exit status is 1 if less than 99 % are found or a rig
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 from collections import Counter
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import prunus
+from options import Parser
 from prunus.errors import SurgeryError
 from prunus.plan.plan import Plan
 from prunus.proof.apply import apply_and_verify_
@@ -106,12 +106,12 @@ def measure(names: tuple[str, ...], wanted: int) -> tuple[Counter[tuple[str, str
 
 def main() -> int:
     """Print the table; 1 if the bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--networks", nargs="*", default=None)
+    parser = Parser(__doc__, networks=NETWORKS[::8], cuts=3)
+    parser.add_argument("--networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--cuts", type=int, default=10, help="wrong ones of each network in each format")
     asked = parser.parse_args()
-    names = tuple(asked.networks or (NETWORKS[::8] if asked.smoke else NETWORKS))
-    counts, odd = measure(names, 3 if asked.smoke else 10)
+    names = tuple(asked.networks)
+    counts, odd = measure(names, asked.cuts)
     kinds = sorted({kind for kind, _, _ in counts})
     formats = [str(d).removeprefix("torch.") for d in FORMATS]
     print(f"{len(names)} networks; found of wrong cuts:")

@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 import prunus
-from nets import resnet20, resnet56
+from nets import resnet8, resnet20, resnet56
+from options import Parser
 from prunus.gates.gate import attach, recompute_products
 from prunus.learning.problem import Problem
 from prunus.learning.stages import prune_in_stages, trainable_from
@@ -28,13 +28,13 @@ from prunus.plan.plan import Plan
 from prunus.plan.request import requested
 from prunus.recovery.tune import tune_
 from prunus.runtime.training import only_trainable
-from record import interleaved, ratio, write
+from record import interleaved, ratio, timed, write
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, batch=4, batches=1)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_repeats(7)
     parser.add_argument("--batches", type=int, default=40, help="in an epoch of the recursion")
     parser.add_argument("--only", choices=("step", "recursion"))
     args = parser.parse_args()
@@ -51,7 +51,7 @@ def recursion(args: argparse.Namespace) -> None:
     data = [
         (torch.randn(args.batch, 3, 32, 32), torch.randint(0, 10, (args.batch,))) for _ in range(args.batches)
     ]  # fmt: skip
-    dense = resnet20()
+    dense = (resnet8 if args.smoke else resnet20)()
     graph = prunus.trace(dense, data[0][0][:2])
     groups = [g for g in graph.groups() if g.name.endswith("conv1") and g.name != "conv1"]
     counts = {g.name: g.units // 2 for g in groups}
@@ -80,7 +80,7 @@ def recursion(args: argparse.Namespace) -> None:
 
 def step(args: argparse.Namespace) -> None:
     """A stage's step against a training step of the same part."""
-    model = resnet56().to(memory_format=torch.channels_last).train()
+    model = (resnet8 if args.smoke else resnet56)().to(memory_format=torch.channels_last).train()
     x = torch.randn(args.batch, 3, 32, 32).to(memory_format=torch.channels_last)
     y = torch.randint(0, 10, (args.batch,))
     graph = prunus.trace(model, x[:2])
@@ -88,14 +88,6 @@ def step(args: argparse.Namespace) -> None:
     weights = trainable_from(model, graph, [group], "later")
     method = RecursiveBayesianPruning()
     plain = torch.optim.Adam(weights, lr=1e-8)
-
-    def timed(step: Callable[[], None]) -> Callable[[], float]:
-        def run() -> float:
-            start = time.process_time()
-            step()
-            return time.process_time() - start
-
-        return run
 
     with only_trainable(model, weights), attach(model, [group], method.posterior) as gates:
         both = torch.optim.Adam([*gates.parameters(), *weights], lr=1e-8)

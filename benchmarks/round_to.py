@@ -9,13 +9,12 @@ ones are given, since the question is about shapes; both change which channels g
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from nets import CifarVGG16, load_checkpoint, resnet56
+from nets import CifarVGG16, load_checkpoint, resnet8, resnet56
+from options import Parser, needs
 from prunus.errors import BudgetError
 from prunus.export.onnx import export_onnx
 from prunus.plan.allocation import Allocation
@@ -33,6 +33,7 @@ from record import interleaved, ratio, write
 
 SHARE_OF_BEST = 1.15
 STEPS = (1, 4, 8, 16)
+NETS = ("ResNet-56", "MobileNetV2", "VGG-16", "ViT-tiny")
 SHORTEST_SAMPLE = 0.03
 
 
@@ -77,6 +78,7 @@ def networks(weights: Path | None) -> dict[str, tuple[Callable[[], nn.Module], t
         return lambda: load_checkpoint(make(), path)
 
     return {
+        "ResNet-8": (resnet8, (3, 32, 32)),
         "ResNet-56": (trained(resnet56, "cifar10-resnet", "resnet56-4bfd9763.th"), (3, 32, 32)),
         "MobileNetV2": (trained(MobileNetV2, "mobilenet_v2", "mobilenet_v2-b0353104.pth"), (3, 224, 224)),
         "VGG-16": (CifarVGG16, (3, 32, 32)),
@@ -107,38 +109,39 @@ def session(model: nn.Module, x: Tensor, folder: Path) -> Callable[[], float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", nargs="*")
+    parser = Parser(__doc__, nets=["ResNet-8"], percents=[50], steps=[8])
+    parser.add_argument("--nets", nargs="+", default=NETS)
     parser.add_argument("--percents", nargs="*", type=int, default=[70, 50])
-    parser.add_argument("--repeats", type=int, default=31)
+    parser.add_repeats(31, small=3)
+    parser.add_argument("--steps", nargs="+", type=int, default=STEPS, help="values of round_to")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--weights", type=Path, help="folder of trained weights")
-    parser.add_argument("--smoke", action="store_true", help="one small network, few repeats, nothing written")
     args = parser.parse_args()
+    needs("onnx", "onnxruntime", "onnxscript")
     torch.set_num_threads(1)
     known = networks(args.weights)
-    chosen = ["ResNet-56"] if args.smoke else args.nets or list(known)
-    percents, repeats = ([50], 3) if args.smoke else (args.percents, args.repeats)
     rows, missed = [], 0
-    for name in chosen:
+    for name in args.nets:
         make, shape = known[name]
         torch.manual_seed(0)
         model, x = make().eval(), torch.randn(args.batch, *shape)
-        for percent in percents:
-            row = compared(name, model, x, percent, repeats)
+        for percent in args.percents:
+            row = compared(name, model, x, percent, args.repeats, args.steps)
             rows.append(row)
             missed += not row["met"]
             print(row, flush=True)
     print(f"{len(rows) - missed} of {len(rows)} met: no slower than dense, and at most {SHARE_OF_BEST} x the best")
-    if not args.smoke:
-        print(write(f"round_to_batch{args.batch}", {"batch": args.batch, "repeats": repeats, "rows": rows}))
+    found = {"batch": args.batch, "repeats": args.repeats, "rows": rows}
+    print("written to", write(f"round_to_batch{args.batch}", found))
     return int(missed > 0 and not args.smoke)
 
 
-def compared(name: str, model: nn.Module, x: Tensor, percent: int, repeats: int) -> dict[str, Any]:
+def compared(
+    name: str, model: nn.Module, x: Tensor, percent: int, repeats: int, steps: Sequence[int]
+) -> dict[str, Any]:
     """Time of the default plan over that of the dense network, and over that of the fastest rounding."""
     plans: dict[str, Allocation | None] = {"default": None}
-    plans |= {str(step): Allocation(round_to=step) for step in STEPS}
+    plans |= {str(step): Allocation(round_to=step) for step in steps}
     macs, jobs = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         jobs["dense"] = session(copy.deepcopy(model), x, Path(folder))

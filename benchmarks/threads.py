@@ -7,7 +7,6 @@ Exit status 1 if a round raises, changes a bit of a given model, or makes anothe
 
 from __future__ import annotations
 
-import argparse
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
+from options import Parser
 
 METHODS = ("l1", "taylor", "dirichlet", "sbp", "random")
 
@@ -79,7 +79,7 @@ def together(work: list[Callable[[], Any]]) -> list[Any]:
 
 def main() -> int:
     """Run the rounds and print what went wrong. Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, rounds=1)
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
     data, start = batches(), time.perf_counter()

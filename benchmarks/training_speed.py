@@ -7,7 +7,6 @@ LeNet-5, ResNet-20 and VGG-16 on random images, one thread, interleaved, process
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nets import CifarVGG16, resnet20
+from options import Parser
 from prunus.pipeline.demo import LeNet5
 from prunus.runtime.precision import bf16_helps
 from record import interleaved, ratio, write
@@ -46,13 +46,15 @@ def step_of(model: nn.Module, images: torch.Tensor, bf16: bool, channels_last: b
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser = Parser(__doc__, most=2)
+    parser.add_repeats(9, small=1)
+    parser.add_argument("--most", type=int, default=128, help="images in a batch, at most")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"bf16 helps here: {bf16_helps('cpu')}", flush=True)
     found = {}
     for name, (make, shape, batch) in JOBS.items():
+        batch = min(batch, args.most)
         images = torch.randn(batch, *shape)
         kinds = {"fp32": (False, False), "fp32, channels-last": (False, True),
                  "bf16": (True, False), "bf16, channels-last": (True, True)}  # fmt: skip

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import prunus
+from options import Parser
 from prunus.errors import PruneError
 from prunus.export.artifact import load, save
 from prunus.export.onnx import export_onnx
@@ -36,9 +37,9 @@ from prunus.proof.apply import apply_and_verify_
 from prunus.runtime.arguments import as_arguments
 from prunus.runtime.calling import call, flat_outputs, outputs
 from prunus.surgery.cut import cut_
-from record import RESULTS, Log
-from zoo_models import models
-from zoo_table import write_table
+from record import Log, results
+from zoo_models import models, stir_
+from zoo_table import page, write_table
 
 ENGINES = ("prunus", "torch-pruning")
 HEAD_DIMS = "prunus-head-dims"
@@ -151,14 +152,6 @@ def torch_pruning(model: nn.Module, inputs: Any, note: Any) -> dict[str, Any]:
     return {"status": status, "why": "", "params": share, "seconds": seconds}
 
 
-def stir_(model: nn.Module) -> None:
-    """Noise on every constant parameter: behind a classifier or a scale of zeros every result would look right."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
-                parameter.add_(0.1 * torch.randn_like(parameter))
-
-
 def child(name: str, engine: str, path: Path, files: bool) -> None:
     """One model in one engine; what is known so far is in the file at any time."""
     torch.set_num_threads(1)
@@ -199,7 +192,7 @@ def run_one(name: str, engine: str, seconds: float, files: bool) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, only=["trap:squeeze_excite_conv"], engines=["prunus", HEAD_DIMS])
     parser.add_argument("--only", nargs="*", default=["*"], help="globs of names")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=(*ENGINES, HEAD_DIMS))
     parser.add_argument("--seconds", type=float, default=60)
@@ -211,7 +204,7 @@ def main() -> None:
     if args.child:
         child(args.child[0], args.child[1], Path(args.child[2]), args.child[3] == "1")
         return
-    log = Log(RESULTS / "zoo.jsonl")
+    log = Log(results() / "zoo.jsonl")
     if not args.table:
         for name in [n for n in models() if any(fnmatchcase(n, glob) for glob in args.only)]:
             for engine in args.engines:
@@ -223,7 +216,7 @@ def main() -> None:
         f"dimensions of queries and keys: {len(proven)} of {len(inside)} models proven, "
         f"{sum(not r['rewritten'] for r in proven)} in their own class"
     )
-    print(write_table(log.rows))
+    print(page(log.rows)[1] if args.smoke else write_table(log.rows))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import pytest
+
 import prunus
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "hostile_programs.py"
 
 
-def test_every_hostile_program_is_refused(tmp_path: Path) -> None:
+def test_every_hostile_program_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PATH.parent))
     spec = importlib.util.spec_from_file_location("hostile_programs", PATH)
     assert spec is not None
     assert spec.loader is not None
