@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import prunus
 from prunus.cli.app import app
 from prunus.data.registry import DATA_SOURCES
+from prunus.export import EXPORTERS
 from prunus.graph.registry import RULES
 from prunus.kernels import masks, products
 from prunus.methods import METHODS
@@ -49,7 +50,7 @@ def stand_ins() -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def names() -> Iterator[None]:
     """What the documents register is forgotten afterwards; torch knows the operations that they take for granted."""
-    registries: list[dict[str, Any]] = [RULES, METHODS, MODEL_SOURCES.kinds, DATA_SOURCES.kinds, RESOURCES]
+    registries: list[dict[str, Any]] = [EXPORTERS, RULES, METHODS, MODEL_SOURCES.kinds, DATA_SOURCES.kinds, RESOURCES]
     before = [dict(known) for known in registries]
     library = torch.library.Library("mylib", "FRAGMENT")
     library.define("swish_and_scale(Tensor x) -> Tensor")
