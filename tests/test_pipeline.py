@@ -369,7 +369,7 @@ def test_what_is_no_plan_no_path_and_no_factory_is_refused(tmp_path: Path) -> No
         lambda: save(tmp_path / "b", result.model, no_plan),
         lambda: prunus.apply_(network(), no_plan),
     ):
-        with pytest.raises(PlanError, match="NoneType is none"):
+        with pytest.raises(ConfigError, match="NoneType is no Plan"):
             call()
     assert not (tmp_path / "b").exists()
     with pytest.raises(ConfigError, match="no path"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = FORMERLY.get(words[0]) if words else None
         if table is not None:
             words[1:] = translated(words[1:], lambda text: error.print(text, highlight=False, markup=False), table)
-        run(args=words)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the smaller network is slower", RuntimeWarning)  # it is in the table
+            run(args=words)
     except PruneError as refusal:
         error.print(Text.assemble((type(refusal).__name__, "red"), f": {refusal}"))
         sys.exit(2)

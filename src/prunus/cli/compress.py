@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 from prunus.cli.finish import finish
@@ -57,19 +56,17 @@ def compress_command(
     allocation, exports = allocation_of(allocate), exports_of(export)
     network, _ = loaded(model, weights)
     source = load_data(data, seed=seed, model=model)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "the smaller network is slower", RuntimeWarning)  # shown below the table
-        done = compress(
-            network,
-            source,
-            method=chosen,
-            target=target_of(target),
-            ignored_layers=tuple(ignore or ()),
-            allow=names_in(allow),  # type: ignore[arg-type]
-            allocation=allocation,
-            recovery=recovery,
-            out=out,
-            seed=seed,
-            run=run_of(run, exports, say),
-        )
+    done = compress(
+        network,
+        source,
+        method=chosen,
+        target=target_of(target),
+        ignored_layers=tuple(ignore or ()),
+        allow=names_in(allow),  # type: ignore[arg-type]
+        allocation=allocation,
+        recovery=recovery,
+        out=out,
+        seed=seed,
+        run=run_of(run, exports, say),
+    )
     finish(done, source, exports, origin=model, data_spec=data)

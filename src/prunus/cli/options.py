@@ -72,7 +72,7 @@ Allocate = Annotated[
 ]
 Allow = Annotated[
     str | None,
-    typer.Option("--allow", metavar="NAMES", help=f"opens kinds of units, or the ways of it: {', '.join(ALLOW)}"),
+    typer.Option("--allow", metavar="NAMES", help=f"what is not open by default: {', '.join(ALLOW)}"),
 ]
 Ignore = Annotated[
     list[str] | None, typer.Option("--ignore", metavar="GLOB", help="layers whose outputs stay; may be given again")
