@@ -64,7 +64,7 @@ LABELS_AT_EQUAL_COST = ("dirichlet MC", "random", "L1", "Taylor")
 
 def staged_methods(args: argparse.Namespace) -> dict[str, StagedMethod]:
     """Recursive Bayesian pruning, and the same noise learned for all layers at once with the same number of steps."""
-    one: dict[str, Any] = {"kappa": args.kappa, "lr": args.noise_lr, "weight_lr": args.weight_lr}
+    one: dict[str, Any] = {"beta": args.beta, "lr": args.noise_lr, "weight_lr": args.weight_lr}
     groups = 9 if args.model == "resnet20" else 27
     whole = {"simultaneous": True, "epochs": groups * args.noise_epochs, "tune_epochs": groups * args.tune_epochs}
     return {
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=90, help="batches of 64 in a pass of a stage, with --method rbp")
     parser.add_argument("--noise-epochs", type=int, default=1, help="passes of a stage with noise")
     parser.add_argument("--tune-epochs", type=int, default=1, help="passes of a stage without")
-    parser.add_argument("--kappa", type=float, default=1.0)
+    parser.add_argument("--beta", "--kappa", type=float, default=1.0)
     parser.add_argument("--noise-lr", type=float, default=0.03)
     parser.add_argument("--weight-lr", type=float, default=5e-4)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

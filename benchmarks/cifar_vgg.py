@@ -5,7 +5,7 @@
 
 DIR holds CIFAR-10's binary version. The dense network is trained here and cached outside the repository; an interrupted
 training goes on. `--train-epochs 8` is the CPU-sized schedule (`training_speed.py` says how long an epoch takes), the
-defaults want a GPU. Several values of `--kappa` are for the validation split.
+defaults want a GPU. Several values of `--beta` are for the validation split.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
         "--l1-at", type=float, help="instead: L1, the same share of every layer, at so many per cent of the MACs"
     )
     parser.add_argument("--total", type=float, default=2.5, help="cost with --l1-at, in epochs of the dense network")
-    parser.add_argument("--kappa", type=float, nargs="+", default=[10.0])
+    parser.add_argument("--beta", "--kappa", type=float, nargs="+", default=[10.0])
     parser.add_argument("--complexity-per", choices=get_args(ComplexityPer), default="unit")
     parser.add_argument("--noise-epochs", type=int, default=1, help="passes of a stage with noise")
     parser.add_argument("--tune-epochs", type=int, default=1, help="passes of a stage without")
@@ -84,15 +84,15 @@ def main() -> None:
             dense_of_seed(seed)
         return
     methods = {
-        f"rbp, kappa {kappa:g} per {args.complexity_per}": RecursiveBayesianPruning(
-            kappa=kappa,
+        f"rbp, kappa {beta:g} per {args.complexity_per}": RecursiveBayesianPruning(
+            beta=beta,
             complexity_per=args.complexity_per,
             epochs=args.noise_epochs,
             tune_epochs=args.tune_epochs,
             lr=args.noise_lr,
             weight_lr=args.weight_lr,
         )
-        for kappa in args.kappa
+        for beta in args.beta
     }
     recovery = FinetuneConfig(epochs=args.epochs, lr=args.lr, distillation=args.distillation)
     schedule = f"{args.train_epochs} epochs, recovery {args.epochs} at {args.lr:g} x {args.distillation:g}"

@@ -34,7 +34,7 @@ METHODS: dict[str, Method] = {
     "Dirichlet, default": DirichletPruning(),
     "Dirichlet, point": DirichletPruning(estimator="point"),
     "Dirichlet, relative to the best unit": DirichletPruning(scale="max"),
-    "Dirichlet, true KL": DirichletPruning(kl_weight=1.0),
+    "Dirichlet, true KL": DirichletPruning(beta=1.0),
     "Dirichlet, little noise": DirichletPruning(init_concentration=30.0),
     "Dirichlet, much noise": DirichletPruning(init_concentration=1.0),
 }

@@ -323,7 +323,7 @@ def by_hand() -> Record:
 
 
 COMPRESS = partial(to_folder, API.compress, recovery=API.FinetuneConfig(epochs=2))
-QUICK, FREE = ("epochs=1", "min_steps=12"), ("kappa=20", "lr=0.2")
+QUICK, FREE = ("epochs=1", "min_steps=12"), ("beta=20", "lr=0.2")
 STAGED, HALF, FEW = ("epochs=1", "tune_epochs=1", "lr=0.1"), {"budget": "macs<=50%"}, {"pruning_ratio": 0.4}
 SETTINGS: Record = dict.fromkeys(("random", "l1", "l2", "bn_scale", "fpgm", "taylor", "fisher"), ())
 SETTINGS |= {"dirichlet": QUICK, **dict.fromkeys(("rbp", "sbp", "bmrs", "vib", "l0"), STAGED)}

@@ -39,7 +39,7 @@ from record import results
 DENSE = FinetuneConfig(epochs=12, lr=0.05, batch_size=128)
 PERCEPTRON = FinetuneConfig(epochs=30, lr=0.1, batch_size=128, weight_decay=1e-3, label_smoothing=0.1)
 """Training of the dense networks; the perceptron overfits with the first (1.68 against 1.20 % on validation)."""
-KAPPA = {
+BETA = {
     "lenet300": {"rbp": 6.0, "sbp": 6.0, "vib": 12.0, "l0": 60.0},
     "lenet5": {"rbp": 50.0, "rbp per position": 2.0, "sbp": 50.0, "vib": 3.0, "l0": 1500.0},
 }
@@ -104,8 +104,8 @@ def natural_methods(net: str, epochs: int, strengths: Sequence[float] | None = N
         **{name: partial(method, **whole) for name, method in METHODS.items() if name in ("sbp", "bmrs", "vib", "l0")},
     }
     if strengths is None:
-        return {label: make(kappa=KAPPA[net].get(label, KAPPA[net]["rbp"])) for label, make in makers.items()}
-    return {f"{label}, kappa {k:g}": make(kappa=k) for label, make in makers.items() for k in strengths}
+        return {label: make(beta=BETA[net].get(label, BETA[net]["rbp"])) for label, make in makers.items()}
+    return {f"{label}, kappa {k:g}": make(beta=k) for label, make in makers.items() for k in strengths}
 
 
 def natural(args: argparse.Namespace, data: DataSource, recovery: FinetuneConfig | None) -> None:
@@ -119,7 +119,7 @@ def natural(args: argparse.Namespace, data: DataSource, recovery: FinetuneConfig
         if args.nets and name not in args.nets:
             continue
         dense_of_seed = laid_out(trained(make, name, data, cache_of(args), config), args.channels_last)
-        methods = natural_methods(name, args.noise_epochs, args.kappa)
+        methods = natural_methods(name, args.noise_epochs, args.beta)
         methods = {k: v for k, v in methods.items() if not args.only or k.split(", kappa")[0] in args.only}
         log = results() / f"lenet_mnist_rbp_{args.split}.jsonl"
         rows = run_natural(f"{name} {args.split}", dense_of_seed, data, methods, recovery, args.seeds, log, args.split)
@@ -134,7 +134,9 @@ def main() -> None:
     parser.add_argument("--method", choices=("dirichlet", "rbp"), default="dirichlet")
     parser.add_argument("--only", nargs="*", help="labels of the methods to run")
     parser.add_argument("--nets", nargs="*", choices=("lenet300", "lenet5"), help="of --method rbp; all by default")
-    parser.add_argument("--kappa", type=float, nargs="+", help="strengths to try, with --method rbp --split validation")
+    parser.add_argument(
+        "--beta", "--kappa", type=float, nargs="+", help="strengths to try, with --method rbp --split validation"
+    )
     parser.add_argument(
         "--channels-last", action="store_true", help="with --method rbp: this layout (LeNet-5 is faster on AVX-512)"
     )

@@ -1,8 +1,8 @@
 """A method of one's own, in one file outside the package: variational dropout, one noise per unit.
 
-    prunus compress MODEL --data digits --method examples/variational_dropout.py:VariationalDropout --set kappa=3
+    prunus compress MODEL --data digits --method examples/variational_dropout.py:VariationalDropout --set beta=3
 
-    prunus.prune(model, x, method=VariationalDropout(kappa=3.0), data=loader, loss_fn=loss_fn)
+    prunus.prune(model, x, method=VariationalDropout(beta=3.0), data=loader, loss_fn=loss_fn)
     prunus.testing.check_method(VariationalDropout)
 
 Every multiplier is N(1, alpha); a log-uniform prior wants alpha to grow, and a unit goes where it could: log alpha > 3.

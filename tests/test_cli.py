@@ -101,7 +101,7 @@ def test_weights_are_loaded_and_refused(script: str, tmp_path: Path, capsys: pyt
         (["analyze", "{}:nothing", "--shape", "1,1,8,8"], "nothing"),
         (["compress", "{}:net", "--data", "{}:data", "--target", "macs<=0.001%"], "budget"),
         (["compress", "{}:net", "--data", "{}:data", "--target", "macs<=50%", "--ignore", "zzz"], "zzz"),
-        (["compress", "{}:net", "--data", "{}:data", "--method", "rbp", "--set", "kapa=2"], "use kappa"),
+        (["compress", "{}:net", "--data", "{}:data", "--method", "rbp", "--set", "bta=2"], "use beta"),
         (["compress", "{}:net", "--data", "mnist:/nowhere", "--target", "macs<=50%"], "/nowhere"),
         (["compress", "{}:net", "--data", "{}:data", "--target", "half"], "half"),
         (["compress", "{}:net", "--data", "{}:data", "--target", "0=9"], "cannot keep 9 of 8"),
@@ -155,10 +155,10 @@ def test_stages_on_the_command_line(
         "--export",
         "none",
     ]
-    arguments += ["--set", "kappa=2", "--set", "complexity_per=position"]
+    arguments += ["--set", "beta=2", "--set", "complexity_per=position"]
     assert run("compress", *arguments, "--out", str(out)) == 0
     summary = json.loads((out / "summary.json").read_text())
-    assert "kappa=2.0, complexity_per='position'" in summary["settings"]
+    assert "beta=2.0, complexity_per='position'" in summary["settings"]
     assert [s["groups"] for s in summary["stages"]] == [["0"]]
     assert (out / "figures" / "stages.png").read_bytes().startswith(b"\x89PNG")
     without(monkeypatch, "matplotlib", "matplotlib.figure")

@@ -74,7 +74,7 @@ def test_the_selection_goes_into_the_artifact_and_comes_back(tmp_path: Path) -> 
 
 
 def test_noise_removes_the_features_that_carry_nothing() -> None:
-    method = RecursiveBayesianPruning(epochs=15, kappa=10.0, lr=0.03, tune_epochs=1)
+    method = RecursiveBayesianPruning(epochs=15, beta=10.0, lr=0.03, tune_epochs=1)
     result = prune(trained(), data()[0][0], method=method, data=data(), loss_fn=F.cross_entropy)
     assert [s.groups for s in result.stages] == [("0",), ("1",)]
     assert kept(result) == USED

@@ -67,7 +67,7 @@ def test_the_file_is_short_and_knows_the_public_rooms_alone() -> None:
 def test_it_passes_the_checks() -> None:
     found = type(method())
     check_method(found)
-    check_method(found, kappa=3.0, simultaneous=False)
+    check_method(found, beta=3.0, simultaneous=False)
     check_posterior(method().posterior)
 
 
@@ -78,7 +78,7 @@ def test_it_prunes_by_its_own_rule_and_to_a_budget(target: str | None) -> None:
     x = torch.randn(128, 6)
     data = [(x[i : i + 32], (x[i : i + 32, 0] > 0).long()) for i in range(0, 128, 32)]
     options: dict[str, Any] = {"data": data, "loss_fn": F.cross_entropy, "progress": False}
-    result = prunus.prune(model, x[:2], method=method(epochs=40, lr=0.1, kappa=3.0), target=target, **options)
+    result = prunus.prune(model, x[:2], method=method(epochs=40, lr=0.1, beta=3.0), target=target, **options)
     kept = {g.name: (len(g.kept), g.units) for g in result.plan.groups}
     assert result.plan.method == "vdrop"
     assert result.verification.passed
@@ -96,7 +96,7 @@ def test_the_command_line_takes_the_file_and_writes_summary_and_figures(
     script, out = tmp_path / "m.py", tmp_path / "run"
     script.write_text(MODEL)
     arguments = ["compress", f"{script}:net", "--data", f"{script}:data", "--method", SPEC, "--no-onnx"]
-    arguments += ["--set", "epochs=2", "--set", "tune_epochs=0", "--set", "kappa=3", "--epochs", "1", "--out", str(out)]
+    arguments += ["--set", "epochs=2", "--set", "tune_epochs=0", "--set", "beta=3", "--epochs", "1", "--out", str(out)]
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 0, capsys.readouterr().err
@@ -114,7 +114,7 @@ def test_what_is_wrong_with_its_settings_is_said_on_the_command_line(
     script.write_text(MODEL)
     arguments = ["compress", f"{script}:net", "--data", f"{script}:data", "--out", str(tmp_path / "run"), "--no-onnx"]
     for more, told in (
-        (["--method", SPEC, "--set", "kapa=3"], "use kappa"),
+        (["--method", SPEC, "--set", "bta=3"], "use beta"),
         (["--method", f"{EXAMPLE}:DropoutPosterior"], "DropoutPosterior is no method"),
         (["--method", f"{EXAMPLE}:Nothing"], "has no 'Nothing'"),
         (["--method", "vdropp"], "there is none of that name"),

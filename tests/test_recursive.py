@@ -89,7 +89,7 @@ def planted() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
 
 def test_useless_units_go_and_of_two_copies_one_stays() -> None:
     model, batches = planted()
-    method = replace(QUICK, epochs=60, kappa=30.0)
+    method = replace(QUICK, epochs=60, beta=30.0)
     result = prune(model, batches[0][0], method=method, data=batches, loss_fn=F.cross_entropy)
     (kept,) = result.plan.kept.values()
     assert not {5, 6, 7} & set(kept)
@@ -121,7 +121,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 def test_stages_follow_the_data_and_the_seed_decides() -> None:
     model, x, batches = small()
     before = copy.deepcopy(model.state_dict())
-    method = replace(QUICK, kappa=30.0, lr=0.1)
+    method = replace(QUICK, beta=30.0, lr=0.1)
     result = prune(model, x, method=method, data=batches, loss_fn=F.cross_entropy, seed=1)
     assert [s.groups for s in result.stages] == [("0",), ("3",), ("8",)]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -135,7 +135,7 @@ def test_stages_follow_the_data_and_the_seed_decides() -> None:
 
 
 def test_resumed_is_unbroken(tmp_path: Path) -> None:
-    path, method = tmp_path / "stages.pt", replace(QUICK, kappa=30.0, lr=0.1)
+    path, method = tmp_path / "stages.pt", replace(QUICK, beta=30.0, lr=0.1)
     whole = run(method)
     model, x, batches = small()
     calls = 0
@@ -154,8 +154,8 @@ def test_resumed_is_unbroken(tmp_path: Path) -> None:
     assert resumed.plan.kept == whole.plan.kept
     assert resumed.stages == whole.stages
     assert same(resumed.model, whole.model)
-    with pytest.raises(ArtifactError, match=r"another method: .*kappa=30.* there, .*kappa=2.* here"):
-        run(replace(method, kappa=2.0), checkpoint=prunus.Checkpoint(path, resume=True))
+    with pytest.raises(ArtifactError, match=r"another method: .*beta=30.* there, .*beta=2.* here"):
+        run(replace(method, beta=2.0), checkpoint=prunus.Checkpoint(path, resume=True))
     other = [copy.deepcopy(model), [(x + 1, y) for x, y in batches]]
     with torch.no_grad():
         other[0][0].weight[0] += 1  # type: ignore[index, union-attr]
@@ -222,7 +222,7 @@ def test_a_budget_is_met_and_counts_are_obeyed() -> None:
 
 
 def test_a_group_judged_useless_keeps_its_floor_and_says_so() -> None:
-    result = run(replace(QUICK, kappa=1e4, lr=0.2, epochs=10))
+    result = run(replace(QUICK, beta=1e4, lr=0.2, epochs=10))
     assert all(s.natural == (0,) and s.kept == (1,) for s in result.stages)
     assert "judged useless; its floor of 1 stays" in result.plan.explain()
 
@@ -254,7 +254,7 @@ def test_earlier_layers_stay_while_later_ones_train() -> None:
     assert trained("8", "later") == {"8", "10"}
     assert trained("8", "all") == trained("0", "later") == {"0", "1", "3", "4", "8", "10"}
     assert trained("0", "none") == set()
-    method = replace(QUICK, tune_epochs=0, kappa=0.0)
+    method = replace(QUICK, tune_epochs=0, beta=0.0)
     whole = {"0": 6, "3": 8, "8": 10}
     frozen = run(replace(method, train_weights="none"), target=whole).model
     assert torch.equal(frozen[0].weight, model[0].weight)  # type: ignore[index, union-attr]
@@ -265,7 +265,7 @@ def test_a_finished_run_comes_back_even_as_a_rewritten_graph(tmp_path: Path) -> 
     torch.manual_seed(0)
     model, x = ZOO["hard_coded_view"].make(), ZOO["hard_coded_view"].inputs(8)
     y = torch.arange(8) % 3
-    method = replace(QUICK, simultaneous=True, kappa=30.0, lr=0.1, epochs=20)
+    method = replace(QUICK, simultaneous=True, beta=30.0, lr=0.1, epochs=20)
 
     def pruned(resume: bool = False) -> Result:
         file = prunus.Checkpoint(tmp_path / "s.pt", resume)
@@ -290,7 +290,7 @@ def test_nothing_to_prune_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"kappa": -1.0}, {"train_weights": "some"}, {"epochs": 0}, {"noise": 0.0}, {"floor": 2.0}]
+    "bad", [{"beta": -1.0}, {"train_weights": "some"}, {"epochs": 0}, {"noise": 0.0}, {"floor": 2.0}]
 )
 def test_settings_are_checked(bad: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
@@ -298,7 +298,7 @@ def test_settings_are_checked(bad: dict[str, object]) -> None:
 
 
 NOISE_METHODS: dict[str, Any] = {name: METHODS[name] for name in ("sbp", "bmrs", "vib", "l0")}
-RELATIVES = [m(epochs=6, kappa=30.0, lr=0.1) for m in NOISE_METHODS.values()]
+RELATIVES = [m(epochs=6, beta=30.0, lr=0.1) for m in NOISE_METHODS.values()]
 
 
 @pytest.mark.parametrize("method", RELATIVES, ids=lambda m: m.name)
@@ -325,7 +325,7 @@ def test_the_bottleneck_counts_every_position() -> None:
         scores = fit(model, groups, method, batches, F.cross_entropy, num_data=100, precision="fp32")
         return torch.cat([scores.values[g.name] for g in groups])
 
-    strong, none = {"epochs": 2, "kappa": 30.0, "warmup": 0.0}, {"epochs": 2, "kappa": 0.0}
+    strong, none = {"epochs": 2, "beta": 30.0, "warmup": 0.0}, {"epochs": 2, "beta": 0.0}
     without = learned(VariationalInformationBottleneck(**none))  # type: ignore[arg-type]
     torch.testing.assert_close(learned(Unweighted(**strong)), without)  # type: ignore[arg-type]
     assert not torch.allclose(learned(VariationalInformationBottleneck(**strong)), without)  # type: ignore[arg-type]

@@ -209,5 +209,5 @@ def test_an_installed_package_that_fails_is_named(tmp_path: Path, monkeypatch: p
 
 
 def test_the_example_is_a_method() -> None:
-    found = resolve(f"{EXAMPLE}:VariationalDropout", ["kappa=3"])
-    assert (found.name, found.kappa, found.simultaneous) == ("vdrop", 3.0, True)  # type: ignore[attr-defined]
+    found = resolve(f"{EXAMPLE}:VariationalDropout", ["beta=3"])
+    assert (found.name, found.beta, found.simultaneous) == ("vdrop", 3.0, True)  # type: ignore[attr-defined]

@@ -41,8 +41,8 @@ def test_every_default_can_be_written_as_text(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("kappa=10", 10.0),
-        ("kappa = 1e-3", 1e-3),
+        ("beta=10", 10.0),
+        ("beta = 1e-3", 1e-3),
         ("epochs=3", 3),
         ("train_weights=none", "none"),
         ("simultaneous=true", True),
@@ -59,25 +59,25 @@ def test_tuples_and_unions() -> None:
     settings = ["temperature=4,1", "bits=none", "pattern=2:4"]
     found = configure(DynamicProbabilisticPruning, settings, activation_bits=8)
     assert (found.temperature, found.bits, found.pattern, found.activation_bits) == ((4.0, 1.0), None, "2:4", 8)
-    assert configure(DirichletPruning, ["kl_weight=7.5"]).kl_weight == 7.5
-    assert configure(DirichletPruning, ["kl_weight=auto"]).kl_weight == "auto"
+    assert configure(DirichletPruning, ["beta=7.5"]).beta == 7.5
+    assert configure(DirichletPruning, ["beta=auto"]).beta == "auto"
 
 
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        (["kapa=3"], "use kappa"),
-        (["zzz=3"], "there are .*kappa=1.0"),
-        (["kappa"], "NAME=VALUE"),
-        (["kappa="], "NAME=VALUE"),
-        (["kappa=many"], "give a number"),
-        (["kappa=nan"], "give a number"),
-        (["kappa=-1"], "kappa.*\n.*-1.0 is not allowed\n.*give a number of at least 0"),
+        (["bta=3"], "use beta"),
+        (["zzz=3"], "there are .*beta=1.0"),
+        (["beta"], "NAME=VALUE"),
+        (["beta="], "NAME=VALUE"),
+        (["beta=many"], "give a number"),
+        (["beta=nan"], "give a number"),
+        (["beta=-1"], "beta.*\n.*-1.0 is not allowed\n.*give a number of at least 0"),
         (["epochs=1.5"], "give a whole number"),
         (["train_weights=some"], "give one of later, all, none"),
         (["simultaneous=2"], "give true or false"),
         (["complexity_per=pixel"], "give one of unit, position, root"),
-        (["kappa=1", "kappa=2"], "set twice"),
+        (["beta=1", "beta=2"], "set twice"),
     ],
 )
 def test_wrong_settings_are_refused(settings: list[str], match: str) -> None:

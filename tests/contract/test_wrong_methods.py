@@ -154,7 +154,7 @@ class Plain(Posterior):
 
 
 class Warped(RecursiveBayesianPruning):
-    def complexity_weight(self, progress: float, num_data: int) -> float:
+    def beta_at(self, progress: float, num_data: int) -> float:
         return -1.0
 
 
@@ -213,7 +213,7 @@ WRONG: dict[Any, str] = {
     Meddling: "Meddling changes the network that it scores: 0.weight",
     Positional: "a unit's score depends on where among the others it stands",
     Undecided: "posterior() has no kept(): a StagedMethod's is a DecidingPosterior",
-    Warped: "complexity_weight(0.0, 1024) is -1.0: it must be a number, 0 or more",
+    Warped: "beta_at(0.0, 1024) is -1.0: it must be a number, 0 or more",
     Nameless: 'Nameless has no name: class Nameless(..., name="...")',
     Squatter: "the name 'l1' belongs to prunus.methods.criteria.L1; give it another",
     Undressed: "depth can't be set: put @dataclass(frozen=True) above the class",

@@ -230,9 +230,9 @@ def test_capacity_falls_from_one() -> None:
 
 @pytest.mark.parametrize(("num_data", "strength"), [(50, 1.0), (3600, 18.0), (20_000, 100.0), (1_000_000, 100.0)])
 def test_strength_of_the_kl_follows_the_number_of_examples(num_data: int, strength: float) -> None:
-    assert DirichletPruning(warmup=0.5).complexity_weight(1.0, num_data) == strength
-    assert DirichletPruning(warmup=0.5).complexity_weight(0.25, num_data) == strength / 2
-    assert DirichletPruning(kl_weight=3.0, warmup=0.0).complexity_weight(0.0, num_data) == 3.0
+    assert DirichletPruning(warmup=0.5).beta_at(1.0, num_data) == strength
+    assert DirichletPruning(warmup=0.5).beta_at(0.25, num_data) == strength / 2
+    assert DirichletPruning(beta=3.0, warmup=0.0).beta_at(0.0, num_data) == 3.0
     for bad in (-1.0, "much", float("nan")):
         with pytest.raises(ConfigError):
-            DirichletPruning(kl_weight=bad)
+            DirichletPruning(beta=bad)

@@ -228,7 +228,7 @@ def _learn_round(
             progress = (epoch * len(batches) + step) / last
             for group in gates.groups:
                 method.anneal_(gates.posterior(group.name), progress)
-            weight = method.complexity_weight(progress, num_data)
+            weight = method.beta_at(progress, num_data)
             penalty = partial(_weighted_penalty, gates, weight, num_data, method.unit_weight) if weight else None
             running += training.step(batch, loss_of, f"epoch {epoch}, step {step}", penalty)
         average_over_ranks_([running])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from prunus.masks.quantize import Bits
 from prunus.plan.request import ALLOW, Allow, Kind
 from prunus.posteriors.base import DecidingPosterior, Posterior
 from prunus.runtime.fields import check_fields
+from prunus.runtime.oldnames import OldNames, OldSettings, adopt_old_definitions_
 from prunus.runtime.ranges import Count, Fraction, Natural, NonNegative, Positive
 
 METHODS: dict[str, type[Method]] = {}
@@ -66,7 +67,7 @@ def _definition(kind: type) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method(OldNames, metaclass=OldSettings):
     """Anything that can say what stays.
 
     A method makes itself known by the name in its definition: `class VariationalDropout(StagedMethod, name="vdrop")`.
@@ -81,6 +82,7 @@ class Method(ABC):
         decides: it has a rule of its own for how much stays, and needs no target.
         in_stages: it writes checkpoints and can go on from them.
         needs_data: it looks at data and a loss.
+        renamed: old name of a setting or method of its -> the one that took its place; the old ones go on working.
     """
 
     name: ClassVar[str]
@@ -93,6 +95,7 @@ class Method(ABC):
 
     def __init_subclass__(cls, *, name: str | None = None, **rest: Any) -> None:
         super().__init_subclass__(**rest)
+        adopt_old_definitions_(cls)
         if name is not None:
             cls.name = name
             register(cls, name)
@@ -154,6 +157,7 @@ class PosteriorMethod(Method):
     """Learns q(z) over one multiplier per unit while the weights stay frozen."""
 
     cost_exponent: ClassVar[float] = 1.0
+    renamed: ClassVar[Mapping[str, str]] = {"complexity_weight": "beta_at"}
 
     estimator: Literal["mc", "point"]
     epochs: Count
@@ -175,7 +179,7 @@ class PosteriorMethod(Method):
         return max(self.epochs, math.ceil(self.min_steps / batches))
 
     @abstractmethod
-    def complexity_weight(self, progress: float, num_data: int) -> float:
+    def beta_at(self, progress: float, num_data: int) -> float:
         """Factor of KL / N at `progress` in [0, 1] of the learning on N = num_data examples: strength times warm-up."""
 
     def unit_weight(self, positions: int) -> float:
@@ -194,7 +198,7 @@ class StagedMethod(PosteriorMethod):
     """A posterior method with a rule of its own for what stays, learned while the weights train along, in stages.
 
     Attributes:
-        kappa: factor of the complexity; 1 is the evidence lower bound.
+        beta: factor of the complexity, as in beta-VAEs: more keeps less; 1 is the evidence lower bound.
         complexity_per: a unit's complexity counts once (`unit`), or once for every position of an example at which it
             is gated (`position`): then early units of a convolutional network are dearer than late ones. `root` lies
             between, the square root of that number.
@@ -211,8 +215,9 @@ class StagedMethod(PosteriorMethod):
 
     decides: ClassVar[bool] = True
     in_stages: ClassVar[bool] = True
+    renamed: ClassVar[Mapping[str, str]] = {**PosteriorMethod.renamed, "kappa": "beta"}
 
-    kappa: NonNegative = 1.0
+    beta: NonNegative = 1.0
     complexity_per: ComplexityPer = "unit"
     warmup: Fraction = 0.2
     epochs: Count = 5
@@ -241,9 +246,9 @@ class StagedMethod(PosteriorMethod):
     def posterior(self, units: int) -> DecidingPosterior:
         """A fresh posterior for a group of `units` units, with a rule of its own."""
 
-    def complexity_weight(self, progress: float, num_data: int) -> float:
-        """kappa times the linear warm-up at `progress` in [0, 1]."""
-        return self.kappa * (1.0 if self.warmup == 0 else min(1.0, progress / self.warmup))
+    def beta_at(self, progress: float, num_data: int) -> float:
+        """beta times the linear warm-up at `progress` in [0, 1]."""
+        return self.beta * (1.0 if self.warmup == 0 else min(1.0, progress / self.warmup))
 
     def unit_weight(self, positions: int) -> float:
         """1, as many as the positions, or the root of their number, as `complexity_per` says."""

@@ -6,15 +6,15 @@ Idea
     Park, "Dirichlet Pruning for Neural Network Compression", AISTATS 2021 (arXiv 2011.05985).
 
 Objective (minimised, per example)
-    E_q[ loss(net(x; s), y) ] + kl_weight * w(t) / N * sum over groups of KL( Dir(phi) || Dir(alpha_0) )
-    with N training examples and a warm-up w from 0 to 1. kl_weight = 1 is the evidence lower bound.
+    E_q[ loss(net(x; s), y) ] + beta * w(t) / N * sum over groups of KL( Dir(phi) || Dir(alpha_0) )
+    with N training examples and a warm-up w from 0 to 1. beta = 1 is the evidence lower bound.
 
 When to use
     A trained network, its data and one epoch to spend. Adds one number per unit and nothing else.
 
 Settings that matter
     scale, init_concentration (the noise: the relative standard deviation of an average multiplier is about
-    1 / sqrt(phi)), kl_weight and prior_concentration. docs/dirichlet-defaults.md lists what was tried.
+    1 / sqrt(phi)), beta and prior_concentration. docs/dirichlet-defaults.md lists what was tried.
 
 Departures from the paper and its released code
     The multipliers sit at the readers' inputs, after normalisation, because batch norm cancels a scale that precedes
@@ -26,13 +26,14 @@ Departures from the paper and its released code
     `DirichletPruning.as_released()` gathers the released settings.
 
 Known failures
-    With the point estimate and a small kl_weight a trained network gives the means little reason to move.
+    With the point estimate and a small beta a trained network gives the means little reason to move.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from prunus.methods.base import PosteriorMethod
 from prunus.posteriors.base import Posterior
@@ -48,7 +49,7 @@ class DirichletPruning(PosteriorMethod, name="dirichlet"):
         estimator: `mc` draws from the posterior, `point` plugs in its mean.
         prior_concentration: alpha_0 > 0; below 1 favours few units, above 1 equal ones.
         init_concentration: phi at the start; large means little noise.
-        kl_weight: factor of the KL; 1 is the evidence lower bound, `auto` is N / 200 for N examples, within [1, 100]:
+        beta: factor of the KL; 1 is the evidence lower bound, `auto` is N / 200 for N examples, within [1, 100]:
             stronger than the bound, as served ResNet-20 best, but not so strong that few examples drown in it.
         warmup: fraction of the learning over which the KL's weight rises from 0.
         epochs: passes over the data (each group's own passes if not `joint`).
@@ -67,10 +68,12 @@ class DirichletPruning(PosteriorMethod, name="dirichlet"):
         loss_reduction: `mean_loss` over samples (the bound), or `loss_of_mean` outputs (as released).
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {**PosteriorMethod.renamed, "kl_weight": "beta"}
+
     estimator: Literal["mc", "point"] = "mc"
     prior_concentration: Positive = 0.1
     init_concentration: Concentration = 10.0
-    kl_weight: NonNegative | Literal["auto"] = "auto"
+    beta: NonNegative | Literal["auto"] = "auto"
     warmup: Fraction = 0.5
     epochs: Count = 1
     min_steps: Natural = 200
@@ -93,7 +96,7 @@ class DirichletPruning(PosteriorMethod, name="dirichlet"):
             estimator="mc",
             prior_concentration=0.05,
             init_concentration=0.718,
-            kl_weight=0.0,
+            beta=0.0,
             min_steps=0,
             samples=2,
             scale="none",
@@ -120,7 +123,7 @@ class DirichletPruning(PosteriorMethod, name="dirichlet"):
             fallen = 1.0 if self.anneal == 0 else min(1.0, progress / self.anneal)
             posterior.capacity = 1 - (1 - self.kept_fraction) * fallen
 
-    def complexity_weight(self, progress: float, num_data: int) -> float:
-        """kl_weight times the linear warm-up at `progress` in [0, 1]."""
-        strength = min(100.0, max(1.0, num_data / 200)) if self.kl_weight == "auto" else self.kl_weight
+    def beta_at(self, progress: float, num_data: int) -> float:
+        """beta times the linear warm-up at `progress` in [0, 1]."""
+        strength = min(100.0, max(1.0, num_data / 200)) if self.beta == "auto" else self.beta
         return strength * (1.0 if self.warmup == 0 else min(1.0, progress / self.warmup))

@@ -12,17 +12,17 @@ What is the paper's and what is ours
     regulariser, rule and schedule below are a derivation that has these properties, not the authors' text.
 
 Objective of stage l (minimised, per example)
-    loss(net(x; theta*_<l, theta_l), y) + kappa * w(t) / N * sum_j 1/2 log(1 + mu_j^2 / eps^2)
+    loss(net(x; theta*_<l, theta_l), y) + beta * w(t) / N * sum_j 1/2 log(1 + mu_j^2 / eps^2)
     with theta* the folded, pruned stages before l and w a ramp from 0 to 1. The prior is N(0, lambda_j) with lambda_j
-    at its type-II maximum likelihood given theta*_<l; kappa = 1 is the evidence lower bound.
+    at its type-II maximum likelihood given theta*_<l; beta = 1 is the evidence lower bound.
 
 Decision
     A unit goes if sqrt(mu^2 + eps^2) <= 3 eps: no budget, no threshold to tune. With a budget the counts come from the
     allocation, and the noise only says which.
 
 Settings that matter
-    kappa (more = smaller), epochs, train_weights (the layers from the reader on adapt while the noise is learned).
-    `complexity_per="position"`, for fewer MACs in convolutions and with a smaller kappa: the term of unit j in the sum
+    beta (more = smaller), epochs, train_weights (the layers from the reader on adapt while the noise is learned).
+    `complexity_per="position"`, for fewer MACs in convolutions and with a smaller beta: the term of unit j in the sum
     above times the positions of an example at which it is gated; `"root"`, the root of it, lies between.
     `simultaneous=True` learns all layers' noise at once: the ablation the paper argues against.
 

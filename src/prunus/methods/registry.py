@@ -32,7 +32,7 @@ def resolve(method: Method | type[Method] | str, settings: Sequence[str] = ()) -
         ConfigError: the name or a setting is not known, or what a text names is no method.
 
     Example:
-        >>> resolve("rbp", ["kappa=10"]).kappa
+        >>> resolve("rbp", ["beta=10"]).beta
         10.0
         >>> resolve("prunus.methods:DirichletPruning.as_released").scale
         'none'

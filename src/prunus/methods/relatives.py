@@ -6,10 +6,11 @@ Idea
     a model without the unit that has more evidence (BMRS).
 
 Objective (minimised, per example)
-    E_q[ loss(net(x; z), y) ] + kappa * w(t) / N * sum over units of the posterior's complexity
+    E_q[ loss(net(x; z), y) ] + beta * w(t) / N * sum over units of the posterior's complexity
 
     (with `complexity_per="position"`, as the information bottleneck has it by default, times the positions of an
-    example at which the unit is gated)
+    example at which the unit is gated). For beta / N the paper on L0 writes lambda; the one on the information
+    bottleneck has a gamma for every layer in its place.
 
 When to use
     As baselines. Each can also be run layer by layer with `simultaneous=False`.

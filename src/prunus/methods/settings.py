@@ -1,4 +1,4 @@
-"""A method's settings given as text: `kappa=10`, `train_weights=none`, `temperature=5,0.5`."""
+"""A method's settings given as text: `beta=10`, `train_weights=none`, `temperature=5,0.5`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from prunus.errors import ConfigError
 from prunus.runtime.fields import hints_of, named
+from prunus.runtime.oldnames import warn_of_old
 
 Configuration = TypeVar("Configuration")
 
@@ -25,6 +26,9 @@ def configure(kind: type[Configuration], settings: Sequence[str], **given: Any) 
 
     Raises:
         ConfigError: an unknown or repeated name, or a value that is not of the field's type or range.
+
+    Warns:
+        DeprecationWarning: a name that the setting had in an earlier release.
     """
     found = {**given, **values_of(kind, settings, given)}
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
@@ -42,6 +46,7 @@ def values_of(kind: type[Any], settings: Sequence[str], given: Container[str] = 
     found: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = (part.strip() for part in setting.partition("="))
+        name = _present(kind, name)
         where = f"setting {setting!r}"
         if not equals or not text:
             raise ConfigError(where, "it must be NAME=VALUE", _advice(name, allowed))
@@ -56,6 +61,15 @@ def values_of(kind: type[Any], settings: Sequence[str], given: Container[str] = 
         except (ValueError, TypeError):
             raise ConfigError(where, f"{text!r} can't be its value", f"give {named(hints[name])}") from None
     return found
+
+
+def _present(kind: type[Any], name: str) -> str:
+    """The name that a setting has now, with a warning if it had another."""
+    now = getattr(kind, "renamed", {}).get(name)
+    if now is None or now not in {f.name for f in fields(kind)}:
+        return name
+    warn_of_old(f"the setting {name}", now, stacklevel=4)
+    return str(now)
 
 
 def as_text(config: Any) -> list[str]:

@@ -140,9 +140,9 @@ def _check_settings(name: str, kind: type[Method], method: Method) -> None:
 
 def _check_schedule(name: str, method: PosteriorMethod) -> None:
     for progress in (0.0, 0.5, 1.0):
-        weight = method.complexity_weight(progress, EXAMPLES)
+        weight = method.beta_at(progress, EXAMPLES)
         fits = isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0
-        demand(fits, f"{name}.complexity_weight({progress}, {EXAMPLES}) is {weight}: it must be a number, 0 or more")
+        demand(fits, f"{name}.beta_at({progress}, {EXAMPLES}) is {weight}: it must be a number, 0 or more")
     weight = method.unit_weight(9)
     demand(math.isfinite(weight) and weight >= 0, f"{name}.unit_weight(9) is {weight}: it must be a number, 0 or more")
     demand(method.passes(10) >= 1, f"{name}.passes(10) is {method.passes(10)}: at least one pass over the data")

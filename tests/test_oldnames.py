@@ -1,0 +1,73 @@
+"""Settings and attributes of the release before: they do what they did, and say their new names."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from prunus.errors import ConfigError
+from prunus.methods.base import StagedMethod
+from prunus.methods.dirichlet import DirichletPruning
+from prunus.methods.rbp import RecursiveBayesianPruning
+from prunus.methods.registry import resolve
+from prunus.posteriors.base import DecidingPosterior
+
+OLD: list[tuple[Any, str]] = [(DirichletPruning, "kl_weight"), (RecursiveBayesianPruning, "kappa")]
+
+
+@pytest.mark.parametrize(("kind", "old"), OLD)
+def test_the_old_names_of_beta_are_taken_everywhere(kind: Any, old: str) -> None:
+    new = kind(beta=3.0)
+    with pytest.warns(DeprecationWarning, match=r"next release: write beta=3\.0") as told:
+        assert kind(**{old: 3.0}) == new
+    assert told[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="write beta"):
+        assert replace(kind(beta=9.0), **{old: 3.0}) == new
+    with pytest.warns(DeprecationWarning, match="write beta"):
+        assert resolve(kind.name, [f"{old}=3"]) == new
+    with pytest.warns(DeprecationWarning, match="write beta") as told:
+        assert getattr(new, old) == 3.0
+    assert told[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="write beta_at"):
+        assert new.complexity_weight(1.0, 1000) == new.beta_at(1.0, 1000) == 3.0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("kind", "old"), OLD)
+def test_both_spellings_together_are_refused(kind: Any, old: str) -> None:
+    with pytest.raises(ConfigError, match="give beta alone"):
+        kind(beta=1.0, **{old: 1.0})
+    with pytest.raises(ConfigError, match="set twice"):
+        resolve(kind.name, ["beta=1", f"{old}=1"])
+    with pytest.raises(ConfigError, match=r"not allowed|not be negative|not negative"):
+        kind(**{old: -1.0})
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_other_names_are_unknown_as_ever_and_copies_say_nothing() -> None:
+    method = RecursiveBayesianPruning(beta=2.0)
+    with pytest.raises(AttributeError, match="'kapa'"):
+        method.kapa  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(TypeError, match="kl_weight"):
+        RecursiveBayesianPruning(kl_weight=1.0)  # type: ignore[call-arg]
+    assert method == copy.deepcopy(method) == pickle.loads(pickle.dumps(method))
+
+
+def test_a_class_that_defines_the_old_names_has_the_new_ones() -> None:
+    with pytest.warns(DeprecationWarning, match=r"Own\.(complexity_weight|kappa).*write beta"):
+
+        @dataclass(frozen=True)
+        class Own(StagedMethod):
+            kappa: float = 7.0
+
+            def posterior(self, units: int) -> DecidingPosterior:
+                raise NotImplementedError
+
+            def complexity_weight(self, progress: float, num_data: int) -> float:
+                return 2 * self.beta
+
+    assert (Own().beta, Own(beta=3.0).beta_at(0.0, 10)) == (7.0, 6.0)
