@@ -77,7 +77,7 @@ def save(
     Raises:
         ArtifactError: the folder exists and is no artifact, or the disk refuses; nothing has changed then.
         ConfigError: no model, or metrics that are no numbers or texts.
-        PlanError: no plan.
+        ConfigError: no plan.
 
     Example:
         >>> net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8)
