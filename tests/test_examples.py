@@ -23,7 +23,7 @@ SHOWN = [
 ]
 
 
-@pytest.mark.parametrize("thing", [*(getattr(prunus, name) for name in SHOWN), evaluate, finetune], ids=str)
+@pytest.mark.parametrize("thing", [*(getattr(prunus, name) for name in SHOWN), evaluate, finetune], ids=lambda thing: thing.__name__)
 def test_a_public_name_shows_an_example_that_runs(thing: object) -> None:
     text = inspect.getdoc(thing) or ""
     assert "\nExample:\n    >>> " in text
