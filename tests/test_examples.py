@@ -23,7 +23,10 @@ SHOWN = [
 ]
 
 
-@pytest.mark.parametrize("thing", [*(getattr(prunus, name) for name in SHOWN), evaluate, finetune], ids=lambda thing: thing.__name__)
+THINGS = {name: getattr(prunus, name) for name in SHOWN} | {"evaluate": evaluate, "finetune": finetune}
+
+
+@pytest.mark.parametrize("thing", THINGS.values(), ids=THINGS)
 def test_a_public_name_shows_an_example_that_runs(thing: object) -> None:
     text = inspect.getdoc(thing) or ""
     assert "\nExample:\n    >>> " in text
