@@ -60,7 +60,7 @@ def api() -> SimpleNamespace:
             model, x, method=method, target=target, data=data, loss_fn=loss_fn, seed=SEED, progress=False
         )
         proof = None if done.plan.patterns else done.verification
-        return SimpleNamespace(**vars(done.masked), model=done.model, proof=proof)
+        return SimpleNamespace(**by_field(done.masked), model=done.model, proof=proof)
 
     def pruned(model: nn.Module, x: Tensor, *, checkpoint: Any = None, **options: Any) -> Any:
         """`prune` with its options as the names of the runs call them."""
@@ -201,6 +201,12 @@ def loss(outputs: Tensor, targets: Tensor, reduction: str = "mean", label_smooth
     )
 
 
+def by_field(value: Any) -> Record:
+    """The fields of a dataclass, under the names that they had when the first golden file was written."""
+    before = {now: old for old, now in getattr(value, "renamed", {}).items()}
+    return {before.get(f.name, f.name): getattr(value, f.name) for f in fields(value)}
+
+
 def plain(value: Any) -> Any:
     """Anything as JSON that tells every bit: tensors as digests, floats as text, modules by their state."""
     value = value.state_dict() if isinstance(value, nn.Module) else value
@@ -211,7 +217,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()[:16]
     if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.name != "seconds"}
+        return {name: plain(part) for name, part in by_field(value).items() if name != "seconds"}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

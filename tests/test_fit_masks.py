@@ -49,9 +49,9 @@ def test_a_planted_support_is_found() -> None:
     assert result.history[-1].confidence["0"] > result.history[0].confidence["0"]
     assert result.history[-1].flips["0"] < result.history[0].flips["0"]
     assert result.history[-1].entropy["0"] < result.history[0].entropy["0"]
-    assert result.history[-1].inclusion["0"] > result.history[0].inclusion["0"]
-    assert torch.allclose(result.inclusion["0"].sum(1), torch.full((len(support),), 3.0))
-    assert float(result.inclusion["0"][support].mean()) > 0.95
+    assert result.history[-1].keep_probability["0"] > result.history[0].keep_probability["0"]
+    assert torch.allclose(result.keep_probability["0"].sum(1), torch.full((len(support),), 3.0))
+    assert float(result.keep_probability["0"][support].mean()) > 0.95
 
 
 def test_the_mask_of_a_frozen_network_is_found() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from prunus.errors import ConfigError
+from prunus.files.stagefile import Stage
+from prunus.learning.findings import MaskEpoch
 from prunus.methods.base import StagedMethod
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
@@ -71,3 +73,15 @@ def test_a_class_that_defines_the_old_names_has_the_new_ones() -> None:
                 return 2 * self.beta
 
     assert (Own().beta, Own(beta=3.0).beta_at(0.0, 10)) == (7.0, 6.0)
+
+
+def test_results_answer_to_their_old_names() -> None:
+    stage = Stage(("0",), (2,), (1,), (1,), {"0": (0.5, 2.0)}, {"0": (0.1, 0.9)}, 0.3, 0.0)
+    epoch = MaskEpoch(0.3, {}, {}, {}, {}, {"0": 0.7})
+    for found, old, now in (
+        (stage, "importance", "score"),
+        (stage, "probability", "keep_probability"),
+        (epoch, "inclusion", "keep_probability"),
+    ):
+        with pytest.warns(DeprecationWarning, match=f"{old} goes with the next release: write {now}"):
+            assert getattr(found, old) is getattr(found, now)

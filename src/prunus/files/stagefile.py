@@ -7,14 +7,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from prunus.errors import ArtifactError, first_line
 from prunus.files.resumable import check_fits, check_same_run, read_checked, refusal, write_checked
+from prunus.runtime.oldnames import OldNames
 
-FORMAT = "prunus-stages-2"
+FORMAT = "prunus-stages-3"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(OldNames):
     """What one stage found.
 
     Attributes:
@@ -53,18 +54,20 @@ class Stage:
         units: units of each before.
         kept: units of each that stayed.
         natural: units of each that the noise itself would have kept; other than `kept` under a budget or at the floor.
-        importance: the posterior's score of every unit, by group.
-        probability: the posterior probability of every unit to be among those that stayed, by group.
+        score: the posterior's score of every unit, by group.
+        keep_probability: the posterior probability of every unit to be among those that stayed, by group.
         loss: mean loss of the last epoch of the learning.
         error: relative difference between the smaller network and the masked one, folded.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"importance": "score", "probability": "keep_probability"}
 
     groups: tuple[str, ...]
     units: tuple[int, ...]
     kept: tuple[int, ...]
     natural: tuple[int, ...]
-    importance: Mapping[str, tuple[float, ...]]
-    probability: Mapping[str, tuple[float, ...]]
+    score: Mapping[str, tuple[float, ...]]
+    keep_probability: Mapping[str, tuple[float, ...]]
     loss: float
     error: float
 
@@ -159,7 +162,7 @@ def _check(state: StageState, order: Sequence[Sequence[str]]) -> None:
         raise ValueError("it keeps units of other groups")
     for stage in state.stages:
         for name, units, kept, natural in zip(stage.groups, stage.units, stage.kept, stage.natural, strict=True):
-            chosen, values = state.kept[name], (*stage.importance[name], *stage.probability[name])
+            chosen, values = state.kept[name], (*stage.score[name], *stage.keep_probability[name])
             possible = all(type(i) is int and 0 <= i < units for i in chosen) and len(set(chosen)) == len(chosen)
             if not possible or len(chosen) != kept or not 0 < kept <= units or not 0 <= natural <= units:
                 raise ValueError(f"impossible units of {name!r}")

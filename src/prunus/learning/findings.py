@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,9 +12,10 @@ from prunus.files.stagefile import Stage
 from prunus.masks.activations import QuantizedInput
 from prunus.masks.patterns import Layout
 from prunus.posteriors.base import Posterior
+from prunus.runtime.oldnames import OldNames
 
 
-class Findings:
+class Findings(OldNames):
     """What a method found out: `Scores` of units, or `LearnedMasks` inside weights."""
 
     method: str
@@ -43,7 +45,7 @@ class Scores(Findings):
 
 
 @dataclass(frozen=True)
-class MaskEpoch:
+class MaskEpoch(OldNames):
     """What the masks looked like after an epoch; per layer.
 
     Attributes:
@@ -52,15 +54,17 @@ class MaskEpoch:
         diversity: generalised Jensen-Shannon divergence of the rows, nats.
         flips: expected share of the kept that the next draw replaces.
         entropy: mean over the rows of the entropy of softmax(logits / c), nats.
-        inclusion: mean probability of the most probable mask's elements to be drawn.
+        keep_probability: mean probability of the most probable mask's elements to be drawn.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"inclusion": "keep_probability"}
 
     loss: float
     confidence: Mapping[str, float]
     diversity: Mapping[str, float]
     flips: Mapping[str, float]
     entropy: Mapping[str, float]
-    inclusion: Mapping[str, float]
+    keep_probability: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,9 @@ class LearnedMasks(Findings):
         masks: bool [R, n] by layer, k True in every row.
         layouts: how each mask lies on its layer's weight.
         logits: what was learned, fp32 [R, n] by layer.
-        inclusion: probability of every element to be drawn at the last noise, fp32 [R, n] by layer, rows sum to k;
-            estimated from 50 draws, so to 0.07 at worst (one standard error). Empty if nothing was drawn.
+        keep_probability: probability of every element to be drawn at the last noise (inclusion probability), by layer
+            fp32 [R, n], rows sum to k; estimated from 50 draws, so to 0.07 at worst (one standard error). Empty if
+            nothing was drawn.
         inputs: the grids that the layers' inputs lie on, by layer; empty without `activation_bits`. They are not in
             the model: `quantized_inputs` puts them around it, the int8 ONNX export writes them down.
         history: one entry per epoch of drawing; entry 0 is before the first. Empty if nothing was drawn.
@@ -81,10 +86,12 @@ class LearnedMasks(Findings):
         method: name of the method.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"inclusion": "keep_probability"}
+
     masks: Mapping[str, Tensor]
     layouts: Mapping[str, Layout]
     logits: Mapping[str, Tensor]
-    inclusion: Mapping[str, Tensor]
+    keep_probability: Mapping[str, Tensor]
     inputs: Mapping[str, QuantizedInput]
     history: tuple[MaskEpoch, ...]
     sampled_loss: float

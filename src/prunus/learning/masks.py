@@ -49,7 +49,7 @@ from prunus.runtime.seeds import seeded
 from prunus.runtime.training import Training, only_trainable
 from prunus.surgery.configuration import keep_configuration_true_
 
-INCLUSION_DRAWS = 50
+KEEP_DRAWS = 50
 """Masks from which the result's inclusion probabilities are estimated."""
 
 
@@ -146,7 +146,7 @@ def learn_masks(
         with quantized_inputs(work, grids), attach(work, masks) as attached, gates:
             history = draw(work, attached, run)
             sampled = settle(work, attached, run)
-            inclusion = {n: _inclusion(m, seed) for n, m in masks.items() if history}
+            likely = {n: _keep_probability(m, seed) for n, m in masks.items() if history}
         work, left, proof = _without_filters(work, masks, problem)
         with quantized_inputs(work, grids), attach(work, left) as attached:
             fixed = tune(work, attached, run)
@@ -155,7 +155,7 @@ def learn_masks(
         masks={n: m.fixed.cpu() for n, m in masks.items()},
         layouts={n: m.layout for n, m in masks.items()},
         logits={n: m.logits.detach().cpu() for n, m in masks.items()},
-        inclusion=inclusion,
+        keep_probability=likely,
         inputs={n: q.cpu().eval() for n, q in grids.items()},
         history=tuple(history),
         sampled_loss=sampled,
@@ -324,9 +324,9 @@ def _observed(masks: MaskSet, loss: float) -> MaskEpoch:
     return MaskEpoch(loss, sure, differ, flips, spread, likely)
 
 
-def _inclusion(mask: MaskedWeight, seed: int) -> Tensor:
+def _keep_probability(mask: MaskedWeight, seed: int) -> Tensor:
     found = inclusion_probabilities(
-        mask.logits, mask.layout.k, noise_scale=mask.noise_scale, draws=INCLUSION_DRAWS, seed=seed
+        mask.logits, mask.layout.k, noise_scale=mask.noise_scale, draws=KEEP_DRAWS, seed=seed
     )
     return found.float()
 

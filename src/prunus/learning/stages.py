@@ -127,9 +127,7 @@ def prune_in_stages(
         if path is not None and rank() == 0:
             save_stages(path, identity, StageState(state.kept, state.stages, current.state_dict(), worst))
     assert verification is not None
-    values = {
-        n: torch.tensor(v, dtype=torch.float32, device="cpu") for s in state.stages for n, v in s.importance.items()
-    }
+    values = {n: torch.tensor(v, dtype=torch.float32, device="cpu") for s in state.stages for n, v in s.score.items()}
     scores = Scores(values, posteriors, method.name, tuple(s.loss for s in state.stages), method.cost_exponent)
     return Recursion(current, state.kept, tuple(state.stages), scores, verification)
 
@@ -191,8 +189,8 @@ def _stage(
         units=tuple(g.units for g in groups),
         kept=tuple(len(kept[n]) for n in names),
         natural=tuple(natural[n] for n in names),
-        importance={n: tuple(scores.values[n].tolist()) for n in names},
-        probability={n: tuple(posteriors[n].keep_probability(len(kept[n]), seed=seed).tolist()) for n in names},
+        score={n: tuple(scores.values[n].tolist()) for n in names},
+        keep_probability={n: tuple(posteriors[n].keep_probability(len(kept[n]), seed=seed).tolist()) for n in names},
         loss=scores.history[-1],
         error=proof.max_error,
     )

@@ -138,7 +138,7 @@ def _in_stages(method: StagedMethod, problem: Problem) -> Result:
     probability = {
         n: torch.tensor(p, dtype=torch.float32, device="cpu")
         for stage in done.stages
-        for n, p in stage.probability.items()
+        for n, p in stage.keep_probability.items()
         if len(done.kept[n]) < len(p)
     }
     final = Plan.from_kept(

@@ -42,16 +42,16 @@ def draw_stages(stages: Sequence[Stage]) -> dict[str, bytes]:
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
-    groups = [(n, s.importance[n], k) for s in stages for n, k in zip(s.groups, s.kept, strict=True)]
+    groups = [(n, s.score[n], k) for s in stages for n, k in zip(s.groups, s.kept, strict=True)]
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
     figure = _figure(3.2 * columns, 2.4 * rows + 2.6)
     halves: Any = figure.subfigures(2, 1, height_ratios=[2.4 * rows, 2.6])
     upper, lower = halves
     axes = upper.subplots(rows, columns, squeeze=False).reshape(-1)
-    for axis, (name, importance, kept) in zip(axes, groups, strict=False):
-        axis.hist(importance, bins=30, color="#3b6ea5")
-        ordered = sorted(importance, reverse=True)
+    for axis, (name, scores, kept) in zip(axes, groups, strict=False):
+        axis.hist(scores, bins=30, color="#3b6ea5")
+        ordered = sorted(scores, reverse=True)
         if kept < len(ordered):
             axis.axvline((ordered[kept - 1] + ordered[kept]) / 2, color="#c0392b", linewidth=1.2)
         axis.set_title(f"{name}: {kept} of {len(ordered)}", fontsize=9)
@@ -61,7 +61,7 @@ def draw_stages(stages: Sequence[Stage]) -> dict[str, bytes]:
         axis.axis("off")
     upper.supxlabel("score of a unit; right of the line stays", fontsize=8)
     chain = lower.subplots()
-    shares = [100 * kept / len(importance) for _, importance, kept in groups]
+    shares = [100 * kept / len(scores) for _, scores, kept in groups]
     chain.bar(range(len(groups)), shares, color="#3b6ea5")
     chain.set_xticks(range(len(groups)), [name for name, _, _ in groups], rotation=45, ha="right", fontsize=7)
     chain.set_ylabel("units kept, %", fontsize=8)
@@ -109,7 +109,7 @@ def _learning(masked: LearnedMasks) -> Any:
         "entropy": "entropy of a row, nats",
         "confidence": "confidence (1: k elements share the mass)",
         "diversity": "diversity of the rows, nats",
-        "inclusion": "chance of what is likeliest kept",
+        "keep_probability": "chance of what is likeliest kept",
         "flips": "kept that the next draw replaces",
         "loss": "training loss of drawn masks",
     }

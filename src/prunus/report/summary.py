@@ -19,8 +19,11 @@ from prunus.methods.base import Method
 from prunus.plan.plan import Plan
 from prunus.proof.verification import Verification
 
-METRICS = ("confidence", "diversity", "flips", "entropy", "inclusion")
-"""Of the masks, after the last epoch of drawing."""
+METRICS = {m: m for m in ("confidence", "diversity", "flips", "entropy")} | {"inclusion": "keep_probability"}
+"""Of the masks, after the last epoch of drawing: key in the summary -> attribute."""
+
+STAGE = {"score": "importance"}
+"""Attributes of a stage that have another key in the summary."""
 
 
 class Outcome(Protocol):
@@ -89,7 +92,9 @@ def _told(findings: Findings, method: Method, dense: nn.Module, result: Outcome)
 @_told.register
 def _of_units(findings: Scores, method: Method, dense: nn.Module, result: Outcome) -> dict[str, Any]:
     return {
-        "stages": [{k: v for k, v in vars(s).items() if k != "probability"} for s in findings.stages],
+        "stages": [
+            {STAGE.get(k, k): v for k, v in vars(s).items() if k != "keep_probability"} for s in findings.stages
+        ],
         "undecided": {g.name: len(g.undecided) for g in result.plan.groups},
     }
 
@@ -106,6 +111,6 @@ def _of_masks(findings: LearnedMasks, method: Method, dense: nn.Module, result: 
             "density": findings.layouts[name].density,
             "dense_bytes": 4 * weights,
             "stored_bytes": mask.stored_bytes(weights // mask.mask.numel()),
-            **{metric: None if last is None else getattr(last, metric)[name] for metric in METRICS},
+            **{key: None if last is None else getattr(last, metric)[name] for key, metric in METRICS.items()},
         }
     return {"layers": layers, "loss_of_draws": findings.sampled_loss, "loss_of_fixed": findings.fixed_loss}

@@ -53,10 +53,10 @@ def check_masks(name: str, method: MaskMethod) -> None:
     lost = int((weight.abs().masked_fill(mask, 0).sum(1) > 0).sum())
     told = f"{name} keeps zeros and lets go of the only weight that carries anything, in {lost} of {len(mask)} rows"
     demand(lost == 0, f"{told}: a larger logit must mean keep")
-    for layer, inclusion in masks.inclusion.items():
-        summed = bool(((inclusion.sum(1) - KEPT).abs() < 1e-3).all())
-        told = f"{name}: the inclusion probabilities of {layer} must lie between 0 and 1, each row summing to {KEPT}"
-        demand(summed and bool(((inclusion >= 0) & (inclusion <= 1)).all()), told)
+    for layer, likely in masks.keep_probability.items():
+        summed = bool(((likely.sum(1) - KEPT).abs() < 1e-3).all())
+        told = f"{name}: keep_probability of {layer} must lie between 0 and 1, and sum to {KEPT} in each row"
+        demand(summed and bool(((likely >= 0) & (likely <= 1)).all()), told)
     same = torch.equal(mask, _masks(name, again).masks[GROUP])
     same = same and not _different(result.model.state_dict(), again.model.state_dict())
     demand(same, f"{name}: the same seed gave two results; nothing but the seed may decide, no global random state")
