@@ -23,7 +23,7 @@ from options import Parser
 from prunus import trace
 from prunus.masks.filter_masks import MaskedUnits
 from prunus.masks.filters import gated_filters
-from prunus.masks.layers import MaskedWeight, attach, layer_of
+from prunus.masks.layers import MaskedWeight, layer_of, masked_weights
 from prunus.measure.memory import LiveBytes
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from record import interleaved, ratio, write
@@ -103,7 +103,7 @@ def main() -> None:
         layers = masked_layers(masked, kind)
         masks = DynamicProbabilisticPruning(pattern=pattern, resample_every=shared).masks(masked, layers)
         weights = 4 * sum(layer_of(masked, n).weight.numel() for n in layers)
-        with attach(masked, masks), gates_of(masked, make(), masks, shape):
+        with masked_weights(masked, masks), gates_of(masked, make(), masks, shape):
             models = {"plain": plain, "dpp": masked}
             adam = {n: torch.optim.Adam(m.parameters(), lr=1e-6, fused=True) for n, m in models.items()}
             steps = {n: step_of(m, adam[n], x, y) for n, m in models.items()}

@@ -15,7 +15,7 @@ from masked import masked
 from prunus.errors import ConfigError
 from prunus.masks.filter_masks import MaskedUnits
 from prunus.masks.filters import gated_filters, plan_of_filters
-from prunus.masks.layers import attach, layer_of
+from prunus.masks.layers import layer_of, masked_weights
 from prunus.masks.sampling import gumbel, sample
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
 from prunus.proof.apply import apply_
@@ -52,8 +52,8 @@ def test_masked_filters_are_filters_taken_out(kind: str) -> None:
     graph = prunus.trace(model, X)
     masks = FILTERS.masks(model, ["0", "3"])
     kept = torch.tensor([[True, True, False, True, False, False, True, False]])
-    with attach(model, masks) as attached, gated_filters(model, graph, units(masks)):
-        attached.settle_({"0": kept, "3": torch.tensor([[False, True, True, False, False, True]])})
+    with masked_weights(model, masks) as attached, gated_filters(model, graph, units(masks)):
+        attached.freeze_({"0": kept, "3": torch.tensor([[False, True, True, False, False, True]])})
         masked = model(X)
     dense = model(X)
     small = apply_(copy.deepcopy(model), plan_of_filters(graph, {n: m.fixed for n, m in masks.items()}))
@@ -74,7 +74,7 @@ def test_the_gradient_is_that_of_the_masked_output_of_the_norm() -> None:
     masks = FILTERS.masks(model, ["0"], seed=2)
     mask = masks["0"]
     mask.temperature, mask.noise_scale = 0.7, 0.5
-    with attach(model, masks), gated_filters(model, graph, units(masks)):
+    with masked_weights(model, masks), gated_filters(model, graph, units(masks)):
         found = torch.autograd.grad(F.cross_entropy(model(X), Y), mask.logits)[0]
     drawn = sample(mask.logits, 4, gumbel(1, 8, (mask.seed, 0)), temperature=0.7, noise_scale=0.5)
     hidden = nn.Sequential(*list(model)[:3])(X) * drawn.reshape(1, 8, 1, 1)  # type: ignore[call-overload]
@@ -90,7 +90,7 @@ def test_every_example_gets_a_mask_of_its_own() -> None:
     masks = replace(FILTERS, curvature=False).masks(model, ["0"], seed=2)
     mask = masks["0"]
     mask.temperature, mask.noise_scale = 0.7, 2.0
-    with attach(model, masks), gated_filters(model, graph, units(masks), "example"):
+    with masked_weights(model, masks), gated_filters(model, graph, units(masks), "example"):
         found = torch.autograd.grad(F.cross_entropy(model(X), Y), mask.logits)[0]
     drawn = sample(mask.logits.expand(8, -1), 4, gumbel(8, 8, (mask.seed, 0)), temperature=0.7, noise_scale=2.0)
     assert len(drawn.unique(dim=0)) > 1
@@ -99,8 +99,8 @@ def test_every_example_gets_a_mask_of_its_own() -> None:
     loss = F.cross_entropy(nn.Sequential(*list(model)[3:])(hidden), Y)  # type: ignore[call-overload]
     wanted = torch.autograd.grad(loss, mask.logits)[0]
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-7)
-    with attach(model, masks) as attached, gated_filters(model, graph, units(masks), "example"):
-        attached.mode_("mode")
+    with masked_weights(model, masks) as attached, gated_filters(model, graph, units(masks), "example"):
+        attached.mode_("likeliest")
         assert units(masks)["0"].multipliers(8).shape == (1, 8), "nothing is drawn"
 
 
@@ -129,7 +129,7 @@ def test_statistics_of_filters_that_are_not_drawn_go_on() -> None:
     model = network(nn.Conv2d(4, 8, 3)).train()
     plain = copy.deepcopy(model)
     graph, masks = prunus.trace(model, X), FILTERS.masks(model, ["0"])
-    with attach(model, masks), gated_filters(model, graph, units(masks)):
+    with masked_weights(model, masks), gated_filters(model, graph, units(masks)):
         model(X)
     plain(X)
     assert torch.equal(model[1].running_var, plain[1].running_var)  # type: ignore[index]

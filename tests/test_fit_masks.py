@@ -16,7 +16,7 @@ from prunus.data.evaluation import mean_loss
 from prunus.errors import ConfigError, DataError
 from prunus.learning.masks import learn_masks
 from prunus.learning.problem import Problem
-from prunus.masks.layers import MaskedWeight, MaskSet, attach, layer_of
+from prunus.masks.layers import MaskedWeight, MaskSet, layer_of, masked_weights
 from prunus.masks.patterns import Pattern
 from prunus.masks.sampling import gumbel, largest, sample
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_masks_and_weights() -> None:
 def test_every_draw_in_training_is_new_and_exact_and_eval_is_the_mode() -> None:
     model, _ = convolutional()
     mask = DPP(pattern="weight 25%", prior=0.0).masks(model, ["3"])["3"]
-    with attach(model, {"3": mask}):
+    with masked_weights(model, {"3": mask}):
         model.train()
         draws = [layer_of(model, "3").weight.detach() != 0 for _ in range(3)]
         assert all(bool((d.flatten(1).sum(1) == 18).all()) for d in draws)
@@ -184,7 +184,7 @@ def test_grids_follow_output_channels_in_transposed_convolutions_too() -> None:
     layer = nn.ConvTranspose2d(4, 3, 2)
     layout = Pattern.parse("weight 50%").layout(layer, "l")
     mask = MaskedWeight(layout, torch.randn(layout.rows, layout.n), bits=4)
-    mask.settle_()
+    mask.freeze_()
     on_grid = layout.form.rows(mask(layer.weight).detach())
     for channel in on_grid:
         step = channel.abs().max() / 7

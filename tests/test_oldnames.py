@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from prunus.errors import ConfigError
 from prunus.files.stagefile import Stage
 from prunus.learning.findings import MaskEpoch
+from prunus.masks import layers
+from prunus.masks.patterns import Pattern
 from prunus.methods.base import StagedMethod
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
@@ -85,3 +89,20 @@ def test_results_answer_to_their_old_names() -> None:
     ):
         with pytest.warns(DeprecationWarning, match=f"{old} goes with the next release: write {now}"):
             assert getattr(found, old) is getattr(found, now)
+
+
+def test_functions_and_modules_answer_to_their_old_names() -> None:
+    for old, now in (("attach", "masked_weights"), ("bake_", "make_permanent_")):
+        with pytest.warns(DeprecationWarning, match=f"write {now}") as told:
+            assert getattr(layers, old) is getattr(layers, now)
+        assert told[0].filename == __file__
+    with pytest.raises(AttributeError, match="'bake'"):
+        layers.bake  # type: ignore[attr-defined]  # noqa: B018
+    masks = layers.MaskSet(
+        {"a": layers.MaskedWeight(Pattern.parse("2:4").layout(nn.Linear(8, 2), "a"), torch.randn(4, 4))}
+    )
+    for settle in (lambda: masks.settle_(), lambda: masks.masks["a"].settle_()):  # type: ignore[attr-defined]
+        masks.mode_("likeliest")
+        with pytest.warns(DeprecationWarning, match="write freeze_"):
+            settle()
+        assert masks.masks["a"].mode == "fixed"

@@ -1,4 +1,4 @@
-"""Learning masks inside weights: draw, settle on the best, cut what whole filters leave, tune the survivors."""
+"""Learning masks inside weights: draw, fix the best, cut what whole filters leave, tune the survivors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prunus.learning.problem import Learning, Problem
 from prunus.masks.activations import QuantizedInput, quantized_inputs
 from prunus.masks.filter_masks import MaskedUnits
 from prunus.masks.filters import check_filters, gated_filters, plan_of_filters, sole_writers
-from prunus.masks.layers import MaskedWeight, MaskSet, attach, bake_, layer_of
+from prunus.masks.layers import MaskedWeight, MaskSet, layer_of, make_permanent_, masked_weights
 from prunus.masks.maskable import maskable_layers
 from prunus.masks.metrics import (
     confidence,
@@ -143,14 +143,14 @@ def learn_masks(
         # Masks draw from seeds of their own.
         grids = {n: QuantizedInput(method.activation_bits).to(device) for n in masks} if method.activation_bits else {}
         run = _Run(method, learning, grids, bar)
-        with quantized_inputs(work, grids), attach(work, masks) as attached, gates:
+        with quantized_inputs(work, grids), masked_weights(work, masks) as attached, gates:
             history = draw(work, attached, run)
-            sampled = settle(work, attached, run)
+            sampled = freeze(work, attached, run)
             likely = {n: _keep_probability(m, seed) for n, m in masks.items() if history}
         work, left, proof = _without_filters(work, masks, problem)
-        with quantized_inputs(work, grids), attach(work, left) as attached:
+        with quantized_inputs(work, grids), masked_weights(work, left) as attached:
             fixed = tune(work, attached, run)
-        bake_(work, left)
+        make_permanent_(work, left)
     found = LearnedMasks(
         masks={n: m.fixed.cpu() for n, m in masks.items()},
         layouts={n: m.layout for n, m in masks.items()},
@@ -170,19 +170,19 @@ def draw(model: nn.Module, masks: MaskSet, run: _Run) -> list[MaskEpoch]:
     return _train(model, masks, run, range(run.method.epochs), drawing=True)
 
 
-def settle(model: nn.Module, masks: MaskSet, run: _Run) -> float:
+def freeze(model: nn.Module, masks: MaskSet, run: _Run) -> float:
     """Fix the most probable masks, or the best of several; the mean loss of the drawn ones."""
-    masks.mode_("mode")
+    masks.mode_("likeliest")
     best = {n: largest(m.logits.detach(), m.layout.k) for n, m in masks.masks.items()}
     lowest = run.loss(model) if run.method.best_of > 1 else math.inf
     losses = []
     for number in range(run.method.best_of):
         drawn = {n: _draw(m, (m.seed, run.learning.seed, number)) for n, m in masks.masks.items()}
-        masks.settle_(drawn)
+        masks.freeze_(drawn)
         losses.append(run.loss(model))
         if losses[-1] < lowest and run.method.best_of > 1:
             best, lowest = drawn, losses[-1]
-    masks.settle_(best)
+    masks.freeze_(best)
     return sum(losses) / len(losses)
 
 
@@ -264,7 +264,7 @@ def _without_filters(
                 per_channel=mask.per_channel,
                 scheme=mask.scheme,
             )
-            left[name].settle_()
+            left[name].freeze_()
     return small, left, proof
 
 

@@ -1,10 +1,10 @@
-"""Masks on the weights of the user's own module: attached for training, taken off without a trace, or baked in."""
+"""Masks on weights of the user's own module: attached for training, taken off without a trace, or made permanent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,12 @@ from prunus.kernels import masks as kernels
 from prunus.masks.patterns import Layer, Layout, takes_pattern
 from prunus.masks.quantize import Bits, Scheme, quantized
 from prunus.masks.sampling import Order, gumbel, largest, perturb, vector_jacobian
+from prunus.runtime.oldnames import OldNames, old_functions, warn_of_old
 
-Mode = Literal["sample", "mode", "fixed"]
+Mode = Literal["sample", "likeliest", "fixed"]
+
+if not TYPE_CHECKING:  # a type checker would let every misspelt name pass
+    __getattr__ = old_functions(__name__, {"attach": "masked_weights", "bake_": "make_permanent_"})
 
 
 class MaskedWeight(nn.Module):
@@ -27,7 +31,7 @@ class MaskedWeight(nn.Module):
     Attributes:
         logits: fp32 [R, n], learned.
         fixed: bool [R, n], the mask of mode `fixed`.
-        mode: `sample` draws, `mode` takes the k largest logits, `fixed` uses `fixed`; in eval mode sampling is off.
+        mode: `sample` draws, `likeliest` takes the k largest logits, `fixed` uses `fixed`; in eval mode none is drawn.
     """
 
     fixed: Tensor
@@ -89,10 +93,15 @@ class MaskedWeight(nn.Module):
         self._mask = found[1].to(weight.dtype) if wanted else None
         return found[0]
 
-    def settle_(self, mask: Tensor | None = None) -> None:
+    def freeze_(self, mask: Tensor | None = None) -> None:
         """Fix a mask (the most probable one if none is given); from now on nothing is drawn."""
         self.fixed.copy_(largest(self.logits.detach(), self.layout.k) if mask is None else mask)
         self.mode = "fixed"
+
+    def settle_(self, mask: Tensor | None = None) -> None:
+        """The old name of `freeze_`."""
+        warn_of_old("MaskedWeight.settle_", "freeze_", stacklevel=3)
+        self.freeze_(mask)
 
 
 class _Masked(torch.autograd.Function):
@@ -164,8 +173,10 @@ def _in_one_pass(layout: Layout, *tensors: Tensor) -> bool:
     return layout.direct and layout.k < layout.n and kernels.available()
 
 
-class MaskSet:
+class MaskSet(OldNames):
     """The masks on a model's layers, by layer name."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"settle_": "freeze_"}
 
     def __init__(self, masks: Mapping[str, MaskedWeight]) -> None:
         self.masks = dict(masks)
@@ -180,14 +191,14 @@ class MaskSet:
             mask.temperature, mask.noise_scale = temperature, noise_scale
 
     def mode_(self, mode: Mode) -> None:
-        """Draw, take the most probable masks, or use the fixed ones."""
+        """Draw, take the likeliest masks, or use the fixed ones."""
         for mask in self.masks.values():
             mask.mode = mode
 
-    def settle_(self, masks: Mapping[str, Tensor] | None = None) -> None:
+    def freeze_(self, masks: Mapping[str, Tensor] | None = None) -> None:
         """Fix the given masks, or the most probable ones."""
         for name, mask in self.masks.items():
-            mask.settle_(None if masks is None else masks[name])
+            mask.freeze_(None if masks is None else masks[name])
 
     def entropy(self) -> Tensor:
         """Sum over all rows of the entropy of softmax(logits), nats, differentiable."""
@@ -200,7 +211,7 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 @contextmanager
-def attach(model: nn.Module, masks: Mapping[str, MaskedWeight]) -> Iterator[MaskSet]:
+def masked_weights(model: nn.Module, masks: Mapping[str, MaskedWeight]) -> Iterator[MaskSet]:
     """Put masks on the weights of the named layers; afterwards the layers have their dense weights again.
 
     Raises:
@@ -224,8 +235,8 @@ def attach(model: nn.Module, masks: Mapping[str, MaskedWeight]) -> Iterator[Mask
                 held._parameters[name] = held._parameters.pop(name)
 
 
-def bake_(model: nn.Module, masks: Mapping[str, MaskedWeight]) -> None:
-    """Write each fixed mask (and grid) into the dense weight of its layer. Call it outside `attach`."""
+def make_permanent_(model: nn.Module, masks: Mapping[str, MaskedWeight]) -> None:
+    """Write each fixed mask (and grid) into the dense weight of its layer. Call it outside of `masked_weights`."""
     for name, mask in masks.items():
         layer = layer_of(model, name)
         with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError, PlanError, SurgeryError
 from prunus.graph.grouping import Graph
-from prunus.masks.layers import MaskedWeight, attach, bake_, layer_of
+from prunus.masks.layers import MaskedWeight, layer_of, make_permanent_, masked_weights
 from prunus.masks.patterns import Pattern
 from prunus.methods.base import MaskMethod
 from prunus.plan.plan import Plan, WeightPattern
@@ -128,7 +128,7 @@ def masks_hold(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[float
     masks = _masked_weights(model, plan)
     inputs = proof_inputs(plan, example_inputs, model)
     plain = [outputs(model, i) for i in inputs]
-    with attach(model, masks):
+    with masked_weights(model, masks):
         again = [outputs(model, i) for i in inputs]
     outside = 0
     for name, mask in masks.items():
@@ -178,16 +178,16 @@ def _masked_weights(model: nn.Module, plan: Plan) -> dict[str, MaskedWeight]:
             raise PlanError(where, what, "pass the model that the plan was made for")
         mask = mask_of(pattern)
         found[pattern.module] = MaskedWeight(layout, mask.float())
-        found[pattern.module].settle_(mask)
+        found[pattern.module].freeze_(mask)
     return found
 
 
 def _mask_(model: nn.Module, masks: Mapping[str, MaskedWeight], plan: Plan, example_inputs: Any) -> float:
     """Write zeros into the weights; the network must then answer as with its masks laid on from outside."""
     inputs = proof_inputs(plan, example_inputs, model)
-    with attach(model, masks):
+    with masked_weights(model, masks):
         reference = [outputs(model, i) for i in inputs]
-    bake_(model, masks)
+    make_permanent_(model, masks)
     error, tolerance = difference(reference, [outputs(model, i) for i in inputs])
     if not error <= tolerance:
         what = f"with zeros in its weights it differs from the masked network by {error:.1e}; all was put back"

@@ -1,11 +1,12 @@
-"""Attributes and settings of earlier releases: classes go on answering to them for one more, with a warning."""
+"""Names of earlier releases: classes and modules go on answering to them for one more, with a warning."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from abc import ABCMeta
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,6 +41,23 @@ class OldSettings(ABCMeta):
     def __call__(cls, *args: Any, **settings: Any) -> Any:
         """An object, made of settings under either name."""
         return super().__call__(*args, **_newly_named(cls, settings))
+
+
+def old_functions(module: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module's `__getattr__`: what it defines can be had by its old names too.
+
+    Args:
+        module: its `__name__`.
+        renamed: old name -> the one that took its place.
+    """
+
+    def look_up(name: str) -> Any:
+        if name not in renamed:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warn_of_old(f"{module}.{name}", renamed[name], stacklevel=3)
+        return getattr(sys.modules[module], renamed[name])
+
+    return look_up
 
 
 def warn_of_old(what: str, now: str, stacklevel: int) -> None:

@@ -218,7 +218,7 @@ def condense(layer: nn.Module, layout: Layout, mask: Tensor, name: str = "layer"
     weight, bias = cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
     on_weight = layout.on_weight(mask).expand(weight.shape)
     if bool((weight.detach()[~on_weight] != 0).any()):
-        raise ConfigError(f"layer {name!r}", "weights outside the mask are not zero", "bake the mask in first")
+        raise ConfigError(f"layer {name!r}", "weights outside the mask are not zero", "make the mask permanent first")
     if transposed:
         weight, on_weight = weight.t(), on_weight.t()
     flat = on_weight.reshape(len(weight), -1)
