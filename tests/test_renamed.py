@@ -56,6 +56,14 @@ def test_two_spellings_and_bare_numbers_are_refused(given: dict[str, Any], kind:
         prune(net(), X, method="l1", **given)
 
 
+def test_loader_may_be_called_batches() -> None:
+    norm, x = nn.BatchNorm1d(6), torch.randn(8, 6)
+    with pytest.warns(DeprecationWarning, match=r"write loader=\.\.\.") as told:
+        prunus.reestimate_batch_norm(norm, batches=[(x, None)])  # type: ignore[call-arg]
+    assert told[0].filename == __file__
+    torch.testing.assert_close(norm.running_mean, x.mean(0))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_resume_joins_the_path(tmp_path: Path) -> None:
     method = prunus.RecursiveBayesianPruning(epochs=1, tune_epochs=0)

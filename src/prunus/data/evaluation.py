@@ -105,11 +105,11 @@ def _totals(model: nn.Module, batches: Batches, loss_fn: Callable[..., Any], pre
 
 
 def mean_loss(
-    model: nn.Module, batches: Iterable[Any], loss_fn: Callable[..., Any], precision: Precision = "auto"
+    model: nn.Module, loader: Iterable[Any], loss_fn: Callable[..., Any], precision: Precision = "auto"
 ) -> float:
     """Mean of the batches' losses in eval mode, over all ranks' batches; fp32 unless bf16 is asked for by name."""
     with eval_mode(model):
-        return standing_loss(model, as_batches(batches, model), loss_fn, precision)
+        return standing_loss(model, as_batches(loader, model), loss_fn, precision)
 
 
 def standing_loss(
@@ -152,13 +152,13 @@ def _each_answer(
     model: nn.Module,
     batches: Iterable[tuple[Any, Any]],
     precision: Precision,
-    judge: Callable[[int, Any, Any, Any], None],
+    take: Callable[[int, Any, Any, Any], None],
 ) -> None:
-    """Give `judge` number, inputs, outputs and targets of every batch, without gradients, nothing in bf16 or fp16."""
+    """Give `take` number, inputs, outputs and targets of every batch, without gradients, nothing in bf16 or fp16."""
     device = model_device(model)
     with torch.no_grad(), full_precision():
         for step, batch in enumerate(batches):
             inputs, targets = to_device(batch, device)
             with autocast(device, deciding(precision)):
                 answer = widened(forward(model, inputs))
-            judge(step, inputs, answer, targets)
+            take(step, inputs, answer, targets)

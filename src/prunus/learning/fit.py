@@ -26,16 +26,18 @@ from prunus.runtime.modes import eval_mode, modes_kept
 from prunus.runtime.precision import Precision, deciding, full_precision
 from prunus.runtime.processes import average_over_ranks_, distributed, model_device, running_statistics, summed
 from prunus.runtime.progress import Bar, progress_bar
+from prunus.runtime.renamed import another_word, renamed
 from prunus.runtime.seeds import seeded
 from prunus.runtime.training import BatchSource, LossFunction, Training, only_trainable
 
 
+@renamed(another_word("loader", "batches"))
 @entry()
 def fit(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     method: Method,
-    batches: BatchSource,
+    loader: BatchSource,
     loss_fn: LossFunction,
     *,
     num_data: int,
@@ -49,7 +51,7 @@ def fit(
         model: the trained network; frozen here, and unchanged afterwards (weights, buffers, flags, hooks).
         groups: prunable groups of its graph.
         method: a criterion on weights or gradients, or a method with a posterior.
-        batches: re-iterable (inputs, targets), or another form that `as_batches` takes; unused by weight criteria.
+        loader: re-iterable (inputs, targets), or another form that `as_batches` takes; unused by weight criteria.
         loss_fn: `loss_fn(outputs, targets)`, a mean; see `data.losses.sum_of` for gradient criteria, which want sums.
         num_data: number of training examples N in the bound.
         seed: seeds every draw; the global random state is put back.
@@ -73,12 +75,12 @@ def fit(
     check_kind("method", method, Method, "one, such as DirichletPruning()")
     if not groups:
         raise ConfigError("groups", "there is nothing to score", "graph.explain() says what is locked and why")
-    seed, loader = as_seed(seed), as_batches(batches if method.needs_data else [], model)
+    seed, batches = as_seed(seed), as_batches(loader if method.needs_data else [], model)
     if method.needs_data and num_data < 1:
         raise ConfigError("num_data", f"{num_data} labels", "give the number of labels in the training data")
-    if method.needs_data and len(loader) == 0:
+    if method.needs_data and len(batches) == 0:
         raise DataError("data", "there are no batches", "pass a non-empty loader")
-    learning = Learning(loader, loss_fn, num_data=num_data, seed=seed, precision=precision, progress=progress)
+    learning = Learning(batches, loss_fn, num_data=num_data, seed=seed, precision=precision, progress=progress)
     return score_units(method, model, groups, learning)
 
 

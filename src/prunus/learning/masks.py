@@ -72,8 +72,8 @@ class _Run:
     def loss(self, model: nn.Module) -> float:
         """Mean loss on what is judged by."""
         learning = self.learning
-        judge = learning.loader if learning.judge is None else learning.judge
-        return mean_loss(model, judge, learning.loss_fn, learning.precision)
+        loader = learning.loader if learning.validation is None else learning.validation
+        return mean_loss(model, loader, learning.loss_fn, learning.precision)
 
 
 def patterns_of(method: MaskMethod, problem: Problem) -> dict[str, str]:
@@ -117,7 +117,7 @@ def learn_masks(
         method: schedule, learning rates, bits.
         problem: the network, which is not touched, and its analysis.
         learning: data and loss; `auto` precision is fp32 while masks are drawn and compared, and once they are fixed
-            what the hardware is faster in. Drawn masks are compared, and losses reported, on its judge.
+            what the hardware is faster in. Drawn masks are compared, and losses reported, on its validation.
         patterns: the pattern of each layer, as text.
 
     Returns:

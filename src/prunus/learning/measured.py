@@ -111,16 +111,16 @@ def masked_loss(
         return _loss(model, gates, kept, batches, loss_fn, precision)
 
 
-def first_batches(data: Iterable[Any], seed: int, count: int = BATCHES) -> list[Batch]:
+def first_batches(loader: Iterable[Any], seed: int, count: int = BATCHES) -> list[Batch]:
     """The first `count` batches, the same for one seed whatever shuffles them; the random state is put back.
 
     Raises:
         DataError: there are none.
     """
     with seeded(seed, alike=True):
-        loader = as_batches(data)
-        loader.set_epoch(0)
-        return list(itertools.islice(loader, count))
+        batches = as_batches(loader)
+        batches.set_epoch(0)
+        return list(itertools.islice(batches, count))
 
 
 def _sizes(group: ChannelGroup, sizes: int) -> list[int]:

@@ -74,9 +74,9 @@ class Problem:
             DataError: there is no batch, or one of no known form.
         """
         loader, loss_fn = needed(method, *self.learned_from())
-        judge = self.data.validation if isinstance(self.data, Splits) else None
-        judged_by = None if judge is None else Loader(as_batches(judge).data, loader.form)
-        return Learning(loader, loss_fn, judged_by, seed=self.seed, precision=self.precision, progress=self.progress)
+        others = self.data.validation if isinstance(self.data, Splits) else None
+        validation = None if others is None else Loader(as_batches(others).data, loader.form)
+        return Learning(loader, loss_fn, validation, seed=self.seed, precision=self.precision, progress=self.progress)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Learning:
     Attributes:
         loader: batches of (inputs, targets).
         loss_fn: mean loss of a batch.
-        judge: other batches, to compare on what was learned; None takes the same.
+        validation: other batches, to compare on what was learned; None takes the same.
         num_data: number of labels N in the bound; None counts them when they are asked for.
         seed: of everything random.
         precision: of the forward and backward passes; `auto` is fp32 wherever something is decided.
@@ -95,7 +95,7 @@ class Learning:
 
     loader: Loader = field(repr=False)
     loss_fn: Callable[..., Tensor]
-    judge: Loader | None = field(default=None, repr=False)
+    validation: Loader | None = field(default=None, repr=False)
     num_data: int | None = None
     seed: int = 0
     precision: Precision = "auto"
@@ -112,7 +112,7 @@ class Learning:
 
 
 def needed(
-    method: str, data: Loader | None, loss_fn: Callable[..., Tensor] | None
+    method: str, loader: Loader | None, loss_fn: Callable[..., Tensor] | None
 ) -> tuple[Loader, Callable[..., Tensor]]:
     """The data and the loss that a method needs, after a look at the first batch.
 
@@ -120,13 +120,13 @@ def needed(
         ConfigError: either is missing.
         DataError: there is no batch, or one of no known form.
     """
-    if data is None or loss_fn is None:
+    if loader is None or loss_fn is None:
         raise ConfigError(
             f"method {method!r}",
             "it learns from data, and data or loss_fn is missing",
             "pass data (batches of inputs and targets) and loss_fn, or use a weight criterion such as 'l1' and a scope "
             "that measures nothing",
         )
-    data.first()
-    data.warn_of_shared_data()
-    return data, loss_fn
+    loader.first()
+    loader.warn_of_shared_data()
+    return loader, loss_fn

@@ -31,17 +31,17 @@ def planned(
     problem: Problem,
     groups: list[ChannelGroup],
     method: Method,
-    data: Loader | None,
+    loader: Loader | None,
     loss_fn: Callable[..., Tensor] | None,
 ) -> tuple[Plan, Scores]:
     """The plan asked for; for the scope `auto` that of two which costs less loss on the first batches."""
     request, model = problem.request, problem.model
     asked = request.allocation
-    if asked.scope == "auto" and (request.counts is not None or len(groups) < 2 or data is None or loss_fn is None):
+    if asked.scope == "auto" and (request.counts is not None or len(groups) < 2 or loader is None or loss_fn is None):
         asked = replace(asked, scope="global")
     measured = asked.scope in ("auto", "measured") and request.counts is None
     scores = score(
-        model, groups, method, data, loss_fn, seed=problem.seed, progress=problem.progress, measured=measured
+        model, groups, method, loader, loss_fn, seed=problem.seed, progress=problem.progress, measured=measured
     )
 
     def plan_of(scope: Scope) -> Plan:
@@ -54,7 +54,7 @@ def planned(
 
     if asked.scope != "auto":
         return plan_of(asked.scope), scores
-    few = first_batches(data, problem.seed)  # type: ignore[arg-type]
+    few = first_batches(loader, problem.seed)  # type: ignore[arg-type]
     plans = [plan_of("global"), plan_of("measured")]
     losses = [masked_loss(model, groups, plan.kept, few, loss_fn) for plan in plans]  # type: ignore[arg-type]
     return plans[lower(losses[1], than=losses[0])], scores
@@ -65,7 +65,7 @@ def score(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     method: Method,
-    data: Iterable[Any] | None,
+    loader: Iterable[Any] | None,
     loss_fn: Callable[..., Tensor] | None,
     *,
     seed: int = 0,
@@ -79,7 +79,7 @@ def score(
     """
     if not measured and not method.needs_data:
         return fit(model, groups, method, [], nn.functional.cross_entropy, num_data=1, seed=seed, progress=progress)
-    batches, loss = needed(method.name, None if data is None else as_batches(data, model), loss_fn)
+    batches, loss = needed(method.name, None if loader is None else as_batches(loader, model), loss_fn)
     found = score_units(method, model, groups, Learning(batches, loss, seed=as_seed(seed), progress=progress))
     if not measured:
         return found

@@ -21,6 +21,7 @@ from prunus.runtime.entry import entry
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import full_precision, lower, to_device
 from prunus.runtime.processes import distributed, model_device
+from prunus.runtime.renamed import another_word, renamed
 
 MEAN = 3
 HALF = (torch.float16, torch.bfloat16)
@@ -117,8 +118,9 @@ class _Watch(TorchFunctionMode):
         return F.batch_norm(x, batch_mean, batch_variance, weight, bias, False, 0.0, eps)
 
 
+@renamed(another_word("loader", "batches"))
 @entry()
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batches: int | None = None) -> nn.Module:
+def reestimate_batch_norm(model: nn.Module, loader: Iterable[Any], *, num_batches: int | None = None) -> nn.Module:
     """Replace the running statistics of every batch norm by the mean and unbiased variance of all data, in place.
 
     The statistics are pooled over examples and positions, so neither a smaller last batch nor batches that differ from
@@ -132,7 +134,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
 
     Args:
         model: any module; one without running statistics is returned as it is.
-        batches: (inputs, targets), or another form that `as_batches` takes; targets are not used.
+        loader: batches of (inputs, targets), or another form that `as_batches` takes; targets are not used.
         num_batches: stop after as many; None takes all.
 
     Returns:
@@ -156,7 +158,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
         return model
     device = model_device(model)
     with eval_mode(model), torch.no_grad(), full_precision(), _Watch() as watch:
-        for inputs, _ in itertools.islice(as_batches(batches, model), num_batches):
+        for inputs, _ in itertools.islice(as_batches(loader, model), num_batches):
             args, kwargs = as_arguments(to_device(inputs, device), model)
             model(*args, **kwargs)
     pooled = [(mean, variance, moments.over_ranks(device)) for mean, variance, moments in watch.found.values()]
@@ -168,9 +170,10 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Any], *, num_batch
     return model
 
 
+@renamed(another_word("loader", "batches"))
 @entry()
 def reestimate_if_better(
-    model: nn.Module, batches: Iterable[Any], loss: Callable[[nn.Module], float], *, num_batches: int | None = None
+    model: nn.Module, loader: Iterable[Any], loss: Callable[[nn.Module], float], *, num_batches: int | None = None
 ) -> bool:
     """Re-estimate as `reestimate_batch_norm` does, and put the old statistics back if the model is worse with the new.
 
@@ -178,7 +181,7 @@ def reestimate_if_better(
 
     Args:
         model: any module; changed in place.
-        batches: as for `reestimate_batch_norm`.
+        loader: as for `reestimate_batch_norm`.
         loss: what a model is judged by on data that it did not learn from, lower is better; called before and after,
             in eval mode and without gradients. A difference within the rounding of fp32 is none.
         num_batches: stop after as many; None takes all.
@@ -202,7 +205,7 @@ def reestimate_if_better(
     before, old = judged(), {name: buffer.clone() for name, buffer in model.named_buffers()}
     better = False
     try:
-        reestimate_batch_norm(model, batches, num_batches=num_batches)
+        reestimate_batch_norm(model, loader, num_batches=num_batches)
         after = judged()
         better = not math.isnan(after) and not lower(before, than=after)
     finally:

@@ -14,15 +14,17 @@ from prunus.runtime.modes import modes_kept
 from prunus.runtime.precision import Precision, deciding, full_precision
 from prunus.runtime.processes import average_over_ranks_, model_device, running_statistics
 from prunus.runtime.progress import progress_bar
+from prunus.runtime.renamed import another_word, renamed
 from prunus.runtime.seeds import seeded
 from prunus.runtime.training import BatchSource, LossFunction, Training, only_trainable
 
 
+@renamed(another_word("loader", "batches"))
 @entry()
 def tune_(
     model: nn.Module,
     weights: Sequence[nn.Parameter],
-    batches: BatchSource,
+    loader: BatchSource,
     loss_fn: LossFunction,
     *,
     epochs: int,
@@ -39,8 +41,8 @@ def tune_(
     Raises:
         DataError: NaN or infinity in the loss, naming epoch and step.
     """
-    loader, loss_of = as_batches(batches, model), mean_of(loss_fn)
-    total = epochs * len(loader)
+    batches, loss_of = as_batches(loader, model), mean_of(loss_fn)
+    total = epochs * len(batches)
     optimizer = torch.optim.Adam(weights, lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
     with (
@@ -53,8 +55,8 @@ def tune_(
         training = Training(model, deciding(precision), bar, optimizer)
         model.train()
         for epoch in range(epochs):
-            loader.set_epoch(epoch)
-            for step, batch in enumerate(loader):
+            batches.set_epoch(epoch)
+            for step, batch in enumerate(batches):
                 where = f"tuning, epoch {epoch}, step {step}"
                 training.step(batch, lambda x, y: loss_of(forward(model, x), y), where)
                 schedule.step()

@@ -31,6 +31,11 @@ class Renamed:
     joins: bool = False
 
 
+def another_word(now: str, *old: str) -> Renamed:
+    """A keyword that means what older ones did, value for value."""
+    return Renamed(now, old, lambda given, _: next(iter(given.values())))
+
+
 def renamed(*keywords: Renamed) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a function take old keywords too. None and False say nothing, as their absence did.
 
@@ -57,7 +62,7 @@ def renamed(*keywords: Renamed) -> Callable[[Callable[P, R]], Callable[P, R]]:
                     raise ConfigError(f"{name}({told} {keyword.now}=)", "both say the same thing", fix)
                 if said:
                     kwargs[keyword.now] = keyword.becomes(said, present)
-                new = f"{keyword.now}={kwargs[keyword.now]!r}" if said else f"nothing, or {keyword.now}=..."
+                new = f"{keyword.now}={_shown(kwargs[keyword.now])}" if said else f"nothing, or {keyword.now}=..."
                 what = f"{name}({told}...) goes with the next release: write {new}"
                 warnings.warn(what, DeprecationWarning, stacklevel=2)
             return function(*args, **kwargs)
@@ -65,3 +70,8 @@ def renamed(*keywords: Renamed) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return called
 
     return decorate
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written in a call; data would fill the screen."""
+    return repr(value) if isinstance(value, str | int | float | tuple | dict) else "..."
