@@ -43,14 +43,14 @@ class ArrayDataset:
         named = self.inputs if isinstance(self.inputs, Mapping) else {"inputs": self.inputs}
         for name, tensor in named.items():
             if tensor.dim() < 1 or tensor.dtype not in KINDS or (tensor.dtype == torch.uint8 and tensor.dim() != 4):
-                found = f"found {tensor.dtype} {list(tensor.shape)}"
-                raise DataError(name, found, "give uint8 images [N, C, H, W], or float32 or int64 [N, ...]")
+                what = f"found {tensor.dtype} {list(tensor.shape)}"
+                raise DataError(name, what, "give uint8 images [N, C, H, W], or float32 or int64 [N, ...]")
             if len(tensor) != len(self.labels):
-                found = f"{len(tensor)} for {len(self.labels)} labels"
-                raise DataError(name, found, "give one row per example, and one label for each of them")
+                what = f"{len(tensor)} for {len(self.labels)} labels"
+                raise DataError(name, what, "give one row per example, and one label for each of them")
         if self.labels.dim() not in (1, 2, 3) or self.labels.dtype != torch.int64:
-            found = f"{self.labels.dtype} {list(self.labels.shape)}"
-            raise DataError("labels", f"found {found}", "give one int64 label per example, or per position of each")
+            what = f"{self.labels.dtype} {list(self.labels.shape)}"
+            raise DataError("labels", f"found {what}", "give one int64 label per example, or per position of each")
         if self._plain:
             return
         if not isinstance(self.inputs, Tensor) or self.inputs.dim() < 2:
@@ -195,8 +195,8 @@ class Batches:
         if not allows(int, batch_size):
             raise ConfigError("Batches", f"batch_size={batch_size!r} is no number of examples", "give for example 64")
         if batch_size < world or not 0 <= rank < world:
-            found = f"batch_size={batch_size}, rank={rank}, world={world}"
-            raise ConfigError("Batches", f"impossible: {found}", "give every rank at least one example per batch")
+            what = f"batch_size={batch_size}, rank={rank}, world={world}"
+            raise ConfigError("Batches", f"impossible: {what}", "give every rank at least one example per batch")
         if len(dataset) < world:
             raise DataError("Batches", f"{len(dataset)} examples for {world} ranks", "use more data or fewer processes")
         self.dataset = dataset

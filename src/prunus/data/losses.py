@@ -134,8 +134,8 @@ def classes_last(outputs: Tensor, labels: Tensor) -> Tensor:
         return outputs
     if outputs.dim() == labels.dim() + 1 and outputs.shape[:1] + outputs.shape[2:] == labels.shape:
         return outputs.movedim(1, -1)
-    found = f"outputs {list(outputs.shape)} for labels {list(labels.shape)}"
-    raise DataError("outputs", found, "give one row of logits per label, or a loss_fn of your own")
+    what = f"outputs {list(outputs.shape)} for labels {list(labels.shape)}"
+    raise DataError("outputs", what, "give one row of logits per label, or a loss_fn of your own")
 
 
 def cross_entropy(outputs: Any, labels: Tensor, reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:

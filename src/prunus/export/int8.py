@@ -63,9 +63,9 @@ def int8_bytes(model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor,
     """What `export_onnx_int8` writes, and the difference that it returns; the tool needs a folder of its own for it."""
     for name, mask in masks.items():
         if mask.bits is None or mask.input_scale is None:
-            found = f"weights of {mask.bits or 32} bits, inputs {'on a grid' if mask.input_scale else 'on none'}"
+            what = f"weights of {mask.bits or 32} bits, inputs {'on a grid' if mask.input_scale else 'on none'}"
             advice = "train it with bits=8 (or 4, 2, 1) and activation_bits=8"
-            raise ConfigError(f"layer {name!r}", f"{found} can't become 8-bit ONNX", advice)
+            raise ConfigError(f"layer {name!r}", f"{what} can't become 8-bit ONNX", advice)
     if not masks:
         raise ConfigError("masks", "no layer was quantised", "train with bits=8 and activation_bits=8")
     runtime = onnx_runtime()
@@ -75,8 +75,8 @@ def int8_bytes(model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor,
     _quantize(plain, small, masks, images)
     difference = _disagreement(runtime, small, model, masks, images)
     if not difference <= TOLERANCE:
-        found = f"ONNX Runtime differs from the model by {difference:.1e} (mean)"
-        raise ExportError("8-bit ONNX", found, "report it")
+        what = f"ONNX Runtime differs from the model by {difference:.1e} (mean)"
+        raise ExportError("8-bit ONNX", what, "report it")
     return small.read_bytes(), difference
 
 
@@ -118,8 +118,8 @@ def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: 
     nodes = {n.input[1].removesuffix(".weight"): n for n in graph.node if len(n.input) > 1 and n.op_type in _PRODUCTS}
     missing = sorted(set(masks) - set(nodes))
     if missing:
-        found = "the ONNX graph has no convolution or matrix product with its weight"
-        raise ExportError(f"layer {missing[0]!r}", found, "export plain ONNX, or leave the layer without a pattern")
+        what = "the ONNX graph has no convolution or matrix product with its weight"
+        raise ExportError(f"layer {missing[0]!r}", what, "export plain ONNX, or leave the layer without a pattern")
     grids: dict[str, list[dict[str, Any]]] = {}
     for name, mask in masks.items():
         assert mask.input_scale is not None

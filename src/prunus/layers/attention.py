@@ -29,8 +29,8 @@ class SeparateAttention(nn.Module):
     def __init__(self, packed: nn.MultiheadAttention, name: str = "attention") -> None:
         super().__init__()
         if packed.bias_k is not None or packed.bias_v is not None or packed.add_zero_attn:
-            found = "it adds keys and values of its own (add_bias_kv or add_zero_attn)"
-            raise ConfigError(f"module {name!r}", found, "leave it as it is: its heads stay locked")
+            what = "it adds keys and values of its own (add_bias_kv or add_zero_attn)"
+            raise ConfigError(f"module {name!r}", what, "leave it as it is: its heads stay locked")
         self.num_heads, self.head_dim = packed.num_heads, packed.head_dim
         self.batch_first, self.dropout = packed.batch_first, packed.dropout
         width = packed.embed_dim

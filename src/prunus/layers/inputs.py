@@ -33,8 +33,8 @@ class SelectInputs(nn.Module):
     def __init__(self, features: int, dim: int = -1) -> None:
         super().__init__()
         if not allows(int, features) or features < 1 or not allows(int, dim):
-            found = f"features={features!r}, dim={dim!r}"
-            raise ConfigError("SelectInputs", found, "give whole numbers, and at least one feature")
+            what = f"features={features!r}, dim={dim!r}"
+            raise ConfigError("SelectInputs", what, "give whole numbers, and at least one feature")
         self.features, self.dim = features, dim
         self.register_buffer("index", torch.arange(features))
 

@@ -70,8 +70,8 @@ class SeparateRecurrence(nn.Module):
     def __init__(self, packed: nn.RNNBase, name: str = "recurrence") -> None:
         super().__init__()
         if packed.mode not in GATES or packed.proj_size:
-            found = f"proj_size={packed.proj_size}" if packed.proj_size else f"it is a {type(packed).__name__}"
-            raise ConfigError(f"module {name!r}", found, "leave it as it is: its hidden units stay locked")
+            what = f"proj_size={packed.proj_size}" if packed.proj_size else f"it is a {type(packed).__name__}"
+            raise ConfigError(f"module {name!r}", what, "leave it as it is: its hidden units stay locked")
         self.kind: str = packed.mode
         self.layers, self.directions = packed.num_layers, 2 if packed.bidirectional else 1
         self.batch_first, self.dropout = packed.batch_first, nn.Dropout(packed.dropout)

@@ -234,8 +234,8 @@ def _check_cut(model: nn.Module, masks: Mapping[str, MaskedWeight], problem: Pro
         return
     _, left, _ = _without_filters(copied(model), masks, problem)
     if len(left) < len(masks) and (method.bits or method.activation_bits):
-        found = "the model's code holds sizes, so its graph is rewritten, where no layer is left to put on a grid"
-        raise ConfigError(type(model).__name__, found, "write flatten(1) for view(-1, ...), or leave bits away")
+        what = "the model's code holds sizes, so its graph is rewritten, where no layer is left to put on a grid"
+        raise ConfigError(type(model).__name__, what, "write flatten(1) for view(-1, ...), or leave bits away")
 
 
 def _without_filters(

@@ -222,8 +222,8 @@ def masked_weights(model: nn.Module, masks: Mapping[str, MaskedWeight]) -> Itera
         for name, mask in masks.items():
             layer = layer_of(model, name)
             if parametrize.is_parametrized(layer, "weight"):
-                found = "its weight is parametrised already (weight norm, another mask)"
-                raise ConfigError(f"layer {name!r}", found, "remove that parametrisation first")
+                what = "its weight is parametrised already (weight norm, another mask)"
+                raise ConfigError(f"layer {name!r}", what, "remove that parametrisation first")
             mask.to(layer.weight.device).train(layer.training)
             put.append((layer, list(layer._parameters)))
             parametrize.register_parametrization(layer, "weight", mask, unsafe=True)
@@ -251,6 +251,6 @@ def layer_of(model: nn.Module, name: str) -> Layer:
     """
     layer = dict(model.named_modules()).get(name)
     if not takes_pattern(layer):
-        found = "the model has no layer of that name" if layer is None else f"it is a {type(layer).__name__}"
-        raise ConfigError(f"layer {name!r}", found, "patterns lie on linear and convolution layers")
+        what = "the model has no layer of that name" if layer is None else f"it is a {type(layer).__name__}"
+        raise ConfigError(f"layer {name!r}", what, "patterns lie on linear and convolution layers")
     return layer

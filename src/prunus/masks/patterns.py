@@ -141,8 +141,8 @@ class Pattern:
             return self._nm(form, name)
         if inputs % self.tiles:
             near = max(t for t in range(1, self.tiles + 1) if inputs % t == 0)
-            found = f"{inputs} inputs are no multiple of {self.tiles} tiles"
-            raise ConfigError(f"layer {name!r}", found, f"the nearest that fits is {near} tiles")
+            what = f"{inputs} inputs are no multiple of {self.tiles} tiles"
+            raise ConfigError(f"layer {name!r}", what, f"the nearest that fits is {near} tiles")
         rows, n = {
             "weight": (filters, inputs * taps),
             "kernel": (filters, inputs),
@@ -152,12 +152,12 @@ class Pattern:
         }[self.granularity]
         if self.of is not None and self.of != n:
             nearest = max(1, round(float(self.kept) / self.of * n))
-            found = f"the pattern is for {self.of} elements, a row has {n}"
-            raise ConfigError(f"layer {name!r}", found, f"the nearest that fits is {nearest}/{n}")
+            what = f"the pattern is for {self.of} elements, a row has {n}"
+            raise ConfigError(f"layer {name!r}", what, f"the nearest that fits is {nearest}/{n}")
         k = self.kept if isinstance(self.kept, int) else round(self.kept * n)
         if not 1 <= k <= n:
-            found = f"{self.kept:.3g} of {n} elements is none"
-            raise ConfigError(f"layer {name!r}", found, f"keep at least {100 / n:.3g}%, or leave the layer out")
+            what = f"{self.kept:.3g} of {n} elements is none"
+            raise ConfigError(f"layer {name!r}", what, f"keep at least {100 / n:.3g}%, or leave the layer out")
         return Layout(self, form, rows // filters if self.shared else rows, n, k)
 
     def _nm(self, form: Form, name: str) -> Layout:
@@ -167,11 +167,11 @@ class Pattern:
         if inputs % self.of:
             fitting = [m for m in range(1, inputs + 1) if inputs % m == 0]
             near = min(fitting, key=lambda m: abs(m - (self.of or 1)))
-            found = f"{inputs} inputs are no multiple of {self.of}"
+            what = f"{inputs} inputs are no multiple of {self.of}"
             advice = (
                 f"the nearest that fits is {max(1, round(self.kept / self.of * near))}:{near}, or leave the layer out"
             )
-            raise ConfigError(f"layer {name!r}", found, advice)
+            raise ConfigError(f"layer {name!r}", what, advice)
         rows = (1 if self.shared else form.filters) * form.taps * (inputs // self.of)
         return Layout(self, form, rows, self.of, self.kept)
 

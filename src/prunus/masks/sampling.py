@@ -109,13 +109,13 @@ def sample(
         ConfigError: k, temperature or noise_scale out of range.
     """
     if not temperature > 0 or noise_scale < 0:
-        found = f"temperature={temperature}, noise_scale={noise_scale}"
-        raise ConfigError("sampling", found, "the temperature must be above 0, the noise scale not below")
+        what = f"temperature={temperature}, noise_scale={noise_scale}"
+        raise ConfigError("sampling", what, "the temperature must be above 0, the noise scale not below")
     perturbed = perturb(logits, noise, noise_scale)
     mask = largest(perturbed, k)
-    found = _StraightThrough.apply(logits, perturbed, mask, k, temperature, order)
-    assert isinstance(found, Tensor)
-    return found
+    drawn = _StraightThrough.apply(logits, perturbed, mask, k, temperature, order)
+    assert isinstance(drawn, Tensor)
+    return drawn
 
 
 def perturb(logits: Tensor, noise: Tensor | None, noise_scale: float) -> Tensor:

@@ -69,8 +69,8 @@ class Allocation:
         if self.cost_exponent is None:
             return
         if self.scope in ("measured", "uniform"):
-            found = f"scope {self.scope!r} does not use it"
-            raise ConfigError(f"cost_exponent={self.cost_exponent}", found, "leave it out, or use scope='global'")
+            what = f"scope {self.scope!r} does not use it"
+            raise ConfigError(f"cost_exponent={self.cost_exponent}", what, "leave it out, or use scope='global'")
 
 
 def allocate(

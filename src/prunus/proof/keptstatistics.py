@@ -50,12 +50,12 @@ def variance(node: fx.Node, there: Tensor, args: Sequence[Any], kwargs: Mapping[
     if correction is None:
         correction = float(given.get("unbiased") is not False)
     dims, keep = _dims(x, given.get("dim")), bool(given.get("keepdim"))
-    found, middle = _variance(x, there, dims, float(correction))
+    spread, middle = _variance(x, there, dims, float(correction))
     name = node.target._schema.name  # type: ignore[union-attr]
-    found = found.sqrt() if "std" in name else found
-    shape = found.shape if keep else [s for d, s in enumerate(found.shape) if d not in dims]
-    found, middle = found.reshape(shape), middle.reshape(shape)
-    return (found, middle) if name.endswith("_mean") else found
+    spread = spread.sqrt() if "std" in name else spread
+    shape = spread.shape if keep else [s for d, s in enumerate(spread.shape) if d not in dims]
+    spread, middle = spread.reshape(shape), middle.reshape(shape)
+    return (spread, middle) if name.endswith("_mean") else spread
 
 
 def layer_norm(node: fx.Node, there: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -145,8 +145,8 @@ class CondensedConv2d(_Condensed):
 
     def __init__(self, conv: nn.Conv2d, index: Tensor) -> None:
         if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            found = f"groups={conv.groups}, padding={conv.padding!r} ({conv.padding_mode})"
-            raise ConfigError("CondensedConv2d", found, "condense convolutions with groups=1 and numbers as padding")
+            what = f"groups={conv.groups}, padding={conv.padding!r} ({conv.padding_mode})"
+            raise ConfigError("CondensedConv2d", what, "condense convolutions with groups=1 and numbers as padding")
         flat = conv.weight.detach().reshape(conv.out_channels, -1)
         super().__init__(flat.gather(1, index), index, flat.shape[1], conv.bias)
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
@@ -181,11 +181,11 @@ class CondensedConv2d(_Condensed):
 
 def _check(values: Tensor, index: Tensor, inputs: int, bias: Tensor | None) -> None:
     if values.dim() != 2 or values.shape != index.shape or (bias is not None and bias.shape != values.shape[:1]):
-        found = f"values {tuple(values.shape)}, index {tuple(index.shape)}"
-        raise ConfigError("condensed layer", found, "give values and index of shape [O, k], and a bias [O] or None")
+        what = f"values {tuple(values.shape)}, index {tuple(index.shape)}"
+        raise ConfigError("condensed layer", what, "give values and index of shape [O, k], and a bias [O] or None")
     if bool((index < 0).any() | (index >= inputs).any() | (index[:, 1:] <= index[:, :-1]).any()):
-        found = f"an index outside 0..{inputs - 1}, or a row that does not ascend"
-        raise ConfigError("condensed layer", found, "give each row's columns once, in ascending order")
+        what = f"an index outside 0..{inputs - 1}, or a row that does not ascend"
+        raise ConfigError("condensed layer", what, "give each row's columns once, in ascending order")
 
 
 def has_condensed_form(layer: nn.Module, layout: Layout) -> bool:
@@ -211,9 +211,9 @@ def condense(layer: nn.Module, layout: Layout, mask: Tensor, name: str = "layer"
             is not masked.
     """
     if not has_condensed_form(layer, layout):
-        found = f"a {type(layer).__name__} with the pattern {layout.pattern}"
+        what = f"a {type(layer).__name__} with the pattern {layout.pattern}"
         fix = "condense linear layers and ungrouped 2-d convolutions padded with zeros; filters go for real"
-        raise ConfigError(f"layer {name!r}", found, fix)
+        raise ConfigError(f"layer {name!r}", what, fix)
     transposed = is_conv1d(layer)
     weight, bias = cast(Tensor, layer.weight), cast(Tensor | None, layer.bias)
     on_weight = layout.on_weight(mask).expand(weight.shape)

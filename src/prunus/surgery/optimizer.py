@@ -74,6 +74,6 @@ def _cut(value: Any, parameter: Tensor, name: str, plan: Plan) -> Any:
     if edit is None or value.shape != parameter.shape or not value.dim():
         return value.clone()
     if tuple(value.shape) != tuple(edit.shape):
-        found = f"its state is {tuple(value.shape)}, the plan was made for {tuple(edit.shape)}"
-        raise PlanError(f"parameter {name!r}", found, "pass the dense model that the plan was made for")
+        what = f"its state is {tuple(value.shape)}, the plan was made for {tuple(edit.shape)}"
+        raise PlanError(f"parameter {name!r}", what, "pass the dense model that the plan was made for")
     return edited(value, edit)

@@ -60,9 +60,9 @@ def _check_answers(name: str, make: Make) -> None:
     demand(getattr(q, "units", None) == UNITS, f"{name}: `units` is not the number of units it was made with")
     demand(any(p.requires_grad for p in q.parameters()), f"{name} has no parameters to learn: use nn.Parameter")
     one, same, other = (_seeded(q, seed) for seed in (1, 1, 2))
-    found = f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}"
+    what = f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}"
     shaped = one.shape == (DRAWS, UNITS) and one.dtype == torch.float32
-    demand(shaped, f"{name}.rsample({DRAWS}) is {found}, it must be float32 [{DRAWS}, {UNITS}]")
+    demand(shaped, f"{name}.rsample({DRAWS}) is {what}, it must be float32 [{DRAWS}, {UNITS}]")
     demand(bool(torch.isfinite(one).all()), f"{name}.rsample() holds NaN or infinity")
     demand(torch.equal(one, same), f"{name}.rsample() depends on something else than torch's seed")
     still = f"{name}.rsample() gives every unit the same number in all draws, or in all seeds: it must draw"

@@ -47,14 +47,14 @@ def _split_grid(engine: Engine, plane: Tensor, rows: list[Tensor], node: fx.Node
     engine.equal_counts(plane, why)
     dims = varying_dims(plane)
     for number, dim in enumerate(dims[:-1]):
-        found = next((r for r in rows if owned(r) == dim), None)
-        if found is None:
+        row = next((r for r in rows if owned(r) == dim), None)
+        if row is None:
             inside = dims[: number + 1]
-            found = engine.new_rows([plane.shape[d] if d in inside else 1 for d in range(plane.dim())])
-            rows.append(found)
+            row = engine.new_rows([plane.shape[d] if d in inside else 1 for d in range(plane.dim())])
+            rows.append(row)
             if number:
-                engine.equal_counts(found, why)
-        engine.adopt(plane.reshape(-1), found.expand(plane.shape).reshape(-1), node)
+                engine.equal_counts(row, why)
+        engine.adopt(plane.reshape(-1), row.expand(plane.shape).reshape(-1), node)
 
 
 @rule("permute", "transpose", "t", "movedim", "swapaxes", rows=True, zeros=moved, ignores_zeros=True)
