@@ -36,15 +36,11 @@ declare_torchvision_operators()
 SIDE, LENGTH, FEW = 96, 128, 8
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JOBS: dict[str, tuple[list[int], list[str]]] = {
-    "mobilenet": (
-        [90, 80, 70],
-        ["--epochs", "4", "--optimizer", "adamw", "--lr", "0.0001", "--batch-size", "32", "--distillation", "0.9"],
-    ),
-    "stories": ([70], ["--epochs", "10", "--optimizer", "adamw", "--lr", "0.002"]),
-    "crepe": ([70], ["--epochs", "5", "--lr", "0.0005"]),
+    "mobilenet": ([90, 80, 70], ["epochs=4", "optimizer=adamw", "lr=0.0001", "batch_size=32", "distillation=0.9"]),
+    "stories": ([70], ["epochs=10", "optimizer=adamw", "lr=0.002"]),
+    "crepe": ([70], ["epochs=5", "lr=0.0005"]),
 }
 """Budgets in per cent of the MACs, and the recovery."""
-BRIEF = ["--epochs", "1", "--set", "min_steps=2"]
 
 
 def shared(*parts: str) -> Path:
@@ -165,7 +161,15 @@ def blurred_bins(outputs: Tensor, labels: Tensor, reduction: str = "mean") -> Te
     return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
 
 
-def run(name: str, budget: int, scope: str, extra: list[str], seed: int, out: Path) -> dict[str, Any]:
+def logged(recovery: list[str], head_dims: bool) -> str:
+    """The recovery as rows have it: in the words that the command line had when the first were written."""
+    words = ["--{} {}".format(*setting.replace("_", "-").split("=")) for setting in recovery]
+    return " ".join([*words, "--head-dims"] if head_dims else words)
+
+
+def run(
+    name: str, budget: int, scope: str, recovery: list[str], head_dims: bool, seed: int, out: Path
+) -> dict[str, Any]:
     """One model through the command line; what its summary says."""
     here = Path(__file__)
     if name == "stories":
@@ -176,10 +180,14 @@ def run(name: str, budget: int, scope: str, extra: list[str], seed: int, out: Pa
     else:
         spec = f"{here}:{name}"
     data = {"mobilenet": "pictures", "stories": "stories", "crepe": "tones"}[name]
-    command = ["compress", spec, "--data", f"{here}:{data}", "--method", "dirichlet", "--budget", f"macs<={budget}%"]
-    command += ["--scope", scope]
+    command = ["compress", spec, "--data", f"{here}:{data}", "--method", "dirichlet", "--target", f"macs<={budget}%"]
+    command += ["--allocate", f"scope={scope}", *(["--allow", "head_dims"] if head_dims else [])]
+    for setting in recovery:
+        command += ["--recover", setting]
+        command += ["--run", setting] if setting.startswith("batch_size") else []
+    command += ["--set", "min_steps=2"] if smoking() else []
     try:
-        prunus([*command, *extra, "--seed", str(seed), "--out", str(out)])
+        prunus([*command, "--seed", str(seed), "--out", str(out)])
     except SystemExit as end:
         if end.code:
             raise
@@ -217,17 +225,19 @@ def main() -> None:
     out = args.out or (scratch() if args.smoke else Path("runs/real"))
     log = Log(results() / "real_models.jsonl")
     for name in args.only:
-        budgets, extra = JOBS[name]
+        budgets, recovery = JOBS[name]
         if name == "stories":
             needs("transformers")
-        budgets, extra = (budgets[-1:], [*extra, *BRIEF]) if args.smoke else (budgets, extra)
-        extra = [*extra, "--head-dims"] if args.head_dims else extra
+        if args.smoke:
+            budgets, recovery = budgets[-1:], ["epochs=1", *recovery[1:]]
+        said = logged(recovery, args.head_dims)
         for budget in budgets:
             for seed in args.seeds:
-                key = {"job": name, "budget": budget, "scope": args.scope, "seed": seed, "recovery": " ".join(extra)}
+                key = {"job": name, "budget": budget, "scope": args.scope, "seed": seed, "recovery": said}
                 if log.has(key):
                     continue
-                found = run(name, budget, args.scope, extra, seed, out / f"{name}-{budget}-{args.scope}-{seed}")
+                folder = out / f"{name}-{budget}-{args.scope}-{seed}"
+                found = run(name, budget, args.scope, recovery, args.head_dims, seed, folder)
                 share = {k: found["after"][k] / found["before"][k] for k in ("macs", "params")}
                 row = {**key, **share, "proof": found["proof"]["max_error"], "rewritten": found["proof"]["rewritten"]}
                 log.add({**row, **{k: found[k] for k in ("accuracy", "loss", "kept")}}, "kept")
