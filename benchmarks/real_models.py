@@ -185,7 +185,7 @@ def run(
     for setting in recovery:
         command += ["--recover", setting]
         command += ["--run", setting] if setting.startswith("batch_size") else []
-    command += ["--set", "min_steps=2"] if smoking() else []
+    command += ["--set", "min_steps=2", "--run", "modes=eager", "--export", "none"] if smoking() else []
     try:
         prunus([*command, "--seed", str(seed), "--out", str(out)])
     except SystemExit as end:
