@@ -127,3 +127,11 @@ def test_layers_are_chosen_by_names_types_and_modules() -> None:
             maskable_layers(model, wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="leave one of them out"):
         compress(model, source(), method=DPP(), target={"3": "2:4"}, ignored_layers=["7"])
+
+
+def test_an_artifact_holds_the_masks_of_its_plan(tmp_path: Path) -> None:
+    plan, masks = planned("weight 25%", LAYERS)
+    folder = prunus.save(tmp_path / "a", prunus.apply_(net(), plan, X), plan)
+    found = prunus.load_masks(folder)
+    assert {n: m.pattern for n, m in found.items()} == dict.fromkeys(LAYERS, "weight 25%")
+    assert all(torch.equal(found[n].mask, masks[n]) for n in LAYERS)

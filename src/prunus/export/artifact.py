@@ -35,6 +35,7 @@ from prunus.files.weightfile import load_weights_, unique_tensors
 from prunus.masks.file import LayerMask, packed_masks, read_masks
 from prunus.plan.plan import Plan
 from prunus.proof.inputs import proof_inputs
+from prunus.proof.weightmasks import layer_masks
 from prunus.runtime.entry import check_model, entry
 from prunus.surgery.configuration import keep_configuration_true_
 from prunus.surgery.cut import check_plan, cut_
@@ -67,7 +68,7 @@ def save(
         plan: the plan that was applied.
         metrics: accuracies and the like for the model card; numbers and texts (NaN becomes null).
         example_inputs: inputs for capturing; random ones of the recorded shapes if absent.
-        masks: what is kept inside weights, by layer; see `load_masks`.
+        masks: what is kept inside weights, by layer, see `load_masks`; by default what the plan says.
 
     A model that can't be captured is saved without a program, with a warning: it loads with its factory alone.
 
@@ -136,6 +137,7 @@ def artifact_files(
     except Exception as error:  # whatever is wrong with it, weights and plan are not lost for it
         missing = _reason(error)
         warnings.warn(f"the artifact has no program and loads with its factory alone: {missing}", stacklevel=3)
+    masks = layer_masks(plan) if masks is None else masks
     if masks:
         files[MASKS] = packed_masks(masks)
     manifest: dict[str, Any] = {
@@ -148,7 +150,7 @@ def artifact_files(
         "no_program": missing,
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    return files | description(manifest, plan, metrics or {}, masks or {})
+    return files | description(manifest, plan, metrics or {}, masks)
 
 
 def description(

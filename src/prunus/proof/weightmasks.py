@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError, PlanError, SurgeryError
 from prunus.graph.grouping import Graph
+from prunus.masks.file import LayerMask
 from prunus.masks.layers import MaskedWeight, layer_of, make_permanent_, masked_weights
 from prunus.masks.patterns import Pattern
 from prunus.methods.base import MaskMethod
@@ -86,6 +87,15 @@ def mask_of(pattern: WeightPattern) -> Tensor:
             return torch.from_numpy(rows)
     what = f"its mask doesn't keep {pattern.k} of {pattern.n} in each of {pattern.rows} rows"
     raise PlanError(where, what, "copy the plan again")
+
+
+def layer_masks(plan: Plan) -> dict[str, LayerMask]:
+    """The masks that a plan holds, as an artifact stores them; empty before the learning.
+
+    Raises:
+        PlanError: see `mask_of`.
+    """
+    return {p.module: LayerMask(p.pattern, mask_of(p), p.bits) for p in plan.patterns if p.mask}
 
 
 def _packed(mask: Tensor) -> str:
