@@ -86,5 +86,5 @@ def test_weights_do_not_judge_inputs() -> None:
 
 
 def test_at_least_one_feature() -> None:
-    with pytest.raises(ConfigError, match="0 features"):
+    with pytest.raises(ConfigError, match="features=0"):
         prunus.SelectInputs(0)
