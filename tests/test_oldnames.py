@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,6 +62,7 @@ def test_other_names_are_unknown_as_ever_and_copies_say_nothing() -> None:
     with pytest.raises(TypeError, match="kl_weight"):
         RecursiveBayesianPruning(kl_weight=1.0)  # type: ignore[call-arg]
     assert method == copy.deepcopy(method) == pickle.loads(pickle.dumps(method))
+    assert "beta" in inspect.signature(RecursiveBayesianPruning).parameters
 
 
 def test_a_class_that_defines_the_old_names_has_the_new_ones() -> None:

@@ -42,6 +42,12 @@ class OldSettings(ABCMeta):
         """An object, made of settings under either name."""
         return super().__call__(*args, **_newly_named(cls, settings))
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """Of the new names; without it `help` would show that of `__call__`."""
+        _, *settings = inspect.signature(inspect.getattr_static(cls, "__init__")).parameters.values()
+        return inspect.Signature(settings)
+
 
 def old_functions(module: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:
     """A module's `__getattr__`: what it defines can be had by its old names too.
