@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,11 @@ def test_the_help_fits_a_terminal(
         assert word in shown
     for word in FORMER:
         assert f"{word} " not in shown or word == "--resume"
+
+
+def test_an_old_name_of_a_setting_is_told_though_python_hides_such_warnings() -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("ignore")
+        with pytest.raises(SystemExit):
+            main(["compress", "nowhere.py:net", "--data", "digits", "--method", "rbp", "--set", "kappa=1"])
+    assert any("beta" in str(w.message) and "next release" in str(w.message) for w in seen)

@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             words[1:] = translated(words[1:], lambda text: error.print(text, highlight=False, markup=False), table)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the smaller network is slower", RuntimeWarning)  # it is in the table
+            warnings.filterwarnings("default", ".*goes with the next release", DeprecationWarning)  # hidden by Python
             run(args=words)
     except PruneError as refusal:
         error.print(Text.assemble((type(refusal).__name__, "red"), f": {refusal}"))
