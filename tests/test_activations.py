@@ -18,6 +18,7 @@ from prunus.masks.activations import MOMENTUM, QuantizedInput, quantized_inputs
 from prunus.masks.file import LayerMask
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
 from prunus.pipeline.compress import compress
+from prunus.surgery.rewritten import as_module
 from test_compress_masks import parts
 
 
@@ -67,6 +68,37 @@ def test_hooks_come_off_and_unknown_layers_are_refused() -> None:
     ):
         pass
     assert not model[0]._forward_pre_hooks
+
+
+def test_a_captured_graph_has_its_inputs_on_the_same_grids() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
+    x = torch.randn(4, 1, 4, 4)
+    graph = as_module(torch.export.export(model, (x,))).eval()
+    grids = {"0": QuantizedInput(8, largest=9.0), "3": QuantizedInput(8, largest=5.0)}
+    with quantized_inputs(model, grids):
+        wanted = model(x)
+    with quantized_inputs(graph, grids):
+        torch.testing.assert_close(graph(x), wanted)
+    assert not torch.allclose(wanted, model(x), rtol=1e-3)
+    torch.testing.assert_close(graph(x), model(x))
+
+
+def test_a_grid_that_no_graph_takes_is_refused() -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Module()
+            self.layer.weight = nn.Parameter(torch.ones(3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.layer.weight.t()
+
+    with (
+        pytest.raises(ConfigError, match=r"(?s)'layer'.*own class"),
+        quantized_inputs(model := Other(), {"layer": QuantizedInput(8, largest=1.0)}),
+    ):
+        model(torch.ones(1, 3))
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])

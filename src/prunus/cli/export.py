@@ -10,9 +10,10 @@ import typer
 from prunus.cli.inputs import examples, loaded, place_of
 from prunus.cli.options import Examples, ModelSpec, Shape, Weights
 from prunus.cli.terminal import say
+from prunus.errors import ConfigError
 from prunus.export.artifact import is_artifact, load_masks
-from prunus.export.exports import chosen
 from prunus.export.registry import EXPORTERS, Exportable, exporter_for
+from prunus.masks.activations import grids_of
 from prunus.plan.plan import Plan
 
 SUFFIXES = sorted({suffix for e in EXPORTERS.values() if (suffix := Path(e.file).suffix)})
@@ -30,15 +31,20 @@ def export(
     weights: Weights = None,
 ) -> None:
     """Write a model or an artifact as ONNX, as an exported program or in another form, with a free batch size."""
-    exporter = exporter_for(path) if form is None else chosen([form]).asked[0]
+    if form is not None and form not in EXPORTERS:
+        raise ConfigError(f"--as {form}", "there is none of that name", f"use one of {', '.join(EXPORTERS)}")
+    exporter = exporter_for(path) if form is None else EXPORTERS[form]
+    exporter.check()
     spec = place_of(model)
     network, inputs = loaded(spec, weights)
     held = is_artifact(spec)
+    masks = load_masks(spec) if held else {}
     subject = Exportable(
         network,
         examples(inputs, data, shape, spec),
         Plan.load(Path(spec) / "plan.json") if held else None,
-        load_masks(spec) if held else {},
+        masks,
+        tuple(grids_of(masks)),
         origin=spec,
     )
     done = exporter(subject, path)

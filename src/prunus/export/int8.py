@@ -21,7 +21,7 @@ from prunus.errors import ConfigError, ExportError
 from prunus.export.onnx import export_onnx, onnx_runtime
 from prunus.export.registry import Exportable, Exported, exporter
 from prunus.files.atomic import StrPath, real_path, refusing, staging, write_bytes, write_new
-from prunus.masks.activations import QuantizedInput, quantized_inputs
+from prunus.masks.activations import grids_of, quantized_inputs
 from prunus.masks.file import LayerMask
 from prunus.runtime.calling import outputs
 from prunus.runtime.entry import entry
@@ -182,8 +182,7 @@ class _Reader:
 def _disagreement(runtime: Any, file: Path, model: nn.Module, masks: Mapping[str, LayerMask], images: Tensor) -> float:
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.cpu().numpy()})[0])
-    largest = {n: (m.input_scale or 0.0) * 127 for n, m in masks.items()}
-    with quantized_inputs(model, {n: QuantizedInput(8, value) for n, value in largest.items()}):
+    with quantized_inputs(model, grids_of(masks)):
         wanted = outputs(model, images)[0].cpu()
     return float((found - wanted).abs().mean() / wanted.abs().mean().clamp_min(1e-12))
 

@@ -139,6 +139,13 @@ def onnx_runtime() -> Any:
     return onnxruntime
 
 
+def refuse_grids(subject: Exportable, name: str) -> None:
+    """Raise ConfigError where inputs of layers lie on grids that are not in the model: it would be another network."""
+    if subject.grids:
+        what = f"the inputs of {', '.join(subject.grids[:3])} lie on grids, without which it would be another network"
+        raise ConfigError(f"export {name!r}", what, "export int8, or train without activation_bits")
+
+
 @exporter(
     "onnx",
     file="model.onnx",
@@ -148,9 +155,7 @@ def onnx_runtime() -> Any:
 )
 def write_onnx(subject: Exportable, path: Path) -> Exported:
     """What `onnx_bytes` makes, in a file. Raises ConfigError for a model that is another one without its grids."""
-    if subject.grids:
-        what = f"the inputs of {', '.join(subject.grids[:3])} lie on grids, without which it would be another network"
-        raise ConfigError("export 'onnx'", what, "export int8, or train without activation_bits")
+    refuse_grids(subject, "onnx")
     data, error = onnx_bytes(subject.model, subject.example_inputs)
     write_new(path, data)
     dense = "; its masked weights are dense, with their zeros: ONNX has no condensed layers" if subject.masks else ""
@@ -159,7 +164,8 @@ def write_onnx(subject: Exportable, path: Path) -> Exported:
 
 @exporter("pt2", file="model.pt2", help="a program of torch.export for other tools, with a free batch size")
 def write_program(subject: Exportable, path: Path) -> Exported:
-    """What `program_bytes` makes, in a file."""
+    """What `program_bytes` makes, in a file. Raises ConfigError for a model that is another one without its grids."""
+    refuse_grids(subject, "pt2")
     follow = subject.plan is not None and subject.plan.followed
     write_new(path, program_bytes(subject.model, subject.example_inputs, follow_branches=follow))
     return Exported(path, None, "a program for torch.export.load")
