@@ -27,6 +27,7 @@ from prunus.masks.maskable import maskable_layers
 from prunus.masks.metrics import (
     confidence,
     diversity,
+    drawn,
     entropy,
     flip_rate,
     inclusion_probabilities,
@@ -34,7 +35,7 @@ from prunus.masks.metrics import (
     probabilities,
 )
 from prunus.masks.patterns import Pattern, takes_pattern
-from prunus.masks.sampling import gumbel, largest
+from prunus.masks.sampling import largest
 from prunus.methods.base import MaskMethod
 from prunus.proof.apply import apply_and_verify_
 from prunus.proof.ownclass import survives
@@ -177,11 +178,14 @@ def freeze(model: nn.Module, masks: MaskSet, run: _Run) -> float:
     lowest = run.loss(model) if run.method.best_of > 1 else math.inf
     losses = []
     for number in range(run.method.best_of):
-        drawn = {n: _draw(m, (m.seed, run.learning.seed, number)) for n, m in masks.masks.items()}
-        masks.freeze_(drawn)
+        tried = {
+            n: drawn(m.logits, m.layout.k, m.noise_scale, (m.seed, run.learning.seed, number))
+            for n, m in masks.masks.items()
+        }
+        masks.freeze_(tried)
         losses.append(run.loss(model))
         if losses[-1] < lowest and run.method.best_of > 1:
-            best, lowest = drawn, losses[-1]
+            best, lowest = tried, losses[-1]
     masks.freeze_(best)
     return sum(losses) / len(losses)
 
@@ -329,11 +333,6 @@ def _keep_probability(mask: MaskedWeight, seed: int) -> Tensor:
         mask.logits, mask.layout.k, noise_scale=mask.noise_scale, draws=KEEP_DRAWS, seed=seed
     )
     return found.float()
-
-
-def _draw(mask: MaskedWeight, seed: tuple[int, ...]) -> Tensor:
-    noise = gumbel(mask.layout.rows, mask.layout.n, seed, mask.logits.device)
-    return largest(mask.logits.detach() + mask.noise_scale * noise, mask.layout.k)
 
 
 def _weights(model: nn.Module, logits: Sequence[nn.Parameter]) -> list[nn.Parameter]:

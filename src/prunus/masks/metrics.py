@@ -49,7 +49,7 @@ def diversity(p: Tensor) -> float:
 
 def flip_rate(logits: Tensor, k: int, *, noise_scale: float = 1.0, draws: int = 8, seed: int = 0) -> float:
     """Expected share of the kept elements that the next draw replaces, from consecutive pairs of `draws` masks."""
-    masks = [_draw(logits, k, noise_scale, (seed, i)) for i in range(draws)]
+    masks = [drawn(logits, k, noise_scale, (seed, i)) for i in range(draws)]
     shared = [float((a & b).sum()) for a, b in itertools.pairwise(masks)]
     return 1 - sum(shared) / (len(shared) * k * logits.shape[0])
 
@@ -60,7 +60,7 @@ def mean_inclusion(logits: Tensor, k: int, *, noise_scale: float = 1.0, draws: i
     It is the share of a draw that the mask which will be fixed has too.
     """
     mode = largest(logits.detach(), k)
-    shared = [float((mode & _draw(logits, k, noise_scale, (seed, i))).sum()) for i in range(draws)]
+    shared = [float((mode & drawn(logits, k, noise_scale, (seed, i))).sum()) for i in range(draws)]
     return sum(shared) / (draws * k * logits.shape[0])
 
 
@@ -73,10 +73,11 @@ def inclusion_probabilities(
     """
     total = torch.zeros(logits.shape, dtype=torch.float64, device="cpu")
     for i in range(draws):
-        total += _draw(logits, k, noise_scale, (seed, i)).cpu()
+        total += drawn(logits, k, noise_scale, (seed, i)).cpu()
     return total / draws
 
 
-def _draw(logits: Tensor, k: int, noise_scale: float, seed: tuple[int, ...]) -> Tensor:
+def drawn(logits: Tensor, k: int, noise_scale: float, seed: tuple[int, ...]) -> Tensor:
+    """A mask drawn by Gumbel top-k, bool [R, n], by the seed alone."""
     rows, n = logits.shape
     return largest(logits.detach() + noise_scale * gumbel(rows, n, seed, logits.device), k)

@@ -152,6 +152,11 @@ class GradientCriterion(Method):
         """Turn the fp64 sum of contributions over `num_examples` examples into each unit's score, [K]."""
 
 
+def ramp(progress: float, over: float) -> float:
+    """From 0 to 1 within the first fraction `over` of the learning; 1 at once where that is 0."""
+    return 1.0 if over == 0 else min(1.0, progress / over)
+
+
 @dataclass(frozen=True)
 class PosteriorMethod(Method):
     """Learns q(z) over one multiplier per unit while the weights stay frozen."""
@@ -208,7 +213,7 @@ class StagedMethod(PosteriorMethod):
         tune_epochs: passes over the data after every stage, without noise.
         lr: Adam's step for the posterior's parameters.
         weight_lr: Adam's step for the weights.
-        train_weights: `later` trains the layers from the stage's first reader on, `all` every layer, `none` none.
+        train_weights: `later` trains the layers from the stage's first writer on, `all` every layer, `none` none.
         simultaneous: one stage for all groups, instead of one after the other in data-flow order.
         floor: smallest fraction of a group that stays, whatever the noise says (at least one unit).
     """
@@ -248,7 +253,7 @@ class StagedMethod(PosteriorMethod):
 
     def beta_at(self, progress: float, num_data: int) -> float:
         """beta times the linear warm-up at `progress` in [0, 1]."""
-        return self.beta * (1.0 if self.warmup == 0 else min(1.0, progress / self.warmup))
+        return self.beta * ramp(progress, self.warmup)
 
     def unit_weight(self, positions: int) -> float:
         """1, as many as the positions, or the root of their number, as `complexity_per` says."""

@@ -14,7 +14,6 @@ of different groups become comparable for one global budget. The defaults follow
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +25,7 @@ from prunus.errors import ConfigError, DataError
 from prunus.graph.groups import ChannelGroup, Slot
 from prunus.methods.base import GradientCriterion, WeightCriterion
 from prunus.runtime.fields import check_value
+from prunus.runtime.seeds import seed_of
 
 Normalize = Literal["none", "mean", "max", "l2", "sum"]
 
@@ -130,7 +130,7 @@ class Random(_Comparable, WeightCriterion, name="random"):
 
     def score(self, model: nn.Module, group: ChannelGroup, seed: int) -> Tensor:
         """U(0, 1) per unit, fp32 [K], from the seed and the group's name (so that groups differ)."""
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + zlib.crc32(group.name.encode())) % 2**63)
+        generator = torch.Generator().manual_seed(seed_of(seed, group.name))
         return normalized(
             torch.rand(group.units, generator=generator, dtype=torch.float32, device="cpu"), self.normalize
         )

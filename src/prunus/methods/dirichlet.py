@@ -35,7 +35,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from prunus.methods.base import PosteriorMethod
+from prunus.methods.base import PosteriorMethod, ramp
 from prunus.posteriors.base import Posterior
 from prunus.posteriors.dirichlet import Concentration, DirichletPosterior, Scale
 from prunus.runtime.ranges import Count, Fraction, Natural, NonNegative, Positive, Share
@@ -120,10 +120,9 @@ class DirichletPruning(PosteriorMethod, name="dirichlet"):
     def anneal_(self, posterior: Posterior, progress: float) -> None:
         """Lower the capacity linearly from 1 to `kept_fraction`, see `anneal`."""
         if isinstance(posterior, DirichletPosterior):
-            fallen = 1.0 if self.anneal == 0 else min(1.0, progress / self.anneal)
-            posterior.capacity = 1 - (1 - self.kept_fraction) * fallen
+            posterior.capacity = 1 - (1 - self.kept_fraction) * ramp(progress, self.anneal)
 
     def beta_at(self, progress: float, num_data: int) -> float:
         """beta times the linear warm-up at `progress` in [0, 1]."""
         strength = min(100.0, max(1.0, num_data / 200)) if self.beta == "auto" else self.beta
-        return strength * (1.0 if self.warmup == 0 else min(1.0, progress / self.warmup))
+        return strength * ramp(progress, self.warmup)

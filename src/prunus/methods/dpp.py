@@ -29,7 +29,6 @@ Departures from the authors' released code
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +46,7 @@ from prunus.masks.quantize import Bits, Scheme
 from prunus.masks.sampling import Order
 from prunus.methods.base import MaskMethod
 from prunus.runtime.ranges import Count, Natural, NonNegative, Positive
+from prunus.runtime.seeds import seed_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DynamicProbabilisticPruning(MaskMethod, name="dpp"):
         order: of the relaxation, see `masks.sampling.sample`.
         resample_every: steps that share one drawn mask; the logits learn from the first of them. 1 is the method.
         draws: filters alone: a mask for every example of a batch, or one for all, which is the paper's.
-        curvature: filters with a mask for every example: see `masks.units`; False is the paper's straight-through.
+        curvature: filters with a mask for every example: see `filter_masks`; False is the paper's straight-through.
         best_of: masks to draw and compare at the end; 1 takes the most probable.
         bits: of the weights while training and after; None leaves them.
         per_channel: one grid per output channel.
@@ -129,7 +129,7 @@ class DynamicProbabilisticPruning(MaskMethod, name="dpp"):
         kind = partial(MaskedUnits, curvature=self.curvature) if by_filter else MaskedWeight
         found = {}
         for name, layout in layouts.items():
-            own = (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63
+            own = seed_of(seed, name)
             noise = torch.randn(
                 layout.rows, layout.n, generator=torch.Generator().manual_seed(own), dtype=torch.float32, device="cpu"
             )

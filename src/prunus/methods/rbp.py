@@ -21,7 +21,7 @@ Decision
     allocation, and the noise only says which.
 
 Settings that matter
-    beta (more = smaller), epochs, train_weights (the layers from the reader on adapt while the noise is learned).
+    beta (more = smaller), epochs, train_weights (the layers from the writer on adapt while the noise is learned).
     `complexity_per="position"`, for fewer MACs in convolutions and with a smaller beta: the term of unit j in the sum
     above times the positions of an example at which it is gated; `"root"`, the root of it, lies between.
     `simultaneous=True` learns all layers' noise at once: the ablation the paper argues against.

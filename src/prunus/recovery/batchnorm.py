@@ -16,11 +16,11 @@ from torch.overrides import TorchFunctionMode
 from prunus.data.batches import as_batches
 from prunus.errors import ConfigError, DataError
 from prunus.graph.engine import operation
-from prunus.runtime.arguments import as_arguments
+from prunus.runtime.calling import call
 from prunus.runtime.entry import entry
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import full_precision, lower, to_device
-from prunus.runtime.processes import distributed, model_device
+from prunus.runtime.processes import distributed, gathered, model_device
 from prunus.runtime.renamed import another_word, renamed
 
 MEAN = 3
@@ -50,10 +50,8 @@ class _Moments:
         packed = torch.cat([torch.tensor([self.count], dtype=torch.float64, device="cpu"), self.mean, self.squares]).to(
             device
         )
-        parts = [torch.empty_like(packed) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(parts, packed)
         merged = _Moments(len(self.mean))
-        for part in (p.cpu() for p in parts):
+        for part in (p.cpu() for p in gathered(packed)):
             mean, squares = part[1:].chunk(2)
             merged.merge(float(part[0]), mean, squares)
         return merged
@@ -85,19 +83,9 @@ class _Watch(TorchFunctionMode):
         if call.get("running_mean") is None or call["training"]:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
-            return self._normalised(
-                call["input"], call["running_mean"], call["running_var"], call.get("weight"), call.get("bias"), call
-            )
+            return self._normalised(call["input"], call["running_mean"], call["running_var"], call)
 
-    def _normalised(
-        self,
-        x: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        call: dict[str, Any],
-    ) -> Tensor:
+    def _normalised(self, x: Tensor, mean: Tensor, variance: Tensor, call: dict[str, Any]) -> Tensor:
         """The layer's output in training, whose kernel also tells the statistics of the batch."""
         _, _, pooled = self.found.setdefault(id(mean), (mean, variance, _Moments(len(mean))))
         eps, values = call.get("eps", 1e-5), x.numel() // max(x.shape[1], 1)
@@ -159,8 +147,7 @@ def reestimate_batch_norm(model: nn.Module, loader: Iterable[Any], *, num_batche
     device = model_device(model)
     with eval_mode(model), torch.no_grad(), full_precision(), _Watch() as watch:
         for inputs, _ in itertools.islice(as_batches(loader, model), num_batches):
-            args, kwargs = as_arguments(to_device(inputs, device), model)
-            model(*args, **kwargs)
+            call(model, to_device(inputs, device))
     pooled = [(mean, variance, moments.over_ranks(device)) for mean, variance, moments in watch.found.values()]
     if not all(bool(torch.isfinite(m.mean).all() and torch.isfinite(m.squares).all()) for _, _, m in pooled):
         raise DataError("batch norm statistics", "NaN or infinity", "check the inputs and the weights for NaN")

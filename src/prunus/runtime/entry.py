@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from prunus.errors import ConfigError, TraceError
+from prunus.runtime.precision import accelerators
 from prunus.runtime.snapshot import state_kept
 
 P = ParamSpec("P")
@@ -131,7 +132,7 @@ def ordinary(model: Any = None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for kind in {"cpu", *([] if (found := torch.accelerator.current_accelerator()) is None else [found.type])}:
+        for kind in ("cpu", *accelerators()):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device() != torch.device("cpu"):

@@ -64,7 +64,7 @@ def full_precision() -> Iterator[None]:
         for backend, _ in rounded:
             backend.fp32_precision = "ieee"
         with ExitStack() as stack:
-            for kind in ("cpu", *_accelerators()):
+            for kind in ("cpu", *accelerators()):
                 stack.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
@@ -77,7 +77,8 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _accelerators() -> list[str]:
+def accelerators() -> list[str]:
+    """Kinds of devices besides the CPU that this process has."""
     found = torch.accelerator.current_accelerator()
     return [] if found is None else [found.type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,3 +32,8 @@ def seeded(seed: int, device: torch.device | None = None, *, alike: bool = False
 def start_at(seed: int, *, alike: bool = False) -> None:
     """Start the global generators anew, for loops that are `seeded` already and begin each epoch from its own seed."""
     torch.manual_seed(seed if alike else seed + RANK_STRIDE * rank())
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A seed for one of several things, by its name: the same whatever the others are."""
+    return (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**63

@@ -12,7 +12,7 @@ from prunus.errors import ConfigError, DataError
 from prunus.kernels.convolutions import geometry_of
 from prunus.kernels.packed import Packed, block_for, pack, packed_product
 from prunus.kernels.products import looped
-from prunus.layers.submodules import is_conv1d
+from prunus.layers.submodules import is_conv1d, replace_submodules_
 from prunus.masks.patterns import Layout
 from prunus.runtime.entry import entry
 from prunus.sparse.operations import (
@@ -249,11 +249,8 @@ def condense_(model: nn.Module, layouts: Mapping[str, Layout], masks: Mapping[st
     modules = dict(model.named_modules())
     made = {name: condense(modules[name], layouts[name], mask, name) for name, mask in masks.items()}
     for name, layer in made.items():
-        path, _, attribute = name.rpartition(".")
-        setattr(
-            model.get_submodule(path), attribute, layer.to(modules[name].weight.device).train(modules[name].training)
-        )
-    return model
+        layer.to(modules[name].weight.device).train(modules[name].training)
+    return replace_submodules_(model, made)
 
 
 @entry()
@@ -266,11 +263,10 @@ def densify_(model: nn.Module) -> nn.Module:
         >>> prunus.densify_(nn.Sequential(layer))[0].weight.tolist()
         [[1.0, 0.0, 0.0, 2.0]]
     """
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, CondensedLinear | CondensedConv2d):
-            path, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(path), attribute, _dense(layer))
-    return model
+    if isinstance(model, CondensedLinear | CondensedConv2d):
+        return _dense(model)
+    condensed = {n: m for n, m in model.named_modules() if isinstance(m, CondensedLinear | CondensedConv2d)}
+    return replace_submodules_(model, {n: _dense(m) for n, m in condensed.items()})
 
 
 def _dense(layer: CondensedLinear | CondensedConv2d) -> nn.Module:
