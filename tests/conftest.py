@@ -2,10 +2,12 @@
 
 import importlib
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
+from prunus.methods import METHODS
 from torchvision_operators import declare_torchvision_operators
 
 settings.register_profile("same every time", derandomize=True, deadline=None)
@@ -25,3 +27,12 @@ def _processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     helps = bool(request.config.getoption("--bf16-helps"))
     for module in ("prunus.runtime.precision", "prunus.recovery.placement"):
         monkeypatch.setattr(importlib.import_module(module), "bf16_helps", lambda _: helps)
+
+
+@pytest.fixture
+def names_of_methods_kept() -> Iterator[None]:
+    """Names that a test gives away are free again afterwards."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)

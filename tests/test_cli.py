@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import warnings
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from prunus.cli.app import main
 from prunus.cli.former import FORMER, translated
+from prunus.cli.inputs import load_weights
 from prunus.cli.options import target_of
 from prunus.errors import ConfigError
 
@@ -36,6 +39,12 @@ def data():
     images, labels = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 4
     part = ArrayDataset(images, labels)
     return DataSource("toy", part, part, part, 4)
+
+def bright():
+    images, labels = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 4
+    images[:, :, 0, 0] = 99.0  # the grid of eight bits has to be coarse
+    part = ArrayDataset(images, labels)
+    return DataSource("bright", part, part, part, 4)
 """
 
 
@@ -82,6 +91,26 @@ def test_compress_evaluate_export(script: str, tmp_path: Path, capsys: pytest.Ca
     assert "no layer was quantised" in capsys.readouterr().err
 
 
+def test_inputs_on_grids_stay_on_them_in_evaluate_and_are_not_exported_away(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["--data", f"{script}:bright", "--method", "dpp", "--target", "weight 50%", "--run", "modes=eager"]
+    for setting in ("epochs=0", "tune_epochs=1", "bits=8", "activation_bits=8"):
+        arguments += ["--set", setting]
+    assert run("compress", f"{script}:net", *arguments, "--export", "none", "--out", str(out)) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    artifact = str(out / "artifact")
+    capsys.readouterr()
+    assert run("evaluate", artifact, "--data", f"{script}:bright") == 0
+    told = f"accuracy {summary['accuracy']['test']:.2f} %, loss {summary['loss']['test']:.4f}"
+    assert told in " ".join(capsys.readouterr().out.split())
+    for name in ("model.pt2", "model.onnx"):
+        assert run("export", artifact, str(tmp_path / name)) == 2
+        assert "lie on grids" in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / name).exists()
+
+
 def test_weights_are_loaded_and_refused(script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "w.pt"
     namespace: dict[str, object] = {}
@@ -91,6 +120,15 @@ def test_weights_are_loaded_and_refused(script: str, tmp_path: Path, capsys: pyt
     path.write_bytes(b"broken")
     assert run("evaluate", f"{script}:net", "--data", f"{script}:data", "--weights", str(path)) == 2
     assert "--weights" in capsys.readouterr().err
+
+
+def test_names_of_weights_lose_module_only_where_the_model_has_none_of_that_name(tmp_path: Path) -> None:
+    plain, parallel = nn.Sequential(nn.Linear(2, 2)), nn.ModuleDict({"module": nn.Sequential(nn.Linear(2, 2))})
+    torch.save(parallel.state_dict(), tmp_path / "w.pt")
+    for model in (plain, copy.deepcopy(parallel)):
+        load_weights(model, tmp_path / "w.pt")
+        for found, wanted in zip(model.parameters(), parallel.parameters(), strict=True):
+            assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +148,15 @@ def test_weights_are_loaded_and_refused(script: str, tmp_path: Path, capsys: pyt
         (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--allocate", "scope=all"], "one of"),
         (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--allow", "heads"], "head_dims"),
         (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--export", "tflite"], "pt2"),
-        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--run", "say=loud"], "say"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--run", "say=loud"], "has no 'say'"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0=8, 0=9"], "named twice"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0=\u00b2"], "0"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--export", "onnx,no-onnx"], "left out"),
+        (["compress", "{}:net", "--data", "{}:data", "--recover", "none", "--recover", "foo=1"], "foo"),
+        (["export", "{}:net", "x.onnx", "--shape", "1,8", "--as", "auto"], "use one of onnx"),
+        (["analyze", "{}:net", "--shape", "1,8", "--data", "{}:data"], "give one of them"),
+        (["demo", "--data", "{}:data"], "28 x 28"),
+        (["demo", "--target", "mac<=50%"], "mac<=50%"),
         (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--resume"], "no stages"),
     ],
 )
@@ -186,6 +232,7 @@ def test_options_of_the_release_before_are_translated_and_told() -> None:
     assert ("--allocate", "round_to=4") in pairs
     assert ("--allow", "head_dims,inexact,own_class") in pairs
     assert ("--export", "no-onnx") in pairs
+    assert ("--run", "modes=eager,compiled") in pairs
     assert told[0] == "--epochs 5 goes with the next release: write --recover epochs=5"
     assert len(told) == 7
     none = "m --recover none --run batch_size=8 --recover batch_size=8"
@@ -194,7 +241,8 @@ def test_options_of_the_release_before_are_translated_and_told() -> None:
     assert " ".join(now("m --method dpp --epochs 5 --bits 8 --batch-size 8 --pattern 2:4")) == inside
     with pytest.raises(ConfigError, match="said twice"):
         now("m --budget macs<=50% --pruning-ratio 0.5")
-    assert now("m --pruning-ratio") == ["m", "--target"]
+    assert now("m --pruning-ratio") == ["m", "--target", ""]
+    assert translated(["m", "--target", "", "--method", "l1"], told.append) == ["m", "--target", "", "--method", "l1"]
 
 
 def test_targets_are_told_apart_by_their_form() -> None:

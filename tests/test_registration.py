@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError
 from prunus.graph.groups import ChannelGroup
-from prunus.methods import L1, METHODS, DirichletPruning, StagedMethod, WeightCriterion, method_names, resolve
+from prunus.methods import L1, METHODS, DirichletPruning, StagedMethod, Taylor, WeightCriterion, method_names, resolve
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "variational_dropout.py"
 METHOD = """
@@ -38,13 +37,7 @@ def broken():
 """
 
 
-@pytest.fixture(autouse=True)
-def _names() -> Iterator[None]:
-    """Names that a test gives away are free again afterwards."""
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
+pytestmark = pytest.mark.usefixtures("names_of_methods_kept")
 
 
 def flat(name: str | None, **words: Any) -> type[WeightCriterion]:
@@ -118,7 +111,8 @@ def test_a_file_names_a_class_an_object_or_what_makes_one(name: str, tmp_path: P
     assert type(found).__name__ == "Flat"
     assert found.height == {"Flat": 1.0, "tall": 9.0, "made": 4.0}[name]
     assert resolve(f"{file}:{name}", ["height=5"]).height == 5.0  # type: ignore[attr-defined]
-    assert resolve("own") == type(resolve(f"{file}:Flat"))() or METHODS["own"].__module__ == found.__module__
+    assert type(resolve("own")) is METHODS["own"]
+    assert METHODS["own"].__module__ == found.__module__
     with pytest.raises(ConfigError, match="use height"):
         resolve(f"{file}:{name}", ["heigth=5"])
 
@@ -211,3 +205,8 @@ def test_an_installed_package_that_fails_is_named(tmp_path: Path, monkeypatch: p
 def test_the_example_is_a_method() -> None:
     found = resolve(f"{EXAMPLE}:VariationalDropout", ["beta=3"])
     assert (found.name, found.beta, found.simultaneous) == ("vdrop", 3.0, True)  # type: ignore[attr-defined]
+
+
+def test_settings_of_an_object_are_set() -> None:
+    assert resolve(Taylor(), ["per_example=false"]) == Taylor(per_example=False)
+    assert resolve(method := Taylor()) is method

@@ -23,6 +23,7 @@ from prunus.pipeline.prune import prune
 from prunus.plan.allocation import Allocation, allocate
 from prunus.plan.budget import Budget, Limit
 from prunus.plan.ranking import merged_ranks
+from prunus.plan.request import ALLOW, allowed
 from prunus.recovery.config import FinetuneConfig
 
 
@@ -275,3 +276,8 @@ def test_every_door_takes_the_same_seeds(seed: Any) -> None:
 def test_batch_sizes_are_numbers_of_examples(size: Any) -> None:
     with pytest.raises(ConfigError):
         Batches(ArrayDataset(torch.randn(8, 6), torch.arange(8)), size)
+
+
+def test_allow_may_not_be_used_up() -> None:
+    with pytest.raises(ConfigError, match="allow"):
+        allowed((name for name in ["inexact"]), method="l1", takes=ALLOW)  # type: ignore[arg-type]

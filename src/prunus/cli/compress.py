@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prunus.cli.finish import finish
-from prunus.cli.inputs import loaded
+from prunus.cli.inputs import loaded, place_of
 from prunus.cli.options import (
     Allocate,
     Allow,
@@ -30,6 +30,7 @@ from prunus.cli.options import (
 )
 from prunus.cli.terminal import say
 from prunus.data.sources import load_data
+from prunus.methods.base import MaskMethod
 from prunus.methods.registry import resolve
 from prunus.pipeline.compress import compress
 
@@ -52,21 +53,22 @@ def compress_command(
 ) -> None:
     """Compress a trained model, recover its accuracy, prove, measure and save it."""
     chosen = resolve(method, settings or ())
-    recovery = recovery_of(recover, seed, default="pattern" not in chosen.targets)
+    recovery = recovery_of(recover, seed, default=not isinstance(chosen, MaskMethod))
     allocation, exports = allocation_of(allocate), exports_of(export)
-    network, _ = loaded(model, weights)
-    source = load_data(data, seed=seed, model=model)
+    wanted, how, place = target_of(target), run_of(run, exports, say), place_of(model)
+    network, _ = loaded(place, weights)
+    source = load_data(data, seed=seed, model=place)
     done = compress(
         network,
         source,
         method=chosen,
-        target=target_of(target),
+        target=wanted,
         ignored_layers=tuple(ignore or ()),
         allow=names_in(allow),  # type: ignore[arg-type]
         allocation=allocation,
         recovery=recovery,
         out=out,
         seed=seed,
-        run=run_of(run, exports, say),
+        run=how,
     )
-    finish(done, source, exports, origin=model, data_spec=data)
+    finish(done, source, exports, origin=place, data_spec=data)

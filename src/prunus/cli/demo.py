@@ -12,10 +12,16 @@ from prunus.cli.finish import finish
 from prunus.cli.options import DataSpec, Out, Seed, Target, exports_of, run_of, target_of
 from prunus.cli.terminal import say
 from prunus.data.sources import load_data
+from prunus.errors import ConfigError
 from prunus.export.run import check_run_folder
+from prunus.methods.registry import resolve
 from prunus.pipeline.compress import compress
 from prunus.pipeline.demo import LeNet5, train_dense
+from prunus.plan.request import requested
 from prunus.recovery.config import FinetuneConfig
+
+IMAGE = (1, 28, 28)
+"""Of the images that LeNet-5 takes, [C, H, W]."""
 
 
 def demo(
@@ -27,16 +33,21 @@ def demo(
 ) -> None:
     """Train LeNet-5 on real digits, compress it with Dirichlet pruning, show and save the result."""
     check_run_folder(out)
+    chosen, wanted = resolve("dirichlet"), target_of(target)
+    requested(wanted, None, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
     source, exports = load_data(data, seed=seed), exports_of("onnx")
-    say(f"training LeNet-5 on {len(source.train)} digits ...")
+    if tuple(source.example_inputs.shape[1:]) != IMAGE:
+        fix = "use digits, mnist:DIR or fashion-mnist:DIR"
+        raise ConfigError(f"--data {data}", "LeNet-5 takes grey images of 28 x 28", fix)
+    say(f"training LeNet-5 on {len(source.train)} images ...")
     torch.manual_seed(seed)
     network = LeNet5()
     train_dense(network, source, epochs=epochs, seed=seed)
     done = compress(
         network,
         source,
-        method="dirichlet",
-        target=target_of(target),
+        method=chosen,
+        target=wanted,
         recovery=FinetuneConfig(seed=seed),
         out=out,
         seed=seed,

@@ -45,6 +45,7 @@ def finish(done: Compression, data: DataSource, exports: Choice, *, origin: str,
         show(table)
     for warning in done.comparison.warnings:
         console.print(Text.assemble(("warning", "yellow"), f": {warning}"))
-    say(f"written to {done.directory}")
+    if done.directory is not None:
+        say(f"written to {done.directory}")
     if failed is not None:
         raise failed

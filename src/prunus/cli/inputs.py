@@ -36,12 +36,15 @@ def loaded(spec: str, weights: Path | None) -> tuple[nn.Module, Any]:
         return load(spec), None
     made = load_model(spec)
     if weights is not None:
-        _load_weights(made.model, weights)
+        load_weights(made.model, weights)
     return made.model.eval(), made.example_inputs
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict, also that of a data-parallel wrapper. Raises ConfigError if it does not fit."""
     state = read_state_dict(path)
+    if not state.keys() & model.state_dict().keys():
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -55,6 +58,8 @@ def examples(inputs: Any, data: str | None, shape: str | None, spec: str) -> Any
     Raises:
         ConfigError: none are known, or the shape is none.
     """
+    if shape is not None and data is not None:
+        raise ConfigError(f"--shape {shape}", "--data says the shape too", "give one of them")
     if shape is not None:
         try:
             return torch.randn([int(s) for s in shape.split(",")])

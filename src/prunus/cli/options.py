@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from prunus.data.registry import DATA_SOURCES
+from prunus.errors import ConfigError
 from prunus.export.exports import Choice, chosen
 from prunus.export.registry import EXPORTERS
 from prunus.methods.registry import method_names
@@ -105,7 +106,9 @@ def target_of(text: str | None) -> Any:
         return text
     parts = [part.split("=") for part in text.split(",")]
     named = {name.strip(): value.strip() for name, value in parts}
-    if all(value.isdigit() for value in named.values()):
+    if len(named) < len(parts):
+        raise ConfigError(f"--target {text}", "a group or layer is named twice", "name it once")
+    if all(value.isdecimal() for value in named.values()):
         return {name: int(value) for name, value in named.items()}
     return named
 
@@ -119,6 +122,7 @@ def recovery_of(settings: Sequence[str] | None, seed: int, *, default: bool) -> 
     if not settings:
         return FinetuneConfig(seed=seed) if default else None
     if "none" in settings:
+        values_of(FinetuneConfig, [s for s in settings if s != "none"])
         return None
     given = {} if any(s.partition("=")[0].strip() == "seed" for s in settings) else {"seed": seed}
     return FinetuneConfig(**given, **values_of(FinetuneConfig, settings))  # type: ignore[arg-type]

@@ -50,6 +50,8 @@ def chosen(names: Sequence[str]) -> Choice:
         if name not in EXPORTERS:
             what, fix = "there is none of that name", f"use some of {', '.join(EXPORTERS)}, auto or none"
             raise ConfigError(f"export {name!r}", what, fix)
+    if both := left_out & {*asked}:
+        raise ConfigError(f"export {', '.join(sorted(both))}", "it is asked for and left out", "say one of the two")
     for name in asked:
         EXPORTERS[name].check()
     auto = "auto" in names or not (asked or "none" in names)

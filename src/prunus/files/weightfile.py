@@ -67,8 +67,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Weights by name from `.safetensors`, or from a file of `torch.save` that holds tensors alone.
 
-    A file that wraps them as `{"state_dict": ...}` and names that begin with `module.` (of data-parallel training) are
-    understood.
+    A file that wraps them as `{"state_dict": ...}` is understood. The names are the file's.
 
     Raises:
         ConfigError: the file can't be read without running code that is in it, holds something else than tensors, or
@@ -95,7 +94,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ConfigError(where, f"it holds a {type(found).__name__}, not tensors by name", fix)
     if odd := not_finite(found):
         raise ConfigError(where, f"{odd[0]!r} holds NaN or infinity", "give weights of a training that converged")
-    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+    return {str(name): tensor for name, tensor in found.items()}
 
 
 def _described(file: Any) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeGuard
 
@@ -246,3 +247,9 @@ def _count(kept: int, of: int, text: str) -> int:
     if not 1 <= kept <= of:
         raise ConfigError(f"pattern {text!r}", f"{kept} of {of} can't be kept", f"keep 1 to {of}")
     return kept
+
+
+def check_patterns(asked: str | Mapping[str, str] | None) -> None:
+    """Read a pattern, or one for each layer, as text: before any work. Raises ConfigError for text that is none."""
+    for text in asked.values() if isinstance(asked, Mapping) else [asked] if asked else []:
+        Pattern.parse(text)

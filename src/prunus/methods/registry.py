@@ -23,10 +23,10 @@ def resolve(method: Method | type[Method] | str, settings: Sequence[str] = ()) -
     """A method from what a caller says.
 
     Args:
-        method: an object, which is returned as it is; a class; or a text: a name that a class of this package, of an
+        method: an object; a class; or a text: a name that a class of this package, of an
             imported module or of an installed package (entry points `prunus.methods`) has, or `FILE.py:Class` or
             `package.module:Class`. What stands after the colon may also be an object, or make one without arguments.
-        settings: NAME=VALUE, as for `configure`; not of an object.
+        settings: NAME=VALUE, as for `configure`.
 
     Raises:
         ConfigError: the name or a setting is not known, or what a text names is no method.
@@ -37,8 +37,6 @@ def resolve(method: Method | type[Method] | str, settings: Sequence[str] = ()) -
         >>> resolve("prunus.methods:DirichletPruning.as_released").scale
         'none'
     """
-    if isinstance(method, Method):
-        return method
     if isinstance(method, str):
         found = specs.resolve(method, FORMS) if ":" in method else _named(method)
         return _configured(found, f"method {method!r}", method, settings)

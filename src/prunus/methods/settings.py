@@ -16,13 +16,12 @@ from prunus.runtime.oldnames import warn_of_old
 Configuration = TypeVar("Configuration")
 
 
-def configure(kind: type[Configuration], settings: Sequence[str], **given: Any) -> Configuration:
-    """A method's configuration: `given` as it is, and settings as text.
+def configure(kind: type[Configuration], settings: Sequence[str]) -> Configuration:
+    """A method's configuration from settings as text.
 
     Args:
         kind: the dataclass of the method.
         settings: each NAME=VALUE; elements of a tuple are separated by commas.
-        given: fields that the caller has options of their own for, as objects; settings can't name them.
 
     Raises:
         ConfigError: an unknown or repeated name, or a value that is not of the field's type or range.
@@ -30,7 +29,7 @@ def configure(kind: type[Configuration], settings: Sequence[str], **given: Any) 
     Warns:
         DeprecationWarning: a name that the setting had in an earlier release.
     """
-    found = {**given, **values_of(kind, settings, given)}
+    found = values_of(kind, settings)
     needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore[arg-type]
     for name in needed:
         if name not in found:
@@ -39,10 +38,10 @@ def configure(kind: type[Configuration], settings: Sequence[str], **given: Any) 
     return kind(**found)
 
 
-def values_of(kind: type[Any], settings: Sequence[str], given: Container[str] = ()) -> dict[str, Any]:
-    """Settings as text, as values of the fields of `kind`; see `configure`."""
+def values_of(kind: type[Any], settings: Sequence[str], without: Container[str] = ()) -> dict[str, Any]:
+    """Settings as text, as values of the fields of `kind` but those `without`; see `configure`."""
     hints = hints_of(kind)
-    allowed = {f.name: f for f in fields(kind) if f.name not in given}  # type: ignore[arg-type]
+    allowed = {f.name: f for f in fields(kind) if f.name not in without}  # type: ignore[arg-type]
     found: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = (part.strip() for part in setting.partition("="))
@@ -50,8 +49,6 @@ def values_of(kind: type[Any], settings: Sequence[str], given: Container[str] = 
         where = f"setting {setting!r}"
         if not equals or not text:
             raise ConfigError(where, "it must be NAME=VALUE", _advice(name, allowed))
-        if name in given:
-            raise ConfigError(where, f"{name} has an option of its own", f"use --{name.replace('_', '-')}")
         if name not in allowed:
             raise ConfigError(where, f"{kind.__name__} has no {name!r}", _advice(name, allowed))
         if name in found:

@@ -93,6 +93,8 @@ def call(target: Any, spec: str, **offered: Any) -> Any:
     try:
         accepted = inspect.signature(target).parameters
         return target(**{k: v for k, v in offered.items() if k in accepted})
+    except PruneError:
+        raise
     except Exception as error:
         what = f"calling it failed: {type(error).__name__}: {error}"
         raise ConfigError(f"spec {spec!r}", what, "make it callable without arguments") from error

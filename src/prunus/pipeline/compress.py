@@ -24,7 +24,8 @@ from prunus.layers.submodules import Ignored
 from prunus.learning.stored import stored_masks
 from prunus.masks.activations import quantized_inputs
 from prunus.masks.file import LayerMask
-from prunus.measure.speed import Comparison, check_modes, compare
+from prunus.masks.patterns import check_patterns
+from prunus.measure.speed import Comparison, compare
 from prunus.methods.base import MaskMethod, Method
 from prunus.methods.registry import resolve
 from prunus.pipeline.former import OPENED, RUN, TARGET
@@ -137,9 +138,9 @@ def compress(
     run = RunSettings() if run is None else run
     seed, chosen = as_seed(seed), resolve(method)
     inside = isinstance(chosen, MaskMethod)
-    requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
+    asked = requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
+    check_patterns(asked.patterns)
     opened = allowed(allow, method=chosen.name, takes=chosen.allows)
-    check_modes(run.modes)
     if recovery is not None and inside:
         what = f"method {chosen.name!r} trains the weights along with its masks, which a recovery would fill again"
         raise ConfigError("recovery", what, "leave it out; the settings of the method say how long it trains")
@@ -201,7 +202,7 @@ def compress(
         summary |= timed
         if saved is not None:
             saved.add_summary(summary)
-    for mode in comparison.modes if result.masked is None else ():
+    for mode in comparison.modes if not masks else ():
         if mode.slower:
             told = "; ".join(w for w in comparison.warnings if w.startswith(f"{mode.mode}:"))
             warnings.warn(f"the smaller network is slower: {told}", RuntimeWarning, stacklevel=4)
@@ -274,16 +275,17 @@ def _measured(
     run: RunSettings,
 ) -> tuple[Comparison, dict[str, Any]]:
     """Time before and after, and what the summary says of it; masked layers run condensed where that is faster."""
-    if result.masked is None:
+    if not masks:
         macs = (result.plan.before.macs, result.plan.after.macs)
         comparison = compare(dense, smaller, data.example_inputs, modes=run.modes, macs=macs)
         return comparison, {"speed": comparison.to_dict()}
     fast = copied(smaller)
-    ratios = condense_where_faster_(fast, masks, data.example_inputs) if masks else {}
+    eager = tuple(mode for mode in run.modes if mode == "eager")  # condensed layers have no other form
+    ratios = condense_where_faster_(fast, masks, data.example_inputs) if eager else {}
     # Advice on widths is for smaller layers, not for zeros inside them.
-    comparison = replace(compare(dense, fast, data.example_inputs, modes=("eager",)), warnings=())
-    took = sum(ratio is not None and ratio < NOTICEABLE for ratio in ratios.values())
-    if masks:
+    comparison = replace(compare(dense, fast, data.example_inputs, modes=eager), warnings=())
+    if eager:
+        took = sum(ratio is not None and ratio < NOTICEABLE for ratio in ratios.values())
         run.say(f"{took} of {len(masks)} masked layers run faster condensed")
     return comparison, {"speed": comparison.to_dict(), "condensed_time_ratio": ratios}
 

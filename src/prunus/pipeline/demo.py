@@ -71,6 +71,6 @@ def train_dense(
 
 
 def lenet5(seed: int = 0) -> tuple[nn.Module, Tensor]:
-    """An untrained LeNet-5 and example inputs, for the command line's `prunus.demo:lenet5`."""
+    """An untrained LeNet-5 and example inputs, for the command line's `prunus.pipeline.demo:lenet5`."""
     with seeded(seed, alike=True):
         return LeNet5(), torch.zeros(2, 1, 28, 28)

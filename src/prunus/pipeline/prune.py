@@ -14,6 +14,7 @@ from prunus.files.stagefile import Checkpoint
 from prunus.graph.trace import trace
 from prunus.layers.submodules import Ignored
 from prunus.learning.problem import Problem
+from prunus.masks.patterns import check_patterns
 from prunus.methods.base import Method
 from prunus.methods.registry import resolve
 from prunus.pipeline.former import OPENED, RESUMED, TARGET
@@ -107,6 +108,7 @@ def prune(
     """
     chosen = resolve(method)
     request = requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
+    check_patterns(request.patterns)
     opened = allowed(allow, method=chosen.name, takes=chosen.allows)
     stages, seed = Checkpoint.of(checkpoint), as_seed(seed)
     if stages is not None and not chosen.in_stages:

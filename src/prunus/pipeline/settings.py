@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prunus.errors import ConfigError
 from prunus.runtime.fields import check_fields
 from prunus.runtime.progress import Say
+from prunus.runtime.ranges import Count
 
 
 def silent(_: str) -> None:
@@ -22,7 +22,7 @@ class RunSettings:
         batch_size: examples per step of the learning; None takes 64, or 128 for methods that train the weights along
             with masks inside them. The recovery has a batch size of its own.
         resume: go on from the stages that an unfinished run left in the folder, for methods that work in stages.
-        modes: ways to run that are timed before and after.
+        modes: ways to run that are timed before and after; of masked weights eager mode alone.
         say: receives a line of text at every step.
 
     Example:
@@ -30,12 +30,10 @@ class RunSettings:
         False
     """
 
-    batch_size: int | None = None
+    batch_size: Count | None = None
     resume: bool = False
     modes: tuple[Literal["eager", "compiled", "onnx"], ...] = ("eager", "onnx")
     say: Say = silent
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(f"batch_size={self.batch_size}", "no number of examples", "give for example 64")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -131,7 +131,7 @@ def allowed(allow: Sequence[Allow], *, method: str, takes: Sequence[Allow]) -> f
     Raises:
         ConfigError: no sequence of names, or one that is not known or that the method can do nothing with.
     """
-    if isinstance(allow, str) or not isinstance(allow, Iterable):
+    if isinstance(allow, str) or not isinstance(allow, Collection):
         raise ConfigError("allow", f"{allow!r} is no list of names", f"give for example allow=({ALLOW[0]!r},)")
     for name in allow:
         if name not in ALLOW:

@@ -65,7 +65,14 @@ class GaussianPosterior(DecidingPosterior):
         threshold: Threshold = 3.0,
     ) -> None:
         super().__init__()
-        check_arguments(GaussianPosterior.__init__, units=units, noise=noise, keep=keep, threshold=threshold)
+        check_arguments(
+            GaussianPosterior.__init__,
+            units=units,
+            noise=noise,
+            learned_noise=learned_noise,
+            keep=keep,
+            threshold=threshold,
+        )
         self.units, self.noise, self.keep, self.threshold = units, noise, keep, threshold
         self.learned_noise = learned_noise
         self.mu = nn.Parameter(torch.ones(units, dtype=torch.float32))

@@ -81,6 +81,8 @@ def check_kind(name: str, value: Any, kind: type, fix: str) -> None:
 def allows(hint: Any, value: Any) -> bool:
     """Whether a value is of an annotated type; numbers must be finite."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or hint is object:
+        return True
     if origin is Annotated:
         kind, *marks = arguments
         return allows(kind, value) and all(value in mark for mark in marks if isinstance(mark, Range))

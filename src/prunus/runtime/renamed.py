@@ -57,7 +57,7 @@ def renamed(*keywords: Renamed) -> Callable[[Callable[P, R]], Callable[P, R]]:
                     continue
                 told, present = ", ".join(f"{n}=" for n in given), kwargs.get(keyword.now)
                 said = {n: v for n, v in given.items() if v is not None and v is not False}
-                if said and present and not keyword.joins:
+                if said and present is not None and present != () and not keyword.joins:
                     fix = f"give {keyword.now} alone: it is what {told} was"
                     raise ConfigError(f"{name}({told} {keyword.now}=)", "both say the same thing", fix)
                 if said:
