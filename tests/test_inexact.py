@@ -137,3 +137,12 @@ def test_two_constructions_must_agree_where_no_mask_can_tell() -> None:
     assert smaller.stem.weight.shape == (8, 6)
     alone = prunus.Plan.from_kept(graph, {"stem": list(range(8))})
     assert not apply_and_verify_(model, alone, x)[1].rewritten
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_old_keyword_takes_the_stream_too() -> None:
+    model, x = made()
+    old = prunus.prune(model, x, method="l1", target=0.5, inexact=True, progress=False)  # type: ignore[call-arg]
+    new = prunus.prune(model, x, method="l1", target=0.5, allow=("inexact",), progress=False)
+    assert old.plan == new.plan
+    assert new.plan != prunus.prune(model, x, method="l1", target=0.5, progress=False).plan

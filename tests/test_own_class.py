@@ -121,3 +121,24 @@ def test_nothing_but_the_own_class_is_refused_if_nothing_survives() -> None:
 
     with pytest.raises(PruneError):
         prunus.prune(Fixed().eval(), torch.randn(2, 4), method="l1", target=0.5, allow=("own_class",), progress=False)
+
+
+class OneSizeOnly(nn.Module):
+    """A parametrization that runs on the weight it was made for alone."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Twice the weight of ten rows."""
+        if not torch.compiler.is_exporting() and len(weight) != 10:
+            raise ValueError("ten rows are wanted")
+        return 2 * weight
+
+
+def test_a_group_whose_weight_can_not_be_computed_after_a_cut_stays() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    nn.utils.parametrize.register_parametrization(model[0], "weight", OneSizeOnly())
+    result = prunus.prune(model, torch.randn(3, 4), method="l1", target={"2": 4}, allow=("own_class",), progress=False)
+    assert set(result.plan.kept) == {"2"}
+    assert result.model[0].out_features == 10
+    assert not result.verification.rewritten
+    assert any("ten rows are wanted" in note for note in result.plan.notes)

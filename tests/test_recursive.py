@@ -342,3 +342,14 @@ def test_one_stage_methods_have_nothing_to_resume(tmp_path: Path) -> None:
             model, x, method="l1", target="macs<=50%", data=batches, loss_fn=F.cross_entropy,
             checkpoint=prunus.Checkpoint(tmp_path / "s.pt", resume=True),
         )  # fmt: skip
+
+
+def test_a_frozen_network_is_pruned_and_not_tuned() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval().requires_grad_(False)
+    data = [(torch.randn(16, 6), torch.arange(16) % 3)]
+    method = RecursiveBayesianPruning(epochs=1, tune_epochs=1)
+    options: Any = {"data": data, "loss_fn": F.cross_entropy, "progress": False}
+    result = prunus.prune(model, data[0][0], method=method, target={"0": 4}, **options)
+    assert result.model[0].out_features == 4
+    assert not any(p.requires_grad for p in result.model.parameters())

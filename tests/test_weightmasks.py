@@ -20,7 +20,7 @@ from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
 from prunus.pipeline.compress import compress
 from prunus.plan.plan import Plan
 from prunus.proof.apply import apply_and_verify_
-from prunus.proof.weightmasks import mask_of, masks_hold, plan_patterns, with_masks
+from prunus.proof.weightmasks import mask_of, masks_hold, plan_patterns, verify_masks, with_masks
 
 
 def net() -> nn.Sequential:
@@ -68,6 +68,8 @@ def test_an_applied_plan_is_the_dense_network_times_its_masks(text: str) -> None
     assert proof.passed
     assert masks_hold(model, again, X) == (0.0, 0)
     assert masks_hold(net(), again, X)[1] > 0  # the dense network is seen not to be it
+    with pytest.raises(SurgeryError, match="outside of their masks"):
+        verify_masks(net(), again, X)
 
 
 def test_what_compress_writes_can_be_applied(tmp_path: Path) -> None:
@@ -135,3 +137,30 @@ def test_an_artifact_holds_the_masks_of_its_plan(tmp_path: Path) -> None:
     found = prunus.load_masks(folder)
     assert {n: m.pattern for n, m in found.items()} == dict.fromkeys(LAYERS, "weight 25%")
     assert all(torch.equal(found[n].mask, masks[n]) for n in LAYERS)
+
+
+class SizesInTheCode(nn.Module):
+    """Flattens to a number that its code holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(16, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 2, 4] -> [B, 2]."""
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)).view(-1, 16))))
+
+
+def test_the_given_model_keeps_its_weights_where_a_rewritten_graph_takes_its_place() -> None:
+    torch.manual_seed(0)
+    model, x = SizesInTheCode().eval(), torch.randn(3, 2, 4)
+    graph = prunus.trace(model, x)
+    kept = {g.name: [0, 2, 3, 5] for g in graph.groups() if g.name == "a"}
+    inside = plan_patterns(graph, model, {"c": "weight 50%"}, DPP())
+    plan = replace(Plan.from_kept(graph, kept), patterns=inside.patterns)
+    plan = with_masks(plan, {"c": torch.tensor([[True] * 4 + [False] * 4] * 2)})
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    smaller, proof = apply_and_verify_(model, plan, x)
+    assert proof.rewritten
+    assert smaller is not model
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())

@@ -169,6 +169,7 @@ def _accumulate(
         def summed_loss(inputs: Any, targets: Any) -> Tensor:
             return loss_of(forward(model, inputs), targets, examples_in(inputs))
 
+        learning.loader.set_epoch(0)
         for step, batch in enumerate(learning.loader):
             training.step(batch, summed_loss, f"epoch 0, step {step}")
             for group in groups:

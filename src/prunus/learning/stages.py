@@ -178,8 +178,8 @@ def _stage(
         fold_(current, graph, group, posteriors[group.name].mean().detach())
     plan = Plan.from_kept(graph, kept, method=method.name)
     smaller, proof = apply_and_verify_(current, plan, example_inputs)
-    if method.tune_epochs:
-        tuned = [p for p in smaller.parameters() if p.requires_grad]
+    tuned = [p for p in smaller.parameters() if p.requires_grad]
+    if method.tune_epochs and tuned:
         tune_(
             smaller, tuned, learning.loader, learning.loss_fn, epochs=method.tune_epochs, lr=method.weight_lr,
             seed=seed + 1, precision=learning.precision, progress=learning.progress,

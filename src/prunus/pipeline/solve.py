@@ -19,7 +19,7 @@ from prunus.masks.filters import plan_of_filters
 from prunus.methods.base import GradientCriterion, MaskMethod, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.pipeline.planning import make_plan, planned, prunable_groups, score
 from prunus.plan.plan import Plan
-from prunus.plan.request import check
+from prunus.plan.request import check, remarks
 from prunus.plan.rounding import uneven
 from prunus.proof.apply import apply_and_verify_
 from prunus.proof.ownclass import Survivors, equalised, survivors
@@ -86,8 +86,10 @@ def _at_once(method: Method, problem: Problem) -> Result:
     if kind.equal:
         counts = equalised({g.name: len(g.kept) for g in plan.groups}, kind.equal)
         alike = make_plan(problem.graph, groups, scores, kept_counts=counts, seed=problem.seed)
-        plan = replace(alike, asked=plan.asked)
-    plan = plan.with_notes(*kind.notes)
+        request = problem.request
+        told = remarks(alike, groups, scores.values, budget=request.budget, pruning_ratio=request.ratio)
+        plan = replace(alike, asked=plan.asked).with_notes(*told)
+    plan = plan.with_notes(*kind.notes, *kind.equal_notes)
     smaller, verification = apply_and_verify_(
         copied(problem.model), plan, problem.example_inputs, rewrite_graph="own_class" not in problem.allow
     )
@@ -108,7 +110,8 @@ def _in_stages(method: StagedMethod, problem: Problem) -> Result:
     check(request, problem.graph, groups)
     learning = problem.learning(method.name)
     counts, asked = request.counts, "what the noise keeps" if request.counts is None else "counts by hand"
-    notes: list[str] = []
+    whole = [f"{', '.join(names)} stay whole: the class cuts them into equal pieces" for names in kind.equal]
+    notes = [*kind.notes, *whole]
     if request.budget is not None or request.ratio is not None:
         measured = request.allocation.scope == "measured"
         look = replace(method, epochs=1)
@@ -126,7 +129,8 @@ def _in_stages(method: StagedMethod, problem: Problem) -> Result:
             problem.graph, groups, first, budget=request.budget, pruning_ratio=request.ratio,
             allocation=request.allocation, seed=seed,
         )  # fmt: skip
-        counts, asked, notes = {g.name: len(g.kept) for g in plan.groups}, plan.asked, list(plan.notes)
+        counts, asked = {g.name: len(g.kept) for g in plan.groups}, plan.asked
+        notes += plan.notes
     done = prune_in_stages(problem, groups, method, learning, counts)
     notes += [
         f"every unit of {name} was judged useless; its floor of {kept} stays"
@@ -147,7 +151,7 @@ def _in_stages(method: StagedMethod, problem: Problem) -> Result:
         keep_probability=probability,
         method=method.name,
         asked=asked,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=notes,
     )
     keep_configuration_true_(done.model, final)
     scores = replace(done.scores, stages=done.stages)

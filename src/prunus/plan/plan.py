@@ -226,7 +226,7 @@ class Plan:
             method=method,
             asked=asked,
             exact=all(graph.group(n).exact for n in decided),
-            notes=(*notes, *((FOLLOWED,) if graph.followed else ())),
+            notes=tuple(dict.fromkeys((*notes, *((FOLLOWED,) if graph.followed else ())))),
             followed=graph.followed,
             norms=tuple(n for n in graph.norms if n.tensor in tensors and not tensors[n.tensor].only(n.dim)),
         )

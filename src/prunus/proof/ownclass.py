@@ -32,11 +32,13 @@ class Survivors:
         groups: groups that may go.
         equal: names of those among them that have to keep as many units as each other.
         notes: why the others stay.
+        equal_notes: which keep equal counts, and why.
     """
 
     groups: list[ChannelGroup]
     equal: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
+    equal_notes: tuple[str, ...] = ()
 
 
 def survivors(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], example_inputs: Any) -> Survivors:
@@ -65,8 +67,9 @@ def survivors(model: nn.Module, graph: Graph, groups: Sequence[ChannelGroup], ex
             equal.append(names)
             failed = {n: reason for n, reason in failed.items() if n not in names}
     notes = [f"{n} stays, for the class's own code does not survive its removal: {r}" for n, r in failed.items()]
-    notes += [f"{', '.join(names)} keep equal counts, for the class cuts them into equal pieces" for names in equal]
-    return Survivors([g for g in groups if g.name not in failed], tuple(equal), tuple(notes))
+    told = [f"{', '.join(names)} keep equal counts, for the class cuts them into equal pieces" for names in equal]
+    left = [g for g in groups if g.name not in failed]
+    return Survivors(left, tuple(equal), tuple(notes), tuple(told))
 
 
 def equalised(kept: dict[str, int], equal: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -107,7 +110,10 @@ def survives(model: nn.Module, graph: Graph, kept: Mapping[str, Sequence[int]], 
     except PruneError as refusal:
         return refusal.what
     tolerance = TOLERANCE.get(right.coarsest, TOLERANCE[torch.float32])
-    undo = cut_(model, plan)
+    try:
+        undo = cut_(model, plan)
+    except PruneError as refusal:
+        return refusal.what
     try:
         for rescale in (None, rescale_queries_):
             if rescale is not None and rescale(model, plan) is None:

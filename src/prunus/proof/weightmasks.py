@@ -25,6 +25,7 @@ from prunus.proof.inputs import proof_inputs
 from prunus.proof.verification import Verification
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.calling import outputs
+from prunus.runtime.precision import dtype_name
 from prunus.surgery.cut import check_plan
 
 Applied = tuple[nn.Module, Verification]
@@ -115,14 +116,20 @@ def masks_first(function: Callable[..., Applied]) -> Callable[..., Applied]:
             return function(model, plan, example_inputs, **options)
         masks = _masked_weights(model, plan)
         before = {name: layer_of(model, name).weight.detach().clone() for name in masks}
+
+        def put_back() -> None:
+            with torch.no_grad():
+                for name, weight in before.items():
+                    layer_of(model, name).weight.copy_(weight)
+
         try:
             error = _mask_(model, masks, plan, example_inputs)
             smaller, proof = function(model, plan, example_inputs, **options)
         except BaseException:
-            with torch.no_grad():
-                for name, weight in before.items():
-                    layer_of(model, name).weight.copy_(weight)
+            put_back()
             raise
+        if smaller is not model:
+            put_back()
         return smaller, replace(proof, max_error=max(error, proof.max_error))
 
     return applied
@@ -167,7 +174,7 @@ def verify_masks(model: nn.Module, plan: Plan, example_inputs: Any) -> Verificat
         tolerance=tolerance,
         inputs=len(inputs),
         exact=True,
-        precision=str(coarse).removeprefix("torch."),
+        precision=dtype_name(coarse),
         batches=tuple(examples_in(batch) for batch in inputs),
         compared=tuple(describe(name, tensor) for name, tensor in tensors[0].items()),
     )
