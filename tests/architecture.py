@@ -15,6 +15,7 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER.split("<")) for room in ro
 FACE = "__init__"
 VAGUE = {"utils", "helpers", "manager", "misc", "common"}
 LINES, IN_THE_ROOT = 400, 4
+DECIDES = ("plan.budget", "plan.allocation")
 GRAPH_KNOWS_NOT = {"graph": {"posteriors", "methods", "gates"}, "surgery": {"posteriors", "methods", "gates"}}
 
 
@@ -64,6 +65,8 @@ def wrong_arrows(modules: dict[str, ast.Module]) -> Iterator[str]:
                 yield f"{module}: a relative import"
             elif room(name) in GRAPH_KNOWS_NOT.get(room(module), ()):
                 yield f"{module} imports {name}: {room(module)} knows no probability"
+            elif room(module) == "surgery" and name in DECIDES:
+                yield f"{module} imports {name}: surgery decides nothing"
             elif room(module) == "methods" and room(name) == "graph" and name != "graph.groups":
                 yield f"{module} imports {name}: methods walk no graph"
             elif room(name) != room(module) and RANK.get(room(name), len(RANK)) >= RANK[room(module)]:

@@ -38,6 +38,7 @@ WRONG = {
     "plan/cost.py": ("from prunus.learning.fit import fit", "plan.cost imports learning.fit"),
     "graph/labels.py": ("from prunus.posteriors import base", "knows no probability"),
     "methods/l7.py": ('"""L7."""\nfrom prunus.graph.trace import trace', "methods walk no graph"),
+    "surgery/cut.py": ("from prunus.plan.budget import Budget", "surgery decides nothing"),
     "errors.py": ("import prunus.plan.plan", "errors imports plan.plan"),
     "data/losses.py": ("def f():\n    from prunus.gates.gate import attach", "which stands no lower"),
     "runtime/entry.py": ("from . import modes", "a relative import"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import nn
 
 import prunus
 from prunus.cli.app import main
-from prunus.methods import METHODS, StagedMethod, resolve
+from prunus.methods import StagedMethod, resolve
 from prunus.testing import check_method, check_posterior
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "variational_dropout.py"
@@ -41,13 +40,7 @@ def data():
 """
 
 
-@pytest.fixture(autouse=True)
-def _names() -> Iterator[None]:
-    """Names that a test gives away are free again afterwards."""
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
+pytestmark = pytest.mark.usefixtures("names_of_methods_kept")
 
 
 def method(**settings: Any) -> StagedMethod:

@@ -29,14 +29,7 @@ from prunus.methods.base import PosteriorMethod
 from prunus.posteriors import DecidingPosterior, GaussianPosterior, Posterior
 from prunus.testing import check_method
 
-
-@pytest.fixture(autouse=True)
-def _names() -> Iterator[None]:
-    """Names that a test gives away are free again afterwards."""
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
+pytestmark = pytest.mark.usefixtures("names_of_methods_kept")
 
 
 @dataclass(frozen=True)

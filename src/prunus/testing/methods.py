@@ -31,6 +31,7 @@ from prunus.pipeline.prune import prune
 from prunus.plan.plan import Plan
 from prunus.posteriors.base import DecidingPosterior
 from prunus.proof.apply import apply_
+from prunus.runtime.entry import generators_kept
 from prunus.testing.demand import demand, demand_vector
 from prunus.testing.masks import check_masks
 from prunus.testing.planted import DEAD, EXAMPLES, GROUP, MUTE, PAIRS, UNITS, WHOLE, planted, planted_model
@@ -63,7 +64,7 @@ def check_method(kind: type[Method], /, *, looks: bool = True, **settings: Any) 
         >>> check_method(Taylor, normalize="mean")
     """
     method = _check_definition(kind, settings)
-    with torch.random.fork_rng(devices=[]):
+    with generators_kept():
         try:
             _check_work(kind.__qualname__, kind, method, looks)
         except PruneError as error:
@@ -155,14 +156,11 @@ def _check_seed(name: str, method: Method) -> None:
     found = []
     for other in (1, 2):
         torch.manual_seed(other)
-        states = random.getstate(), np.random.get_state()
         random.seed(other)
         np.random.seed(other)
         model = planted_model()
         before, flags = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
         found.append(_scores(model, method, batches=2))
-        random.setstate(states[0])
-        np.random.set_state(states[1])
         after = model.state_dict()
         changed = [n for n, t in before.items() if not torch.equal(t, after[n])]
         demand(not changed, f"{name} changes the network that it scores: {', '.join(changed)}")
@@ -192,6 +190,8 @@ def _check_worth(name: str, method: Method, looks: bool) -> None:
         told = f"both of two copies score above every unit that has none ({pair:.3g}, {whole:.3g})"
         demand(pair <= whole, f"{name}: {told}; higher must mean keep")
     posterior = found.posteriors.get(GROUP)
+    if isinstance(method, PosteriorMethod):
+        demand(posterior is not None, f"{name}: no posterior comes with the scores of {GROUP}")
     if isinstance(posterior, DecidingPosterior):
         kept = posterior.kept()
         demand(bool(kept.any()), f"{name}: kept() keeps nothing of a network that needs a third of its units")
