@@ -6,8 +6,8 @@
 
 Recorded are plan, scores, posteriors, every tensor of the result, outputs, proof, losses, masks and artifacts: tensors
 as digests (16 digits of SHA-256), floats as their shortest exact text, nothing about times and places of code. A run
-that fails is recorded with its error. `--compare` prints `same`, or every place that differs as `path: old -> new`; it
-warns if the machine or a version is another, where bits can't be compared. Networks and data are random, nothing is
+that fails is recorded with its error. `--compare` prints `same`, or the first places that differ as `path: old -> new`;
+it warns if the machine or a version is another, where bits can't be compared. Networks and data are random, nothing is
 downloaded. What the package may move lies in `api` alone: name its new place there.
 """
 
@@ -59,7 +59,9 @@ def api() -> SimpleNamespace:
         done = prunus.prune(
             model, x, method=method, target=target, data=data, loss_fn=loss_fn, seed=SEED, progress=False
         )
-        proof = None if done.plan.patterns else done.verification
+        if not done.verification.passed:
+            raise AssertionError("not proven")
+        proof = None if done.plan.patterns else done.verification  # that of masks is new
         return SimpleNamespace(**by_field(done.masked), model=done.model, proof=proof)
 
     def pruned(model: nn.Module, x: Tensor, *, checkpoint: Any = None, **options: Any) -> Any:
@@ -432,7 +434,8 @@ def main() -> int:
     print(f"{len(names)} runs, {changed} differ, {time.perf_counter() - began:.0f} s")
     if asked.write:
         asked.write.write_text(json.dumps({"machine": here, "runs": records}, indent=1) + "\n")
-    return int(changed > 0 or not names)
+    crashed = [n for n in names if "crash" in records[n]]
+    return int(changed > 0 or not names or (bool(crashed) and asked.compare is None))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/smoke.py [NAME ...]
 
-Status 1 if one fails. A script that lacks a package or a device says so and is skipped.
+Status 1 if one fails. A script that lacks a package or a device says so and is skipped; the last line counts those.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODES: dict[str, list[str]] = {
     "cifar_vgg": ["", "--control", "--l1-at 50"],
     "condensed_cost": ["", "--device interpreter"],
     "lenet_mnist": ["", "--method rbp"],
-    "real_models": [f"--only {n}" for n in ("crepe", "stories")],
+    "real_models": [f"--only {n}" for n in ("crepe", "mobilenet", "stories")],
 }
 """Options of the smoke runs of scripts that have several ways through them."""
 
@@ -75,15 +75,17 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=300, help="seconds for one command")
     args = parser.parse_args()
     commands = [(n, o) for n in args.names for o in ("--help", *(f"--smoke {m}".strip() for m in MODES.get(n, [""])))]
-    failed, start = 0, time.perf_counter()
+    failed, skipped, start = 0, list[str](), time.perf_counter()
     print(f"{'command':<52} {'CPU s':>6} {'s':>6}  status")
     for name, options in commands:
         found = outcome_of(name, options.split(), args.limit)
         said = f"{found.status}: {found.said}" if found.status.startswith("FAILED") else found.said
         said = "ok" if found.status == "ok" else said
+        skipped += [f"{name}.py {options}"] if found.status == "skipped" else []
         print(f"{f'{name}.py {options}':<52} {found.cpu_seconds:6.1f} {found.seconds:6.1f}  {said}", flush=True)
         failed += found.status.startswith("FAILED")
-    print(f"{len(commands)} commands, {failed} failed, {time.perf_counter() - start:.0f} s")
+    told = " ".join([f"{len(skipped)} skipped", *([f"({', '.join(skipped)})"] if skipped else [])])
+    print(f"{len(commands)} commands, {failed} failed, {told}, {time.perf_counter() - start:.0f} s")
     return int(failed > 0)
 
 
