@@ -187,7 +187,7 @@ def as_batches(
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         fix = "give a DataLoader or a list of batches"
         if hasattr(data, "train") and hasattr(data, "validation"):
-            fix = "give prunus.datasets.Batches(data.train, batch_size)"
+            fix = "give prunus.data.Batches(data.train, batch_size)"
         raise DataError("data", f"a {kind} can't be looped over", fix)
     return Loader(data, Form.of(model, example_inputs, own_loss=own_loss))
 

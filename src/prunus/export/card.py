@@ -34,10 +34,11 @@ def model_card(
     told = [f"| {r.label} | {r.describe(plan.before[r.name])} | {r.describe(plan.after[r.name])} |" for r in counted]
     costs = "\n".join(["| | before | after |", "|---|---|---|", *told])
     plain = "\n".join(f"    {line}" for line in plan.explain().splitlines())
+    how = "with zeros inside its weights" if plan.patterns else "by removing units for good"
     model, asked = _text(plan.model), _text(plan.asked or "counts by hand")
     return f"""# {model}, compressed by Prunus
 
-Made from a dense {model} by removing units for good ({_text(plan.method)}; asked: {asked}).
+Made from a dense {model} {how} ({_text(plan.method)}; asked: {asked}).
 
 {costs}
 {table}

@@ -1,8 +1,7 @@
-"""transformers models: loaded in their own class, and, pruned, as folders that stock `from_pretrained` loads.
+"""Pruned transformers models as folders that stock `from_pretrained` loads, where the configuration can say the widths.
 
-The latter where the class's configuration can say the widths. A configuration has one number for all layers, so that
-every layer must have kept as many heads and neurons; the allocation `uniform` sees to that. What a configuration can't
-say goes into an artifact (`prunus.save`).
+A configuration has one number for all layers, so that every layer must have kept as many heads and neurons; the
+allocation `uniform` sees to that. What a configuration can't say goes into an artifact (`prunus.save`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The proof, as what is told of it; and how a network is called in it."""
+"""The proof, as what is told of it."""
 
 from __future__ import annotations
 

@@ -180,8 +180,8 @@ def _check(
 
 def check_settings(config: FinetuneConfig, data: DataSource) -> None:
     """Raise ConfigError if these are no settings and no data, or the loss can't take what the settings ask of it."""
-    check_kind("data", data, DataSource, "DataSource(name, train, validation, test, classes) of prunus.datasets")
-    check_kind("config", config, FinetuneConfig, "FinetuneConfig(epochs=...) of prunus.finetuneconfig")
+    check_kind("data", data, DataSource, "DataSource(name, train, validation, test, classes) of prunus.data")
+    check_kind("config", config, FinetuneConfig, "FinetuneConfig(epochs=...) of prunus.recovery")
     if config.label_smoothing and "label_smoothing" not in inspect.signature(data.loss_fn).parameters:
         what = f"the loss function {data.loss_fn} has no such argument"
         raise ConfigError(f"label_smoothing={config.label_smoothing}", what, "use 0, or a loss that takes it")

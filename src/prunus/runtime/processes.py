@@ -21,7 +21,7 @@ SPLITTING = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "TP")
 
 @contextmanager
 def accelerator() -> Iterator[Accelerator]:
-    """An Accelerator for the device and the processes, without mixed precision (see `prunus.precision` for that).
+    """An Accelerator for the device and the processes, without mixed precision (see `runtime.precision`).
 
     Whatever accelerate remembers globally is put back afterwards, so that the caller's own Accelerator, made before or
     after, keeps its mixed precision and its gradient accumulation; a process group that several processes share stays.
