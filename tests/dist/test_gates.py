@@ -17,6 +17,7 @@ from torch import nn
 
 import prunus
 from prunus.data.datasets import ArrayDataset, Batches
+from prunus.data.dense_outputs import DenseOutputs
 from prunus.errors import DataError
 from prunus.learning.fit import fit
 from prunus.methods.criteria import Fisher
@@ -46,6 +47,8 @@ def learned(rank: int, world: int) -> dict[str, Any]:
     batches = Batches(data, 16, shuffle=True, rank=rank, world=world)
     found = fit(model, groups, DirichletPruning(min_steps=0), batches, F.cross_entropy, num_data=64, precision="fp32")
     fisher = fit(model, groups, Fisher(), batches, F.cross_entropy, num_data=64, precision="fp32")
+    free = fit(model, groups, DirichletPruning(min_steps=0), batches, DenseOutputs("values"), num_data=64)
+    drawn = fit(model, groups, Fisher(), batches, DenseOutputs("values"), num_data=64)
     poisoned = [(x.fill_(float("nan")) if rank == world - 1 else x, y) for x, y in batches]
     refused = ""
     try:
@@ -68,6 +71,7 @@ def learned(rank: int, world: int) -> dict[str, Any]:
         "fewer_weights": {n: p.tolist() for n, p in filters.model.named_parameters()},
         "refused_masks": refused_masks,
         "dirichlet": {n: v.tolist() for n, v in found.values.items()},
+        "free": {n: v.tolist() for n, v in (free.values | {f"{n}, drawn": v for n, v in drawn.values.items()}).items()},
         "fisher": {n: v.tolist() for n, v in fisher.values.items()},
         "refused": refused,
     }
@@ -81,6 +85,7 @@ def test_two_processes_hold_the_same_gates(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["dirichlet"] == second["dirichlet"]
+    assert first["free"] == second["free"]
     assert first["refused"] == second["refused"] == "epoch 0, step 0"
     assert first["masks"] == second["masks"]
     assert first["weights"] == second["weights"]

@@ -2,6 +2,7 @@
 
 from prunus.data.batches import Splits, as_batches
 from prunus.data.datasets import ArrayDataset, Augment, Batches, DataSource, crop_and_flip, next_tokens, split_indices
+from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import Evaluation, evaluate
 from prunus.data.losses import cross_entropy
 from prunus.data.registry import DataRequest, data_source
@@ -13,6 +14,7 @@ __all__ = [
     "Batches",
     "DataRequest",
     "DataSource",
+    "DenseOutputs",
     "Evaluation",
     "Splits",
     "as_batches",

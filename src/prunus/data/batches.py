@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -102,6 +103,11 @@ class Loader:
                     self._length = sum(1 for _ in self)
         return self._length
 
+    @property
+    def inputs(self) -> Loader:
+        """The same batches for passes that use no targets, where these are costly."""
+        return self
+
     def first(self) -> tuple[Any, Any]:
         """The first batch; the random state is put back. Raises DataError if there is none, or one of no known form."""
         with torch.random.fork_rng(devices=[]):
@@ -111,6 +117,16 @@ class Loader:
         """Whether the first batch is a dict with targets among its keys."""
         with torch.random.fork_rng(devices=[]):
             return label_key(next(iter(self.data), None)) is not None
+
+    def unlabelled(self) -> bool:
+        """Whether the first batch is inputs alone; not where there is none, or one of no known form."""
+        with torch.random.fork_rng(devices=[]), contextlib.suppress(DataError):
+            return next(iter(self))[1] is None
+        return False
+
+    def of(self, data: Iterable[Any]) -> Loader:
+        """Other data in the same form."""
+        return Loader(data, self.form)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell whatever shuffles or shards the data which pass begins."""
@@ -129,7 +145,7 @@ class Loader:
         stated = getattr(getattr(self.data, "dataset", None), "num_targets", None)
         if stated is not None:
             return int(stated)
-        known = _examples_of(self.data)
+        known = examples_behind(self.data)
         if known is not None and _per_position(self.first()[1]) is None:
             return known
         with torch.random.fork_rng(devices=[]):
@@ -267,7 +283,7 @@ def _per_position(targets: Any) -> Tensor | None:
     return first if whole else None
 
 
-def _examples_of(data: Any) -> int | None:
+def examples_behind(data: Any) -> int | None:
     """Examples behind a loader over all processes, where it says so without being looped over."""
     try:
         total, sampler = len(data.dataset), getattr(data, "sampler", None)

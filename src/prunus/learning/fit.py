@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunus.data.batches import as_batches, forward
 from prunus.data.losses import mean_of, sum_of
+from prunus.data.taught import Taught, taught
 from prunus.errors import ConfigError, DataError
 from prunus.gates.frozen import frozen
 from prunus.gates.gate import GateSet, attach, recompute_products
@@ -53,6 +54,7 @@ def fit(
         method: a criterion on weights or gradients, or a method with a posterior.
         loader: re-iterable (inputs, targets), or another form that `as_batches` takes; unused by weight criteria.
         loss_fn: `loss_fn(outputs, targets)`, a mean; see `data.losses.sum_of` for gradient criteria, which want sums.
+            `prunus.data.DenseOutputs()` learns from the model's own outputs, whatever the targets.
         num_data: number of training examples N in the bound.
         seed: seeds every draw; the global random state is put back.
         precision: of the network's forward and backward pass; gates are always fp32. `auto` is fp32 on every
@@ -80,6 +82,7 @@ def fit(
         raise ConfigError("num_data", f"{num_data} labels", "give the number of labels in the training data")
     if method.needs_data and len(batches) == 0:
         raise DataError("data", "there are no batches", "pass a non-empty loader")
+    batches, loss_fn = taught(model, batches, loss_fn, seed) if method.needs_data else (batches, loss_fn)
     learning = Learning(batches, loss_fn, num_data=num_data, seed=seed, precision=precision, progress=progress)
     return score_units(method, model, groups, learning)
 
@@ -144,6 +147,8 @@ def fit_with_weights(
 def _by_gradients(
     method: GradientCriterion, model: nn.Module, groups: Sequence[ChannelGroup], learning: Learning
 ) -> Scores:
+    if isinstance(learning.loader, Taught):  # whose outputs are those of gates at one: another pass tells nothing
+        learning = replace(learning, loader=learning.loader.inputs, loss_fn=learning.loader.loss.drawn)
     with seeded(learning.seed, model_device(model)), frozen(model), full_precision():
         return _accumulate(model, groups, method, learning)
 

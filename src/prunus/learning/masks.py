@@ -194,7 +194,7 @@ def tune(model: nn.Module, masks: MaskSet, run: _Run) -> float:
     """Train the weights on under fixed masks, or estimate statistics anew; the mean loss before the training."""
     tuned = range(run.method.epochs, run.method.passes)
     if not tuned:
-        reestimate_if_better(model, run.learning.loader, run.loss)
+        reestimate_if_better(model, run.learning.loader.inputs, run.loss)
     fixed = run.loss(model)
     _train(model, masks, run, tuned, drawing=False)
     return fixed

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from prunus.data.batches import Loader, Splits, as_batches
+from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.losses import own_loss
+from prunus.data.taught import taught
 from prunus.errors import ConfigError
 from prunus.files.stagefile import Checkpoint
 from prunus.graph.grouping import Graph
 from prunus.layers.submodules import Ignored
+from prunus.methods.base import GradientCriterion, Method
 from prunus.plan.request import Allow, Request
 from prunus.runtime.precision import Precision
 
@@ -51,20 +55,40 @@ class Problem:
     precision: Precision = "auto"
 
     def learned_from(self) -> tuple[Loader | None, Callable[..., Tensor] | None]:
-        """Batches in one form and their loss: the model's own one if none was given and the batches are labelled dicts.
+        """Batches in one form and their loss.
+
+        Without a loss it is the model's own one where the batches are labelled dicts, and the distance from the dense
+        network's outputs where they have no targets.
 
         Raises:
             ConfigError: a loss that can't be called.
             DataError: data that can't be looped over twice.
         """
-        if self.loss_fn is not None and not callable(self.loss_fn):
-            what = f"a {type(self.loss_fn).__name__} can't be called"
+        return self._learned_from
+
+    @cached_property
+    def _learned_from(self) -> tuple[Loader | None, Callable[..., Tensor] | None]:
+        loss_fn = self.loss_fn
+        if loss_fn is not None and not callable(loss_fn):
+            what = f"a {type(loss_fn).__name__} can't be called"
             raise ConfigError("loss_fn", what, "give loss_fn(outputs, targets)")
         if self.data is None:
-            return None, self.loss_fn
+            return None, loss_fn
         data = self.data.train if isinstance(self.data, Splits) else self.data
-        batches = as_batches(data, self.model, self.example_inputs, own_loss=self.loss_fn is None)
-        return batches, own_loss if self.loss_fn is None and batches.labelled() else self.loss_fn
+        batches = as_batches(data, self.model, self.example_inputs, own_loss=loss_fn is None)
+        if loss_fn is None and batches.labelled():
+            return batches, own_loss
+        if loss_fn is None:
+            loss_fn = DenseOutputs() if batches.unlabelled() else None
+        return (batches, None) if loss_fn is None else taught(self.model, batches, loss_fn, self.seed)
+
+    def without_labels(self, method: Method) -> str | None:
+        """What a plan says of learning from the dense network's outputs; None where there are labels."""
+        loss_fn = self.learned_from()[1]
+        if not isinstance(loss_fn, DenseOutputs):
+            return None
+        drawn = "; gradients are those of labels drawn from them" if isinstance(method, GradientCriterion) else ""
+        return f"learned without labels: {loss_fn.describe()}{drawn}"
 
     def learning(self, method: str) -> Learning:
         """Data and loss, of which there have to be some, after a look at the first batch.
@@ -74,8 +98,8 @@ class Problem:
             DataError: there is no batch, or one of no known form.
         """
         loader, loss_fn = needed(method, *self.learned_from())
-        others = self.data.validation if isinstance(self.data, Splits) else None
-        validation = None if others is None else Loader(as_batches(others).data, loader.form)
+        others = as_batches(self.data.validation).data if isinstance(self.data, Splits) else None
+        validation = None if others is None else loader.of(others)
         return Learning(loader, loss_fn, validation, seed=self.seed, precision=self.precision, progress=self.progress)
 
 
@@ -124,7 +148,8 @@ def needed(
         raise ConfigError(
             f"method {method!r}",
             "it learns from data, and data or loss_fn is missing",
-            "pass data (batches of inputs and targets) and loss_fn, or use a weight criterion such as 'l1' and a scope "
+            "pass data (batches of inputs and targets) and loss_fn (prunus.data.DenseOutputs() to learn from the dense "
+            "network's own outputs, without looking at targets), or use a weight criterion such as 'l1' and a scope "
             "that measures nothing",
         )
     loader.first()

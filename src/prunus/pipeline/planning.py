@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus.data.batches import Loader, as_batches
+from prunus.data.taught import taught
 from prunus.errors import ConfigError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
@@ -80,6 +81,7 @@ def score(
     if not measured and not method.needs_data:
         return fit(model, groups, method, [], nn.functional.cross_entropy, num_data=1, seed=seed, progress=progress)
     batches, loss = needed(method.name, None if loader is None else as_batches(loader, model), loss_fn)
+    batches, loss = taught(model, batches, loss, as_seed(seed))
     found = score_units(method, model, groups, Learning(batches, loss, seed=as_seed(seed), progress=progress))
     if not measured:
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,11 +58,13 @@ def prune(
             number, the fraction of all units that goes; or units to keep by group name, `{"conv1": 8}`: groups that
             are not named stay whole. Of weights: a pattern for all layers but the last (and a first convolution),
             such as `"weight 10%"` or `"2:4"`, in place of the method's own; or one by layer, `{"fc1": "weight 5%"}`.
-        data: batches, to be looped over several times: (inputs, targets), (x1, x2, y) or dicts, see
+        data: batches, to be looped over several times: (inputs, targets), (x1, x2, y), dicts or inputs alone, see
             `prunus.data.as_batches`; only methods that look at weights alone need none. `prunus.data.Splits` adds
             others, on which methods of weights compare the masks they draw.
         loss_fn: `loss_fn(outputs, targets)` -> mean loss, a function or a module; gradient criteria ask for sums where
-            it has a `reduction`. None takes the loss that the model itself returns for batches that are dicts.
+            it has a `reduction`. None takes the loss that the model itself returns for batches that are dicts, and the
+            distance from the dense network's own outputs for batches without targets: nothing needs labels then.
+            `prunus.data.DenseOutputs()` takes these whatever targets there are. A note in the plan says so.
         ignored_layers: modules, module types or name globs whose output units, or weights, stay.
         allow: what goes beyond, or stays within, the ordinary:
             `head_dims`: also remove dimensions inside attention heads, the same number in each: of values, and of
@@ -129,4 +132,6 @@ def prune(
         progress=progress,
         checkpoint=stages,
     )
-    return solve(chosen, problem)
+    result = solve(chosen, problem)
+    note = problem.without_labels(chosen) if chosen.needs_data or result.scores.measured else None
+    return result if note is None else replace(result, plan=result.plan.with_notes(note))

@@ -30,6 +30,17 @@ def copied(model: Module) -> Module:
     return copy.deepcopy(model, {id(t): t.detach().clone() for t in _held_tensors(model) if not t.is_leaf})
 
 
+def twin(model: Module) -> Module:
+    """A copy with modules, buffers and hooks of its own that shares the parameters: it costs next to no memory.
+
+    Raises:
+        ConfigError: see `check_copyable`.
+    """
+    check_copyable(model)
+    held = {id(t): t.detach().clone() for t in _held_tensors(model) if not t.is_leaf}
+    return copy.deepcopy(model, held | {id(p): p for p in model.parameters()})
+
+
 def check_copyable(model: nn.Module) -> None:
     """Find out whether a model can be copied, without copying a number.
 
