@@ -91,6 +91,24 @@ def test_compress_evaluate_export(script: str, tmp_path: Path, capsys: pytest.Ca
     assert "no layer was quantised" in capsys.readouterr().err
 
 
+def test_compress_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(MODEL.replace("8, 3), nn.BatchNorm2d(8)", "8, 3)").replace("32, 4", "32, 10"))
+    out = tmp_path / "run"
+    arguments = ["--data", "digits", "--method", "taylor", "--target", "0.5", "--labels", "none", "--export", "none"]
+    arguments += ["--recover", "epochs=1", "--recover", "batch_size=500", "--run", "modes=eager", "--out", str(out)]
+    assert run("compress", f"{tmp_path / 'mine.py'}:net", *arguments) == 0
+    shown = capsys.readouterr().out
+    assert "test agreement" in shown
+    assert "test divergence" in shown
+    assert "accuracy" not in shown
+    summary = json.loads((out / "summary.json").read_text())
+    assert "accuracy" not in summary
+    assert summary["agreement"]["dense_test"] == 100.0
+    assert summary["loss"]["dense_test"] == 0.0
+    assert 0 < summary["loss"]["recovered"] < summary["loss"]["one_shot"]
+    assert "learned without labels" in (out / "plan.json").read_text()
+
+
 def test_inputs_on_grids_stay_on_them_in_evaluate_and_are_not_exported_away(
     script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +171,7 @@ def test_names_of_weights_lose_module_only_where_the_model_has_none_of_that_name
         (["compress", "{}:net", "--data", "{}:data", "--target", "0=\u00b2"], "0"),
         (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--export", "onnx,no-onnx"], "left out"),
         (["compress", "{}:net", "--data", "{}:data", "--recover", "none", "--recover", "foo=1"], "foo"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--labels", "no"], "--labels none"),
         (["export", "{}:net", "x.onnx", "--shape", "1,8", "--as", "auto"], "use one of onnx"),
         (["analyze", "{}:net", "--shape", "1,8", "--data", "{}:data"], "give one of them"),
         (["demo", "--data", "{}:data"], "28 x 28"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import prunus
 from prunus.data.batches import as_batches
+from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.data.dense_outputs import DenseOutputs, kind_of
-from prunus.data.losses import sum_of
+from prunus.data.evaluation import evaluate
+from prunus.data.losses import cross_entropy, sum_of
 from prunus.data.taught import Taught, taught
 from prunus.errors import ConfigError, DataError
 from prunus.methods.criteria import Fisher, Taylor
@@ -23,7 +26,8 @@ from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.plan.allocation import Allocation
-from prunus.runtime.copies import twin
+from prunus.recovery.finetuning import FinetuneConfig, finetune
+from prunus.runtime.copies import copied, twin
 
 X = torch.randn(128, 6, generator=torch.Generator().manual_seed(1))
 
@@ -204,8 +208,61 @@ def test_a_twin_shares_parameters_and_nothing_else() -> None:
     assert other[1].running_mean is not model[1].running_mean
 
 
+def source(labels: Tensor) -> DataSource:
+    parts = [ArrayDataset(X[:64], labels), ArrayDataset(X[64:96], labels[:32]), ArrayDataset(X[96:], labels[32:])]
+    return DataSource("noise", *parts, num_classes=3, loss_fn=DenseOutputs())
+
+
+def test_labels_that_are_garbage_change_nothing_from_scores_to_recovery() -> None:
+    """Learned, planned, recovered and judged: bit for bit the same, whatever the labels are."""
+    torch.manual_seed(0)
+    poison = torch.randint(-(10**9), 10**9, (64,))
+    ways: dict[str, Any] = {"method": "taylor", "target": 0.5, "progress": False, "run": prunus.RunSettings(modes=())}
+    recovery = FinetuneConfig(epochs=2, batch_size=16)
+    none, garbage = (
+        prunus.compress(net(), source(labels), recovery=recovery, **ways)
+        for labels in (torch.zeros(64, dtype=torch.int64), poison)
+    )
+    assert all(torch.equal(t, garbage.model.state_dict()[n]) for n, t in none.model.state_dict().items())
+    assert none.agreement == garbage.agreement
+    assert none.loss == garbage.loss
+    assert not none.accuracy
+    assert none.agreement["dense"] == none.agreement["dense_test"] == 100
+    assert none.loss["recovered"] < none.loss["one_shot"]
+    assert any("without labels" in note for note in none.result.plan.notes)
+
+
+def test_recovery_learns_the_teachers_answers_alone() -> None:
+    """As with labels and all weight on distillation, but for how the epoch is chosen."""
+    data, config = source(torch.zeros(64, dtype=torch.int64)), FinetuneConfig(epochs=1, batch_size=16)
+    torch.manual_seed(3)
+    small = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    free, on_labels = copied(small), copied(small)
+    done = finetune(free, data, config, teacher=net(), progress=False)
+    full = replace(config, distillation=1.0)
+    other = finetune(on_labels, replace(data, loss_fn=cross_entropy), full, teacher=net(), progress=False)
+    assert done.best_epoch == 1
+    assert done.history[1].train_loss == other.history[1].train_loss
+    assert done.validation.against == "dense"
+    judged = evaluate(free, data.validation, dense=net())
+    same = (free(X[64:96]).argmax(1) == net()(X[64:96]).argmax(1)).float().mean()
+    assert judged.accuracy == pytest.approx(100 * float(same))
+    assert judged.loss == pytest.approx(done.validation.loss)
+
+
 def test_refusals() -> None:
     model = net()
+    data = source(torch.zeros(64, dtype=torch.int64))
+    with pytest.raises(ConfigError, match="all there is to learn from"):
+        finetune(model, data, FinetuneConfig(epochs=1))
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        finetune(model, data, FinetuneConfig(epochs=1, label_smoothing=0.1), teacher=net())
+    with pytest.raises(ConfigError, match="no dense network"):
+        evaluate(model, data.validation, loss_fn=DenseOutputs())
+    with pytest.raises(ConfigError, match="leave out loss_fn"):
+        evaluate(model, data.validation, loss_fn=F.mse_loss, dense=net())
+    with pytest.raises(DataError, match="no logits of classes"):
+        evaluate(nn.Linear(6, 1), data.validation, dense=nn.Linear(6, 1))
     with pytest.raises(ConfigError, match="DenseOutputs"):  # with targets the choice has to be made
         prunus.prune(model, X[:2], method="taylor", target=0.5, data=batches(torch.zeros(32).long()))
     with pytest.raises(ConfigError, match=r"DenseOutputs\.kind"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from prunus.cli.finish import finish
@@ -12,6 +13,7 @@ from prunus.cli.options import (
     DataSpec,
     Export,
     Ignore,
+    Labels,
     MethodSpec,
     ModelSpec,
     Out,
@@ -23,12 +25,14 @@ from prunus.cli.options import (
     Weights,
     allocation_of,
     exports_of,
+    label_free,
     names_in,
     recovery_of,
     run_of,
     target_of,
 )
 from prunus.cli.terminal import say
+from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.sources import load_data
 from prunus.methods.base import MaskMethod
 from prunus.methods.registry import resolve
@@ -47,6 +51,7 @@ def compress_command(
     ignore: Ignore = None,
     weights: Weights = None,
     out: Out = Path("runs/compress"),
+    labels: Labels = "given",
     export: Export = "auto",
     run: Run = None,
     seed: Seed = 0,
@@ -54,10 +59,11 @@ def compress_command(
     """Compress a trained model, recover its accuracy, prove, measure and save it."""
     chosen = resolve(method, settings or ())
     recovery = recovery_of(recover, seed, default=not isinstance(chosen, MaskMethod))
-    allocation, exports = allocation_of(allocate), exports_of(export)
+    allocation, exports, free = allocation_of(allocate), exports_of(export), label_free(labels)
     wanted, how, place = target_of(target), run_of(run, exports, say), place_of(model)
     network, _ = loaded(place, weights)
     source = load_data(data, seed=seed, model=place)
+    source = replace(source, loss_fn=DenseOutputs()) if free else source
     done = compress(
         network,
         source,

@@ -78,6 +78,13 @@ Allow = Annotated[
 Ignore = Annotated[
     list[str] | None, typer.Option("--ignore", metavar="GLOB", help="layers whose outputs stay; may be given again")
 ]
+Labels = Annotated[
+    str,
+    typer.Option(
+        "--labels", metavar="given|none", help="none: no label is looked at; the dense network's outputs are learned "
+        "from, distilled and agreed with",
+    ),
+]  # fmt: skip
 Export = Annotated[
     str,
     typer.Option(
@@ -131,6 +138,13 @@ def recovery_of(settings: Sequence[str] | None, seed: int, *, default: bool) -> 
 def allocation_of(settings: Sequence[str] | None) -> Allocation | None:
     """The allocation, if anything was said about it. Raises ConfigError for an unknown setting."""
     return configure(Allocation, settings) if settings else None
+
+
+def label_free(labels: str) -> bool:
+    """Whether no label is to be looked at. Raises ConfigError for another word than the option has."""
+    if labels not in ("given", "none"):
+        raise ConfigError(f"--labels {labels}", "it is neither given nor none", "leave it out, or write --labels none")
+    return labels == "none"
 
 
 def names_in(text: str | None) -> tuple[str, ...]:

@@ -140,7 +140,8 @@ class DataSource:
         validation: cut from the training data; everything is chosen on it.
         test: the final number.
         num_classes: number of classes, or of tokens.
-        loss_fn: `loss_fn(logits, labels, reduction=...)`; logits are the model's `data.losses.main_output`.
+        loss_fn: `loss_fn(logits, labels, reduction=...)`; logits are the model's `data.losses.main_output`. With
+            `DenseOutputs()` labels are not looked at: the dense network's outputs take their place.
         augment: None or `augment(raw inputs, generator) -> raw inputs`, applied before normalisation.
     """
 

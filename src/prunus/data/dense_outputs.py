@@ -203,9 +203,20 @@ def kind_of(model: nn.Module, outputs: Any) -> Kind:
         return "values"
     if not found.is_floating_point() or found.shape[1 if found.dim() > 3 else -1] < 2:
         return "values"
-    rows = class_rows(found)
-    summing = bool((rows >= 0).all()) and bool(((rows.sum(-1) - 1).abs() < SURE).all())
-    return "probabilities" if summing else "logits"
+    return "probabilities" if are_probabilities(class_rows(found)) else "logits"
+
+
+def are_probabilities(rows: Tensor) -> bool:
+    """Whether every row sums to one and holds nothing negative."""
+    return bool((rows >= 0).all()) and bool(((rows.sum(-1) - 1).abs() < SURE).all())
+
+
+def counted_rows(rows: Tensor, counted: Tensor | None, *, classes: bool = False) -> Tensor:
+    """What there is of every label that counts: [...] to [N], or with `classes` last [..., C] to [N, C]."""
+    labels = rows.shape[:-1] if classes else rows.shape
+    if counted is None or counted.shape != labels:
+        return rows.flatten(0, len(labels) - 1) if labels else rows
+    return rows[counted.to(rows.device).bool()]
 
 
 def _check_alike(found: Iterable[Tensor], goals: Iterable[Tensor]) -> None:
@@ -240,6 +251,5 @@ def _reduced_values(distances: Tensor, reduction: Reduction) -> Tensor:
 
 
 def _reduced(rows: Tensor, counted: Tensor | None, reduction: Reduction) -> Tensor:
-    if counted is not None and counted.shape == rows.shape:
-        rows = rows[counted.to(rows.device).bool()]
+    rows = counted_rows(rows, counted)
     return rows.mean() if reduction == "mean" else rows.sum()

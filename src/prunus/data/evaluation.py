@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunus.data.batches import as_batches, forward
-from prunus.data.datasets import ArrayDataset, Batches
+from prunus.data.datasets import ArrayDataset, Batches, DataSource
+from prunus.data.dense_outputs import DenseOutputs, are_probabilities, class_rows, counted_rows
 from prunus.data.losses import IGNORED, classes_last, cross_entropy, main_output, mean_of
-from prunus.errors import DataError
+from prunus.errors import ConfigError, DataError
 from prunus.runtime.entry import entry
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import Precision, autocast, deciding, full_precision, to_device, widened
@@ -25,22 +27,31 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        accuracy: top-1, percent.
-        loss: mean over the same; of a language model, nats per token.
+        accuracy: top-1, percent; against the dense network, how often both put the same class first.
+        loss: mean over the same; of a language model, nats per token. Against the dense network, KL(dense || model).
         num_examples: how many labels were judged, over all ranks: one per example, or every position with a label.
+        against: `labels`, or the answers of the `dense` network.
     """
 
     accuracy: float
     loss: float
     num_examples: int
+    against: Literal["labels", "dense"] = "labels"
+
+    @property
+    def measure(self) -> str:
+        """`accuracy`, or `agreement` where no label was looked at."""
+        return "accuracy" if self.against == "labels" else "agreement"
 
     def __str__(self) -> str:
-        return f"{self.accuracy:.2f} %, loss {self.loss:.4f}"
+        if self.against == "labels":
+            return f"{self.accuracy:.2f} %, loss {self.loss:.4f}"
+        return f"{self.accuracy:.2f} % agreement, divergence {self.loss:.4f}"
 
 
 def metrics_of(judged: Mapping[str, Evaluation]) -> dict[str, float]:
-    """Accuracies and losses by stage, rounded, as a model card shows them."""
-    metrics = {f"accuracy {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
+    """Accuracies (or agreements) and losses by stage, rounded, as a model card shows them."""
+    metrics = {f"{found.measure} {name} (%)": round(found.accuracy, 2) for name, found in judged.items()}
     return metrics | {f"loss {name}": round(found.loss, 4) for name, found in judged.items()}
 
 
@@ -50,6 +61,7 @@ def evaluate(
     dataset: ArrayDataset,
     *,
     loss_fn: Callable[..., Tensor] = cross_entropy,
+    dense: nn.Module | None = None,
     batch_size: int = 500,
     precision: Precision = "fp32",
 ) -> Evaluation:
@@ -60,12 +72,15 @@ def evaluate(
     Args:
         model: inputs -> logits [B, classes], or one row of logits per label.
         dataset: what to measure on; every example counts once.
-        loss_fn: must take `reduction="sum"`.
+        loss_fn: must take `reduction="sum"`; `DenseOutputs()` asks for `dense`.
+        dense: a network to agree with, on the same device: no label is looked at then, and the loss is the divergence
+            from its class probabilities, see `prunus.data.DenseOutputs`.
         batch_size: over all ranks together; raised to the number of ranks if smaller.
         precision: of the forward pass; `auto` is fp32, since what is measured decides.
 
     Raises:
-        DataError: NaN or infinity in the outputs.
+        ConfigError: `DenseOutputs` without a dense network, or a dense network and another loss.
+        DataError: NaN or infinity in the outputs; outputs without classes.
 
     Example:
         >>> from prunus.data import ArrayDataset, evaluate
@@ -74,17 +89,57 @@ def evaluate(
         >>> judged.num_examples, 0 <= judged.accuracy <= 100
         (100, True)
     """
+    _check(loss_fn, dense)
     with accelerator() as processes:
         rank, world = processes.process_index, processes.num_processes
         batches = Batches(dataset, max(batch_size, world), rank=rank, world=world)
-        totals = summed(_totals(model, batches, loss_fn, precision).to(training_device(processes)))
+        if dense is None:
+            found = _totals(model, batches, loss_fn, precision)
+        else:
+            found = _agreed(model, dense, batches, precision)
+        totals = summed(found.to(training_device(processes)))
     right, loss, count, broken = totals.tolist()
     if broken:
         what = f"NaN or infinity in the outputs for {int(broken)} of {len(dataset)} examples"
         raise DataError("evaluation", what, "check the inputs, and the weights of the model, for NaN")
     if not count:
         raise DataError("labels", "none is judged", f"give labels other than {IGNORED}")
-    return Evaluation(100.0 * right / count, loss / count, int(count))
+    return Evaluation(100.0 * right / count, loss / count, int(count), "labels" if dense is None else "dense")
+
+
+def judged_by(data: DataSource, dense: nn.Module | None) -> Callable[[nn.Module, ArrayDataset], Evaluation]:
+    """How networks are measured on data: on its labels, or, with `DenseOutputs` for a loss, against the dense one."""
+    free = isinstance(data.loss_fn, DenseOutputs)
+    return partial(evaluate, loss_fn=data.loss_fn, dense=dense if free else None)
+
+
+def _check(loss_fn: Callable[..., Any], dense: nn.Module | None) -> None:
+    if isinstance(loss_fn, DenseOutputs) and dense is None:
+        what = "there is no dense network whose outputs could take the place of labels"
+        raise ConfigError("dense", what, "give dense=, or a loss on labels")
+    if dense is not None and loss_fn is not cross_entropy and not isinstance(loss_fn, DenseOutputs):
+        what = "the loss against a dense network is the divergence from its class probabilities"
+        raise ConfigError("loss_fn", what, "leave out loss_fn, or dense")
+
+
+def _agreed(model: nn.Module, dense: nn.Module, batches: Batches, precision: Precision) -> Tensor:
+    """Float64 [4], as `_totals`, with what the dense network answers in place of labels."""
+    totals, losses = torch.zeros(4, dtype=torch.float64, device="cpu"), list[DenseOutputs]()
+
+    def count(_: int, inputs: Any, answer: Any, __: Any) -> None:
+        taught = answer if dense is model else forward(dense, inputs)
+        outputs, goal = class_rows(answer), class_rows(taught)
+        if not losses:
+            losses.append(DenseOutputs("probabilities" if are_probabilities(goal) else "logits"))
+        target = losses[0].target(inputs, taught)
+        broken = (~torch.isfinite(outputs)).flatten(1).any(1).sum()
+        same = counted_rows(outputs.argmax(-1) == goal.argmax(-1), target[1]).float()
+        loss, judged = losses[0](answer, target, "sum"), torch.ones_like(same).sum()
+        totals.add_(torch.stack([same.sum(), loss.float(), judged, broken.float()]).cpu())
+
+    with eval_mode(model), eval_mode(dense):
+        _each_answer(model, batches, precision, count)
+    return totals
 
 
 def _totals(model: nn.Module, batches: Batches, loss_fn: Callable[..., Any], precision: Precision) -> Tensor:

@@ -14,7 +14,8 @@ from torch import nn
 
 from prunus.data.batches import Splits
 from prunus.data.datasets import Batches, DataSource
-from prunus.data.evaluation import Evaluation, evaluate, metrics_of
+from prunus.data.dense_outputs import DenseOutputs
+from prunus.data.evaluation import Evaluation, judged_by, metrics_of
 from prunus.data.losses import on_main_output
 from prunus.errors import ConfigError, MissingDependencyError, PruneError
 from prunus.export.artifact import artifact_files
@@ -59,14 +60,18 @@ class Compression:
         model: the smaller network, recovered; of masks inside weights, with zeros where nothing is kept.
         result: plan, findings and proof.
         accuracy: top-1 in percent, by stage: `dense`, `one_shot`, `batch_norm`, `recovered`, or `dense` and `masked`,
-            on the validation split; `dense_test` and `test` on the test split, which is read once, at the end.
-        loss: the same of the mean loss (of a language model, nats per token).
+            on the validation split; `dense_test` and `test` on the test split, which is read once, at the end. Empty
+            where no label was looked at.
+        loss: the same of the mean loss (of a language model, nats per token); without labels of the divergence from the
+            dense network.
         comparison: size and speed before and after, measured in one run.
         summary: everything above as plain numbers, as written to `summary.json`.
         directory: the folder, with `summary.json`, `plan.json` and `artifact/`; None if there is no `out`, or on
             other ranks than 0.
         saved: the same, to add more to the result.
         masks: what is kept inside weights, by layer, as the artifact holds it.
+        agreement: without labels in place of the accuracy: how often the network puts the class first that the dense
+            one does, in percent, by the same stages.
     """
 
     model: nn.Module
@@ -78,6 +83,7 @@ class Compression:
     directory: Path | None
     saved: RunFolder | None = None
     masks: Mapping[str, LayerMask] = field(default_factory=dict, repr=False)
+    agreement: Mapping[str, float] = field(default_factory=dict)
 
 
 @renamed(TARGET, OPENED, RUN)
@@ -104,7 +110,8 @@ def compress(
 
     Args:
         model: the trained network; not touched.
-        data: its data; nothing is chosen on the test split.
+        data: its data; nothing is chosen on the test split. With `prunus.data.DenseOutputs()` for its `loss_fn` no
+            label is looked at: the dense network's outputs are learned from, distilled, and agreed with.
         method: as for `prune`; of units or of weights.
         target: as for `prune`.
         ignored_layers: as for `prune`.
@@ -151,7 +158,8 @@ def compress(
         rank, world = processes.process_index, processes.num_processes
     if out is not None:
         prepare_run(out, model, data.example_inputs, run.say, follow_branches="follow_branches" in opened)
-    judged: dict[str, Evaluation] = {"dense": evaluate(model, data.validation, loss_fn=data.loss_fn)}
+    judge, free = judged_by(data, model), isinstance(data.loss_fn, DenseOutputs)
+    judged: dict[str, Evaluation] = {"dense": judge(model, data.validation)}
     run.say(f"dense: {judged['dense']} on {len(data.validation)} validation examples")
     size = run.batch_size or (128 if inside else 64)
     batches = Batches(data.train, size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
@@ -161,7 +169,7 @@ def compress(
         method=chosen,
         target=target,
         data=Splits(batches, Batches(data.validation, JUDGED)),
-        loss_fn=on_main_output(data.loss_fn),
+        loss_fn=data.loss_fn if free else on_main_output(data.loss_fn),
         ignored_layers=ignored_layers,
         allow=allow,
         allocation=allocation,
@@ -175,7 +183,7 @@ def compress(
     masks = stored_masks(chosen, masked, result.plan) if masked is not None and result.plan.patterns else {}
     if masked is not None:
         with quantized_inputs(smaller, grids):
-            judged["masked"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
+            judged["masked"] = judge(smaller, data.validation)
         run.say(f"{result.plan.asked} in {len(masked.masks)} layers: {judged['masked']}")
     else:
         failed = _recover(smaller, model, data, recovery, batches, judged, progress, run.say)
@@ -190,9 +198,9 @@ def compress(
     if failed is not None:
         raise failed
     with nullcontext() if saved is None else saved.standing():
-        judged["dense_test"] = evaluate(model, data.test, loss_fn=data.loss_fn)
+        judged["dense_test"] = judge(model, data.test)
         with quantized_inputs(smaller, grids):
-            judged["test"] = evaluate(smaller, data.test, loss_fn=data.loss_fn)
+            judged["test"] = judge(smaller, data.test)
         summary = summary_of(model, data.name, chosen, result, judged, seed)
         if saved is not None:
             saved.add_metrics(result.plan, metrics_of(judged), masks)
@@ -207,8 +215,10 @@ def compress(
             told = "; ".join(w for w in comparison.warnings if w.startswith(f"{mode.mode}:"))
             warnings.warn(f"the smaller network is slower: {told}", RuntimeWarning, stacklevel=4)
     directory = None if saved is None or out is None else Path(out)
-    accuracy, loss = summary["accuracy"], summary["loss"]
-    return Compression(smaller, result, accuracy, loss, comparison, summary, directory, saved, masks)
+    shares = [summary.get(measure, {}) for measure in ("accuracy", "agreement")]
+    return Compression(
+        smaller, result, shares[0], summary["loss"], comparison, summary, directory, saved, masks, agreement=shares[1]
+    )
 
 
 def _stages(out: str | os.PathLike[str] | None, run: RunSettings, method: Method) -> Checkpoint | None:
@@ -231,9 +241,11 @@ def _recover(
 ) -> PruneError | None:
     """Batch norm where it helps, then fine-tuning, both in place and judged. What stopped the latter, if anything."""
 
+    judge = judged_by(data, dense)
+
     def loss(present: nn.Module) -> float:
         stage = "batch_norm" if "one_shot" in judged else "one_shot"
-        judged[stage] = evaluate(present, data.validation, loss_fn=data.loss_fn)
+        judged[stage] = judge(present, data.validation)
         return judged[stage].loss
 
     better = reestimate_if_better(smaller, batches, loss, num_batches=64)
@@ -248,7 +260,7 @@ def _recover(
     if failed is not None:
         say(f"recovery failed, and the network is saved as it was pruned: {failed.what}")
         return failed
-    judged["recovered"] = evaluate(smaller, data.validation, loss_fn=data.loss_fn)
+    judged["recovered"] = judge(smaller, data.validation)
     say(f"recovered: {judged['recovered']}")
     return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.data.datasets import ArrayDataset, Batches, DataSource
+from prunus.data.dense_outputs import DenseOutputs, class_rows, counted_in, counted_rows
 from prunus.data.evaluation import Evaluation, evaluate
 from prunus.data.losses import classes_last, main_output
 from prunus.errors import ConfigError, DataError
@@ -114,7 +115,9 @@ def finetune(
 
     Args:
         model: inputs -> logits [B, classes], or one row of logits per label.
-        data: where to learn and where to choose; the test split is not read.
+        data: where to learn and where to choose; the test split is not read. With `DenseOutputs()` for its loss no
+            label is looked at: the teacher's answers alone are learned, whatever `distillation` says, and the epoch is
+            chosen by agreement with it.
         config: the settings; None takes the defaults.
         teacher: the dense model, to distil from (see `FinetuneConfig.distillation`); it isn't changed.
         progress: show a bar where there is a terminal.
@@ -140,6 +143,8 @@ def finetune(
         (2, True)
     """
     config = config or FinetuneConfig()
+    if isinstance(data.loss_fn, DenseOutputs):
+        config = replace(config, distillation=1.0)
     _check(model, data, config, teacher, checkpoint, resume)
     began = time.perf_counter()
     with accelerator() as processes, placed(model, teacher, data, config, processes) as channels_last:
@@ -170,6 +175,9 @@ def _check(
     resume: bool,
 ) -> None:
     check_settings(config, data)
+    if teacher is None and isinstance(data.loss_fn, DenseOutputs):
+        what = "without labels the teacher is all there is to learn from"
+        raise ConfigError("teacher", what, "pass a copy of the dense model, or data with a loss on labels")
     if teacher is model:
         raise ConfigError("teacher", "it is the model itself", "pass a copy of the dense model")
     if resume and checkpoint is None:
@@ -330,18 +338,26 @@ class _Recovery:
         return loss * (len(y) * self.processes.num_processes / self.batches.batch_size)
 
     def _loss(self, outputs: Tensor, x: Any, y: Tensor) -> Tensor:
+        if isinstance(self.data.loss_fn, DenseOutputs):
+            both, counted = (outputs, self._taught(x)), counted_in(x)
+            student, goal = (counted_rows(class_rows(logits), counted, classes=True) for logits in both)
+            return distillation_loss(student, goal, self.config.temperature)
         extra = {"label_smoothing": self.config.label_smoothing} if self.config.label_smoothing else {}
         hard = self.data.loss_fn(outputs, y, **extra)
         if self.teacher is None:
             return hard
-        with torch.no_grad(), autocast(self.device, self.precision):
-            taught = main_output(call(self.teacher, x))
-        student, goal = (classes_last(logits, y).flatten(0, -2) for logits in (outputs, taught.float()))
+        student, goal = (classes_last(logits, y).flatten(0, -2) for logits in (outputs, self._taught(x)))
         soft = distillation_loss(student, goal, self.config.temperature)
         return (1.0 - self.config.distillation) * hard + self.config.distillation * soft
 
+    def _taught(self, x: Any) -> Tensor:
+        assert self.teacher is not None
+        with torch.no_grad(), autocast(self.device, self.precision):
+            return main_output(call(self.teacher, x)).float()
+
     def _evaluate(self) -> Evaluation:
-        return evaluate(self.model, self.validation, loss_fn=self.data.loss_fn)
+        dense = self.teacher if isinstance(self.data.loss_fn, DenseOutputs) else None
+        return evaluate(self.model, self.validation, loss_fn=self.data.loss_fn, dense=dense)
 
 
 def distillation_loss(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:

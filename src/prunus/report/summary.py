@@ -56,10 +56,11 @@ def summary_of(
         data: name of the data.
         method: with its settings.
         result: what `prune` made.
-        judged: accuracy and loss by stage.
+        judged: accuracy, or agreement with the dense network, and loss by stage.
         seed: of everything random.
     """
     plan, proof = result.plan, result.verification
+    measure = next((found.measure for found in judged.values()), "accuracy")
     return {
         "model": plan.model,
         "data": data,
@@ -67,7 +68,7 @@ def summary_of(
         "settings": repr(method),
         "asked": plan.asked,
         "seed": seed,
-        "accuracy": {name: found.accuracy for name, found in judged.items()},
+        measure: {name: found.accuracy for name, found in judged.items()},
         "loss": {name: found.loss for name, found in judged.items()},
         "before": vars(plan.before),
         "after": vars(plan.after),

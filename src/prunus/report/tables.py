@@ -67,7 +67,7 @@ def result_tables(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def before_and_after(summary: Mapping[str, Any]) -> Table:
-    """Accuracy, parameters, MACs and latency before and after, from a `compress` summary."""
+    """Accuracy or agreement, parameters, MACs and latency before and after, from a `compress` summary."""
     table = Table(
         title=escape(f"{summary['model']} on {summary['data']}: {summary['asked']}"),
         title_justify="left",
@@ -75,20 +75,15 @@ def before_and_after(summary: Mapping[str, Any]) -> Table:
     )
     for name in ("", "before", "after", "ratio"):
         table.add_column(name, justify="right" if name else "left")
-    accuracy = summary["accuracy"]
-    change = accuracy["test"] - accuracy["dense_test"]
-    table.add_row(
-        "test accuracy", f"{accuracy['dense_test']:.2f} %", f"{accuracy['test']:.2f} %", f"{change:+.2f} points"
-    )
-    loss = summary["loss"]
-    ends = [stage for stage in ("recovered", "masked") if stage in accuracy]
+    measure, lost = ("agreement", "divergence") if "agreement" in summary else ("accuracy", "loss")
+    shares, loss = summary[measure], summary["loss"]
+    ends = [stage for stage in ("recovered", "masked") if stage in shares]
     ends += sorted((s for s in ("batch_norm", "one_shot") if s in loss), key=loss.__getitem__)
-    last = accuracy[ends[0]]
-    table.add_row(
-        "validation accuracy", f"{accuracy['dense']:.2f} %", f"{last:.2f} %", f"{last - accuracy['dense']:+.2f} points"
-    )
+    for split, old, new in (("test", "dense_test", "test"), ("validation", "dense", ends[0])):
+        was, now = shares[old], shares[new]
+        table.add_row(f"{split} {measure}", f"{was:.2f} %", f"{now:.2f} %", f"{now - was:+.2f} points")
     change = loss["test"] - loss["dense_test"]
-    table.add_row("test loss", f"{loss['dense_test']:.4f}", f"{loss['test']:.4f}", f"{change:+.4f}")
+    table.add_row(f"test {lost}", f"{loss['dense_test']:.4f}", f"{loss['test']:.4f}", f"{change:+.4f}")
     before, after = summary["before"], summary["after"]
     for name, found in RESOURCES.items():
         if found.label and name in before and name in after:
