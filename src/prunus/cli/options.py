@@ -42,7 +42,8 @@ Target = Annotated[
         "--target",
         metavar="TARGET",
         help='how much goes: bounds ("macs<=50%, params<=20%"), a fraction of all units (0.5), units to keep '
-        '("conv1=8, fc=100"), or, of methods that look inside weights, a pattern ("weight 10%", "kernel 8/64", "2:4")',
+        '("conv1=8, fc=100"), how little may be lost ("accuracy>=dense-1%@95%"), or, of methods that look '
+        'inside weights, a pattern ("weight 10%", "kernel 8/64", "2:4")',
     ),
 ]
 MethodSpec = Annotated[

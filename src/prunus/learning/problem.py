@@ -17,6 +17,7 @@ from prunus.errors import ConfigError
 from prunus.files.stagefile import Checkpoint
 from prunus.graph.grouping import Graph
 from prunus.layers.submodules import Ignored
+from prunus.learning.findings import Scores
 from prunus.methods.base import GradientCriterion, Method
 from prunus.plan.request import Allow, Request
 from prunus.runtime.precision import Precision
@@ -39,6 +40,7 @@ class Problem:
         progress: show bars where there is a terminal.
         checkpoint: where stages are written down, for methods that have some.
         precision: of forward and backward passes; `auto` is fp32 wherever something is decided.
+        scores: what the method found before, so that it need not look again.
     """
 
     model: nn.Module
@@ -53,6 +55,7 @@ class Problem:
     progress: bool = False
     checkpoint: Checkpoint | None = None
     precision: Precision = "auto"
+    scores: Scores | None = field(default=None, repr=False)
 
     def learned_from(self) -> tuple[Loader | None, Callable[..., Tensor] | None]:
         """Batches in one form and their loss.

@@ -87,7 +87,7 @@ class Method(OldNames, metaclass=OldSettings):
 
     name: ClassVar[str]
     cost_exponent: ClassVar[float] = 0.0
-    targets: ClassVar[tuple[Kind, ...]] = ("budget", "ratio", "counts")
+    targets: ClassVar[tuple[Kind, ...]] = ("budget", "promise", "ratio", "counts")
     allows: ClassVar[tuple[Allow, ...]] = ALLOW
     decides: ClassVar[bool] = False
     in_stages: ClassVar[bool] = False
@@ -218,6 +218,7 @@ class StagedMethod(PosteriorMethod):
         floor: smallest fraction of a group that stays, whatever the noise says (at least one unit).
     """
 
+    targets: ClassVar[tuple[Kind, ...]] = ("budget", "ratio", "counts")
     decides: ClassVar[bool] = True
     in_stages: ClassVar[bool] = True
     renamed: ClassVar[Mapping[str, str]] = {**PosteriorMethod.renamed, "kappa": "beta"}

@@ -147,6 +147,10 @@ def compress(
     inside = isinstance(chosen, MaskMethod)
     asked = requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
     check_patterns(asked.patterns)
+    free = isinstance(data.loss_fn, DenseOutputs)
+    if free and asked.promise is not None and asked.promise.metric != "agreement":
+        what = "it is of labels, and none are to be looked at"
+        raise ConfigError(f"target {asked.promise.text!r}", what, "promise for example 'agreement>=98%@95%'")
     opened = allowed(allow, method=chosen.name, takes=chosen.allows)
     if recovery is not None and inside:
         what = f"method {chosen.name!r} trains the weights along with its masks, which a recovery would fill again"
@@ -158,7 +162,7 @@ def compress(
         rank, world = processes.process_index, processes.num_processes
     if out is not None:
         prepare_run(out, model, data.example_inputs, run.say, follow_branches="follow_branches" in opened)
-    judge, free = judged_by(data, model), isinstance(data.loss_fn, DenseOutputs)
+    judge = judged_by(data, model)
     judged: dict[str, Evaluation] = {"dense": judge(model, data.validation)}
     run.say(f"dense: {judged['dense']} on {len(data.validation)} validation examples")
     size = run.batch_size or (128 if inside else 64)

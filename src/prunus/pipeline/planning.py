@@ -41,7 +41,7 @@ def planned(
     if asked.scope == "auto" and (request.counts is not None or len(groups) < 2 or loader is None or loss_fn is None):
         asked = replace(asked, scope="global")
     measured = asked.scope in ("auto", "measured") and request.counts is None
-    scores = score(
+    scores = problem.scores or score(
         model, groups, method, loader, loss_fn, seed=problem.seed, progress=problem.progress, measured=measured
     )
 

@@ -19,6 +19,7 @@ from prunus.masks.patterns import check_patterns
 from prunus.methods.base import Method
 from prunus.methods.registry import resolve
 from prunus.pipeline.former import OPENED, RESUMED, TARGET
+from prunus.pipeline.promised import promised
 from prunus.pipeline.solve import Result, solve
 from prunus.plan.allocation import Allocation
 from prunus.plan.request import Allow, Target, allowed, requested
@@ -56,11 +57,12 @@ def prune(
             ...), `FILE.py:Class` or `package.module:Class`; of units, or of weights.
         target: how much goes. Of units: bounds on the cost, such as `"macs<=50%"` or `"macs<=50%, params<=20%"`; or a
             number, the fraction of all units that goes; or units to keep by group name, `{"conv1": 8}`: groups that
-            are not named stay whole. Of weights: a pattern for all layers but the last (and a first convolution),
-            such as `"weight 10%"` or `"2:4"`, in place of the method's own; or one by layer, `{"fc1": "weight 5%"}`.
+            are not named stay whole; or how little may be lost, `"accuracy>=dense-1%@95%"`, see below. Of weights: a
+            pattern for all layers but the last (and a first convolution), such as `"weight 10%"` or `"2:4"`, in place
+            of the method's own; or one by layer, `{"fc1": "weight 5%"}`.
         data: batches, to be looped over several times: (inputs, targets), (x1, x2, y), dicts or inputs alone, see
             `prunus.data.as_batches`; only methods that look at weights alone need none. `prunus.data.Splits` adds
-            others, on which methods of weights compare the masks they draw.
+            others, on which methods of weights compare the masks they draw, and a promise is shown.
         loss_fn: `loss_fn(outputs, targets)` -> mean loss, a function or a module; gradient criteria ask for sums where
             it has a `reduction`. None takes the loss that the model itself returns for batches that are dicts, and the
             distance from the dense network's own outputs for batches without targets: nothing needs labels then.
@@ -84,6 +86,12 @@ def prune(
         progress: show a progress bar where there is a terminal.
         checkpoint: methods that work in stages write this file after each of them; `Checkpoint(path, resume=True)` goes
             on from it if it is there.
+
+    A promise is what the network may lose, and with which confidence over the draw of `Splits.validation` that has to
+    be shown: `"accuracy>=dense-1%@95%"` (percentage points of top-1), `"accuracy>=90%@95%"`, `"agreement>=98%@95%"`
+    (examples on which it gives the dense network's answer; no labels needed), or, of a loss that never leaves a range,
+    `"loss<=dense+0.05@95% in 0..1"`. Scores are learned once; networks of 95 %, 90 %, ... of the MACs are tested from
+    the largest down, and the last before the first that is not shown is returned. The plan's notes say what was shown.
 
     A method with a rule of its own (`rbp`) needs no target. The plan of masks inside weights holds them: `apply_` lays
     them on the dense network's weights, where values that were trained along are in the result's model alone.
@@ -132,6 +140,6 @@ def prune(
         progress=progress,
         checkpoint=stages,
     )
-    result = solve(chosen, problem)
+    result = solve(chosen, problem) if request.promise is None else promised(chosen, problem)
     note = problem.without_labels(chosen) if chosen.needs_data or result.scores.measured else None
     return result if note is None else replace(result, plan=result.plan.with_notes(note))

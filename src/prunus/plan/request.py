@@ -17,26 +17,31 @@ from prunus.graph.groups import ChannelGroup
 from prunus.plan.allocation import Allocation, check_reachable
 from prunus.plan.budget import Budget
 from prunus.plan.plan import Plan
+from prunus.plan.promise import MEANT as PROMISE
+from prunus.plan.promise import Promise
 from prunus.plan.rounding import uneven
 
 SHOWN = 3
 """How many layers a refusal names."""
 
 
-Target = str | Budget | float | Mapping[str, int] | Mapping[str, str]
-"""How much goes: bounds (`"macs<=50%"`), a fraction of all units, counts by group, a pattern, or patterns by layer."""
+Target = str | Budget | Promise | float | Mapping[str, int] | Mapping[str, str]
+"""How much goes: bounds (`"macs<=50%"`), a fraction of all units, counts by group, a pattern, or patterns by layer; or
+how little may be lost (`"accuracy>=dense-1%@95%"`)."""
 Allow = Literal["head_dims", "inexact", "follow_branches", "own_class"]
 """What goes beyond, or stays within, the ordinary; see `prune`."""
 ALLOW: tuple[Allow, ...] = get_args(Allow)
-Kind = Literal["budget", "ratio", "counts", "pattern"]
+Kind = Literal["budget", "promise", "ratio", "counts", "pattern"]
 MEANT: dict[Kind, str] = {
     "budget": "a budget",
+    "promise": "a promise",
     "ratio": "a fraction of the units",
     "counts": "counts by hand",
     "pattern": "a pattern inside weights",
 }
 SPELLED: dict[Kind, str] = {
     "budget": "'macs<=50%'",
+    "promise": "'accuracy>=dense-1%@95%'",
     "ratio": "0.5",
     "counts": "{'conv1': 16}",
     "pattern": "'weight 10%' or '2:4'",
@@ -46,7 +51,7 @@ PATTERN = re.compile(r"\s*(\d+\s*:\s*\d+|(weight|kernel|filter|tap|tile)\s)", re
 
 @dataclass(frozen=True)
 class Request:
-    """How much goes: one of budget, ratio, counts and patterns, or none for methods with a rule of their own.
+    """How much goes: one of budget, promise, ratio, counts and patterns, or none for methods with a rule of their own.
 
     Attributes:
         budget: bounds to meet.
@@ -54,6 +59,7 @@ class Request:
         counts: units to keep, by group name.
         allocation: how a budget or a ratio is shared out.
         patterns: what stays inside weights: one pattern for all layers, or one by layer.
+        promise: how much worse the smallest network may be.
     """
 
     budget: Budget | None
@@ -61,6 +67,7 @@ class Request:
     counts: Mapping[str, int] | None
     allocation: Allocation
     patterns: str | Mapping[str, str] | None = None
+    promise: Promise | None = None
 
 
 def requested(
@@ -94,18 +101,21 @@ def requested(
         raise ConfigError(f"target {target!r}", what, f"give target={forms}, or use a method of another kind")
     if allocation is not None and not isinstance(allocation, Allocation):
         raise ConfigError("allocation", f"{allocation!r} is none", "give prunus.Allocation(...)")
-    if allocation is not None and kind not in ("budget", "ratio"):
+    if allocation is not None and kind not in ("budget", "promise", "ratio"):
         what = "counts by hand leave nothing to allocate" if kind else "without a budget the method itself decides"
         what = "patterns leave nothing to allocate" if "pattern" in takes else what
         fix = "leave it out" if "pattern" in takes else "leave it out, or ask for a budget or a fraction of the units"
         raise ConfigError("allocation", what, fix)
-    found: Any = Budget.parse(target) if kind == "budget" and isinstance(target, str) else target
+    found: Any = target
+    if isinstance(target, str) and kind in ("budget", "promise"):
+        found = Budget.parse(target) if kind == "budget" else Promise.parse(target)
     return Request(
         budget=found if kind == "budget" else None,
         ratio=found if kind == "ratio" else None,
         counts=found if kind == "counts" else None,
         allocation=allocation or Allocation(),
         patterns=found if kind == "pattern" else None,
+        promise=found if kind == "promise" else None,
     )
 
 
@@ -113,6 +123,8 @@ def _kind(target: Any, takes: Sequence[Kind]) -> Kind:
     """Which kind of target it is, by its form. Raises ConfigError if it is of none."""
     if isinstance(target, Budget):
         return "budget"
+    if isinstance(target, Promise) or (isinstance(target, str) and PROMISE.match(target)):
+        return "promise"
     if isinstance(target, str):
         if PATTERN.match(target) or ("=" not in target and "budget" not in takes):
             return "pattern"
