@@ -1,4 +1,4 @@
-"""Learning without labels: from the dense network's own outputs, by distance and by labels drawn from them."""
+"""Learning without labels: from the dense network's own outputs, by distance and by gradients drawn from them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_posterior_orders_units_as_with_labels() -> None:
 
 
 @pytest.mark.parametrize("kind", ["logits", "values"])
-def test_drawn_labels_make_fisher_the_true_one(kind: Any) -> None:
+def test_drawn_gradients_make_fisher_the_true_one(kind: Any) -> None:
     """Half the mean squared gradient is half the curvature of the loss at the dense network, in closed form."""
     model = net()
     few = X[:4]
@@ -76,7 +76,7 @@ def test_drawn_labels_make_fisher_the_true_one(kind: Any) -> None:
             p = model(few).softmax(1)
             curved = p @ reads.square() - (p @ reads).square()
             expected = 0.5 * (hidden.square() * curved).mean(0)
-    assert torch.allclose(found, expected, rtol=0.05, atol=1e-5)
+    assert torch.allclose(found, expected, rtol=0.04, atol=1e-5)
 
 
 def test_targets_are_never_looked_at() -> None:

@@ -1,4 +1,4 @@
-"""The dense network's own outputs in place of labels: how far a smaller network's are from them, and labels drawn."""
+"""The dense network's own outputs in place of labels: how far a smaller network's are from them, and what is drawn."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ class DenseOutputs:
     batches hold: nobody looks at them. Of classes it is the Kullback-Leibler divergence KL(dense || smaller), the mean
     over examples, or positions (an `attention_mask` among the inputs says which count); of all other outputs the
     squared distance in units of the dense outputs' variance, a mean over the elements of a tensor and over the tensors.
-    Where a method wants gradients at the dense network, at which both are zero, they are those of labels drawn from its
-    predictive distribution: of the classes, or of the Gaussian whose negative log likelihood the squared distance is.
+    Where a method wants gradients at the dense network, at which both are zero, they are drawn so that their mean
+    square is the true Fisher, that of its predictive distribution: random signs times the root of the probability of
+    classes, and of values the Gaussian whose negative log likelihood the squared distance is.
 
     Attributes:
         kind: what the outputs are: `logits` of classes, in the last dimension ([B, C], [B, T, C]) or, of four and
@@ -78,7 +79,7 @@ class DenseOutputs:
         return _reduced(divergence(found, goals[0]), counted, reduction)
 
     def drawn(self, outputs: Any, counted: Tensor | None, reduction: Reduction = "mean") -> Tensor:
-        """The loss of labels drawn from the predictive distribution that the outputs are; for the dense network itself.
+        """A loss whose gradient at the dense network has mean zero and the true Fisher for its mean square.
 
         Args:
             outputs: of the dense network, with gradient.
@@ -92,9 +93,11 @@ class DenseOutputs:
             )
             return _reduced_values(self._distances(found, goals), reduction)
         logs = self.log_probabilities(outputs)
-        # Gumbel's way: NaN ends in the loss, where it is refused by name.
-        labels = (logs.detach() - torch.empty_like(logs).exponential_().log()).argmax(-1, keepdim=True)
-        return _reduced(-logs.gather(-1, labels).squeeze(-1), counted, reduction)
+        share = logs.detach().exp()
+        # Cross terms vanish, so that the mean square is that of drawn labels; but no rare label decides alone.
+        signs = torch.randint_like(share, 2) * 2 - 1
+        scores = (share.sqrt() * signs * logs).masked_fill(share == 0, 0.0)
+        return _reduced(-scores.sum(-1), counted, reduction)
 
     def target(self, inputs: Any, outputs: Any) -> Target:
         """What is aimed at, from the dense network's answer to the inputs of a batch."""

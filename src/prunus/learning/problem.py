@@ -90,7 +90,11 @@ class Problem:
         loss_fn = self.learned_from()[1]
         if not isinstance(loss_fn, DenseOutputs):
             return None
-        drawn = "; gradients are those of labels drawn from them" if isinstance(method, GradientCriterion) else ""
+        drawn = (
+            "; gradients are drawn, with the true Fisher for their mean square"
+            if isinstance(method, GradientCriterion)
+            else ""
+        )
         return f"learned without labels: {loss_fn.describe()}{drawn}"
 
     def learning(self, method: str) -> Learning:

@@ -241,7 +241,8 @@ class Taylor(_Comparable, GradientCriterion, name="taylor"):
 
     Attributes:
         per_example: mean_n |g_n| if true, |mean_n g_n| if not. In a trained network the mean of g_n is near zero
-            because positive and negative examples cancel; their absolute values don't.
+            because positive and negative examples cancel; their absolute values don't. Without labels it is zero, and
+            its estimate nothing but noise.
         normalize: how scores become comparable between groups.
 
     Reference:
