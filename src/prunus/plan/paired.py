@@ -37,7 +37,7 @@ def paired_p(lost: int, won: int, examples: int, margin: float, level: float) ->
         level: at which it will be compared; part of it pays for the unknown rate.
 
     Example:
-        >>> paired_p(20, 14, 5000, 0.01, level=0.05) < 0.001 < paired_p(20, 14, 1000, 0.01, level=0.05)
+        >>> paired_p(20, 14, 5000, 0.01, level=0.05) < 0.01 < paired_p(20, 14, 1000, 0.01, level=0.05)
         True
     """
     from scipy.special import bdtr
