@@ -1,0 +1,128 @@
+"""The dense and the masked network side by side over a captured graph: operation by operation, all batches at each.
+
+Only values that somebody still needs are kept. Where both networks hold the same value it is kept once.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from prunus.errors import SurgeryError
+from prunus.graph.grouping import Graph
+from prunus.plan.plan import Plan
+from prunus.proof.reference import MaskedGraph
+from prunus.runtime.arguments import as_arguments
+
+Call = Callable[[int], Any]
+
+
+class _Masked(MaskedGraph):
+    def _note(self, node: fx.Node, result: Any) -> None:
+        """Nothing: nobody asks for layers here."""
+
+
+class Lockstep:
+    """Both networks, and what they hold of every batch at the moment.
+
+    Args:
+        graph: the model captured with a free batch size.
+        plan: what goes.
+        model: the dense model.
+        batches: inputs of the model.
+        order: nodes of `module.graph` in the order in which they are to run.
+    """
+
+    def __init__(self, graph: Graph, plan: Plan, model: nn.Module) -> None:
+        self.masked = _Masked(graph, plan, model)
+        self.module: fx.GraphModule = self.masked.module  # type: ignore[assignment]
+        self.dense = fx.Interpreter(self.module)
+        self.stored: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
+        self.values: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = []
+        self.same: dict[fx.Node, bool] = {}
+
+    def run(self, order: Sequence[fx.Node], batches: Sequence[Any]) -> Iterator[fx.Node]:
+        """Run node after node; each is yielded after the dense network has run it and before the masked one does.
+
+        Raises:
+            SurgeryError: the graph ends without an output.
+        """
+        self.values = [({}, {}) for _ in batches]
+        self._start(order, batches)
+        last: dict[fx.Node, list[fx.Node]] = {}
+        for node in reversed(order):
+            unseen = [n for n in node.all_input_nodes if all(n not in names for names in last.values())]
+            last[node] = unseen
+        for node in order:
+            if node.op in ("placeholder", "get_attr"):
+                continue
+            if node.op == "output":
+                return
+            self.same[node] = self._alike(node)
+            for number in range(len(batches)):
+                self.values[number][0][node] = self._run(self.dense, node, number, 0)
+            yield node
+            for number, (_, masked) in enumerate(self.values):
+                masked[node] = self._second(node, number)
+            for gone in last[node]:
+                if gone.op != "output":
+                    for both in self.values:
+                        for side in both:
+                            side.pop(gone, None)
+        raise SurgeryError("repair", "the captured graph has no output", "report the model: this should not happen")
+
+    def differs(self, node: fx.Node) -> bool:
+        """Whether the two networks hold different values there."""
+        return not self.same[node]
+
+    def replace(self, node: fx.Node, tensor: Tensor) -> None:
+        """Give the masked network another stored tensor from now on."""
+        self.stored[1][node] = tensor
+        self.same[node] = False
+
+    def present(self, node: fx.Node, value: Tensor) -> Tensor | None:
+        """Which elements of a value stay, broadcastable; None if all do."""
+        return self.masked._there(node.name, 0, value)
+
+    def _start(self, order: Sequence[fx.Node], batches: Sequence[Any]) -> None:
+        for node in order:
+            if node.op == "get_attr":
+                self.stored[0][node] = self._run(self.dense, node, -1, 0)
+                self.stored[1][node] = self._run(self.masked, node, -1, 1)
+                self.same[node] = self.stored[1][node] is self.stored[0][node]
+        places = [n for n in order if n.op == "placeholder"]
+        for batch, (dense, masked) in zip(batches, self.values, strict=True):
+            args, kwargs = as_arguments(batch, self.masked.model)
+            spec = self.module._in_spec
+            flat = torch.fx._pytree.tree_flatten_spec((args, kwargs), spec)  # type: ignore[arg-type]
+            for node, value in zip(places, flat, strict=True):
+                dense[node] = masked[node] = value
+                self.same[node] = True
+
+    def _alike(self, node: fx.Node) -> bool:
+        return all(self.same[n] for n in node.all_input_nodes) and not any(
+            m is not None for m in self.masked.masks.get(node.name, [])
+        )
+
+    def _second(self, node: fx.Node, number: int) -> Any:
+        dense, _ = self.values[number]
+        if self.same[node]:
+            return dense[node]
+        if all(self.same[n] for n in node.all_input_nodes):
+            return self.masked._zeroed(node.name, dense[node])
+        return self._run(self.masked, node, number, 1)
+
+    def _run(self, runner: fx.Interpreter, node: fx.Node, number: int, side: int) -> Any:
+        held = [self.values[number][side]] if number >= 0 else []
+        runner.env = ChainMap(*held, self.stored[side])  # type: ignore[assignment]
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            runner.env = ChainMap({n: _copied(runner.env[n]) for n in node.all_input_nodes}, runner.env)  # type: ignore[assignment]
+        return runner.run_node(node)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,98 @@
+"""Second moments of a linear problem, sums over any number of batches and processes, and what they say of a fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunus.runtime.processes import summed
+
+
+@dataclass
+class Moments:
+    """Sums of products of regressors (with a constant one as the last) and targets, fp64.
+
+    Attributes:
+        count: samples.
+        gram: regressors with regressors, [G, P + 1, P + 1].
+        cross: regressors with targets, [G, P + 1, Q].
+        square: squares of targets, [G, Q].
+    """
+
+    count: float
+    gram: Tensor
+    cross: Tensor
+    square: Tensor
+
+    @classmethod
+    def empty(cls, groups: int, regressors: int, targets: int, device: torch.device) -> Moments:
+        """Of no sample."""
+        kind = {"dtype": torch.float64, "device": device}
+        p = regressors + 1
+        return cls(
+            0.0, torch.zeros(groups, p, p, **kind), torch.zeros(groups, p, targets, **kind),
+            torch.zeros(groups, targets, **kind),
+        )  # fmt: skip
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take samples in: regressors [N, G, P] and targets [N, G, Q]."""
+        x, y = x.transpose(0, 1).double(), y.transpose(0, 1).double()
+        x = torch.cat([x, torch.ones_like(x[:, :, :1])], 2)
+        self.count += x.shape[1]
+        turned = x.transpose(1, 2)
+        self.gram += turned @ x
+        self.cross += turned @ y
+        self.square += y.square().sum(1)
+
+    def over_ranks(self) -> Moments:
+        """Those of all processes' samples together."""
+        count = torch.tensor([self.count], dtype=torch.float64, device=self.gram.device)
+        parts = [summed(t) for t in (count, self.gram, self.cross, self.square)]
+        return Moments(float(parts[0]), parts[1], parts[2], parts[3])
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.count + other.count, self.gram + other.gram, self.cross + other.cross, self.square + other.square
+        )
+
+    def error(self, matrix: Tensor) -> float:
+        """Mean over samples of the squared distance of `matrix` [G, P + 1, Q] from the targets, summed over these."""
+        fitted = (matrix * (self.gram @ matrix - 2 * self.cross)).sum((0, 1, 2))
+        return float((fitted + self.square.sum()).clamp_min(0)) / max(self.count, 1.0)
+
+    def spread(self) -> float:
+        """Variance of the targets, summed over these."""
+        mean = self.cross[:, -1] / max(self.count, 1.0)
+        return float((self.square / max(self.count, 1.0) - mean.square()).sum().clamp_min(0))
+
+
+def solved(moments: Moments, old: Tensor, ridge: float, intercept: bool) -> Tensor:
+    """The matrix [G, P + 1, Q] of least squared error, held near `old`.
+
+    min |Y - X M|^2 + ridge * d * |M - old|^2, with d the mean of the regressors' squares; no price on the constant.
+
+    Args:
+        moments: of the samples.
+        old: [G, P + 1, Q].
+        ridge: price of a change, relative.
+        intercept: whether the constant may change.
+    """
+    size = moments.gram.shape[1] if intercept else moments.gram.shape[1] - 1
+    gram, left = moments.gram[:, :size, :size].clone(), (moments.cross - moments.gram @ old)[:, :size]
+    inner = moments.gram.shape[1] - 1
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    scale = diagonal[:, :inner].mean(1, keepdim=True)
+    # What is zero everywhere keeps its old weights; where nothing varies at all the scale is free.
+    diagonal[:, :inner] += ridge * torch.where(scale > 0, scale, torch.ones_like(scale))
+    if intercept:
+        diagonal[:, inner:].clamp_min_(1e-300)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if bool(failed.any()):
+        step = torch.linalg.lstsq(gram, left).solution
+    else:
+        step = torch.cholesky_solve(left, factor)
+    new = old.clone()
+    new[:, :size] += step
+    return new
