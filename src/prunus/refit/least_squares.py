@@ -1,4 +1,4 @@
-"""One layer refitted: rows are sampled, moments taken, the price of a change chosen on rows that were held out."""
+"""The least-squares problem of one layer: moments of sampled rows, a price of change chosen on held-out rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from prunus.refit.calls import LayerCall, read_places, regressors, rows_of
+from prunus.refit.calls import LayerCall
 from prunus.refit.moments import Moments, solved
+from prunus.runtime.processes import summed
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Prices of a change, relative to the mean square of the regressors; the best on held-out rows is taken."""
-EVERY = 5
-"""Every so many-th example is held out."""
+ROUNDS = 3
+"""How often targets beyond a clamp's bounds follow what is made."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,32 @@ class Channels:
 
 
 @dataclass(frozen=True)
+class Clamped:
+    """Rows of a layer behind which numbers beyond bounds are all the same.
+
+    Attributes:
+        x: regressors, [N, G, P].
+        wanted: targets, [N, G, Q].
+        end: what the targets become behind the layer, where they meet the bounds, [N, G, Q].
+        factor: by what a change of the target changes `end`, [N, G, Q]; 0 where nothing passes.
+    """
+
+    x: Tensor
+    wanted: Tensor
+    end: Tensor
+    factor: Tensor
+
+
+@dataclass(frozen=True)
 class Solution:
-    """What came out of one layer's problem.
+    """What came out.
 
     Attributes:
         weight: the new weight, fp64, in the old one's shape; None if no change helps.
         constant: what is added to each output, fp64 [outputs].
         ridge: the price that was chosen.
         before: error of the old weights on held-out rows, relative to the spread of what is wanted.
-        after: that of the new ones.
+        after: that of the new ones, before they were fitted to all rows.
     """
 
     weight: Tensor | None
@@ -46,90 +64,101 @@ class Solution:
 
 @dataclass
 class LeastSquares:
-    """The least-squares problem of one layer, gathered batch by batch.
+    """The problem of one layer, gathered batch by batch.
 
     Attributes:
         call: the layer's call.
         weight: its weight in the dense network.
         channels: what stays.
         intercept: whether there is a place for a constant.
+        bounds: of a clamp behind the layer, or None.
     """
 
     call: LayerCall
     weight: Tensor
     channels: Channels
     intercept: bool
+    bounds: tuple[float, float] | None = None
     fitted: Moments = field(init=False)
     held: Moments = field(init=False)
     old: Tensor = field(init=False)
+    clamped: list[Clamped] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         matrix = self.call.as_matrix(self.weight.detach().double())
-        self.rows = self._of_groups(self.channels.inputs, self.taps).to(matrix.device)
-        self.columns = self._of_groups(self.channels.outputs, 1).to(matrix.device)
+        taps = 1 if self.weight.dim() < 3 else int(self.weight[0, 0].numel())
+        self.rows = self._of_groups(self.channels.inputs, taps)
+        self.columns = self._of_groups(self.channels.outputs, 1)
         self.old = self._inner(torch.cat([matrix, torch.zeros_like(matrix[:, :1])], 1))
         size = (self.old.shape[0], self.old.shape[1] - 1, self.old.shape[2], matrix.device)
         self.fitted, self.held = Moments.empty(*size), Moments.empty(*size)
 
     @property
-    def taps(self) -> int:
-        """Positions of the input that one position of the output reads."""
-        return 1 if self.weight.dim() < 3 else int(self.weight[0, 0].numel())
-
-    @property
     def unknowns(self) -> int:
         """Numbers that each output of the layer is made with."""
-        return self.old.shape[1]
+        return int(self.old.shape[1])
 
-    def add(self, source: Tensor, wanted: Tensor, result: Tensor, rows: Tensor, held: Tensor) -> None:
-        """Take some rows of a batch in.
+    def inputs(self, rows: Tensor) -> Tensor:
+        """The columns of rows of the layer's input that matter here."""
+        return rows[:, self.channels.inputs] if self.call.groups == 1 else rows
 
-        Args:
-            source: the layer's input in the masked network.
-            wanted: what the layer should make, without its bias; of `result`'s shape.
-            result: what it makes in the dense network.
-            rows: numbers of rows of the output, int64 [N].
-            held: which of them are held out, bool [N].
-        """
-        inputs, outputs = (rows_of(self.call, v, self.weight) for v in (source, wanted))
-        place, inside = read_places(self.call, self.weight, source, result, rows)
+    def outputs(self, rows: Tensor) -> Tensor:
+        """Rows of the layer's output as [N, G, Q], zero where outputs go."""
         if self.call.groups == 1:
-            inputs = inputs[:, self.channels.inputs.to(inputs.device)]
-            outputs = outputs[:, self.channels.outputs.to(outputs.device)]
-        x = regressors(self.call, inputs, place, inside)
-        y = outputs.index_select(0, rows).reshape(len(rows), self.call.groups, -1)
-        y = y if self.call.groups == 1 else y * self.columns
+            return rows[:, None, self.channels.outputs]
+        return rows.reshape(len(rows), self.call.groups, -1) * self.columns
+
+    def add(self, x: Tensor, wanted: Tensor, held: Tensor) -> None:
+        """Take rows in: regressors [N, G, P], targets [N, G, Q], which of them are held out, bool [N]."""
         for part, chosen in ((self.fitted, ~held), (self.held, held)):
             if bool(chosen.any()):
-                part.add(x[chosen], y[chosen])
-
-    def over_ranks_(self) -> None:
-        """Add what the other processes gathered."""
-        self.fitted, self.held = self.fitted.over_ranks(), self.held.over_ranks()
+                part.add(x[chosen], wanted[chosen])
 
     def solve(self, ridges: Sequence[float] = RIDGES) -> Solution:
         """The price of a change is chosen on held-out rows, then all are fitted; old weights where none helps there."""
-        judge = self.held if self.held.count else self.fitted
+        fitted, held = self.fitted.over_ranks(), self.held.over_ranks()
+        judge = held if held.count else fitted
         spread = max(judge.spread(), 1e-300)
         before = judge.error(self.old)
-        tried = {r: judge.error(solved(self.fitted, self.old, r, self.intercept)) for r in ridges}
+        tried = {r: judge.error(solved(fitted, self.old, r, self.intercept)) for r in ridges}
         best = min(tried, key=tried.__getitem__)
         if not tried[best] < before:
             return Solution(None, None, 0.0, before / spread, before / spread)
-        matrix = solved(self.fitted + self.held, self.old, best, self.intercept)
+        every = fitted + held
+        matrix = solved(every, self.old, best, self.intercept)
+        for _ in range(ROUNDS if self.bounds else 0):
+            matrix = solved(self._followed(every, matrix), self.old, best, self.intercept)
         weight, constant = self._written(matrix)
         return Solution(weight, constant, best, before / spread, tried[best] / spread)
+
+    def _followed(self, every: Moments, matrix: Tensor) -> Moments:
+        """The moments with targets that follow what is made wherever the bounds hide the difference."""
+        assert self.bounds is not None
+        low, high = self.bounds
+        cross, square = torch.zeros_like(every.cross), torch.zeros_like(every.square)
+        for part in self.clamped:
+            x = part.x.transpose(0, 1).double()
+            x = torch.cat([x, torch.ones_like(x[:, :, :1])], 2)
+            wanted, end, factor = (t.transpose(0, 1).double() for t in (part.wanted, part.end, part.factor))
+            here = end + factor * (x @ matrix - wanted)
+            there = torch.where(end <= low, here.clamp(max=low), torch.where(end >= high, here.clamp(min=high), end))
+            passes = factor != 0
+            change = torch.where(passes, (there - end) / torch.where(passes, factor, torch.ones_like(factor)), 0.0)
+            target = wanted + change
+            cross += x.transpose(1, 2) @ target
+            square += target.square().sum(1)
+        return Moments(every.count, every.gram, summed(cross), summed(square))
 
     def _written(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """The whole weight with the fitted part in its place, and what is added to each output."""
         whole = self.call.as_matrix(self.weight.detach().double()).clone()
         added = torch.zeros_like(whole[:, 0])
-        columns = self.columns[:, None, :]
         if self.call.groups == 1:
             where = self.rows[0].nonzero(), self.columns[0].nonzero()[:, 0]
             whole[0][where] = matrix[0, :-1]
             added[0, where[1]] = matrix[0, -1]
         else:
+            columns = self.columns[:, None, :]
             whole = torch.where(columns & self.rows[:, :, None], matrix[:, :-1], whole)
             added = torch.where(columns[:, 0], matrix[:, -1], added)
         return self.call.as_weight(whole, self.weight.shape), added.reshape(-1)
@@ -138,7 +167,7 @@ class LeastSquares:
         return channels.reshape(self.call.groups, 1, -1).expand(-1, taps, -1).reshape(self.call.groups, -1)
 
     def _inner(self, matrix: Tensor) -> Tensor:
-        if self.call.groups > 1:  # rows of what goes are zero, and so is what is wanted there
+        if self.call.groups > 1:  # regressors that go are zero, and so is what is wanted of outputs that go
             return matrix * self.columns[:, None, :]
         rows = torch.cat([self.rows[0], torch.ones_like(self.rows[0, :1])])
         return matrix[:, rows][:, :, self.columns[0]]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import fx
 
-from prunus.refit.joins import Step
+from prunus.refit.paths import Path, Step
 
 
 def depths(nodes: Iterable[fx.Node], calls: Iterable[fx.Node]) -> dict[fx.Node, int]:
@@ -19,28 +19,29 @@ def depths(nodes: Iterable[fx.Node], calls: Iterable[fx.Node]) -> dict[fx.Node, 
 
 
 def ordered(
-    nodes: Sequence[fx.Node], paths: Mapping[fx.Node, Sequence[Step]]
-) -> tuple[list[fx.Node], dict[fx.Node, list[Step]]]:
+    nodes: Sequence[fx.Node], paths: Mapping[fx.Node, Path]
+) -> tuple[list[fx.Node], dict[fx.Node, tuple[Step, ...]]]:
     """The nodes, each after what it needs, and layers after the other sides of the sums behind them where that is open.
 
     Of two layers that end in the same sum the one with more layers before it comes last.
 
     Args:
         nodes: of a graph, in its order.
-        paths: of each layer, see `path_to_sums`.
+        paths: of each layer, see `path_behind`.
 
     Returns:
         The order; and the sums of each layer whose other side is known by then.
     """
     depth, place = depths(nodes, paths), {n: i for i, n in enumerate(nodes)}
     after: dict[fx.Node, set[fx.Node]] = {n: set(n.users) for n in nodes}
-    known: dict[fx.Node, list[Step]] = {}
+    known: dict[fx.Node, tuple[Step, ...]] = {}
     for layer in sorted(paths, key=lambda n: (-depth[n], -place[n])):
-        for step in paths[layer]:
-            if step.other is None or _reaches(layer, step.other, after):
+        for step in paths[layer].sums:
+            assert step.other is not None
+            if _reaches(layer, step.other, after):
                 continue
             after[step.other].add(layer)
-            known.setdefault(layer, []).append(step)
+            known[layer] = (*known.get(layer, ()), step)
     waiting = dict.fromkeys(nodes, 0)
     for node in nodes:
         for later in after[node]:

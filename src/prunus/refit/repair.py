@@ -13,11 +13,13 @@ from prunus.data.batches import as_batches
 from prunus.errors import DataError
 from prunus.graph.engine import argument, operation
 from prunus.plan.plan import Plan
-from prunus.refit.calls import LayerCall, layer_call, rows_of
-from prunus.refit.joins import Step, carried_back, path_to_sums, sign
-from prunus.refit.least_squares import EVERY, RIDGES, Channels, LeastSquares
+from prunus.refit.behind import Behind
+from prunus.refit.calls import LayerCall, layer_call, read_places, regressors, rows_of
+from prunus.refit.least_squares import Channels, Clamped, LeastSquares
 from prunus.refit.lockstep import Lockstep
 from prunus.refit.order import ordered
+from prunus.refit.paths import Path, path_behind
+from prunus.refit.sampling import sampled_rows
 from prunus.refit.told import Refit
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.copies import copied
@@ -40,13 +42,15 @@ class RepairConfig:
         examples: how many examples are looked at, at most.
         rows: rows (positions of examples) that a layer is fitted to, for each of its unknowns; at least `least_rows`.
         least_rows: see `rows`.
+        most_rows: see `rows`.
         layers: `readers` of what goes, or `all` layers whose input has changed.
         sums: what the other side of a residual sum gets wrong is added to what the layer before the sum should make.
     """
 
     examples: Count = 1024
-    rows: Count = 20
-    least_rows: Count = 4096
+    rows: Count = 80
+    least_rows: Count = 16384
+    most_rows: Count = 65536
     layers: Literal["all", "readers"] = "all"
     sums: bool = True
 
@@ -133,11 +137,11 @@ def _refit_all(
 ) -> tuple[Refit, ...]:
     nodes = list(run.module.graph.nodes)
     calls = {n: c for n in nodes if n.op == "call_function" and (c := layer_call(n)) is not None}
-    paths = {n: path_to_sums(n) if config.sums else () for n in calls}
+    paths = {n: path_behind(n) if config.sums else Path() for n in calls}
     order, known = ordered(nodes, paths)
     readers = {entry.module for entry in plan.masked}
     told = []
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     with progress_bar("repair", len(calls), progress) as bar:
         for node in run.run(order, batches):
             call = calls.get(node)
@@ -147,37 +151,36 @@ def _refit_all(
             bar.describe(f"repair {call.name}")
             asked = config.layers == "all" or call.name in readers
             if asked and run.differs(call.source):
-                told.append(_refit(run, call, paths[node], known.get(node, []), config, generator))
+                behind = Behind(paths[node], known.get(node, ()))
+                told.append(_refit(run, call, behind, config, generator))
     return tuple(told)
 
 
-def _refit(
-    run: Lockstep, call: LayerCall, path: tuple[Step, ...], sums: list[Step], config: RepairConfig,
-    generator: torch.Generator,
-) -> Refit:  # fmt: skip
+def _refit(run: Lockstep, call: LayerCall, behind: Behind, config: RepairConfig, generator: torch.Generator) -> Refit:
     if len(call.weight.users) > 1:
         return Refit(call.name, 0.0, 0.0, reason="its weight is used by several calls")
     weight, place = run.stored[0][call.weight], _constant(call)
-    problem, before = None, 0
-    total = sum(examples_in(dense[call.node]) for dense, _ in run.values)
-    for dense, masked in run.values:
+    first = run.values[0][0][call.node], run.values[0][1][call.source]
+    bounds = behind.path.bounds if len(behind.known) == len(behind.path.sums) else None
+    problem = LeastSquares(call, weight, _channels(run, call, first[1], first[0]), place is not None, bounds)
+    count = min(max(config.least_rows, config.rows * problem.unknowns), config.most_rows)
+    total, before = sum(examples_in(dense[call.node]) for dense, _ in run.values), 0
+    for number, (dense, masked) in enumerate(run.values):
         result, source = dense[call.node], masked[call.source]
-        if problem is None:
-            problem = LeastSquares(call, weight, _channels(run, call, source, result), place is not None)
-            count = max(config.least_rows, config.rows * problem.unknowns)
-        wanted = result
-        if call.bias is not None:
-            dim = call.channel_dim(result, weight)
-            wanted = result - run.stored[0][call.bias].reshape([-1 if d == dim else 1 for d in range(result.dim())])
-        if missing := {s.node: sign(s) * (dense[s.other] - masked[s.other]) for s in sums if run.differs(s.other)}:
-            wanted = wanted + carried_back(path, result.shape, missing, {**run.stored[0], **dense})
-        examples = examples_in(result)
-        rows, held = _chosen(run, call, result, weight, before, count / total, generator)
-        before += examples
-        problem.add(source, wanted, result, rows, held)
-    assert problem is not None
-    problem.over_ranks_()
-    found = problem.solve(RIDGES)
+        there = run.present(call.node, result)
+        inside = None if there is None else rows_of(call, there.expand(result.shape), weight).any(1).cpu()
+        each = result.numel() // result.shape[call.channel_dim(result, weight)] // len(result)
+        rows, held = sampled_rows(len(result), each, count / total, before, generator, inside)
+        rows, held, before = rows.to(result.device), held.to(result.device), before + len(result)
+        place_, inside_ = read_places(call, weight, source, result, rows)
+        x = regressors(call, problem.inputs(rows_of(call, source, weight)), place_, inside_)
+        wanted, end, factor = behind.targets(run, number, call)
+        parts = [problem.outputs(rows_of(call, t, weight).index_select(0, rows)) for t in (wanted, end, factor)
+                 if t is not None]  # fmt: skip
+        problem.add(x, parts[0], held)
+        if problem.bounds is not None and len(parts) == 3:
+            problem.clamped.append(Clamped(x, *parts))
+    found = problem.solve()
     if found.weight is None:
         return Refit(call.name, found.before, found.after, reason="no change helps on held-out data")
     run.replace(call.weight, found.weight.to(weight.dtype))
@@ -211,27 +214,6 @@ def _channels(run: Lockstep, call: LayerCall, source: Tensor, result: Tensor) ->
         others = [d for d in range(there.dim()) if d != dim]
         lines.append((there.any(others) if others else there).expand(value.shape[dim]))
     return Channels(*lines)
-
-
-def _chosen(
-    run: Lockstep, call: LayerCall, result: Tensor, weight: Tensor, before: int, share: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Some rows of each example of a batch, and which of them are held out."""
-    examples = result.shape[0]
-    each = result.numel() // result.shape[call.channel_dim(result, weight)] // examples
-    count = min(each, max(1, round(share + 0.499999)))
-    if count == each:
-        rows = torch.arange(examples * each)
-    else:
-        picked = torch.rand(examples, each, generator=generator).topk(count, dim=1).indices
-        rows = (picked + torch.arange(examples)[:, None] * each).reshape(-1)
-    held = ((rows // each + before) % EVERY) == EVERY - 1
-    there = run.present(call.node, result)
-    if there is not None and there.any(call.channel_dim(result, weight)).logical_not().any():
-        inside = rows_of(call, there.expand(result.shape), weight).any(1).cpu()
-        rows, held = rows[inside[rows]], held[inside[rows]]
-    return rows.to(result.device), held.to(result.device)
 
 
 @torch.no_grad()

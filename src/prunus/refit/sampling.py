@@ -1,0 +1,36 @@
+"""Which rows of a layer's output are looked at, and which of those are held out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EVERY = 5
+"""Every so many-th example is held out."""
+
+
+def sampled_rows(
+    examples: int, each: int, wanted: float, before: int, generator: torch.Generator, inside: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rows of a batch, as many of every example, drawn without replacement; and whether each is held out.
+
+    Args:
+        examples: in the batch.
+        each: rows of an example; row numbers run over examples first.
+        wanted: how many of each example; at least one is taken.
+        before: examples in earlier batches.
+        generator: draws.
+        inside: which rows may be taken at all, bool [examples * each].
+
+    Returns:
+        int64 [N] and bool [N], on the processor.
+    """
+    count = min(each, max(1, int(wanted + 1 - 1e-9)))
+    if count == each:
+        rows = torch.arange(examples * each, device="cpu")
+    else:
+        order = torch.rand(examples, each, generator=generator, device="cpu")
+        first = torch.arange(examples, device="cpu")[:, None] * each
+        rows = (order.topk(count, dim=1).indices + first).reshape(-1)
+    held = (rows // each + before) % EVERY == EVERY - 1
+    return (rows, held) if inside is None else (rows[inside[rows]], held[inside[rows]])
