@@ -35,12 +35,19 @@ class Clamped:
         wanted: targets, [N, G, Q].
         end: what the targets become behind the layer, where they meet the bounds, [N, G, Q].
         factor: by what a change of the target changes `end`, [N, G, Q]; 0 where nothing passes.
+        held: which are held out, bool [N].
     """
 
     x: Tensor
     wanted: Tensor
     end: Tensor
     factor: Tensor
+    held: Tensor
+
+    def without(self, rows: Tensor) -> Clamped:
+        """The others, where `rows` says which, bool [N]."""
+        parts = (self.x, self.wanted, self.end, self.factor, self.held)
+        return Clamped(*(t[~rows] for t in parts))
 
 
 @dataclass(frozen=True)
@@ -114,8 +121,13 @@ class LeastSquares:
             if bool(chosen.any()):
                 part.add(x[chosen], wanted[chosen])
 
-    def solve(self, ridges: Sequence[float] = RIDGES) -> Solution:
-        """The price of a change is chosen on held-out rows, then all are fitted; old weights where none helps there."""
+    def solve(self, ridges: Sequence[float] = RIDGES, *, all_rows: bool = True) -> Solution:
+        """The price of a change is chosen on held-out rows, then all are fitted; old weights where none helps there.
+
+        Args:
+            ridges: the prices.
+            all_rows: fit the held-out rows too in the end.
+        """
         fitted, held = self.fitted.over_ranks(), self.held.over_ranks()
         judge = held if held.count else fitted
         spread = max(judge.spread(), 1e-300)
@@ -124,19 +136,21 @@ class LeastSquares:
         best = min(tried, key=tried.__getitem__)
         if not tried[best] < before:
             return Solution(None, None, 0.0, before / spread, before / spread)
-        every = fitted + held
+        every = fitted + held if all_rows else fitted
         matrix = solved(every, self.old, best, self.intercept)
         for _ in range(ROUNDS if self.bounds else 0):
-            matrix = solved(self._followed(every, matrix), self.old, best, self.intercept)
+            matrix = solved(self._followed(every, matrix, all_rows), self.old, best, self.intercept)
         weight, constant = self._written(matrix)
         return Solution(weight, constant, best, before / spread, tried[best] / spread)
 
-    def _followed(self, every: Moments, matrix: Tensor) -> Moments:
+    def _followed(self, every: Moments, matrix: Tensor, all_rows: bool) -> Moments:
         """The moments with targets that follow what is made wherever the bounds hide the difference."""
         assert self.bounds is not None
         low, high = self.bounds
         cross, square = torch.zeros_like(every.cross), torch.zeros_like(every.square)
         for part in self.clamped:
+            if not all_rows:
+                part = part.without(part.held)
             x = part.x.transpose(0, 1).double()
             x = torch.cat([x, torch.ones_like(x[:, :, :1])], 2)
             wanted, end, factor = (t.transpose(0, 1).double() for t in (part.wanted, part.end, part.factor))

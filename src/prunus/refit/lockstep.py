@@ -44,6 +44,8 @@ class Lockstep:
         self.stored: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
         self.values: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = []
         self.same: dict[fx.Node, bool] = {}
+        self.formats: dict[fx.Node, torch.dtype] = {}
+        self.end: fx.Node | None = None
 
     def run(self, order: Sequence[fx.Node], batches: Sequence[Any]) -> Iterator[fx.Node]:
         """Run node after node; each is yielded after the dense network has run it and before the masked one does.
@@ -54,13 +56,15 @@ class Lockstep:
         self.values = [({}, {}) for _ in batches]
         self._start(order, batches)
         last: dict[fx.Node, list[fx.Node]] = {}
+        seen: set[fx.Node] = set()
         for node in reversed(order):
-            unseen = [n for n in node.all_input_nodes if all(n not in names for names in last.values())]
-            last[node] = unseen
+            last[node] = [n for n in (*node.all_input_nodes, node) if n not in seen]
+            seen.update(last[node])
         for node in order:
             if node.op in ("placeholder", "get_attr"):
                 continue
             if node.op == "output":
+                self.end = node
                 return
             self.same[node] = self._alike(node)
             for number in range(len(batches)):
@@ -69,19 +73,26 @@ class Lockstep:
             for number, (_, masked) in enumerate(self.values):
                 masked[node] = self._second(node, number)
             for gone in last[node]:
-                if gone.op != "output":
-                    for both in self.values:
-                        for side in both:
-                            side.pop(gone, None)
+                for both in self.values:
+                    for side in both:
+                        side.pop(gone, None)
         raise SurgeryError("repair", "the captured graph has no output", "report the model: this should not happen")
 
     def differs(self, node: fx.Node) -> bool:
         """Whether the two networks hold different values there."""
         return not self.same[node]
 
+    def outputs(self, number: int) -> tuple[Any, Any]:
+        """What both networks make of a batch, once all has run."""
+        assert self.end is not None
+        made = [fx.node.map_arg(self.end.args[0], lambda n, side=side: self._held(n, number, side)) for side in (0, 1)]
+        dense, masked = (torch.utils._pytree.tree_unflatten(list(m), self.module._out_spec) for m in made)  # type: ignore[arg-type]
+        return dense, masked
+
     def replace(self, node: fx.Node, tensor: Tensor) -> None:
-        """Give the masked network another stored tensor from now on."""
-        self.stored[1][node] = tensor
+        """Give the masked network another stored tensor from now on, rounded to the format in which it is stored."""
+        old = self.stored[0][node]
+        self.stored[1][node] = tensor.to(self.formats[node]).to(old.dtype)
         self.same[node] = False
 
     def present(self, node: fx.Node, value: Tensor) -> Tensor | None:
@@ -94,6 +105,8 @@ class Lockstep:
                 self.stored[0][node] = self._run(self.dense, node, -1, 0)
                 self.stored[1][node] = self._run(self.masked, node, -1, 1)
                 self.same[node] = self.stored[1][node] is self.stored[0][node]
+                if isinstance(self.stored[0][node], Tensor):
+                    self.formats[node] = self.stored[0][node].dtype
         places = [n for n in order if n.op == "placeholder"]
         for batch, (dense, masked) in zip(batches, self.values, strict=True):
             args, kwargs = as_arguments(batch, self.masked.model)
@@ -102,6 +115,10 @@ class Lockstep:
             for node, value in zip(places, flat, strict=True):
                 dense[node] = masked[node] = value
                 self.same[node] = True
+
+    def _held(self, node: fx.Node, number: int, side: int) -> Any:
+        held = self.values[number][side]
+        return held[node] if node in held else self.stored[side][node]
 
     def _alike(self, node: fx.Node) -> bool:
         return all(self.same[n] for n in node.all_input_nodes) and not any(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-EVERY = 5
-"""Every so many-th example is held out."""
-
 
 def sampled_rows(
-    examples: int, each: int, wanted: float, before: int, generator: torch.Generator, inside: Tensor | None = None
+    examples: int,
+    each: int,
+    wanted: float,
+    before: int,
+    every: int,
+    generator: torch.Generator,
+    inside: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rows of a batch, as many of every example, drawn without replacement; and whether each is held out.
 
@@ -19,6 +22,7 @@ def sampled_rows(
         each: rows of an example; row numbers run over examples first.
         wanted: how many of each example; at least one is taken.
         before: examples in earlier batches.
+        every: so many-th example is held out; with 1 none is.
         generator: draws.
         inside: which rows may be taken at all, bool [examples * each].
 
@@ -32,5 +36,5 @@ def sampled_rows(
         order = torch.rand(examples, each, generator=generator, device="cpu")
         first = torch.arange(examples, device="cpu")[:, None] * each
         rows = (order.topk(count, dim=1).indices + first).reshape(-1)
-    held = (rows // each + before) % EVERY == EVERY - 1
+    held = (rows // each + before) % every == every - 1 if every > 1 else torch.zeros_like(rows, dtype=torch.bool)
     return (rows, held) if inside is None else (rows[inside[rows]], held[inside[rows]])

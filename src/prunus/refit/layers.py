@@ -1,0 +1,155 @@
+"""Layers refitted one after another, in an order in which what each has to make up for is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from prunus.graph.engine import argument, operation
+from prunus.plan.plan import Plan
+from prunus.refit.behind import Behind
+from prunus.refit.calls import LayerCall, layer_call, read_places, regressors, rows_of
+from prunus.refit.least_squares import Channels, Clamped, LeastSquares
+from prunus.refit.lockstep import Lockstep
+from prunus.refit.order import ordered
+from prunus.refit.paths import Path, path_behind
+from prunus.refit.sampling import sampled_rows
+from prunus.refit.told import Refit
+from prunus.runtime.arguments import examples_in
+from prunus.runtime.fields import check_fields
+from prunus.runtime.progress import progress_bar
+from prunus.runtime.ranges import Count
+
+
+@dataclass(frozen=True)
+class RepairConfig:
+    """How layers are refitted.
+
+    Attributes:
+        examples: how many examples are looked at, at most.
+        rows: rows (positions of examples) that a layer is fitted to, for each of its unknowns; at least `least_rows`.
+        least_rows: see `rows`.
+        most_rows: see `rows`.
+        layers: `readers` of what goes, or `all` layers whose input has changed.
+        held_out: every so many-th example is held out: the price of a change is chosen on them.
+        sums: what the other side of a residual sum gets wrong is added to what the layer before the sum should make.
+    """
+
+    examples: Count = 1024
+    rows: Count = 80
+    least_rows: Count = 16384
+    most_rows: Count = 65536
+    layers: Literal["all", "readers"] = "all"
+    held_out: Count = 5
+    sums: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def refit_layers(
+    run: Lockstep,
+    batches: Sequence[Any],
+    plan: Plan,
+    config: RepairConfig,
+    seed: int,
+    progress: bool,
+    *,
+    judged: bool = False,
+) -> tuple[Refit, ...]:
+    """Refit layers in the masked network; afterwards `run` holds the outputs of both.
+
+    Args:
+        run: both networks.
+        batches: inputs.
+        plan: what goes.
+        config: how.
+        seed: of the rows.
+        progress: show a bar where there is a terminal.
+        judged: the held-out examples are to judge the network by: nothing is fitted to them.
+    """
+    nodes = list(run.module.graph.nodes)
+    calls = {n: c for n in nodes if n.op == "call_function" and (c := layer_call(n)) is not None}
+    paths = {n: path_behind(n) if config.sums else Path() for n in calls}
+    order, known = ordered(nodes, paths)
+    readers = {entry.module for entry in plan.masked}
+    told = []
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    with progress_bar("repair", len(calls), progress) as bar:
+        for node in run.run(order, batches):
+            call = calls.get(node)
+            if call is None:
+                continue
+            bar.advance()
+            bar.describe(f"repair {call.name}")
+            asked = config.layers == "all" or call.name in readers
+            if asked and run.differs(call.source):
+                behind = Behind(paths[node], known.get(node, ()))
+                told.append(_refit(run, call, behind, config, generator, judged))
+    return tuple(told)
+
+
+def _refit(
+    run: Lockstep, call: LayerCall, behind: Behind, config: RepairConfig, generator: torch.Generator, judged: bool
+) -> Refit:
+    if len(call.weight.users) > 1:
+        return Refit(call.name, 0.0, 0.0, reason="its weight is used by several calls")
+    weight, place = run.stored[0][call.weight], _constant(call)
+    first = run.values[0][0][call.node], run.values[0][1][call.source]
+    bounds = behind.path.bounds if len(behind.known) == len(behind.path.sums) else None
+    problem = LeastSquares(call, weight, _channels(run, call, first[1], first[0]), place is not None, bounds)
+    count = min(max(config.least_rows, config.rows * problem.unknowns), config.most_rows)
+    total, before = sum(examples_in(dense[call.node]) for dense, _ in run.values), 0
+    for number, (dense, masked) in enumerate(run.values):
+        result, source = dense[call.node], masked[call.source]
+        there = run.present(call.node, result)
+        inside = None if there is None else rows_of(call, there.expand(result.shape), weight).any(1).cpu()
+        each = result.numel() // result.shape[call.channel_dim(result, weight)] // len(result)
+        rows, held = sampled_rows(len(result), each, count / total, before, config.held_out, generator, inside)
+        rows, held, before = rows.to(result.device), held.to(result.device), before + len(result)
+        place_, inside_ = read_places(call, weight, source, result, rows)
+        x = regressors(call, problem.inputs(rows_of(call, source, weight)), place_, inside_)
+        wanted, end, factor = behind.targets(run, number, call)
+        parts = [problem.outputs(rows_of(call, t, weight).index_select(0, rows)) for t in (wanted, end, factor)
+                 if t is not None]  # fmt: skip
+        problem.add(x, parts[0], held)
+        if problem.bounds is not None and len(parts) == 3:
+            problem.clamped.append(Clamped(x, *parts, held))
+    found = problem.solve(all_rows=not judged)
+    if found.weight is None:
+        return Refit(call.name, found.before, found.after, reason="no change helps on held-out data")
+    run.replace(call.weight, found.weight)
+    if place is not None and found.constant is not None:
+        old = run.stored[1][place]
+        new = old - found.constant.to(old) if place is not call.bias else old + found.constant.to(old)
+        run.replace(place, new)
+    samples = int(problem.fitted.count + problem.held.count)
+    return Refit(call.name, found.before, found.after, found.ridge, samples)
+
+
+def _constant(call: LayerCall) -> fx.Node | None:
+    """The stored tensor that can take a constant: the bias, or the mean of the batch norm behind."""
+    if call.bias is not None:
+        return call.bias if len(call.bias.users) == 1 else None
+    user = next(iter(call.node.users), None)
+    if user is None or len(call.node.users) > 1 or operation(user) != "batch_norm" or user.args[0] is not call.node:
+        return None
+    mean = argument(user, 3, "running_mean")
+    return mean if isinstance(mean, fx.Node) and mean.op == "get_attr" and len(mean.users) == 1 else None
+
+
+def _channels(run: Lockstep, call: LayerCall, source: Tensor, result: Tensor) -> Channels:
+    weight = run.stored[0][call.weight]
+    lines = []
+    for node, value in ((call.source, source), (call.node, result)):
+        there, dim = run.present(node, value), call.channel_dim(value, weight)
+        if there is None:
+            lines.append(torch.ones(value.shape[dim], dtype=torch.bool, device=value.device))
+            continue
+        others = [d for d in range(there.dim()) if d != dim]
+        lines.append((there.any(others) if others else there).expand(value.shape[dim]))
+    return Channels(*lines)
