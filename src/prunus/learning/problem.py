@@ -20,6 +20,7 @@ from prunus.layers.submodules import Ignored
 from prunus.learning.findings import Scores
 from prunus.methods.base import GradientCriterion, Method
 from prunus.plan.request import Allow, Request
+from prunus.refit.config import RepairConfig
 from prunus.runtime.precision import Precision
 
 
@@ -39,6 +40,7 @@ class Problem:
         seed: of everything random.
         progress: show bars where there is a terminal.
         checkpoint: where stages are written down, for methods that have some.
+        repair: how what stays takes over; None: it doesn't.
         precision: of forward and backward passes; `auto` is fp32 wherever something is decided.
         scores: what the method found before, so that it need not look again.
     """
@@ -54,6 +56,7 @@ class Problem:
     seed: int = 0
     progress: bool = False
     checkpoint: Checkpoint | None = None
+    repair: RepairConfig | None = None
     precision: Precision = "auto"
     scores: Scores | None = field(default=None, repr=False)
 

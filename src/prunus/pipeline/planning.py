@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunus.data.batches import Loader, as_batches
+from prunus.data.batches import as_batches
 from prunus.data.taught import taught
 from prunus.errors import ConfigError
 from prunus.graph.grouping import Graph
@@ -19,6 +19,7 @@ from prunus.learning.fit import fit, score_units
 from prunus.learning.measured import first_batches, masked_loss, measured_scores
 from prunus.learning.problem import Learning, Problem, needed
 from prunus.methods.base import Method
+from prunus.pipeline.repairing import Prepared
 from prunus.plan.allocation import Allocation, Scope, allocate, select
 from prunus.plan.budget import Budget
 from prunus.plan.plan import Plan
@@ -27,36 +28,43 @@ from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed
 from prunus.runtime.precision import lower
 
+EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""How much the cost of a unit counts against its score in the plans that are tried."""
+
 
 def planned(
-    problem: Problem,
-    groups: list[ChannelGroup],
-    method: Method,
-    loader: Loader | None,
-    loss_fn: Callable[..., Tensor] | None,
+    problem: Problem, groups: list[ChannelGroup], method: Method, prepared: Prepared | None = None
 ) -> tuple[Plan, Scores]:
-    """The plan asked for; for the scope `auto` that of two which costs less loss on the first batches."""
+    """The plan asked for; for the scope `auto` the best of several, see `prune`."""
     request, model = problem.request, problem.model
+    loader, loss_fn = problem.learned_from()
     asked = request.allocation
-    if asked.scope == "auto" and (request.counts is not None or len(groups) < 2 or loader is None or loss_fn is None):
+    several = request.counts is None and len(groups) > 1
+    if asked.scope == "auto" and (not several or loader is None or (loss_fn is None and prepared is None)):
         asked = replace(asked, scope="global")
-    measured = asked.scope in ("auto", "measured") and request.counts is None
+    if asked.scope == "auto" and prepared is not None and asked.cost_exponent is not None:
+        asked = replace(asked, scope="global")
+    tried = prepared if asked.scope == "auto" else None
+    measured = (asked.scope == "measured" or (asked.scope == "auto" and tried is None)) and request.counts is None
     scores = problem.scores or score(
         model, groups, method, loader, loss_fn, seed=problem.seed, progress=problem.progress, measured=measured
     )
 
-    def plan_of(scope: Scope) -> Plan:
-        exponent = asked.cost_exponent if scope == "global" else None
+    def plan_of(scope: Scope, exponent: float | None = None) -> Plan:
         return make_plan(
             problem.graph, groups, scores, budget=request.budget, pruning_ratio=request.ratio,
             kept_counts=request.counts, allocation=replace(asked, scope=scope, cost_exponent=exponent),
             seed=problem.seed,
         )  # fmt: skip
 
+    if tried is not None:
+        exponents = sorted({*EXPONENTS, scores.cost_exponent})
+        plans = [*(plan_of("global", e) for e in exponents), plan_of("uniform")]
+        return tried.best(plans, problem.progress), scores
     if asked.scope != "auto":
-        return plan_of(asked.scope), scores
+        return plan_of(asked.scope, asked.cost_exponent), scores
     few = first_batches(loader, problem.seed)  # type: ignore[arg-type]
-    plans = [plan_of("global"), plan_of("measured")]
+    plans = [plan_of("global", asked.cost_exponent), plan_of("measured")]
     losses = [masked_loss(model, groups, plan.kept, few, loss_fn) for plan in plans]  # type: ignore[arg-type]
     return plans[lower(losses[1], than=losses[0])], scores
 

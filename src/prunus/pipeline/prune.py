@@ -23,6 +23,7 @@ from prunus.pipeline.promised import promised
 from prunus.pipeline.solve import Result, solve
 from prunus.plan.allocation import Allocation
 from prunus.plan.request import Allow, Target, allowed, requested
+from prunus.refit.config import RepairConfig
 from prunus.runtime.copies import check_copyable
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed
@@ -44,6 +45,7 @@ def prune(
     ignored_layers: Sequence[Ignored] = (),
     allow: Sequence[Allow] = (),
     allocation: Allocation | None = None,
+    repair: bool | RepairConfig = True,
     seed: int = 0,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
@@ -79,9 +81,13 @@ def prune(
             `own_class`: let only those groups and counts through that the class's own code survives, so that no
             rewritten graph takes its place: groups that its code can't lose stay, halves of a `chunk` keep equal counts
             (the smaller of the two). A note in the plan says which. Methods in stages leave such halves whole.
-        allocation: scope, cost exponent, rounding, floor. By default the scope is `auto`: of the global plan and the
-            one by measured losses that which costs less loss on the first batches, where there are data; methods in
-            stages take `global`.
+        allocation: scope, cost exponent, rounding, floor. By default the scope is `auto`: of several plans, whose cost
+            counts more or less against their scores, the one whose network is nearest to the dense one after repair.
+            Without repair, of the global plan and the one by measured losses that which costs less loss on the first
+            batches, where there are data; methods in stages take `global`.
+        repair: whether what stays takes over what goes, where there are data: the layers behind what goes are refitted
+            to what the dense network makes (see `prunus.repair`), without labels or gradients. Methods in stages and
+            of weights train them along instead.
         seed: for everything random.
         progress: show a progress bar where there is a terminal.
         checkpoint: methods that work in stages write this file after each of them; `Checkpoint(path, resume=True)` goes
@@ -139,6 +145,7 @@ def prune(
         seed=seed,
         progress=progress,
         checkpoint=stages,
+        repair=(RepairConfig() if repair else None) if isinstance(repair, bool) else repair,
     )
     result = solve(chosen, problem) if request.promise is None else promised(chosen, problem)
     note = problem.without_labels(chosen) if chosen.needs_data or result.scores.measured else None

@@ -18,6 +18,7 @@ from prunus.learning.stages import prune_in_stages
 from prunus.masks.filters import plan_of_filters
 from prunus.methods.base import GradientCriterion, MaskMethod, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.pipeline.planning import make_plan, planned, prunable_groups, score
+from prunus.pipeline.repairing import prepare, repaired
 from prunus.plan.plan import Plan
 from prunus.plan.request import check, remarks
 from prunus.plan.rounding import uneven
@@ -25,7 +26,7 @@ from prunus.proof.apply import apply_and_verify_
 from prunus.proof.ownclass import Survivors, equalised, survivors
 from prunus.proof.verification import Verification
 from prunus.proof.weightmasks import plan_patterns, verify_masks, with_masks
-from prunus.runtime.copies import copied
+from prunus.refit.told import Refit
 from prunus.surgery.configuration import keep_configuration_true_
 
 
@@ -39,6 +40,7 @@ class Result:
         findings: what the method found out: scores and posteriors of units, or masks and their logits.
         verification: what was proven about the model.
         graph: the analysis of the dense model.
+        refits: what repair did, layer by layer; empty without it.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class Result:
     findings: Findings
     verification: Verification
     graph: Graph = field(repr=False)
+    refits: tuple[Refit, ...] = field(default=(), repr=False)
 
     @property
     def scores(self) -> Scores:
@@ -82,20 +85,23 @@ def _at_once(method: Method, problem: Problem) -> Result:
     """Score all units, plan, cut, prove."""
     groups, kind = _open_groups(problem)
     check(problem.request, problem.graph, groups)
-    plan, scores = planned(problem, groups, method, *problem.learned_from())
+    prepared, unprepared = prepare(problem)
+    plan, scores = planned(problem, groups, method, prepared)
     if kind.equal:
         counts = equalised({g.name: len(g.kept) for g in plan.groups}, kind.equal)
         alike = make_plan(problem.graph, groups, scores, kept_counts=counts, seed=problem.seed)
         request = problem.request
-        told = remarks(alike, groups, scores.values, budget=request.budget, pruning_ratio=request.ratio)
-        plan = replace(alike, asked=plan.asked).with_notes(*told)
+        left = remarks(alike, groups, scores.values, budget=request.budget, pruning_ratio=request.ratio)
+        plan = replace(alike, asked=plan.asked).with_notes(*left)
     plan = plan.with_notes(*kind.notes, *kind.equal_notes)
+    dense, refits, told = repaired(problem, plan, prepared)
+    plan = plan.with_notes(*unprepared, *told)
     smaller, verification = apply_and_verify_(
-        copied(problem.model), plan, problem.example_inputs, rewrite_graph="own_class" not in problem.allow
+        dense, plan, problem.example_inputs, rewrite_graph="own_class" not in problem.allow
     )
     keep_configuration_true_(smaller, plan)
     plan = plan.with_notes(*verification.notes) if verification.rewritten else plan
-    return Result(smaller, plan, scores, verification, problem.graph)
+    return Result(smaller, plan, scores, verification, problem.graph, refits)
 
 
 @solve.register(StagedMethod)

@@ -92,6 +92,9 @@ class LayerCall:
 def layer_call(node: fx.Node) -> LayerCall | None:
     """The call of a layer with a weight that is stored as it is, or None."""
     kind = operation(node)
+    source: Any
+    weight: Any
+    bias: Any
     if kind == "linear":
         source, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     elif kind == "addmm":
@@ -114,7 +117,7 @@ def _stored(argument: Any) -> bool:
 
 
 def _convolution(node: fx.Node, kind: str, source: fx.Node, weight: fx.Node, bias: fx.Node | None) -> LayerCall | None:
-    size = weight.meta["val"].shape if "val" in weight.meta else None
+    size: Any = weight.meta["val"].shape if "val" in weight.meta else None
     spatial = int(kind[-2])
     transposed = kind.startswith("conv_transpose")
     stride = _several(argument(node, 3, "stride", 1), spatial)

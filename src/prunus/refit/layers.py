@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -13,6 +12,7 @@ from prunus.graph.engine import argument, operation
 from prunus.plan.plan import Plan
 from prunus.refit.behind import Behind
 from prunus.refit.calls import LayerCall, layer_call, read_places, regressors, rows_of
+from prunus.refit.config import RepairConfig
 from prunus.refit.least_squares import Channels, Clamped, LeastSquares
 from prunus.refit.lockstep import Lockstep
 from prunus.refit.order import ordered
@@ -20,35 +20,7 @@ from prunus.refit.paths import Path, path_behind
 from prunus.refit.sampling import sampled_rows
 from prunus.refit.told import Refit
 from prunus.runtime.arguments import examples_in
-from prunus.runtime.fields import check_fields
 from prunus.runtime.progress import progress_bar
-from prunus.runtime.ranges import Count
-
-
-@dataclass(frozen=True)
-class RepairConfig:
-    """How layers are refitted.
-
-    Attributes:
-        examples: how many examples are looked at, at most.
-        rows: rows (positions of examples) that a layer is fitted to, for each of its unknowns; at least `least_rows`.
-        least_rows: see `rows`.
-        most_rows: see `rows`.
-        layers: `readers` of what goes, or `all` layers whose input has changed.
-        held_out: every so many-th example is held out: the price of a change is chosen on them.
-        sums: what the other side of a residual sum gets wrong is added to what the layer before the sum should make.
-    """
-
-    examples: Count = 1024
-    rows: Count = 80
-    least_rows: Count = 16384
-    most_rows: Count = 65536
-    layers: Literal["all", "readers"] = "all"
-    held_out: Count = 5
-    sums: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 def refit_layers(
@@ -118,7 +90,7 @@ def _refit(
                  if t is not None]  # fmt: skip
         problem.add(x, parts[0], held)
         if problem.bounds is not None and len(parts) == 3:
-            problem.clamped.append(Clamped(x, *parts, held))
+            problem.clamped.append(Clamped(x, parts[0], parts[1], parts[2], held))
     found = problem.solve(all_rows=not judged)
     if found.weight is None:
         return Refit(call.name, found.before, found.after, reason="no change helps on held-out data")

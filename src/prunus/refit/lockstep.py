@@ -6,19 +6,22 @@ Only values that somebody still needs are kept. Where both networks hold the sam
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from prunus.errors import SurgeryError
+from prunus.errors import PruneError, SurgeryError, first_line
+from prunus.graph.engine import operation
 from prunus.graph.grouping import Graph
 from prunus.plan.plan import Plan
-from prunus.proof.reference import MaskedGraph
+from prunus.proof.observation import double, in_double
+from prunus.proof.reference import MaskedGraph, lifted
 from prunus.runtime.arguments import as_arguments
 
-Call = Callable[[int], Any]
+HALF = (torch.float16, torch.bfloat16)
 
 
 class _Masked(MaskedGraph):
@@ -26,26 +29,43 @@ class _Masked(MaskedGraph):
         """Nothing: nobody asks for layers here."""
 
 
+class _Dense(fx.Interpreter):
+    precise = False
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operation, in fp64 where the graph names another floating-point format and all is to be in fp64."""
+        if self.precise:
+            args, kwargs = lifted((args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+
 class Lockstep:
-    """Both networks, and what they hold of every batch at the moment.
+    """Both networks, and what they hold of every batch at the moment; in fp64 where a weight is in a half format.
 
     Args:
         graph: the model captured with a free batch size.
         plan: what goes.
         model: the dense model.
-        batches: inputs of the model.
-        order: nodes of `module.graph` in the order in which they are to run.
     """
 
     def __init__(self, graph: Graph, plan: Plan, model: nn.Module) -> None:
         self.masked = _Masked(graph, plan, model)
         self.module: fx.GraphModule = self.masked.module  # type: ignore[assignment]
-        self.dense = fx.Interpreter(self.module)
+        self.dense = _Dense(self.module)
+        self.half = any(t.dtype in HALF for t in (*self.module.parameters(), *self.module.buffers()))
         self.stored: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
         self.values: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = []
         self.same: dict[fx.Node, bool] = {}
-        self.formats: dict[fx.Node, torch.dtype] = {}
+        self.formats: dict[str, torch.dtype] = {}
         self.end: fx.Node | None = None
+
+    @contextmanager
+    def in_format(self) -> Iterator[Lockstep]:
+        """Within the context everything is computed in fp32 or, where a weight is in a half format, in fp64."""
+        self.masked.precise = self.dense.precise = self.half
+        self.formats = {n: t.dtype for n, t in (*self.module.named_parameters(), *self.module.named_buffers())}
+        with in_double(self.module) if self.half else nullcontext():
+            yield self
 
     def run(self, order: Sequence[fx.Node], batches: Sequence[Any]) -> Iterator[fx.Node]:
         """Run node after node; each is yielded after the dense network has run it and before the masked one does.
@@ -85,14 +105,17 @@ class Lockstep:
     def outputs(self, number: int) -> tuple[Any, Any]:
         """What both networks make of a batch, once all has run."""
         assert self.end is not None
-        made = [fx.node.map_arg(self.end.args[0], lambda n, side=side: self._held(n, number, side)) for side in (0, 1)]
-        dense, masked = (torch.utils._pytree.tree_unflatten(list(m), self.module._out_spec) for m in made)  # type: ignore[arg-type]
-        return dense, masked
+        found = []
+        for held, stored in zip(self.values[number], self.stored, strict=True):
+            table = ChainMap(held, stored)
+            made: Any = fx.node.map_arg(self.end.args[0], table.__getitem__)
+            found.append(torch.utils._pytree.tree_unflatten(list(made), self.module._out_spec))  # type: ignore[arg-type]
+        return found[0], found[1]
 
     def replace(self, node: fx.Node, tensor: Tensor) -> None:
         """Give the masked network another stored tensor from now on, rounded to the format in which it is stored."""
         old = self.stored[0][node]
-        self.stored[1][node] = tensor.to(self.formats[node]).to(old.dtype)
+        self.stored[1][node] = tensor.to(self.formats.get(str(node.target), old.dtype)).to(old.dtype)
         self.same[node] = False
 
     def present(self, node: fx.Node, value: Tensor) -> Tensor | None:
@@ -105,20 +128,14 @@ class Lockstep:
                 self.stored[0][node] = self._run(self.dense, node, -1, 0)
                 self.stored[1][node] = self._run(self.masked, node, -1, 1)
                 self.same[node] = self.stored[1][node] is self.stored[0][node]
-                if isinstance(self.stored[0][node], Tensor):
-                    self.formats[node] = self.stored[0][node].dtype
         places = [n for n in order if n.op == "placeholder"]
         for batch, (dense, masked) in zip(batches, self.values, strict=True):
-            args, kwargs = as_arguments(batch, self.masked.model)
+            args, kwargs = as_arguments(double(batch) if self.half else batch, self.masked.model)
             spec = self.module._in_spec
             flat = torch.fx._pytree.tree_flatten_spec((args, kwargs), spec)  # type: ignore[arg-type]
             for node, value in zip(places, flat, strict=True):
                 dense[node] = masked[node] = value
                 self.same[node] = True
-
-    def _held(self, node: fx.Node, number: int, side: int) -> Any:
-        held = self.values[number][side]
-        return held[node] if node in held else self.stored[side][node]
 
     def _alike(self, node: fx.Node) -> bool:
         return all(self.same[n] for n in node.all_input_nodes) and not any(
@@ -138,7 +155,15 @@ class Lockstep:
         runner.env = ChainMap(*held, self.stored[side])  # type: ignore[assignment]
         if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             runner.env = ChainMap({n: _copied(runner.env[n]) for n in node.all_input_nodes}, runner.env)  # type: ignore[assignment]
-        return runner.run_node(node)
+        try:
+            return runner.run_node(node)
+        except PruneError:
+            raise
+        except Exception as failure:
+            what = f"it does not run on these batches: {first_line(failure)}"
+            raise SurgeryError(
+                f"operation {operation(node)}", what, "give batches as the example inputs are"
+            ) from failure
 
 
 def _copied(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,12 +30,8 @@ class Moments:
     @classmethod
     def empty(cls, groups: int, regressors: int, targets: int, device: torch.device) -> Moments:
         """Of no sample."""
-        kind = {"dtype": torch.float64, "device": device}
-        p = regressors + 1
-        return cls(
-            0.0, torch.zeros(groups, p, p, **kind), torch.zeros(groups, p, targets, **kind),
-            torch.zeros(groups, targets, **kind),
-        )  # fmt: skip
+        p, zeros = regressors + 1, partial(torch.zeros, dtype=torch.float64, device=device)
+        return cls(0.0, zeros(groups, p, p), zeros(groups, p, targets), zeros(groups, targets))
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Take samples in: regressors [N, G, P] and targets [N, G, Q]."""

@@ -122,7 +122,8 @@ def forward(path: Path, made: Tensor, values: Mapping[fx.Node, Any]) -> list[Ten
         def fetch(node: fx.Node, step: Step = step, here: Tensor = here) -> Any:
             return here if node is step.before else values[node]
 
-        args, kwargs = (fx.node.map_arg(a, fetch) for a in (step.node.args, dict(step.node.kwargs)))
+        args: Any = fx.node.map_arg(step.node.args, fetch)
+        kwargs: Any = fx.node.map_arg(dict(step.node.kwargs), fetch)
         found.append(step.node.target(*args, **kwargs))  # type: ignore[operator]
     return found
 

@@ -9,20 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.data.batches import as_batches
-from prunus.errors import DataError
 from prunus.plan.plan import Plan
-from prunus.refit.layers import RepairConfig, refit_layers
+from prunus.refit.calibration import Calibration, calibration
+from prunus.refit.config import RepairConfig
+from prunus.refit.layers import refit_layers
 from prunus.refit.lockstep import Lockstep
 from prunus.refit.told import Refit
-from prunus.runtime.arguments import examples_in
 from prunus.runtime.copies import copied
 from prunus.runtime.entry import entry
 from prunus.runtime.modes import eval_mode
-from prunus.runtime.precision import full_precision, to_device
-from prunus.runtime.processes import model_device
+from prunus.runtime.precision import full_precision
 from prunus.surgery.cut import check_fits
-from prunus.surgery.rewrite import captured_freely
 
 
 @dataclass(frozen=True)
@@ -77,26 +74,19 @@ def repair(
     """
     check_fits(model, plan)
     config = config or RepairConfig()
+    data = calibration(model, plan, loader, config, seed)
+    return repaired_copy(model, plan, data, config, seed=seed, progress=progress)
+
+
+def repaired_copy(
+    model: nn.Module, plan: Plan, data: Calibration, config: RepairConfig, *, seed: int, progress: bool
+) -> Repaired:
+    """As `repair`, with what is needed at hand."""
+    with eval_mode(model), torch.no_grad(), full_precision(), Lockstep(data.graph, plan, model).in_format() as run:
+        told = refit_layers(run, data.batches, plan, config, seed, progress)
     new = copied(model)
-    batches = _first_examples(new, loader, config.examples)
-    with eval_mode(new), torch.no_grad(), full_precision():
-        graph = captured_freely(new, plan, batches[0])
-        run = Lockstep(graph, plan, new)
-        told = refit_layers(run, batches, plan, config, seed, progress)
     _write_(new, run)
     return Repaired(new, told)
-
-
-def _first_examples(model: nn.Module, loader: Iterable[Any], wanted: int) -> list[Any]:
-    batches, device, seen = [], model_device(model), 0
-    for inputs, _ in as_batches(loader, model):
-        batches.append(to_device(inputs, device))
-        seen += examples_in(inputs)
-        if seen >= wanted:
-            break
-    if not batches:
-        raise DataError("loader", "there is no batch in it", "give batches of inputs")
-    return batches
 
 
 @torch.no_grad()

@@ -1,21 +1,22 @@
-"""Plans tried: each repaired, and judged by how far the result is from the dense network on examples it wasn't fitted to."""
+"""Plans tried: each repaired, and judged by its distance from the dense network on examples it wasn't fitted to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from prunus.data.dense_outputs import DenseOutputs
-from prunus.graph.grouping import Graph
 from prunus.plan.plan import Plan
-from prunus.refit.layers import RepairConfig, refit_layers
+from prunus.refit.calibration import Calibration
+from prunus.refit.config import RepairConfig
+from prunus.refit.layers import refit_layers
 from prunus.refit.lockstep import Lockstep
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import full_precision
+from prunus.runtime.processes import summed
 
 
 class Trials:
@@ -23,27 +24,25 @@ class Trials:
 
     Args:
         model: the dense network.
-        graph: the same, captured with a free batch size.
-        batches: inputs; every second example is held out.
+        data: what is looked at; of the examples those that `config` holds out are judged by.
         distance: of outputs from the dense network's.
         config: how layers are refitted.
         seed: of the rows.
     """
 
     def __init__(
-        self, model: nn.Module, graph: Graph, batches: Sequence[Any], distance: DenseOutputs, config: RepairConfig,
-        seed: int,
-    ) -> None:  # fmt: skip
-        self.model, self.graph, self.batches, self.distance = model, graph, list(batches), distance
+        self, model: nn.Module, data: Calibration, distance: DenseOutputs, config: RepairConfig, seed: int
+    ) -> None:
+        self.model, self.data, self.distance = model, data, distance
         self.config, self.seed = config, seed
 
     def loss(self, plan: Plan) -> float:
         """Distance from the dense network, mean over the held-out examples."""
-        with eval_mode(self.model), torch.no_grad(), full_precision():
-            run = Lockstep(self.graph, plan, self.model)
-            refit_layers(run, self.batches, plan, self.config, self.seed, False, judged=True)
+        run = Lockstep(self.data.graph, plan, self.model)
+        with eval_mode(self.model), torch.no_grad(), full_precision(), run.in_format():
+            refit_layers(run, self.data.batches, plan, self.config, self.seed, False, judged=True)
             total, count, before = 0.0, 0, 0
-            for number, batch in enumerate(self.batches):
+            for number, batch in enumerate(self.data.batches):
                 size, every = examples_in(batch), self.config.held_out
                 held = (torch.arange(before, before + size) % every) == every - 1
                 before += size
@@ -53,7 +52,8 @@ class Trials:
                 if here:
                     total += here * float(self.distance(masked, self.distance.target(inputs, dense)))
                     count += here
-        return total / max(count, 1)
+        both = summed(torch.tensor([total, count], dtype=torch.float64))
+        return float(both[0] / both[1].clamp_min(1))
 
 
 def _rows(value: Any, chosen: torch.Tensor) -> Any:

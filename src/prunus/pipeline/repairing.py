@@ -1,0 +1,108 @@
+"""Repair as a step of `prune`: what it looks at is made once, plans are tried, and the chosen one is repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from torch import nn
+
+from prunus.data.batches import Loader
+from prunus.data.dense_outputs import DenseOutputs
+from prunus.data.taught import Taught, taught
+from prunus.errors import PruneError
+from prunus.learning.problem import Problem
+from prunus.plan.plan import Plan
+from prunus.refit.calibration import Calibration, calibration
+from prunus.refit.config import RepairConfig
+from prunus.refit.repair import repaired_copy
+from prunus.refit.told import Refit
+from prunus.refit.trials import Trials
+from prunus.runtime.copies import copied
+from prunus.runtime.precision import lower
+from prunus.runtime.progress import progress_bar
+
+FEW = RepairConfig(examples=512, rows=20, least_rows=4096, most_rows=8192, held_out=2)
+"""The repairs that plans are compared by."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What repair needs, made once.
+
+    Attributes:
+        data: examples and captured model.
+        trials: what plans lose after repair.
+    """
+
+    data: Calibration
+    trials: Trials
+
+    def best(self, plans: Sequence[Plan], progress: bool) -> Plan:
+        """The first of the plans that no other one beats after repair."""
+        different = list({tuple(p.kept.items()): p for p in reversed(plans)}.values())[::-1]
+        if len(different) == 1:
+            return different[0]
+        best, least = different[0], None
+        with progress_bar("plans tried", len(different), progress) as bar:
+            for plan in different:
+                loss = self.trials.loss(plan)
+                if least is None or lower(loss, than=least):
+                    best, least = plan, loss
+                bar.advance()
+        return best
+
+
+def prepare(problem: Problem) -> tuple[Prepared | None, tuple[str, ...]]:
+    """What repair needs, if it is wanted and there are data; and why there is none, if it can't be made."""
+    loader, config = problem.learned_from()[0], problem.repair
+    if config is None or loader is None:
+        return None, ()
+    model, seed = problem.model, problem.seed
+    inputs = Loader(loader.data, replace(loader.form, own_loss=False))
+    whole = Plan.from_kept(problem.graph, {})
+    try:
+        data = calibration(model, whole, inputs, config, seed)
+        distance = loader.loss if isinstance(loader, Taught) else taught(model, inputs, DenseOutputs(), seed)[1]
+        assert isinstance(distance, DenseOutputs)
+    except PruneError as refusal:
+        return None, (_untold(refusal),)
+    few = replace(FEW, examples=min(FEW.examples, config.examples), layers=config.layers, sums=config.sums)
+    return Prepared(data, Trials(model, data.first(few.examples), distance, few, seed)), ()
+
+
+def repaired(
+    problem: Problem, plan: Plan, prepared: Prepared | None
+) -> tuple[nn.Module, tuple[Refit, ...], tuple[str, ...]]:
+    """A copy of the dense network for the plan, repaired if it can be; what was done, and what is told of it."""
+    smaller = any(len(g.kept) < g.units for g in plan.groups)
+    if prepared is None or problem.repair is None or not smaller:
+        return copied(problem.model), (), ()
+    try:
+        done = repaired_copy(
+            problem.model, plan, prepared.data, problem.repair, seed=problem.seed, progress=problem.progress
+        )
+    except PruneError as refusal:
+        return copied(problem.model), (), (_untold(refusal),)
+    return done.model, done.refits, (described(done.refits, prepared.data),)
+
+
+def described(refits: Iterable[Refit], data: Calibration) -> str:
+    """What repair did, in a sentence."""
+    refits = list(refits)
+    changed = [r for r in refits if not r.reason]
+    if not changed:
+        return f"repair found nothing to win back in {len(refits)} layers"
+    won = median(r.won_back for r in changed)
+    left = (
+        f"; left as they were: {', '.join(r.layer for r in refits if r.reason)}" if len(changed) < len(refits) else ""
+    )
+    return (
+        f"repair refitted {len(changed)} layers on {data.examples:,} examples; on held-out ones half of them win back "
+        f"{won:.0%} or more of the error that removal makes{left}"
+    )
+
+
+def _untold(refusal: PruneError) -> str:
+    return f"not repaired: {refusal.where}: {refusal.what}"

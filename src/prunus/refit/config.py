@@ -1,0 +1,35 @@
+"""The settings of repair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from prunus.runtime.fields import check_fields
+from prunus.runtime.ranges import Count
+
+
+@dataclass(frozen=True)
+class RepairConfig:
+    """How layers are refitted.
+
+    Attributes:
+        examples: how many examples are looked at, at most.
+        rows: rows (positions of examples) that a layer is fitted to, for each of its unknowns; at least `least_rows`.
+        least_rows: see `rows`.
+        most_rows: see `rows`.
+        layers: `readers` of what goes, or `all` layers whose input has changed.
+        held_out: every so many-th example is held out: the price of a change is chosen on them.
+        sums: what the other side of a residual sum gets wrong is added to what the layer before the sum should make.
+    """
+
+    examples: Count = 1024
+    rows: Count = 80
+    least_rows: Count = 16384
+    most_rows: Count = 65536
+    layers: Literal["all", "readers"] = "all"
+    held_out: Count = 5
+    sums: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
