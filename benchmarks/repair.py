@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 import prunus
-from given import cifar10, resnet
-from options import Parser, smoking
+from given import brief, cifar10, resnet
+from options import Parser
 from prunus.data.datasets import ArrayDataset, Batches, DataSource, crop_and_flip
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import evaluate
@@ -52,10 +53,8 @@ def inner_alone(model: nn.Module) -> list[str]:
 
 def method_of(name: str, args: argparse.Namespace) -> Method:
     """A method as it is, with few steps in a smoke run."""
-    options: dict[str, Any] = {}
-    if isinstance(resolve(name), PosteriorMethod):
-        options = {"min_steps": 2 if smoking() else args.steps}
-    return resolve(name, options)
+    found = resolve(name)
+    return brief(replace(found, min_steps=args.steps)) if isinstance(found, PosteriorMethod) else found
 
 
 def one(
