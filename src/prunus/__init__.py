@@ -24,6 +24,8 @@ from prunus.plan.cost import count_cost
 from prunus.plan.plan import Plan
 from prunus.proof.apply import apply_
 from prunus.recovery.batchnorm import reestimate_batch_norm, reestimate_if_better
+from prunus.refit.config import RepairConfig
+from prunus.refit.repair import Repaired, repair
 from prunus.sparse.choose import condense_where_faster_
 from prunus.sparse.layers import condense_, densify_
 from prunus.surgery.optimizer import carry_optimizer
@@ -38,6 +40,8 @@ __all__ = [
     "DynamicProbabilisticPruning",
     "Plan",
     "RecursiveBayesianPruning",
+    "RepairConfig",
+    "Repaired",
     "Result",
     "RunSettings",
     "SelectInputs",
@@ -60,6 +64,7 @@ __all__ = [
     "reestimate_batch_norm",
     "reestimate_if_better",
     "register_operation",
+    "repair",
     "save",
     "save_pretrained",
     "select",

@@ -18,6 +18,7 @@ from prunus.cli.options import (
     ModelSpec,
     Out,
     Recover,
+    Repair,
     Run,
     Seed,
     Settings,
@@ -28,6 +29,7 @@ from prunus.cli.options import (
     label_free,
     names_in,
     recovery_of,
+    repair_of,
     run_of,
     target_of,
 )
@@ -45,6 +47,7 @@ def compress_command(
     target: Target = None,
     method: MethodSpec = "dirichlet",
     settings: Settings = None,
+    repair: Repair = None,
     recover: Recover = None,
     allocate: Allocate = None,
     allow: Allow = None,
@@ -72,6 +75,7 @@ def compress_command(
         ignored_layers=tuple(ignore or ()),
         allow=names_in(allow),  # type: ignore[arg-type]
         allocation=allocation,
+        repair=repair_of(repair),
         recovery=recovery,
         out=out,
         seed=seed,

@@ -20,6 +20,7 @@ from prunus.pipeline.settings import RunSettings
 from prunus.plan.allocation import Allocation
 from prunus.plan.request import ALLOW
 from prunus.recovery.config import FinetuneConfig
+from prunus.refit.config import RepairConfig
 
 COUNTS = re.compile(r"[^<>=]+=[^<>=]+(,[^<>=]+=[^<>=]+)*")
 
@@ -62,6 +63,14 @@ Recover = Annotated[
         "--recover",
         metavar="NAME=VALUE",
         help="a setting of the recovery, such as epochs=30, lr=0.001, optimizer=adamw; none: no recovery",
+    ),
+]
+Repair = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--repair",
+        metavar="NAME=VALUE",
+        help="a setting of the repair, such as examples=2048, layers=readers; none: what stays keeps its weights",
     ),
 ]
 Allocate = Annotated[
@@ -134,6 +143,14 @@ def recovery_of(settings: Sequence[str] | None, seed: int, *, default: bool) -> 
         return None
     given = {} if any(s.partition("=")[0].strip() == "seed" for s in settings) else {"seed": seed}
     return FinetuneConfig(**given, **values_of(FinetuneConfig, settings))  # type: ignore[arg-type]
+
+
+def repair_of(settings: Sequence[str] | None) -> bool | RepairConfig:
+    """The repair from its settings. Raises ConfigError for an unknown setting."""
+    if not settings:
+        return True
+    found = values_of(RepairConfig, [s for s in settings if s != "none"])
+    return False if "none" in settings else RepairConfig(**found)  # type: ignore[arg-type]
 
 
 def allocation_of(settings: Sequence[str] | None) -> Allocation | None:

@@ -37,6 +37,7 @@ from prunus.plan.request import Allow, Target, allowed, requested
 from prunus.recovery.batchnorm import reestimate_if_better
 from prunus.recovery.config import FinetuneConfig
 from prunus.recovery.finetuning import check_settings, finetune
+from prunus.refit.config import RepairConfig
 from prunus.report.figures import figures_of
 from prunus.report.summary import summary_of
 from prunus.runtime.copies import copied
@@ -97,6 +98,7 @@ def compress(
     ignored_layers: Sequence[Ignored] = (),
     allow: Sequence[Allow] = (),
     allocation: Allocation | None = None,
+    repair: bool | RepairConfig = True,
     recovery: FinetuneConfig | None = None,
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -117,6 +119,7 @@ def compress(
         ignored_layers: as for `prune`.
         allow: as for `prune`.
         allocation: as for `prune`.
+        repair: as for `prune`.
         recovery: fine-tuning; None for none.
         out: folder to write.
         seed: for everything random.
@@ -177,6 +180,7 @@ def compress(
         ignored_layers=ignored_layers,
         allow=allow,
         allocation=allocation,
+        repair=repair,
         seed=seed,
         progress=progress,
         checkpoint=stages,

@@ -67,7 +67,7 @@ def repair(
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> x = torch.randn(256, 8)
         >>> plan = prunus.Plan.from_kept(prunus.trace(net, x), {"0": range(12)})
-        >>> repaired = prunus.repair(net, plan, [x])
+        >>> repaired = prunus.repair(net, plan, [(x,)])
         >>> [refit.layer for refit in repaired.refits]
         ['2']
         >>> smaller = prunus.apply_(repaired.model, plan, x)

@@ -18,6 +18,7 @@ from prunus.masks.layers import layer_of
 from prunus.methods.base import Method
 from prunus.plan.plan import Plan
 from prunus.proof.verification import Verification
+from prunus.refit.told import Refit
 
 METRICS = {m: m for m in ("confidence", "diversity", "flips", "entropy")} | {"inclusion": "keep_probability"}
 """Of the masks, after the last epoch of drawing: key in the summary -> attribute."""
@@ -44,6 +45,10 @@ class Outcome(Protocol):
     @property
     def verification(self) -> Verification:
         """What was proven."""
+
+    @property
+    def refits(self) -> tuple[Refit, ...]:
+        """What repair did."""
 
 
 def summary_of(
@@ -73,6 +78,7 @@ def summary_of(
         "before": vars(plan.before),
         "after": vars(plan.after),
         **({} if plan.patterns else {"kept": {g.name: [len(g.kept), g.units] for g in plan.groups}}),
+        **({"repair": [vars(r) | {"won_back": r.won_back} for r in result.refits]} if result.refits else {}),
         **_told(result.findings, method, dense, result),
         "proof": {
             "max_error": None if math.isnan(proof.max_error) else proof.max_error,
