@@ -12,7 +12,7 @@ from prunus.refit.calls import LayerCall
 from prunus.refit.moments import Moments, solved
 from prunus.runtime.processes import summed
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Prices of a change, relative to the mean square of the regressors; the best on held-out rows is taken."""
 ROUNDS = 3
 """How often targets beyond a clamp's bounds follow what is made."""
