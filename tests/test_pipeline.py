@@ -301,7 +301,7 @@ def test_statistics_that_make_it_worse_are_put_back(monkeypatch: pytest.MonkeyPa
             if name.endswith("running_var"):
                 buffer.fill_(1e-8)
 
-    settings = {"method": "l1", "target": 0.25, "progress": False}
+    settings = {"method": "l1", "target": 0.25, "progress": False, "repair": False}
     monkeypatch.setattr(sys.modules["prunus.recovery.batchnorm"], "reestimate_batch_norm", spoil)
     said: list[str] = []
     done = compress(network(), source(), **settings, run=replace(FAST, say=said.append))  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ def planned(
     if asked.scope == "auto" and prepared is not None and asked.cost_exponent is not None:
         asked = replace(asked, scope="global")
     tried = prepared if asked.scope == "auto" else None
-    measured = (asked.scope == "measured" or (asked.scope == "auto" and tried is None)) and request.counts is None
+    measured = request.counts is None and (asked.scope == "measured" or (asked.scope == "auto" and loss_fn is not None))
     scores = problem.scores or score(
         model, groups, method, loader, loss_fn, seed=problem.seed, progress=problem.progress, measured=measured
     )
@@ -60,6 +60,7 @@ def planned(
     if tried is not None:
         exponents = sorted({*EXPONENTS, scores.cost_exponent})
         plans = [*(plan_of("global", e) for e in exponents), plan_of("uniform")]
+        plans += [plan_of("measured")] if scores.measured else []
         return tried.best(plans, problem.progress), scores
     if asked.scope != "auto":
         return plan_of(asked.scope, asked.cost_exponent), scores
