@@ -24,9 +24,9 @@ class RepairConfig:
     """
 
     examples: Count = 1024
-    rows: Count = 80
+    rows: Count = 40
     least_rows: Count = 16384
-    most_rows: Count = 65536
+    most_rows: Count = 32768
     layers: Literal["all", "readers"] = "all"
     held_out: Count = 5
     sums: bool = True

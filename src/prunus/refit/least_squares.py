@@ -151,17 +151,16 @@ class LeastSquares:
         for part in self.clamped:
             if not all_rows:
                 part = part.without(part.held)
-            x = part.x.transpose(0, 1).double()
-            x = torch.cat([x, torch.ones_like(x[:, :, :1])], 2)
-            wanted, end, factor = (t.transpose(0, 1).double() for t in (part.wanted, part.end, part.factor))
-            here = end + factor * (x @ matrix - wanted)
+            x, wanted, end, factor = (t.transpose(0, 1) for t in (part.x, part.wanted, part.end, part.factor))
+            made = x @ matrix[:, :-1].to(x.dtype) + matrix[:, -1:].to(x.dtype)
+            here = end + factor * (made - wanted)
             there = torch.where(end <= low, here.clamp(max=low), torch.where(end >= high, here.clamp(min=high), end))
-            passes = factor != 0
-            change = torch.where(passes, (there - end) / torch.where(passes, factor, torch.ones_like(factor)), 0.0)
-            target = wanted + change
-            cross += x.transpose(1, 2) @ target
-            square += target.square().sum(1)
-        return Moments(every.count, every.gram, summed(cross), summed(square))
+            change = torch.where(factor != 0, (there - end) / torch.where(factor != 0, factor, 1.0), 0.0)
+            # The targets' own part is in the moments already, in fp64; a change of them bears single precision.
+            cross[:, :-1] += x.transpose(1, 2) @ change
+            cross[:, -1] += change.sum(1)
+            square += (change.double() * (2 * wanted.double() + change)).sum(1)
+        return Moments(every.count, every.gram, every.cross + summed(cross), every.square + summed(square))
 
     def _written(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """The whole weight with the fitted part in its place, and what is added to each output."""
