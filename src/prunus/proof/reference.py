@@ -144,7 +144,9 @@ def lifted(value: Any) -> Any:
 
 
 def _varying(mask: BoolArray | None) -> int:
-    return 0 if mask is None else sum(size > 1 for size in mask.shape)
+    if mask is None:
+        return 0
+    return sum(bool((mask != mask.take([0], axis=dim)).any()) for dim in range(mask.ndim))
 
 
 def _example_batch(graph: Graph) -> int:
