@@ -1,0 +1,137 @@
+"""Residual sums: the layer before the sum makes up for what the other side gets wrong, whichever is written first."""
+
+from __future__ import annotations
+
+from functools import partialmethod
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunus
+from prunus.refit import RepairConfig, Repaired, repair
+from prunus.refit.calls import layer_call
+from prunus.refit.least_squares import LeastSquares
+from prunus.refit.order import ordered
+from prunus.refit.paths import path_behind
+from prunus.surgery.rewrite import captured_freely
+from zoo import untidy
+
+KEPT = [0, 2, 3, 5, 6]
+ALL = RepairConfig(least_rows=100000, most_rows=100000)
+
+
+class Block(nn.Module):
+    """A main branch of two layers and a shortcut, both of which read units that go; the shortcut can't be refitted."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.stem, self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 16), nn.Linear(16, 5, bias=False)
+        self.kernel = nn.Parameter(torch.randn(8, 5))
+        self.norm, self.form = nn.BatchNorm1d(5), form
+        self.gamma = nn.Parameter(torch.rand(5) + 0.5)
+
+    def main(self, x: Tensor) -> Tensor:
+        made: Tensor = self.down(torch.tanh(self.up(x)))
+        return {"norm": self.norm, "scale": lambda t: self.gamma * t, "half": lambda t: t / 2}.get(
+            self.form, lambda t: t
+        )(made)
+
+    def short(self, x: Tensor) -> Tensor:
+        return x @ self.kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x))
+        if self.form == "shortcut first":
+            short = self.short(x)
+            return short + self.main(x)
+        main = self.main(x)
+        if self.form == "difference":
+            return main - self.short(x)
+        return main + self.short(x)
+
+
+def fitted(x: Tensor, wanted: Tensor, constant: bool) -> tuple[Tensor, Tensor]:
+    ones = torch.ones_like(x[:, :1])
+    found = torch.linalg.lstsq(torch.cat([x, ones], 1) if constant else x, wanted).solution
+    return found[: x.shape[1]].t(), found[-1] if constant else torch.zeros_like(found[-1])
+
+
+def made(form: str) -> tuple[Block, Tensor]:
+    torch.manual_seed(0)
+    return untidy(Block(form)).double().eval(), torch.randn(300, 4, dtype=torch.float64)  # type: ignore[return-value]
+
+
+def repaired(model: nn.Module, x: Tensor, config: RepairConfig = ALL) -> Repaired:
+    plan = prunus.Plan.from_kept(prunus.trace(model, x[:2]), {"stem": KEPT})
+    return repair(model, plan, [(x[:170],), (x[170:],)], config=config, progress=False)
+
+
+@pytest.mark.parametrize("form", ["plain", "shortcut first", "difference", "norm", "scale", "half"])
+def test_the_last_layer_of_a_branch_makes_up_for_the_shortcut(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LeastSquares, "solve", partialmethod(LeastSquares.solve, (1e-13,)))
+    model, x = made(form)
+    done = repaired(model, x)
+    with torch.no_grad():
+        whole = torch.tanh(model.stem(x))
+        left = whole[:, KEPT]
+        missed = model.short(whole) - left @ model.kernel[KEPT]
+        up, added = fitted(left, model.up(whole) - model.up.bias, True)
+        hidden = torch.tanh(left @ up.t() + model.up.bias + added)
+        factor = {"norm": (model.norm.running_var + model.norm.eps).rsqrt() * model.norm.weight, "scale": model.gamma,
+                  "half": torch.tensor(0.5), "difference": torch.tensor(-1.0)}.get(form, torch.tensor(1.0))  # fmt: skip
+        down, mean = fitted(hidden, model.down(torch.tanh(model.up(whole))) + missed / factor, form == "norm")
+    new = done.model.get_submodule
+    torch.testing.assert_close(new("up").weight[:, KEPT], up, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(new("up").bias, model.up.bias + added, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(new("down").weight, down, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(new("norm").running_mean, model.norm.running_mean - mean, rtol=1e-5, atol=1e-5)
+    assert [r.layer for r in done.refits] == ["up", "down"]
+    assert not any(r.reason for r in done.refits)
+
+
+def test_sums_help_and_can_be_left_out() -> None:
+    model, x = made("plain")
+    plan = prunus.Plan.from_kept(prunus.trace(model, x[:2]), {"stem": KEPT})
+    errors = {}
+    for sums in (True, False):
+        done = repaired(model, x, RepairConfig(least_rows=100000, most_rows=100000, sums=sums))
+        errors[sums] = float((prunus.apply_(done.model, plan, x[:2])(x) - model(x)).square().mean())
+    assert errors[True] < 0.5 * errors[False]
+
+
+def test_readers_alone_can_be_refitted() -> None:
+    model, x = made("plain")
+    done = repaired(model, x, RepairConfig(layers="readers"))
+    assert [r.layer for r in done.refits] == ["up"]
+    assert torch.equal(done.model.get_submodule("down").weight, model.down.weight)
+
+
+class Downsample(nn.Module):
+    """As torchvision writes it: the layer of the shortcut comes after those of the main branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.short = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1, 2, bias=False)
+        self.conv1, self.conv2 = nn.Conv2d(8, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu_(self.stem(x))
+        out = self.conv2(torch.relu_(self.conv1(x)))
+        out += self.short(x)
+        return torch.relu_(out)
+
+
+def test_the_layer_of_the_shortcut_is_refitted_before_the_last_of_the_branch() -> None:
+    torch.manual_seed(0)
+    model, x = Downsample(), torch.randn(40, 3, 9, 9)
+    plan = prunus.Plan.from_kept(prunus.trace(model, x[:2]), {"stem": KEPT})
+    done = repair(model, plan, [(x,)], progress=False)
+    assert [r.layer for r in done.refits] == ["conv1", "short", "conv2"]
+    nodes = list(captured_freely(model, plan, x[:2]).program.module(check_guards=False).graph.nodes)  # type: ignore[union-attr]
+    calls = {n: c for n in nodes if n.op == "call_function" and (c := layer_call(n)) is not None}
+    order, known = ordered(nodes, {n: path_behind(n) for n in calls})
+    assert {calls[n].name: len(steps) for n, steps in known.items()} == {"conv2": 1}
+    assert sorted(order, key=nodes.index) == nodes
+    place = {n: i for i, n in enumerate(order)}
+    assert all(place[n] < place[m] for m in nodes for n in m.all_input_nodes)
