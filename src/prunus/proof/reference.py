@@ -49,11 +49,14 @@ class MaskedGraph(fx.Interpreter):
             values = result if isinstance(result, list) else [result]
             self.masks[node.name] = [presence(v, kept) for v in values]
             self.shapes[node.name] = [v.shape for v in values]
+        whole = _rescaled(graph, plan)
+        for name in whole:
+            self.masks[name] = [None] * len(self.masks[name])
         signature = graph.program.graph_signature
         stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.places = {target: name for name, target in stored.items()}
         for node in graph.values:
-            if node.op == "call_function":
+            if node.op == "call_function" and node.name not in whole:
                 self._understands(node)
 
     def _understands(self, node: fx.Node) -> None:
@@ -134,6 +137,23 @@ class MaskedGraph(fx.Interpreter):
         if named and type(module).__module__.startswith("torch.nn.modules") and outputs_known(module):
             keep = kept_outputs(self.plan, f"{path}.weight", module)
             self.layers.setdefault(path, []).append(kept_part(result, keep))
+
+
+def _rescaled(graph: Graph, plan: Plan) -> set[str]:
+    """What is computed of stored directions alone: where a norm divides by their length, the cut keeps that as it is.
+
+    A weight that is left whole is read with zeros, or makes what is set to zero.
+    """
+    signature = graph.program.graph_signature
+    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    directions = {norm.tensor for norm in plan.norms}
+    found, computed = {name for name, target in stored.items() if target in directions}, set(stored)
+    for node in graph.values:
+        inputs = {n.name for n in node.all_input_nodes}
+        if node.op == "call_function" and inputs and inputs <= computed:
+            computed.add(node.name)
+            found |= {node.name} if inputs & found else set()
+    return found & {n.name for n in graph.values}
 
 
 def lifted(value: Any) -> Any:

@@ -19,14 +19,25 @@ from prunus.graph.grouping import Graph
 from prunus.plan.plan import Plan
 from prunus.proof.observation import double, in_double
 from prunus.proof.reference import MaskedGraph, lifted
+from prunus.refit.inplace import shared_memory, shares, writes
 from prunus.runtime.arguments import as_arguments
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 class _Masked(MaskedGraph):
+    in_place: frozenset[str] = frozenset()
+    views: frozenset[str] = frozenset()
+
     def _note(self, node: fx.Node, result: Any) -> None:
         """Nothing: nobody asks for layers here."""
+
+    def _zero(self, name: str, index: int, result: Any) -> Any:
+        """As everywhere, but where others look at the same memory it is written there; views show it already."""
+        if name not in self.in_place:
+            return super()._zero(name, index, result)
+        there = self._there(name, index, result) if isinstance(result, Tensor) and name not in self.views else None
+        return result if there is None else result.masked_fill_(~there, 0)
 
 
 class _Dense(fx.Interpreter):
@@ -52,6 +63,9 @@ class Lockstep:
         self.masked = _Masked(graph, plan, model)
         self.module: fx.GraphModule = self.masked.module  # type: ignore[assignment]
         self.dense = _Dense(self.module)
+        self.shared = shared_memory(list(self.module.graph.nodes))
+        self.masked.in_place = frozenset(n.name for n in self.shared.root)
+        self.masked.views = frozenset(n.name for n in self.shared.root if shares(n) and not writes(n))
         self.half = any(t.dtype in HALF for t in (*self.module.parameters(), *self.module.buffers()))
         self.stored: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
         self.values: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = []
@@ -90,6 +104,8 @@ class Lockstep:
             for number in range(len(batches)):
                 self.values[number][0][node] = self._run(self.dense, node, number, 0)
             yield node
+            if writes(node) and not self.same[node]:  # and so does all that lies there
+                self.same.update(dict.fromkeys(self.shared.families.get(self.shared.root.get(node, node), ()), False))
             for number, (_, masked) in enumerate(self.values):
                 masked[node] = self._second(node, number)
             for gone in last[node]:
@@ -128,6 +144,9 @@ class Lockstep:
                 self.stored[0][node] = self._run(self.dense, node, -1, 0)
                 self.stored[1][node] = self._run(self.masked, node, -1, 1)
                 self.same[node] = self.stored[1][node] is self.stored[0][node]
+                if node in self.shared.root:
+                    for stored in self.stored:
+                        stored[node] = _copied(stored[node])
         places = [n for n in order if n.op == "placeholder"]
         for batch, (dense, masked) in zip(batches, self.values, strict=True):
             args, kwargs = as_arguments(double(batch) if self.half else batch, self.masked.model)
@@ -135,6 +154,8 @@ class Lockstep:
             flat = torch.fx._pytree.tree_flatten_spec((args, kwargs), spec)  # type: ignore[arg-type]
             for node, value in zip(places, flat, strict=True):
                 dense[node] = masked[node] = value
+                if node in self.shared.root:
+                    dense[node], masked[node] = _copied(value), _copied(value)
                 self.same[node] = True
 
     def _alike(self, node: fx.Node) -> bool:
@@ -143,17 +164,21 @@ class Lockstep:
         )
 
     def _second(self, node: fx.Node, number: int) -> Any:
-        dense, _ = self.values[number]
+        made = self.values[number][0][node]
+        if node in self.shared.root:
+            if shares(node):
+                return self._run(self.masked, node, number, 1)
+            made = _copied(made)
         if self.same[node]:
-            return dense[node]
+            return made
         if all(self.same[n] for n in node.all_input_nodes):
-            return self.masked._zeroed(node.name, dense[node])
+            return self.masked._zeroed(node.name, made)
         return self._run(self.masked, node, number, 1)
 
     def _run(self, runner: fx.Interpreter, node: fx.Node, number: int, side: int) -> Any:
         held = [self.values[number][side]] if number >= 0 else []
         runner.env = ChainMap(*held, self.stored[side])  # type: ignore[assignment]
-        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        if writes(node) and node not in self.shared.root:
             runner.env = ChainMap({n: _copied(runner.env[n]) for n in node.all_input_nodes}, runner.env)  # type: ignore[assignment]
         try:
             return runner.run_node(node)
@@ -167,4 +192,4 @@ class Lockstep:
 
 
 def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+    return torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, value)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import fx
 
+from prunus.refit.inplace import shared_memory
 from prunus.refit.paths import Path, Step
 
 
@@ -34,6 +35,8 @@ def ordered(
     """
     depth, place = depths(nodes, paths), {n: i for i, n in enumerate(nodes)}
     after: dict[fx.Node, set[fx.Node]] = {n: set(n.users) for n in nodes}
+    for first, second in shared_memory(nodes).order():
+        after[first].add(second)
     known: dict[fx.Node, tuple[Step, ...]] = {}
     for layer in sorted(paths, key=lambda n: (-depth[n], -place[n])):
         for step in paths[layer].sums:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from prunus.graph.engine import argument, operation
+from prunus.refit.inplace import writes
 
 SAME = {"dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "alias", "detach", "identity"}
 MOVED = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "unsqueeze", "squeeze", "t", "_unsafe_view"}
@@ -117,10 +118,11 @@ def forward(path: Path, made: Tensor, values: Mapping[fx.Node, Any]) -> list[Ten
     """
     found = [made]
     for step in path.steps:
-        here = found[-1].clone() if step.node.target._schema.is_mutable else found[-1]  # type: ignore[union-attr]
+        here = found[-1]
 
         def fetch(node: fx.Node, step: Step = step, here: Tensor = here) -> Any:
-            return here if node is step.before else values[node]
+            value = here if node is step.before else values[node]
+            return value.clone() if writes(step.node) and isinstance(value, Tensor) else value
 
         args: Any = fx.node.map_arg(step.node.args, fetch)
         kwargs: Any = fx.node.map_arg(dict(step.node.kwargs), fetch)
