@@ -1,4 +1,4 @@
-"""What a refitted layer must equal: one column for every weight, made by the layer itself, and `lstsq` over all rows."""
+"""What a refitted layer must equal: a column for every weight, made by the layer itself, and `lstsq` over all rows."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from prunus.refit.lockstep import Lockstep
 from prunus.refit.order import ordered
 from prunus.refit.paths import path_behind
 from prunus.runtime.arguments import as_arguments
+from prunus.runtime.copies import copied
 from prunus.surgery.rewrite import captured_freely
 from zoo import ZOO
 from zoo_nets import Net, cbr, head
@@ -97,8 +98,8 @@ def nothing() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "name",
-    ["written", "in place", "inplace_relu", "heads_written_bias", "two_outputs", "keyword_inputs", "lstm", "weight_norm",
-     "weight_norm_grouped", "autocast_inside", "embedding_mlp", "temporal_shift", "heads_relative_table"],
+    ["written", "in place", "inplace_relu", "heads_written_bias", "two_outputs", "keyword_inputs", "lstm",
+     "weight_norm", "weight_norm_grouped", "autocast_inside", "embedding_mlp", "temporal_shift", "heads_relative_table"],
 )  # fmt: skip
 def test_one_walk_equals_two_passes(name: str) -> None:
     model, plan, run, batches = side_by_side(name)
@@ -117,7 +118,7 @@ def test_one_walk_equals_two_passes(name: str) -> None:
 
 def test_replaced_weights_count_from_then_on() -> None:
     model, plan, run, batches = side_by_side("plain_cnn")
-    changed = prunus.runtime.copies.copied(model)
+    changed = copied(model)
     new = {}
     for node in steps(run, batches):
         call = layer_call(node)

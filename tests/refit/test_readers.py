@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from slowly import fitted_slowly
 from torch import Tensor, fx, nn
 
 from prunus.refit.calls import LayerCall, layer_call, read_places, regressors, rows_of
 from prunus.refit.least_squares import Channels, LeastSquares
-from slowly import fitted_slowly
 
 
 class Addmm(nn.Module):

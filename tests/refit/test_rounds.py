@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,9 @@ def missed(end: Tensor, here: Tensor, low: float, high: float) -> float:
 
 @pytest.mark.parametrize("bounds", [(0.0, float("inf")), (0.0, 6.0), (-1.0, 1.0)])
 @pytest.mark.parametrize("seed", range(4))
-def test_no_round_raises_what_is_missed(bounds: tuple[float, float], seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_round_raises_what_is_missed(
+    bounds: tuple[float, float], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(seed)
     node = call()
     x, weight = torch.randn(200, 1, 6, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
@@ -45,7 +49,7 @@ def test_no_round_raises_what_is_missed(bounds: tuple[float, float], seed: int, 
         assert solution.constant is not None
         made = x @ solution.weight.t() + solution.constant
         found.append(missed(end, end + factor * (made - wanted), *bounds))
-    assert all(b <= a * (1 + 1e-9) for a, b in zip(found, found[1:], strict=False))
+    assert all(b <= a * (1 + 1e-9) for a, b in pairwise(found))
     assert found[-1] < 0.97 * found[0]
 
 
