@@ -34,7 +34,7 @@ def repaired(kind: Kind, seed: int, most: int = 14) -> str:
         except PruneError:
             return "refused"
         finally:
-            assert all(torch.equal(before[n], t) for n, t in model.state_dict().items()), "the dense network has changed"
+            assert all(torch.equal(before[n], t) for n, t in model.state_dict().items()), "the dense one has changed"
         subject = network(kind, program)
         subject.load_state_dict(done.model.state_dict())
         assert all(r.after <= r.before for r in done.refits), "a layer is worse"

@@ -27,8 +27,8 @@ class Behind:
             what the dense network holds at the clamp, laid at the layer's output; and by what a change of the target
             changes that.
         """
-        dense, masked = run.values[number]
-        made, values = dense[call.node], {**run.stored[0], **dense}
+        dense, masked = run.held(number)
+        made, values = dense[call.node], dense
         missing = {
             step.node: step.sign * (dense[step.other] - masked[step.other])
             for step in self.known

@@ -62,6 +62,11 @@ class LayerCall:
         """The dimension of the call's input and output that holds channels."""
         return value.dim() - 1 if self.kind in LINEAR else value.dim() - (weight.dim() - 1)
 
+    def examples_in(self, value: Tensor, weight: Tensor) -> int:
+        """How many there are in the call's input or output: one where no dimension is left for them."""
+        without = 1 if self.kind in LINEAR else weight.dim() - 1
+        return 1 if value.dim() == without else len(value)
+
     def as_matrix(self, weight: Tensor) -> Tensor:
         """The weight as [groups, taps * inputs of a group, outputs of a group]."""
         g = self.groups

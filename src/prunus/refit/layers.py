@@ -19,7 +19,6 @@ from prunus.refit.order import ordered
 from prunus.refit.paths import Path, path_behind
 from prunus.refit.sampling import sampled_rows
 from prunus.refit.told import Refit
-from prunus.runtime.arguments import examples_in
 from prunus.runtime.progress import progress_bar
 
 
@@ -71,18 +70,20 @@ def _refit(
     if len(call.weight.users) > 1:
         return Refit(call.name, 0.0, 0.0, reason="its weight is used by several calls")
     weight, place = run.stored[0][call.weight], _constant(call)
-    first = run.values[0][0][call.node], run.values[0][1][call.source]
+    first = run.held(0)[0][call.node], run.held(0)[1][call.source]
     bounds = behind.path.bounds if len(behind.known) == len(behind.path.sums) else None
     problem = LeastSquares(call, weight, _channels(run, call, first[1], first[0]), place is not None, bounds)
     count = min(max(config.least_rows, config.rows * problem.unknowns), config.most_rows)
-    total, before = sum(examples_in(dense[call.node]) for dense, _ in run.values), 0
-    for number, (dense, masked) in enumerate(run.values):
+    total, before = sum(call.examples_in(dense[call.node], weight) for dense, _ in run.values), 0
+    for number in range(len(run.values)):
+        dense, masked = run.held(number)
         result, source = dense[call.node], masked[call.source]
+        examples = call.examples_in(result, weight)
         there = run.present(call.node, result)
         inside = None if there is None else rows_of(call, there.expand(result.shape), weight).any(1).cpu()
-        each = result.numel() // result.shape[call.channel_dim(result, weight)] // len(result)
-        rows, held = sampled_rows(len(result), each, count / total, before, config.held_out, generator, inside)
-        rows, held, before = rows.to(result.device), held.to(result.device), before + len(result)
+        each = result.numel() // result.shape[call.channel_dim(result, weight)] // examples
+        rows, held = sampled_rows(examples, each, count / total, before, config.held_out, generator, inside)
+        rows, held, before = rows.to(result.device), held.to(result.device), before + examples
         place_, inside_ = read_places(call, weight, source, result, rows)
         x = regressors(call, problem.inputs(rows_of(call, source, weight)), place_, inside_)
         wanted, end, factor = behind.targets(run, number, call)
@@ -93,7 +94,7 @@ def _refit(
             problem.clamped.append(Clamped(x, parts[0], parts[1], parts[2], held))
     found = problem.solve(all_rows=not judged)
     if found.weight is None:
-        return Refit(call.name, found.before, found.after, reason="no change helps on held-out data")
+        return Refit(call.name, found.before, found.after, reason=found.reason)
     run.replace(call.weight, found.weight)
     if place is not None and found.constant is not None:
         old = run.stored[1][place]

@@ -60,6 +60,7 @@ class Solution:
         ridge: the price that was chosen.
         before: error of the old weights on held-out rows, relative to the spread of what is wanted.
         after: that of the new ones, before they were fitted to all rows.
+        reason: why no weight was found, or "".
     """
 
     weight: Tensor | None
@@ -67,6 +68,7 @@ class Solution:
     ridge: float
     before: float
     after: float
+    reason: str = ""
 
 
 @dataclass
@@ -129,13 +131,16 @@ class LeastSquares:
             all_rows: fit the held-out rows too in the end.
         """
         fitted, held = self.fitted.over_ranks(), self.held.over_ranks()
+        if not (fitted.finite and held.finite):
+            return Solution(None, None, 0.0, 0.0, 0.0, "what it reads or should make is not finite on these data")
         judge = held if held.count else fitted
-        spread = max(judge.spread(), 1e-300)
+        spread = judge.spread()
         before = judge.error(self.old)
         tried = {r: judge.error(solved(fitted, self.old, r, self.intercept)) for r in ridges}
         best = min(tried, key=tried.__getitem__)
         if not tried[best] < before:
-            return Solution(None, None, 0.0, before / spread, before / spread)
+            none = "no change helps on held-out data"
+            return Solution(None, None, 0.0, before / spread, before / spread, none)
         every = fitted + held if all_rows else fitted
         matrix = solved(every, self.old, best, self.intercept)
         for _ in range(ROUNDS if self.bounds else 0):

@@ -118,12 +118,16 @@ class Lockstep:
         """Whether the two networks hold different values there."""
         return not self.same[node]
 
+    def held(self, number: int) -> tuple[ChainMap[fx.Node, Any], ChainMap[fx.Node, Any]]:
+        """What the dense and the masked network hold of a batch at the moment, stored tensors included."""
+        dense, masked = (ChainMap(v, s) for v, s in zip(self.values[number], self.stored, strict=True))
+        return dense, masked
+
     def outputs(self, number: int) -> tuple[Any, Any]:
         """What both networks make of a batch, once all has run."""
         assert self.end is not None
         found = []
-        for held, stored in zip(self.values[number], self.stored, strict=True):
-            table = ChainMap(held, stored)
+        for table in self.held(number):
             made: Any = fx.node.map_arg(self.end.args[0], table.__getitem__)
             found.append(torch.utils._pytree.tree_unflatten(list(made), self.module._out_spec))  # type: ignore[arg-type]
         return found[0], found[1]

@@ -54,15 +54,21 @@ class Moments:
             self.count + other.count, self.gram + other.gram, self.cross + other.cross, self.square + other.square
         )
 
+    @property
+    def finite(self) -> bool:
+        """Whether all of it is."""
+        return all(bool(t.isfinite().all()) for t in (self.gram, self.cross, self.square))
+
     def error(self, matrix: Tensor) -> float:
         """Mean over samples of the squared distance of `matrix` [G, P + 1, Q] from the targets, summed over these."""
         fitted = (matrix * (self.gram @ matrix - 2 * self.cross)).sum((0, 1, 2))
         return float((fitted + self.square.sum()).clamp_min(0)) / max(self.count, 1.0)
 
     def spread(self) -> float:
-        """Variance of the targets, summed over these."""
-        mean = self.cross[:, -1] / max(self.count, 1.0)
-        return float((self.square / max(self.count, 1.0) - mean.square()).sum().clamp_min(0))
+        """Variance of the targets, summed over these; their mean square where they don't vary, 1 where they are zero."""
+        mean, square = self.cross[:, -1] / max(self.count, 1.0), self.square / max(self.count, 1.0)
+        varies, whole = float((square - mean.square()).sum()), float(square.sum())
+        return varies if varies > 1e-12 * whole else whole or 1.0
 
 
 def solved(moments: Moments, old: Tensor, ridge: float, intercept: bool) -> Tensor:
