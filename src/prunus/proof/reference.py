@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from prunus.errors import SurgeryError
+from prunus.errors import SurgeryError, first_line
 from prunus.graph.engine import module_path, operation, source_line
 from prunus.graph.grouping import Graph
 from prunus.graph.registry import RULES
@@ -34,11 +34,12 @@ class MaskedGraph(fx.Interpreter):
         model: the dense model, for the kinds of its layers.
 
     Raises:
-        SurgeryError: an operation mixes units in a way that is not known here, so that no reference can be made.
+        SurgeryError: an operation mixes units in a way that is not known here, so that no reference can be made; or
+            torch can't make a module of the graph.
     """
 
     def __init__(self, graph: Graph, plan: Plan, model: nn.Module) -> None:
-        super().__init__(graph.program.module(check_guards=False))
+        super().__init__(_module(graph))
         self.plan, self.model, self.batch = plan, model, _example_batch(graph)
         self.layers: dict[str, list[Tensor]] = {}
         self.precise = False
@@ -137,6 +138,14 @@ class MaskedGraph(fx.Interpreter):
         if named and type(module).__module__.startswith("torch.nn.modules") and outputs_known(module):
             keep = kept_outputs(self.plan, f"{path}.weight", module)
             self.layers.setdefault(path, []).append(kept_part(result, keep))
+
+
+def _module(graph: Graph) -> nn.Module:
+    try:
+        return graph.program.module(check_guards=False)
+    except Exception as failure:  # a parameter of the name `code`, which a module of a graph has already
+        what = f"torch can't make a module of the captured graph: {first_line(failure)}"
+        raise SurgeryError("model", what, "give the part concerned another name") from failure
 
 
 def _rescaled(graph: Graph, plan: Plan) -> set[str]:

@@ -65,7 +65,7 @@ class Moments:
         return float((fitted + self.square.sum()).clamp_min(0)) / max(self.count, 1.0)
 
     def spread(self) -> float:
-        """Variance of the targets, summed over these; their mean square where they don't vary, 1 where they are zero."""
+        """Variance of the targets, summed over these; their mean square if they don't vary, 1 if they are zero."""
         mean, square = self.cross[:, -1] / max(self.count, 1.0), self.square / max(self.count, 1.0)
         varies, whole = float((square - mean.square()).sum()), float(square.sum())
         return varies if varies > 1e-12 * whole else whole or 1.0
