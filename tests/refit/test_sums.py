@@ -10,11 +10,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.refit import RepairConfig, Repaired, repair
-from prunus.refit.calls import layer_call
 from prunus.refit.least_squares import LeastSquares
-from prunus.refit.order import ordered
-from prunus.refit.paths import path_behind
-from prunus.surgery.rewrite import captured_freely
 from zoo import untidy
 
 KEPT = [0, 2, 3, 5, 6]
@@ -33,9 +29,11 @@ class Block(nn.Module):
 
     def main(self, x: Tensor) -> Tensor:
         made: Tensor = self.down(torch.tanh(self.up(x)))
-        return {"norm": self.norm, "scale": lambda t: self.gamma * t, "half": lambda t: t / 2}.get(
-            self.form, lambda t: t
-        )(made)
+        forms = {
+            "norm": self.norm, "scale": lambda t: self.gamma * t, "half": lambda t: t / 2,
+            "computed scale": lambda t: t * (1 + self.gamma).view(1, -1) - self.gamma * 0.1,
+        }  # fmt: skip
+        return forms.get(self.form, lambda t: t)(made)
 
     def short(self, x: Tensor) -> Tensor:
         return x @ self.kernel
@@ -67,7 +65,7 @@ def repaired(model: nn.Module, x: Tensor, config: RepairConfig = ALL) -> Repaire
     return repair(model, plan, [(x[:170],), (x[170:],)], config=config, progress=False)
 
 
-@pytest.mark.parametrize("form", ["plain", "shortcut first", "difference", "norm", "scale", "half"])
+@pytest.mark.parametrize("form", ["plain", "shortcut first", "difference", "norm", "scale", "half", "computed scale"])
 def test_the_last_layer_of_a_branch_makes_up_for_the_shortcut(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LeastSquares, "solve", partialmethod(LeastSquares.solve, (1e-13,)))
     model, x = made(form)
@@ -79,6 +77,7 @@ def test_the_last_layer_of_a_branch_makes_up_for_the_shortcut(form: str, monkeyp
         up, added = fitted(left, model.up(whole) - model.up.bias, True)
         hidden = torch.tanh(left @ up.t() + model.up.bias + added)
         factor = {"norm": (model.norm.running_var + model.norm.eps).rsqrt() * model.norm.weight, "scale": model.gamma,
+                  "computed scale": 1 + model.gamma,
                   "half": torch.tensor(0.5), "difference": torch.tensor(-1.0)}.get(form, torch.tensor(1.0))  # fmt: skip
         down, mean = fitted(hidden, model.down(torch.tanh(model.up(whole))) + missed / factor, form == "norm")
     new = done.model.get_submodule
@@ -96,7 +95,7 @@ def test_sums_help_and_can_be_left_out() -> None:
     errors = {}
     for sums in (True, False):
         done = repaired(model, x, RepairConfig(least_rows=100000, most_rows=100000, sums=sums))
-        errors[sums] = float((prunus.apply_(done.model, plan, x[:2])(x) - model(x)).square().mean())
+        errors[sums] = float((prunus.apply_(done.model, plan, x[:2])(x) - model(x)).detach().square().mean())
     assert errors[True] < 0.5 * errors[False]
 
 
@@ -105,33 +104,3 @@ def test_readers_alone_can_be_refitted() -> None:
     done = repaired(model, x, RepairConfig(layers="readers"))
     assert [r.layer for r in done.refits] == ["up"]
     assert torch.equal(done.model.get_submodule("down").weight, model.down.weight)
-
-
-class Downsample(nn.Module):
-    """As torchvision writes it: the layer of the shortcut comes after those of the main branch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.short = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 1, 2, bias=False)
-        self.conv1, self.conv2 = nn.Conv2d(8, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu_(self.stem(x))
-        out = self.conv2(torch.relu_(self.conv1(x)))
-        out += self.short(x)
-        return torch.relu_(out)
-
-
-def test_the_layer_of_the_shortcut_is_refitted_before_the_last_of_the_branch() -> None:
-    torch.manual_seed(0)
-    model, x = Downsample(), torch.randn(40, 3, 9, 9)
-    plan = prunus.Plan.from_kept(prunus.trace(model, x[:2]), {"stem": KEPT})
-    done = repair(model, plan, [(x,)], progress=False)
-    assert [r.layer for r in done.refits] == ["conv1", "short", "conv2"]
-    nodes = list(captured_freely(model, plan, x[:2]).program.module(check_guards=False).graph.nodes)  # type: ignore[union-attr]
-    calls = {n: c for n in nodes if n.op == "call_function" and (c := layer_call(n)) is not None}
-    order, known = ordered(nodes, {n: path_behind(n) for n in calls})
-    assert {calls[n].name: len(steps) for n, steps in known.items()} == {"conv2": 1}
-    assert sorted(order, key=nodes.index) == nodes
-    place = {n: i for i, n in enumerate(order)}
-    assert all(place[n] < place[m] for m in nodes for n in m.all_input_nodes)

@@ -37,6 +37,9 @@ def ordered(
     after: dict[fx.Node, set[fx.Node]] = {n: set(n.users) for n in nodes}
     for first, second in shared_memory(nodes).order():
         after[first].add(second)
+    for layer, path in paths.items():
+        for needed in path.stored:
+            after[needed].add(layer)
     known: dict[fx.Node, tuple[Step, ...]] = {}
     for layer in sorted(paths, key=lambda n: (-depth[n], -place[n])):
         for step in paths[layer].sums:

@@ -18,7 +18,7 @@ from prunus.refit.inplace import writes
 
 SAME = {"dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "alias", "detach", "identity"}
 MOVED = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "unsqueeze", "squeeze", "t", "_unsafe_view"}
-SUMS = {"add", "sub"}
+SUMS, FACTORS = {"add", "sub"}, {"mul", "div"}
 CLAMPS: dict[str, Callable[[fx.Node], tuple[float, float]]] = {
     "relu": lambda node: (0.0, float("inf")),
     "relu6": lambda node: (0.0, 6.0),
@@ -60,6 +60,12 @@ class Path:
     bounds: tuple[float, float] | None = None
 
     @property
+    def stored(self) -> tuple[fx.Node, ...]:
+        """What the steps read that is computed of stored tensors."""
+        read = [n for s in self.steps for n in s.node.all_input_nodes if n is not s.before and n is not s.other]
+        return tuple(n for n in read if n.op == "call_function" and stored_alone(n))
+
+    @property
     def sums(self) -> tuple[Step, ...]:
         """The steps that are sums of two activations."""
         return tuple(s for s in self.steps if s.other is not None)
@@ -86,8 +92,11 @@ def _step(user: fx.Node, node: fx.Node) -> Step | None:
     if user.op != "call_function" or not user.args:
         return None
     name, first = operation(user), user.args[0] is node
-    if name in SUMS:
+    if name in SUMS | FACTORS and (first or name in ("add", "mul")):
         other = user.args[1] if first else user.args[0]
+        if isinstance(other, int | float) or (isinstance(other, fx.Node) and stored_alone(other)):
+            return Step(user, node) if _shape(user) == _shape(node) else None
+    if name in SUMS:
         fine = argument(user, 2, "alpha", 1) == 1 and (first or name == "add")
         if not fine or not isinstance(other, fx.Node) or other is node or _shape(other) != _shape(node):
             return None
@@ -96,11 +105,14 @@ def _step(user: fx.Node, node: fx.Node) -> Step | None:
         return Step(user, node)
     if name == "batch_norm" and first and argument(user, 3, "running_mean") is not None:
         return Step(user, node)
-    if name in ("mul", "div") and (first or name == "mul"):
-        other = user.args[1] if first else user.args[0]
-        scale = isinstance(other, int | float) or (isinstance(other, fx.Node) and other.op == "get_attr")
-        return Step(user, node) if scale and _shape(user) == _shape(node) else None
     return None
+
+
+def stored_alone(node: fx.Node) -> bool:
+    """Whether a value is a stored tensor, or computed of nothing else."""
+    if node.op != "call_function":
+        return node.op == "get_attr"
+    return bool(node.all_input_nodes) and all(map(stored_alone, node.all_input_nodes))
 
 
 def _shape(node: fx.Node) -> Any:

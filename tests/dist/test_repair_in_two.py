@@ -1,0 +1,59 @@
+"""Two processes that see half of the data each refit every layer as one does that sees all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import prunus
+from prunus.refit import RepairConfig, repair
+from prunus.runtime.processes import accelerator
+
+pytestmark = pytest.mark.dist
+
+
+def repaired(rank: int, world: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(),
+        nn.Linear(24, 4),
+    ).eval()  # fmt: skip
+    x = torch.randn(80, 2, 6, 6)
+    plan = prunus.Plan.from_kept(prunus.trace(model, x[:2]), {"0": range(5), "2": [0, 1, 3, 5]})
+    part = x.chunk(world)[rank]
+    config = RepairConfig(least_rows=10000, most_rows=10000)
+    done = repair(model, plan, [(part[:15],), (part[15:],)], config=config, progress=False)
+    return {
+        "weights": {n: t.tolist() for n, t in done.model.state_dict().items()},
+        "refits": [[r.layer, r.before, r.after, r.ridge, r.samples] for r in done.refits],
+    }
+
+
+def test_two_processes_repair_as_one_does(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["weights"] == second["weights"]
+    alone = repaired(0, 1)
+    for mine, theirs in zip(alone["refits"], first["refits"], strict=True):
+        assert mine[0] == theirs[0]
+        assert mine[1:4] == pytest.approx(theirs[1:4], rel=1e-3, abs=1e-6)
+    for name, values in alone["weights"].items():
+        torch.testing.assert_close(torch.tensor(first["weights"][name]), torch.tensor(values), rtol=1e-3, atol=1e-4)
+
+
+if __name__ == "__main__":
+    with accelerator() as processes:
+        rank, world = processes.process_index, processes.num_processes
+    (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(repaired(rank, world)))
+    torch.distributed.destroy_process_group()
