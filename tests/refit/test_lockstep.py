@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from side_nets import Regions, Written
 from torch import Tensor, nn
 
 import prunus
 from prunus.graph.grouping import Graph
 from prunus.proof.comparison import named_tensors
 from prunus.proof.masked import masked
+from prunus.refit import repair
 from prunus.refit.calls import layer_call
 from prunus.refit.lockstep import Lockstep
 from prunus.refit.order import ordered
@@ -24,33 +26,11 @@ from prunus.surgery.rewrite import captured_freely
 from zoo import ZOO
 from zoo_nets import Net, cbr, head
 
-
-class Written(nn.Module):
-    """Parts of tensors are filled, and what was added to is used again under its old name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(8, 6)
-        self.out = nn.Linear(6, 3)
-        self.register_buffer("table", torch.randn(4, 6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x.mul_(2.0)
-        mask = torch.zeros(4, 6)
-        mask[1:3, ::2] = self.table[1:3, ::2]
-        x = torch.relu(self.stem(x + mask))
-        kept = self.a(x)
-        part = kept[:, :2]
-        kept[:, 2:].add_(self.b(x)[:, 2:])
-        part += 1.0
-        kept.relu_()
-        return self.out(kept + part.mean(1, keepdim=True))
-
-
 NETS = {name: (animal.make, animal.inputs) for name, animal in ZOO.items()}
 NETS["written"] = (
     lambda: Written(), lambda size: torch.randn(size, 4, 6, generator=torch.Generator().manual_seed(size))
 )  # fmt: skip
+NETS["regions"] = (lambda: Regions(), lambda size: torch.randn(size, 6, generator=torch.Generator().manual_seed(size)))
 NETS["in place"] = (
     lambda: Net(lambda m, x: m.head(torch.relu_(m.b(m.a(x)).add_(m.a(x))) + m.a(x)),
                 a=cbr(3, 8, act=nn.ReLU(inplace=True)), b=cbr(8, 8)[:2], head=head(8)).eval(),
@@ -98,8 +78,8 @@ def nothing() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "name",
-    ["written", "in place", "inplace_relu", "heads_written_bias", "two_outputs", "keyword_inputs", "lstm",
-     "weight_norm", "weight_norm_grouped", "autocast_inside", "embedding_mlp", "temporal_shift",
+    ["written", "regions", "in place", "inplace_relu", "heads_written_bias", "two_outputs", "keyword_inputs", "lstm",
+     "weight_norm", "weight_norm_grouped", "embedding_mlp", "temporal_shift",
      "heads_relative_table"],
 )  # fmt: skip
 def test_one_walk_equals_two_passes(name: str) -> None:
@@ -143,3 +123,12 @@ def test_what_is_the_same_in_both_is_kept_once() -> None:
         seen += [dense[n] is smaller[n] for n in node.all_input_nodes if n in smaller and not run.differs(n)]
     assert seen
     assert all(seen)
+
+
+def test_layers_in_regions_are_refitted() -> None:
+    torch.manual_seed(0)
+    model, x = Regions(), torch.randn(40, 6)
+    plan = prunus.Plan.from_kept(graph := prunus.trace(model, x), two_thirds(graph))
+    done = repair(model, plan, [(x,)], progress=False)
+    assert [r.layer for r in done.refits] == ["a", "b", "mid", "out"]
+    prunus.apply_(done.model, plan, x)

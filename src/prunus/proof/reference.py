@@ -8,6 +8,7 @@ its own class and the rewritten graph.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from prunus.graph.engine import module_path, operation, source_line
 from prunus.graph.grouping import Graph
 from prunus.graph.registry import RULES
 from prunus.graph.resizing import BoolArray
+from prunus.graph.trace import REGIONS
 from prunus.plan.kept import Kept, presence
 from prunus.plan.plan import Plan
 from prunus.proof.keptstatistics import STATISTICS
@@ -44,36 +46,38 @@ class MaskedGraph(fx.Interpreter):
         self.layers: dict[str, list[Tensor]] = {}
         self.precise = False
         kept = Kept(graph, plan.kept)
-        self.masks: dict[str, list[BoolArray | None]] = {}
-        self.shapes: dict[str, list[tuple[int, ...]]] = {}
-        for node, result in graph.values.items():
-            values = result if isinstance(result, list) else [result]
-            self.masks[node.name] = [presence(v, kept) for v in values]
-            self.shapes[node.name] = [v.shape for v in values]
-        whole = _rescaled(graph, plan)
-        for name in whole:
-            self.masks[name] = [None] * len(self.masks[name])
+        found = {n: _listed(v) for n, v in graph.values.items()}
+        present = {n: [presence(v, kept) for v in values] for n, values in found.items()}
+        names = self._names(graph)
+        self.masks: dict[str, list[BoolArray | None]] = {names[n]: present[n] for n in found if n in names}
         signature = graph.program.graph_signature
         stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.places = {target: name for name, target in stored.items()}
+        whole = self._rescaled()
+        for name in whole & set(self.masks):
+            self.masks[name] = [None] * len(self.masks[name])
         for node in graph.values:
-            if node.op == "call_function" and node.name not in whole:
-                self._understands(node)
+            if node.op == "call_function" and operation(node) not in REGIONS and names.get(node) not in whole:
+                _understands(node, present)
 
-    def _understands(self, node: fx.Node) -> None:
-        """Refuse an operation that meets elements that go, and may count them."""
-        gone = [m for n in node.all_input_nodes for m in self.masks.get(n.name, []) if m is not None]
-        name = operation(node)
-        element_wise = name not in RULES  # or its units would have stayed
-        if not gone or element_wise or RULES[name].ignores_zeros or name in STATISTICS:
-            return
-        if sum(_varying(m) for m in self.masks[node.name][:1]) >= max(_varying(m) for m in gone):
-            return  # along other dimensions than the units'
-        raise SurgeryError(
-            f"operation {name}",
-            f"no reference can be made: what it does with units that go is not known ({source_line(node)})",
-            "leave the groups concerned out (ignored_layers, or no 'inexact' in allow)",
-        )
+    def _names(self, graph: Graph) -> dict[fx.Node, str]:
+        """Node of the captured program -> name of the node here that computes the same; regions run as a whole."""
+        return {n: n.name for n in graph.values if n.graph is graph.program.graph}
+
+    def _rescaled(self) -> set[str]:
+        """What is computed of stored directions alone: where a norm divides by their length, the cut keeps that.
+
+        A weight that is left whole is read with zeros, or makes what is set to zero.
+        """
+        directions = {norm.tensor for norm in self.plan.norms}
+        found: set[fx.Node] = set()
+        computed: set[fx.Node] = set()
+        for node in self.module.graph.nodes:  # type: ignore[union-attr]
+            inputs = set(node.all_input_nodes)
+            if node.op == "get_attr" or (node.op == "call_function" and inputs and inputs <= computed):
+                computed.add(node)
+                found |= {node} if str(node.target) in directions or inputs & found else set()
+        return {self.places.get(str(n.target), n.name) if n.op == "get_attr" else n.name for n in found}
 
     def outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's result on these arguments; `layers` then holds what its linear and convolution layers made."""
@@ -148,21 +152,24 @@ def _module(graph: Graph) -> nn.Module:
         raise SurgeryError("model", what, "give the part concerned another name") from failure
 
 
-def _rescaled(graph: Graph, plan: Plan) -> set[str]:
-    """What is computed of stored directions alone: where a norm divides by their length, the cut keeps that as it is.
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
-    A weight that is left whole is read with zeros, or makes what is set to zero.
-    """
-    signature = graph.program.graph_signature
-    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    directions = {norm.tensor for norm in plan.norms}
-    found, computed = {name for name, target in stored.items() if target in directions}, set(stored)
-    for node in graph.values:
-        inputs = {n.name for n in node.all_input_nodes}
-        if node.op == "call_function" and inputs and inputs <= computed:
-            computed.add(node.name)
-            found |= {node.name} if inputs & found else set()
-    return found & {n.name for n in graph.values}
+
+def _understands(node: fx.Node, present: Mapping[fx.Node, list[BoolArray | None]]) -> None:
+    """Refuse an operation that meets elements that go, and may count them."""
+    gone = [m for n in node.all_input_nodes for m in present.get(n, []) if m is not None]
+    name = operation(node)
+    element_wise = name not in RULES  # or its units would have stayed
+    if not gone or element_wise or RULES[name].ignores_zeros or name in STATISTICS:
+        return
+    if sum(_varying(m) for m in present[node][:1]) >= max(_varying(m) for m in gone):
+        return  # along other dimensions than the units'
+    raise SurgeryError(
+        f"operation {name}",
+        f"no reference can be made: what it does with units that go is not known ({source_line(node)})",
+        "leave the groups concerned out (ignored_layers, or no 'inexact' in allow)",
+    )
 
 
 def lifted(value: Any) -> Any:

@@ -19,6 +19,7 @@ from prunus.graph.grouping import Graph
 from prunus.plan.plan import Plan
 from prunus.proof.observation import double, in_double
 from prunus.proof.reference import MaskedGraph, lifted
+from prunus.refit.inlining import inlined_
 from prunus.refit.inplace import shared_memory, shares, writes
 from prunus.runtime.arguments import as_arguments
 
@@ -28,6 +29,12 @@ HALF = (torch.float16, torch.bfloat16)
 class _Masked(MaskedGraph):
     in_place: frozenset[str] = frozenset()
     views: frozenset[str] = frozenset()
+
+    def _names(self, graph: Graph) -> dict[fx.Node, str]:
+        """As everywhere, with every operation of a region under another setting by itself."""
+        assert isinstance(self.module, fx.GraphModule)
+        found = inlined_(self.module, graph.program.graph_module)
+        return super()._names(graph) | {n: here.name for n, here in found.items() if here.op != "get_attr"}
 
     def _note(self, node: fx.Node, result: Any) -> None:
         """Nothing: nobody asks for layers here."""
