@@ -67,9 +67,10 @@ def refit_layers(
 def _refit(
     run: Lockstep, call: LayerCall, behind: Behind, config: RepairConfig, generator: torch.Generator, judged: bool
 ) -> Refit:
-    if len(call.weight.users) > 1:
-        return Refit(call.name, 0.0, 0.0, reason="its weight is used by several calls")
-    weight, place = run.stored[0][call.weight], _constant(call)
+    weight, reason = run.stored[0][call.weight], _unfit(run, call)
+    if reason:
+        return Refit(call.name, 0.0, 0.0, reason=reason)
+    place = _constant(run, call)
     first = run.held(0)[0][call.node], run.held(0)[1][call.source]
     bounds = behind.path.bounds if len(behind.known) == len(behind.path.sums) else None
     problem = LeastSquares(call, weight, _channels(run, call, first[1], first[0]), place is not None, bounds)
@@ -79,10 +80,12 @@ def _refit(
         dense, masked = run.held(number)
         result, source = dense[call.node], masked[call.source]
         examples = call.examples_in(result, weight)
+        if not result.numel():
+            continue
         there = run.present(call.node, result)
         inside = None if there is None else rows_of(call, there.expand(result.shape), weight).any(1).cpu()
         each = result.numel() // result.shape[call.channel_dim(result, weight)] // examples
-        rows, held = sampled_rows(examples, each, count / total, before, config.held_out, generator, inside)
+        rows, held = sampled_rows(examples, each, count / max(total, 1), before, config.held_out, generator, inside)
         rows, held, before = rows.to(result.device), held.to(result.device), before + examples
         place_, inside_ = read_places(call, weight, source, result, rows)
         x = regressors(call, problem.inputs(rows_of(call, source, weight)), place_, inside_)
@@ -104,15 +107,25 @@ def _refit(
     return Refit(call.name, found.before, found.after, found.ridge, samples)
 
 
-def _constant(call: LayerCall) -> fx.Node | None:
+def _unfit(run: Lockstep, call: LayerCall) -> str:
+    """Why a layer can't be refitted, or ""."""
+    if len(call.weight.users) > 1:
+        return "its weight is used by several calls"
+    if not run.owned(call.weight):
+        return "its weight is neither a parameter nor a buffer"
+    return "" if run.stored[0][call.weight].is_floating_point() else "its weight is not one of real numbers"
+
+
+def _constant(run: Lockstep, call: LayerCall) -> fx.Node | None:
     """The stored tensor that can take a constant: the bias, or the mean of the batch norm behind."""
     if call.bias is not None:
-        return call.bias if len(call.bias.users) == 1 else None
+        return call.bias if len(call.bias.users) == 1 and run.owned(call.bias) else None
     user = next(iter(call.node.users), None)
     if user is None or len(call.node.users) > 1 or operation(user) != "batch_norm" or user.args[0] is not call.node:
         return None
     mean = argument(user, 3, "running_mean")
-    return mean if isinstance(mean, fx.Node) and mean.op == "get_attr" and len(mean.users) == 1 else None
+    fine = isinstance(mean, fx.Node) and mean.op == "get_attr" and len(mean.users) == 1 and run.owned(mean)
+    return mean if fine else None
 
 
 def _channels(run: Lockstep, call: LayerCall, source: Tensor, result: Tensor) -> Channels:

@@ -145,6 +145,10 @@ class Lockstep:
         self.stored[1][node] = tensor.to(self.formats.get(str(node.target), old.dtype)).to(old.dtype)
         self.same[node] = False
 
+    def owned(self, node: fx.Node) -> bool:
+        """Whether a stored tensor is a parameter or a buffer of the model; constants of its code are neither."""
+        return str(node.target) in self.masked.places
+
     def present(self, node: fx.Node, value: Tensor) -> Tensor | None:
         """Which elements of a value stay, broadcastable; None if all do."""
         return self.masked._there(node.name, 0, value)
