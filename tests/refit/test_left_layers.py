@@ -35,7 +35,7 @@ def test_tied_weights_stay() -> None:
     assert done.model.get_submodule("last").weight is done.model.get_submodule("table").weight
 
 
-@pytest.mark.parametrize("name", ["shared_conv", "siamese", "heads_shared_layers"])
+@pytest.mark.parametrize("name", ["shared_conv", "siamese"])
 def test_shared_layers_are_left(name: str) -> None:
     model, inputs = ZOO[name].make(), ZOO[name].inputs
     group = next(g for g in prunus.trace(model, inputs(2)).groups() if g.rows is None)

@@ -78,9 +78,8 @@ def nothing() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "name",
-    ["written", "regions", "in place", "inplace_relu", "heads_written_bias", "two_outputs", "keyword_inputs", "lstm",
-     "weight_norm", "weight_norm_grouped", "embedding_mlp", "temporal_shift",
-     "heads_relative_table"],
+    ["written", "regions", "in place", "inplace_relu", "heads_written_bias", "two_outputs", "keyword_inputs",
+     "weight_norm_grouped", "embedding_mlp"],
 )  # fmt: skip
 def test_one_walk_equals_two_passes(name: str) -> None:
     model, plan, run, batches = side_by_side(name)

@@ -53,13 +53,13 @@ def test_no_round_raises_what_is_missed(
     assert found[-1] < 0.97 * found[0]
 
 
-@pytest.mark.parametrize("clamp", [nn.ReLU, nn.ReLU6, nn.Hardtanh])
+@pytest.mark.parametrize("clamp", [nn.ReLU, nn.ReLU6])
 def test_less_is_lost_behind_the_clamp(clamp: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 12, 3), nn.GELU(), nn.Conv2d(12, 8, 3, bias=False), nn.BatchNorm2d(8), clamp()
     ).double()  # fmt: skip
-    x = torch.randn(64, 3, 8, 8, dtype=torch.float64)
+    x = torch.randn(32, 3, 8, 8, dtype=torch.float64)
     for _ in range(30):
         model(x)
     model.eval()
