@@ -153,6 +153,15 @@ def rows_of(call: LayerCall, value: Tensor, weight: Tensor) -> Tensor:
     return value.movedim(dim, -1).reshape(-1, value.shape[dim])
 
 
+def picked_rows(call: LayerCall, value: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of a call's input or output, [N, channels], without a copy of all; see `rows_of`."""
+    spatial = weight.dim() - 2
+    if call.kind in LINEAR or value.dim() != weight.dim():
+        return rows_of(call, value, weight).index_select(0, rows)
+    each = math.prod(value.shape[-spatial:])
+    return value.flatten(2).transpose(1, 2)[rows // each, rows % each]
+
+
 def read_places(call: LayerCall, weight: Tensor, source: Tensor, result: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Which rows of the input each tap of some rows of the output reads.
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from prunus.graph.engine import argument, operation
 from prunus.plan.plan import Plan
 from prunus.refit.behind import Behind
-from prunus.refit.calls import LayerCall, layer_call, read_places, regressors, rows_of
+from prunus.refit.calls import LayerCall, layer_call, picked_rows, read_places, regressors, rows_of
 from prunus.refit.config import RepairConfig
 from prunus.refit.least_squares import Channels, Clamped, LeastSquares
 from prunus.refit.lockstep import Lockstep
@@ -83,14 +83,20 @@ def _refit(
         if not result.numel():
             continue
         there = run.present(call.node, result)
-        inside = None if there is None else rows_of(call, there.expand(result.shape), weight).any(1).cpu()
+        inside = None
+        if there is not None and _varies(there, call.channel_dim(result, weight)):
+            inside = rows_of(call, there.expand(result.shape), weight).any(1).cpu()
         each = result.numel() // result.shape[call.channel_dim(result, weight)] // examples
         rows, held = sampled_rows(examples, each, count / max(total, 1), before, config.held_out, generator, inside)
         rows, held, before = rows.to(result.device), held.to(result.device), before + examples
         place_, inside_ = read_places(call, weight, source, result, rows)
-        x = regressors(call, problem.inputs(rows_of(call, source, weight)), place_, inside_)
+        if place_.numel() < source.numel() // source.shape[call.channel_dim(source, weight)]:
+            inputs, place_ = picked_rows(call, source, weight, place_.reshape(-1)), _in_order(place_)
+        else:
+            inputs = rows_of(call, source, weight)
+        x = regressors(call, problem.inputs(inputs), place_, inside_)
         wanted, end, factor = behind.targets(run, number, call)
-        parts = [problem.outputs(rows_of(call, t, weight).index_select(0, rows)) for t in (wanted, end, factor)
+        parts = [problem.outputs(picked_rows(call, t, weight, rows)) for t in (wanted, end, factor)
                  if t is not None]  # fmt: skip
         problem.add(x, parts[0], held)
         if problem.bounds is not None and len(parts) == 3:
@@ -105,6 +111,15 @@ def _refit(
         run.replace(place, new)
     samples = int(problem.fitted.count + problem.held.count)
     return Refit(call.name, found.before, found.after, found.ridge, samples)
+
+
+def _in_order(place: Tensor) -> Tensor:
+    return torch.arange(place.numel(), device=place.device).reshape(place.shape)
+
+
+def _varies(there: Tensor, dim: int) -> bool:
+    """Whether what stays is not the same along another dimension than channels."""
+    return any(size > 1 for d, size in enumerate(there.shape) if d != dim)
 
 
 def _unfit(run: Lockstep, call: LayerCall) -> str:

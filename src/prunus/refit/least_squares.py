@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from prunus.refit.calls import LayerCall
-from prunus.refit.moments import Moments, solved
+from prunus.refit.moments import Moments, solved, spaced
 from prunus.runtime.processes import summed
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Prices of a change, relative to the mean square of the regressors; the best on held-out rows is taken."""
+JUDGED = 256
+"""Outputs of a layer, evenly spaced, by which prices are compared."""
 ROUNDS = 3
 """How often targets beyond a clamp's bounds follow what is made."""
 
@@ -58,7 +60,7 @@ class Solution:
         weight: the new weight, fp64, in the old one's shape; None if no change helps.
         constant: what is added to each output, fp64 [outputs].
         ridge: the price that was chosen.
-        before: error of the old weights on held-out rows, relative to the spread of what is wanted.
+        before: error of the old weights on held-out rows, of some outputs, relative to the spread of what is wanted.
         after: that of the new ones, before they were fitted to all rows.
         reason: why no weight was found, or "".
     """
@@ -133,10 +135,10 @@ class LeastSquares:
         fitted, held = self.fitted.over_ranks(), self.held.over_ranks()
         if not (fitted.finite and held.finite):
             return Solution(None, None, 0.0, 0.0, 0.0, "what it reads or should make is not finite on these data")
-        judge = held if held.count else fitted
-        spread = judge.spread()
-        before = judge.error(self.old)
-        tried = {r: judge.error(solved(fitted, self.old, r, self.intercept)) for r in ridges}
+        some, old = fitted.some(JUDGED), self.old[:, :, spaced(self.old.shape[2], JUDGED)]
+        judge = held.some(JUDGED) if held.count else some
+        spread, before = judge.spread(), judge.error(old)
+        tried = {r: judge.error(solved(some, old, r, self.intercept)) for r in ridges}
         best = min(tried, key=tried.__getitem__)
         if not tried[best] < before:
             none = "no change helps on held-out data"

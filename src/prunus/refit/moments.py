@@ -54,6 +54,11 @@ class Moments:
             self.count + other.count, self.gram + other.gram, self.cross + other.cross, self.square + other.square
         )
 
+    def some(self, most: int) -> Moments:
+        """Those of no more targets than that, evenly spaced."""
+        chosen = spaced(self.cross.shape[2], most)
+        return Moments(self.count, self.gram, self.cross[:, :, chosen], self.square[:, chosen])
+
     @property
     def finite(self) -> bool:
         """Whether all of it is."""
@@ -69,6 +74,11 @@ class Moments:
         mean, square = self.cross[:, -1] / max(self.count, 1.0), self.square / max(self.count, 1.0)
         varies, whole = float((square - mean.square()).sum()), float(square.sum())
         return varies if varies > 1e-12 * whole else whole or 1.0
+
+
+def spaced(count: int, most: int) -> slice:
+    """Which of so many are looked at, evenly spaced and no more than `most`."""
+    return slice(None, None, -(-count // most))
 
 
 def solved(moments: Moments, old: Tensor, ridge: float, intercept: bool) -> Tensor:
