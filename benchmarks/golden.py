@@ -97,7 +97,7 @@ def api() -> SimpleNamespace:
 
 def spelled(options: Mapping[str, Any]) -> Record:
     """Options as the names of the runs call them -> as the library does."""
-    found: Record = {}
+    found: Record = {"repair": False}  # the record is older
     for name, value in options.items():
         if name in ("budget", "pruning_ratio", "kept_counts"):
             found["target"] = value

@@ -196,4 +196,4 @@ def _factor(step: Step, like: Tensor, values: Mapping[fx.Node, Any]) -> Tensor:
 
 def _divided(value: Tensor, factor: Tensor) -> Tensor:
     small = factor.abs() <= 1e-6 * factor.abs().max().clamp_min(torch.finfo(factor.dtype).tiny)
-    return torch.where(small, torch.zeros_like(value), value / torch.where(small, torch.ones_like(factor), factor))
+    return value * torch.where(small, 0.0, 1 / torch.where(small, 1.0, factor))
