@@ -16,7 +16,7 @@ from prunus.refit.lockstep import Lockstep
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import full_precision
-from prunus.runtime.processes import summed
+from prunus.runtime.processes import model_device, summed
 
 
 class Trials:
@@ -52,7 +52,7 @@ class Trials:
                 if here:
                     total += here * float(self.distance(masked, self.distance.target(inputs, dense)))
                     count += here
-        both = summed(torch.tensor([total, count], dtype=torch.float64))
+        both = summed(torch.tensor([total, count], dtype=torch.float64, device=model_device(self.model)))
         return float(both[0] / both[1].clamp_min(1))
 
 
