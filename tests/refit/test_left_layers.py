@@ -43,6 +43,14 @@ def test_shared_layers_are_left(name: str) -> None:
     assert "its weight is used by several calls" in reasons(done).values()
 
 
+def test_computed_weights_are_left() -> None:
+    torch.manual_seed(0)
+    behind = nn.utils.parametrizations.weight_norm(nn.Linear(16, 8))
+    net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), behind, nn.ReLU(), nn.Linear(8, 3))
+    done = refitted(net, {"0": range(9)}, torch.randn(400, 5))
+    assert reasons(done) == {"2": "its weight is computed", "4": ""}
+
+
 class Coded(nn.Module):
     """A module made of a graph has its source in an attribute of this name."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from prunus.graph.engine import argument, module_path, operation
 
 LINEAR = ("linear", "addmm")
+CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def layer_call(node: fx.Node) -> LayerCall | None:
         bias, source, weight = node.args[:3]
         if any(argument(node, i, n, 1) != 1 for i, n in ((3, "beta"), (4, "alpha"))):
             return None
-    elif kind in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+    elif kind in CONVOLUTIONS:
         source, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     else:
         return None
@@ -115,6 +116,12 @@ def layer_call(node: fx.Node) -> LayerCall | None:
     if kind in LINEAR:
         return LayerCall(node, source, weight, bias, kind)
     return _convolution(node, kind, source, weight, bias)
+
+
+def computed_layer(node: fx.Node) -> fx.Node | None:
+    """What a layer reads whose weight is not stored as it is; None for all else."""
+    source = node.args[0] if node.op == "call_function" and operation(node) in ("linear", *CONVOLUTIONS) else None
+    return source if isinstance(source, fx.Node) and layer_call(node) is None else None
 
 
 def _stored(argument: Any) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.graph.engine import argument, operation
+from prunus.graph.engine import argument, module_path, operation
 from prunus.plan.plan import Plan
 from prunus.refit.behind import Behind
-from prunus.refit.calls import LayerCall, layer_call, picked_rows, read_places, regressors, rows_of
+from prunus.refit.calls import LayerCall, computed_layer, layer_call, picked_rows, read_places, regressors, rows_of
 from prunus.refit.config import RepairConfig
 from prunus.refit.least_squares import Channels, Clamped, LeastSquares
 from prunus.refit.lockstep import Lockstep
@@ -54,6 +54,9 @@ def refit_layers(
         for node in run.run(order, batches):
             call = calls.get(node)
             if call is None:
+                source = computed_layer(node)
+                if source is not None and run.differs(source):
+                    told.append(Refit(module_path(node) or node.name, 0.0, 0.0, reason="its weight is computed"))
                 continue
             bar.advance()
             bar.describe(f"repair {call.name}")
