@@ -21,6 +21,12 @@ class RepairConfig:
         layers: `readers` of what goes, or `all` layers whose input has changed.
         held_out: every so many-th example is held out: the price of a change is chosen on them.
         sums: what the other side of a residual sum gets wrong is added to what the layer before the sum should make.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(64, 8)
+        >>> few = prunus.RepairConfig(examples=64, layers="readers")
+        >>> prunus.prune(net, x, method="l1", target=0.25, data=[(x,)], repair=few).refits[0].layer
+        '2'
     """
 
     examples: Count = 1024

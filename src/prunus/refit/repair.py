@@ -29,6 +29,13 @@ class Repaired:
     Attributes:
         model: a copy of the dense network with the refitted weights; to be given to `apply_` with the plan.
         refits: what was done, layer by layer, in the order in which it was done.
+
+    Example:
+        >>> net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(256, 8)
+        >>> plan = prunus.Plan.from_kept(prunus.trace(net, x), {"0": range(12)})
+        >>> done = prunus.repair(net, plan, [(x,)])
+        >>> done.refits[0].after < done.refits[0].before, done.model[2].weight.shape
+        (True, torch.Size([4, 16]))
     """
 
     model: nn.Module
