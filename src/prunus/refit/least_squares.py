@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from prunus.refit.calls import LayerCall
-from prunus.refit.moments import Moments, solved, spaced
+from prunus.refit.moments import Moments, solved, solver, spaced
 from prunus.runtime.processes import summed
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -138,17 +138,17 @@ class LeastSquares:
         some, old = fitted.some(JUDGED), self.old[:, :, spaced(self.old.shape[2], JUDGED)]
         judge = held.some(JUDGED) if held.count else some
         spread, before = judge.spread(), judge.error(old)
-        tried = {r: judge.error(solved(some, old, r, self.intercept)) for r in ridges}
-        best = min(tried, key=tried.__getitem__)
-        if not tried[best] < before:
+        best, least = _cheapest(ridges, lambda ridge: judge.error(solved(some, old, ridge, self.intercept)))
+        if not least < before:
             none = "no change helps on held-out data"
             return Solution(None, None, 0.0, before / spread, before / spread, none)
         every = fitted + held if all_rows else fitted
-        matrix = solved(every, self.old, best, self.intercept)
+        solve = solver(every, best, self.intercept)
+        matrix = solve(every, self.old)
         for _ in range(ROUNDS if self.bounds else 0):
-            matrix = solved(self._followed(every, matrix, all_rows), self.old, best, self.intercept)
+            matrix = solve(self._followed(every, matrix, all_rows), self.old)
         weight, constant = self._written(matrix)
-        return Solution(weight, constant, best, before / spread, tried[best] / spread)
+        return Solution(weight, constant, best, before / spread, least / spread)
 
     def _followed(self, every: Moments, matrix: Tensor, all_rows: bool) -> Moments:
         """The moments with targets that follow what is made wherever the bounds hide the difference."""
@@ -191,3 +191,16 @@ class LeastSquares:
             return matrix * self.columns[:, None, :]
         rows = torch.cat([self.rows[0], torch.ones_like(self.rows[0, :1])])
         return matrix[:, rows][:, :, self.columns[0]]
+
+
+def _cheapest(prices: Sequence[float], error: Callable[[float], float]) -> tuple[float, float]:
+    """The price of least error and that error, from the middle one downhill: errors have one valley."""
+    place = len(prices) // 2
+    least = error(prices[place])
+    for step in (-1, 1):
+        moved = False
+        while 0 <= place + step < len(prices) and (found := error(prices[place + step])) < least:
+            place, least, moved = place + step, found, True
+        if moved:
+            break
+    return prices[place], least

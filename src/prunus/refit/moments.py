@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -81,20 +82,22 @@ def spaced(count: int, most: int) -> slice:
     return slice(None, None, -(-count // most))
 
 
-def solved(moments: Moments, old: Tensor, ridge: float, intercept: bool) -> Tensor:
-    """The matrix [G, P + 1, Q] of least squared error, held near `old`.
+Solver = Callable[[Moments, Tensor], Tensor]
+"""From moments with the Gram matrix that it was made for, and the old matrix, to the new one."""
+
+
+def solver(moments: Moments, ridge: float, intercept: bool) -> Solver:
+    """What finds the matrix [G, P + 1, Q] of least squared error, held near an old one; the factoring is done once.
 
     min |Y - X M|^2 + ridge * d * |M - old|^2, with d the mean of the regressors' squares; no price on the constant.
 
     Args:
         moments: of the samples.
-        old: [G, P + 1, Q].
         ridge: price of a change, relative.
         intercept: whether the constant may change.
     """
     size = moments.gram.shape[1] if intercept else moments.gram.shape[1] - 1
-    gram, left = moments.gram[:, :size, :size].clone(), (moments.cross - moments.gram @ old)[:, :size]
-    inner = moments.gram.shape[1] - 1
+    gram, inner = moments.gram[:, :size, :size].clone(), moments.gram.shape[1] - 1
     diagonal = gram.diagonal(dim1=1, dim2=2)
     scale = diagonal[:, :inner].mean(1, keepdim=True)
     # What is zero everywhere keeps its old weights; where nothing varies at all the scale is free.
@@ -102,10 +105,17 @@ def solved(moments: Moments, old: Tensor, ridge: float, intercept: bool) -> Tens
     if intercept:
         diagonal[:, inner:].clamp_min_(1e-300)
     factor, failed = torch.linalg.cholesky_ex(gram)
-    if bool(failed.any()):
-        step = torch.linalg.lstsq(gram, left).solution
-    else:
-        step = torch.cholesky_solve(left, factor)
-    new = old.clone()
-    new[:, :size] += step
-    return new
+    bad = bool(failed.any())
+
+    def solve(there: Moments, old: Tensor) -> Tensor:
+        left = (there.cross - there.gram @ old)[:, :size]
+        new = old.clone()
+        new[:, :size] += torch.linalg.lstsq(gram, left).solution if bad else torch.cholesky_solve(left, factor)
+        return new
+
+    return solve
+
+
+def solved(moments: Moments, old: Tensor, ridge: float, intercept: bool) -> Tensor:
+    """One solution; see `solver`."""
+    return solver(moments, ridge, intercept)(moments, old)
