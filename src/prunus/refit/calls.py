@@ -53,20 +53,19 @@ class LayerCall:
         """Whether it is a transposed convolution."""
         return self.kind.startswith("conv_transpose")
 
-    def inputs_of(self, weight: Tensor) -> int:
-        """Input channels."""
-        if self.kind == "linear" or (self.kind.startswith("conv") and not self.transposed):
-            return int(weight.shape[1]) * self.groups
-        return int(weight.shape[0])
-
     def channel_dim(self, value: Tensor, weight: Tensor) -> int:
         """The dimension of the call's input and output that holds channels."""
         return value.dim() - 1 if self.kind in LINEAR else value.dim() - (weight.dim() - 1)
 
-    def examples_in(self, value: Tensor, weight: Tensor) -> int:
-        """How many there are in the call's input or output: one where no dimension is left for them."""
-        without = 1 if self.kind in LINEAR else weight.dim() - 1
-        return 1 if value.dim() == without else len(value)
+    def examples_in(self, value: Tensor, weight: Tensor, batch: int) -> int:
+        """How many there are in the call's output.
+
+        Those of the batch, also where positions were merged with them (tokens, windows); one where no dimension is left
+        for them; otherwise what lies along the first.
+        """
+        if value.dim() == (1 if self.kind in LINEAR else weight.dim() - 1):
+            return 1
+        return batch if batch and len(value) % batch == 0 else len(value)
 
     def as_matrix(self, weight: Tensor) -> Tensor:
         """The weight as [groups, taps * inputs of a group, outputs of a group]."""

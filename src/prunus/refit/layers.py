@@ -78,11 +78,12 @@ def _refit(
     bounds = behind.path.bounds if len(behind.known) == len(behind.path.sums) else None
     problem = LeastSquares(call, weight, _channels(run, call, first[1], first[0]), place is not None, bounds)
     count = min(max(config.least_rows, config.rows * problem.unknowns), config.most_rows)
-    total, before = sum(call.examples_in(dense[call.node], weight) for dense, _ in run.values), 0
-    for number in range(len(run.values)):
+    made = [dense[call.node] for dense, _ in run.values]
+    counts = [call.examples_in(m, weight, batch) for m, batch in zip(made, run.examples, strict=True)]
+    total, before = sum(counts), 0
+    for number, examples in enumerate(counts):
         dense, masked = run.held(number)
         result, source = dense[call.node], masked[call.source]
-        examples = call.examples_in(result, weight)
         if not result.numel():
             continue
         there = run.present(call.node, result)

@@ -46,10 +46,11 @@ class Clamped:
     factor: Tensor
     held: Tensor
 
-    def without(self, rows: Tensor) -> Clamped:
-        """The others, where `rows` says which, bool [N]."""
+    @property
+    def fitted(self) -> Clamped:
+        """The rows that are not held out."""
         parts = (self.x, self.wanted, self.end, self.factor, self.held)
-        return Clamped(*(t[~rows] for t in parts))
+        return Clamped(*(t[~self.held] for t in parts))
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,7 @@ class LeastSquares:
         assert self.bounds is not None
         low, high = self.bounds
         cross, square = torch.zeros_like(every.cross), torch.zeros_like(every.square)
-        for part in self.clamped:
-            if not all_rows:
-                part = part.without(part.held)
+        for part in (c if all_rows else c.fitted for c in self.clamped):
             x, wanted, end, factor = (t.transpose(0, 1) for t in (part.x, part.wanted, part.end, part.factor))
             made = x @ matrix[:, :-1].to(x.dtype) + matrix[:, -1:].to(x.dtype)
             here = end + factor * (made - wanted)

@@ -21,7 +21,7 @@ from prunus.proof.observation import double, in_double
 from prunus.proof.reference import MaskedGraph, lifted
 from prunus.refit.inlining import inlined_
 from prunus.refit.inplace import shared_memory, shares, writes
-from prunus.runtime.arguments import as_arguments
+from prunus.runtime.arguments import as_arguments, examples_in
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -76,6 +76,7 @@ class Lockstep:
         self.half = any(t.dtype in HALF for t in (*self.module.parameters(), *self.module.buffers()))
         self.stored: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
         self.values: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = []
+        self.examples: list[int] = []
         self.same: dict[fx.Node, bool] = {}
         self.formats: dict[str, torch.dtype] = {}
         self.end: fx.Node | None = None
@@ -94,7 +95,7 @@ class Lockstep:
         Raises:
             SurgeryError: the graph ends without an output.
         """
-        self.values = [({}, {}) for _ in batches]
+        self.values, self.examples = [({}, {}) for _ in batches], [examples_in(b, none=0) for b in batches]
         self._start(order, batches)
         last: dict[fx.Node, list[fx.Node]] = {}
         seen: set[fx.Node] = set()

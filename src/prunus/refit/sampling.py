@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def held_out(examples: Tensor, every: int) -> Tensor:
+    """Which examples, by their numbers, are held out: every so many-th; with 1 none is."""
+    return examples % every == every - 1 if every > 1 else torch.zeros_like(examples, dtype=torch.bool)
+
+
 def sampled_rows(
     examples: int,
     each: int,
@@ -22,7 +27,7 @@ def sampled_rows(
         each: rows of an example; row numbers run over examples first.
         wanted: how many of each example; at least one is taken.
         before: examples in earlier batches.
-        every: so many-th example is held out; with 1 none is.
+        every: see `held_out`.
         generator: draws.
         inside: which rows may be taken at all, bool [examples * each].
 
@@ -36,5 +41,5 @@ def sampled_rows(
         order = torch.rand(examples, each, generator=generator, device="cpu")
         first = torch.arange(examples, device="cpu")[:, None] * each
         rows = (order.topk(count, dim=1).indices + first).reshape(-1)
-    held = (rows // each + before) % every == every - 1 if every > 1 else torch.zeros_like(rows, dtype=torch.bool)
+    held = held_out(rows // each + before, every)
     return (rows, held) if inside is None else (rows[inside[rows]], held[inside[rows]])

@@ -10,7 +10,7 @@ class Refit:
     """What repair did with one layer.
 
     Errors are squared distances from what the dense network makes, relative to the variance of that, on data that the
-    fit has not seen.
+    fit has not seen, of 256 outputs at most.
 
     Attributes:
         layer: the layer.

@@ -13,6 +13,7 @@ from prunus.refit.calibration import Calibration
 from prunus.refit.config import RepairConfig
 from prunus.refit.layers import refit_layers
 from prunus.refit.lockstep import Lockstep
+from prunus.refit.sampling import held_out
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import full_precision
@@ -43,8 +44,8 @@ class Trials:
             refit_layers(run, self.data.batches, plan, self.config, self.seed, False, judged=True)
             total, count, before = 0.0, 0, 0
             for number, batch in enumerate(self.data.batches):
-                size, every = examples_in(batch), self.config.held_out
-                held = (torch.arange(before, before + size) % every) == every - 1
+                size = examples_in(batch)
+                held = held_out(torch.arange(before, before + size, device="cpu"), self.config.held_out)
                 before += size
                 dense, masked = run.outputs(number)
                 inputs, dense, masked = (_rows(v, held) for v in (batch, dense, masked))
