@@ -85,7 +85,7 @@ def test_a_refitted_layer_equals_least_squares_done_slowly(name: str, constant: 
     problem = LeastSquares(call, old, Channels(inputs, outputs), constant)
     rows = torch.arange(rows_of(call, made, old).shape[0])
     place, inside = read_places(call, old, x, made, rows)
-    read = regressors(call, problem.inputs(rows_of(call, x, old)), place, inside)
+    read = regressors(call, x, old, place, inside, problem.inputs)
     problem.add(read, problem.outputs(rows_of(call, wanted, old)), torch.zeros(len(rows)) > 0)
     found = problem.solve((1e-13,))
 
@@ -98,9 +98,6 @@ def test_a_refitted_layer_equals_least_squares_done_slowly(name: str, constant: 
     torch.testing.assert_close(found.weight, weight, rtol=1e-5, atol=1e-5)
     assert found.constant is not None
     torch.testing.assert_close(found.constant, added, rtol=1e-5, atol=1e-5)
-    error = float((called(layer, x, weight) + added.reshape(1, -1, *[1] * (target.dim() - 2)) - target)[:, outputs]
-                  .square().sum() / target[:, outputs].square().sum())  # fmt: skip
-    assert error < 1.0
 
 
 def test_channels_of_a_group_that_go_keep_their_weights() -> None:
@@ -115,7 +112,7 @@ def test_channels_of_a_group_that_go_keep_their_weights() -> None:
     problem = LeastSquares(call, old, Channels(inputs, torch.ones(6) > 0), True)
     rows = torch.arange(20 * 16)
     place, inside = read_places(call, old, x, made, rows)
-    read = regressors(call, problem.inputs(rows_of(call, x, old)), place, inside)
+    read = regressors(call, x, old, place, inside, problem.inputs)
     problem.add(read, problem.outputs(rows_of(call, wanted, old)), rows % 5 == 4)
     found = problem.solve((1e-13,))
     assert found.weight is not None

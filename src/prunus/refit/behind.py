@@ -19,6 +19,11 @@ class Behind:
     path: Path
     known: tuple[Step, ...]
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Of the clamp at the end, where all that is summed on the way to it is known."""
+        return self.path.bounds if len(self.known) == len(self.path.sums) else None
+
     def targets(self, run: Lockstep, number: int, call: LayerCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Of one batch: what the layer should make, without its bias; and for a clamp behind, what it meets there.
 
@@ -38,14 +43,13 @@ class Behind:
         if call.bias is not None:
             dim = call.channel_dim(made, values[call.weight])
             wanted = made - values[call.bias].reshape([-1 if d == dim else 1 for d in range(made.dim())])
-        clamp = self.path.bounds is not None and len(self.known) == len(self.path.sums)
-        if not missing and not clamp:
+        if not missing and self.bounds is None:
             return wanted, None, None
         on_path = forward(self.path, made, values)
         shapes = [t.shape for t in on_path]
         if missing:
             wanted = wanted + carried_back(self.path, None, missing, shapes, values)
-        if not clamp:
+        if self.bounds is None:
             return wanted, None, None
         ones = torch.ones_like(on_path[-1])
         back, scaled = (carried_back(self.path, t, {}, shapes, values) for t in (ones, on_path[-1]))

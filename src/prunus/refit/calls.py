@@ -204,17 +204,25 @@ def read_places(call: LayerCall, weight: Tensor, source: Tensor, result: Tensor,
     return torch.where(inside, place, torch.zeros_like(place)), inside
 
 
-def regressors(call: LayerCall, inputs: Tensor, place: Tensor, inside: Tensor) -> Tensor:
+def regressors(
+    call: LayerCall, source: Tensor, weight: Tensor, place: Tensor, inside: Tensor, channels: Tensor | None
+) -> Tensor:
     """What some rows of the output are made of, [N, groups, taps * inputs of a group].
 
     Args:
         call: the call.
-        inputs: rows of the input, [rows, channels].
-        place: numbers of rows, see `read_places`.
+        source: its input.
+        weight: its weight.
+        place: numbers of rows of the input, see `read_places`.
         inside: which of them are there.
+        channels: which inputs are taken, bool; None takes all.
     """
     samples, taps = place.shape
-    read = inputs.index_select(0, place.reshape(-1)).reshape(samples, taps, -1)
+    few = place.numel() < source.numel() // source.shape[call.channel_dim(source, weight)]
+    # Where fewer rows are read than there are, they are fetched first; otherwise channels go first.
+    rows = picked_rows(call, source, weight, place.reshape(-1)) if few else rows_of(call, source, weight)
+    rows = rows if channels is None else rows[:, channels]
+    read = (rows if few else rows.index_select(0, place.reshape(-1))).reshape(samples, taps, -1)
     read = read * inside[:, :, None].to(read) if not bool(inside.all()) else read
     apart = read.reshape(samples, taps, call.groups, -1)
     return apart.transpose(1, 2).reshape(samples, call.groups, -1)

@@ -73,38 +73,10 @@ def _refit(
     weight, reason = run.stored[0][call.weight], _unfit(run, call)
     if reason:
         return Refit(call.name, 0.0, 0.0, reason=reason)
-    place = _constant(run, call)
+    place, bounds = _constant(run, call), behind.bounds
     first = run.held(0)[0][call.node], run.held(0)[1][call.source]
-    bounds = behind.path.bounds if len(behind.known) == len(behind.path.sums) else None
     problem = LeastSquares(call, weight, _channels(run, call, first[1], first[0]), place is not None, bounds)
-    count = min(max(config.least_rows, config.rows * problem.unknowns), config.most_rows)
-    made = [dense[call.node] for dense, _ in run.values]
-    counts = [call.examples_in(m, weight, batch) for m, batch in zip(made, run.examples, strict=True)]
-    total, before = sum(counts), 0
-    for number, examples in enumerate(counts):
-        dense, masked = run.held(number)
-        result, source = dense[call.node], masked[call.source]
-        if not result.numel():
-            continue
-        there = run.present(call.node, result)
-        inside = None
-        if there is not None and _varies(there, call.channel_dim(result, weight)):
-            inside = rows_of(call, there.expand(result.shape), weight).any(1).cpu()
-        each = result.numel() // result.shape[call.channel_dim(result, weight)] // examples
-        rows, held = sampled_rows(examples, each, count / max(total, 1), before, config.held_out, generator, inside)
-        rows, held, before = rows.to(result.device), held.to(result.device), before + examples
-        place_, inside_ = read_places(call, weight, source, result, rows)
-        if place_.numel() < source.numel() // source.shape[call.channel_dim(source, weight)]:
-            inputs, place_ = picked_rows(call, source, weight, place_.reshape(-1)), _in_order(place_)
-        else:
-            inputs = rows_of(call, source, weight)
-        x = regressors(call, problem.inputs(inputs), place_, inside_)
-        wanted, end, factor = behind.targets(run, number, call)
-        parts = [problem.outputs(picked_rows(call, t, weight, rows)) for t in (wanted, end, factor)
-                 if t is not None]  # fmt: skip
-        problem.add(x, parts[0], held)
-        if problem.bounds is not None and len(parts) == 3:
-            problem.clamped.append(Clamped(x, parts[0], parts[1], parts[2], held))
+    _gather(run, problem, behind, config, generator)
     found = problem.solve(all_rows=not judged)
     if found.weight is None:
         return Refit(call.name, found.before, found.after, reason=found.reason)
@@ -117,8 +89,41 @@ def _refit(
     return Refit(call.name, found.before, found.after, found.ridge, samples)
 
 
-def _in_order(place: Tensor) -> Tensor:
-    return torch.arange(place.numel(), device=place.device).reshape(place.shape)
+def _gather(
+    run: Lockstep, problem: LeastSquares, behind: Behind, config: RepairConfig, generator: torch.Generator
+) -> None:
+    """Rows of all batches."""
+    call, weight = problem.call, problem.weight
+    wanted = min(max(config.least_rows, config.rows * problem.unknowns), config.most_rows)
+    made = [dense[call.node] for dense, _ in run.values]
+    counts = [call.examples_in(m, weight, batch) for m, batch in zip(made, run.examples, strict=True)]
+    each_wanted, before = wanted / max(sum(counts), 1), 0
+    for number, examples in enumerate(counts):
+        dense, masked = run.held(number)
+        result, source = dense[call.node], masked[call.source]
+        if not result.numel():
+            continue
+        each = result.numel() // result.shape[call.channel_dim(result, weight)] // examples
+        inside = _present_rows(run, call, result, weight)
+        rows, held = sampled_rows(examples, each, each_wanted, before, config.held_out, generator, inside)
+        rows, held, before = rows.to(result.device), held.to(result.device), before + examples
+        x = regressors(call, source, weight, *read_places(call, weight, source, result, rows), problem.inputs)
+        target, end, factor = (
+            None if t is None else problem.outputs(picked_rows(call, t, weight, rows))
+            for t in behind.targets(run, number, call)
+        )
+        assert target is not None
+        problem.add(x, target, held)
+        if end is not None and factor is not None:
+            problem.clamped.append(Clamped(x, target, end, factor, held))
+
+
+def _present_rows(run: Lockstep, call: LayerCall, result: Tensor, weight: Tensor) -> Tensor | None:
+    """Rows of which anything stays, on the processor; None if that is so of all."""
+    there = run.present(call.node, result)
+    if there is None or not _varies(there, call.channel_dim(result, weight)):
+        return None
+    return rows_of(call, there.expand(result.shape), weight).any(1).cpu()
 
 
 def _varies(there: Tensor, dim: int) -> bool:

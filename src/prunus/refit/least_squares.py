@@ -110,9 +110,10 @@ class LeastSquares:
         """Numbers that each output of the layer is made with."""
         return int(self.old.shape[1])
 
-    def inputs(self, rows: Tensor) -> Tensor:
-        """The columns of rows of the layer's input that matter here."""
-        return rows[:, self.channels.inputs] if self.call.groups == 1 else rows
+    @property
+    def inputs(self) -> Tensor | None:
+        """Which input channels matter here; None: all."""
+        return self.channels.inputs if self.call.groups == 1 else None
 
     def outputs(self, rows: Tensor) -> Tensor:
         """Rows of the layer's output as [N, G, Q], zero where outputs go."""
