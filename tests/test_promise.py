@@ -21,11 +21,13 @@ from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.outcomes import losses_of
 from prunus.errors import BudgetError, ConfigError, DataError
+from prunus.pipeline import repairing
 from prunus.plan.bounded import betting_p, rate_p
 from prunus.plan.evidence import Evidence, fewest
 from prunus.plan.paired import paired_p
 from prunus.plan.promise import Promise
 from prunus.plan.sequence import search
+from prunus.refit.calibration import calibration
 
 X = torch.randn(2, 12)
 
@@ -173,6 +175,14 @@ def test_the_smallest_network_that_keeps_a_promise() -> None:
     assert "not shown at" in notes
     assert "as prune made it" in notes
     assert found.scores.values.keys() == {"0"}
+
+
+def test_what_repair_needs_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = net(), []
+    monkeypatch.setattr(repairing, "calibration", lambda *given: made.append(1) or calibration(*given))  # type: ignore[func-returns-value]
+    found = asked("accuracy>=dense-2%@95%", Splits(batches(model, 1), batches(model, 2)))
+    assert found.refits
+    assert len(made) == 1
 
 
 def test_a_promise_as_an_object() -> None:

@@ -21,6 +21,7 @@ from prunus.learning.findings import Scores
 from prunus.methods.base import GradientCriterion, Method
 from prunus.plan.request import Allow, Request
 from prunus.refit.config import RepairConfig
+from prunus.refit.prepared import Prepared
 from prunus.runtime.precision import Precision
 
 
@@ -41,6 +42,7 @@ class Problem:
         progress: show bars where there is a terminal.
         checkpoint: where stages are written down, for methods that have some.
         repair: how what stays takes over; None: it doesn't.
+        prepared: what repair needs, if it was made before.
         precision: of forward and backward passes; `auto` is fp32 wherever something is decided.
         scores: what the method found before, so that it need not look again.
     """
@@ -57,6 +59,7 @@ class Problem:
     progress: bool = False
     checkpoint: Checkpoint | None = None
     repair: RepairConfig | None = None
+    prepared: Prepared | None = field(default=None, repr=False)
     precision: Precision = "auto"
     scores: Scores | None = field(default=None, repr=False)
 

@@ -19,11 +19,11 @@ from prunus.learning.fit import fit, score_units
 from prunus.learning.measured import first_batches, masked_loss, measured_scores
 from prunus.learning.problem import Learning, Problem, needed
 from prunus.methods.base import Method
-from prunus.pipeline.repairing import Prepared
 from prunus.plan.allocation import Allocation, Scope, allocate, select
 from prunus.plan.budget import Budget
 from prunus.plan.plan import Plan
 from prunus.plan.request import remarks
+from prunus.refit.prepared import Prepared
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed
 from prunus.runtime.precision import lower

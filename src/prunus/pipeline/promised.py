@@ -13,6 +13,7 @@ from prunus.data.outcomes import counted, losses_of
 from prunus.errors import BudgetError, ConfigError, DataError
 from prunus.learning.problem import Problem
 from prunus.methods.base import Method
+from prunus.pipeline.repairing import prepare
 from prunus.pipeline.solve import Result, solve
 from prunus.plan.budget import Budget
 from prunus.plan.evidence import Evidence, fewest
@@ -62,7 +63,7 @@ def promised(method: Method, problem: Problem) -> Result:
         what = f"{number:,} held-out examples can't show it, even if nothing is lost on any"
         raise BudgetError(f"target {promise.text!r}", what, f"give at least {least:,}, better ten times as many")
     train, loss_fn = problem.learned_from()
-    learned = replace(problem, data=train, loss_fn=loss_fn)
+    learned = replace(problem, data=train, loss_fn=loss_fn, prepared=prepare(problem)[0])
     members = (Candidate(r, _judged(problem, promise, r, loader, whole)) for r in _family(method, learned))
     found = search(members, lambda member: member.evidence.p, promise.level)
     if found.kept is None:

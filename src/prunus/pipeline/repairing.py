@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from statistics import median
 
 from torch import nn
@@ -16,49 +16,21 @@ from prunus.learning.problem import Problem
 from prunus.plan.plan import Plan
 from prunus.refit.calibration import Calibration, calibration
 from prunus.refit.config import RepairConfig
+from prunus.refit.prepared import Prepared
 from prunus.refit.repair import repaired_copy
 from prunus.refit.told import Refit
 from prunus.refit.trials import Trials
 from prunus.runtime.copies import copied
-from prunus.runtime.precision import lower
-from prunus.runtime.progress import progress_bar
 
 FEW = RepairConfig(examples=512, rows=20, least_rows=4096, most_rows=8192, held_out=2)
 """The repairs that plans are compared by."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What repair needs, made once.
-
-    Attributes:
-        data: examples and captured model.
-        trials: what plans lose after repair.
-    """
-
-    data: Calibration
-    trials: Trials
-
-    def best(self, plans: Sequence[Plan], progress: bool) -> Plan:
-        """The first of the plans that no other one beats after repair."""
-        different = list({tuple(p.kept.items()): p for p in reversed(plans)}.values())[::-1]
-        if len(different) == 1:
-            return different[0]
-        best, least = different[0], None
-        with progress_bar("plans tried", len(different), progress) as bar:
-            for plan in different:
-                loss = self.trials.loss(plan)
-                if least is None or lower(loss, than=least):
-                    best, least = plan, loss
-                bar.advance()
-        return best
-
-
 def prepare(problem: Problem) -> tuple[Prepared | None, tuple[str, ...]]:
     """What repair needs, if it is wanted and there are data; and why there is none, if it can't be made."""
     loader, config = problem.learned_from()[0], problem.repair
-    if config is None or loader is None:
-        return None, ()
+    if problem.prepared is not None or config is None or loader is None:
+        return problem.prepared, ()
     model, seed = problem.model, problem.seed
     inputs = Loader(loader.data, replace(loader.form, own_loss=False))
     whole = Plan.from_kept(problem.graph, {})
