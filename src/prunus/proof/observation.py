@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunus.plan.plan import Plan
 from prunus.proof.comparison import TOLERANCE, named_tensors
 from prunus.proof.masked import masked, recorded_layers
-from prunus.proof.reference import MaskedGraph, lifted
+from prunus.proof.reference import MaskedGraph, Precisely
 from prunus.runtime.arguments import as_arguments
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.snapshot import state_kept
@@ -76,19 +76,13 @@ def observe_graph(graph: MaskedGraph, inputs: Sequence[Any], *, layers: bool, pr
     return seen
 
 
-class _Double(fx.Interpreter):
-    """Runs a captured graph in fp64, whatever formats it names."""
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        args, kwargs = lifted((args, kwargs))
-        return super().call_function(target, args, kwargs)
-
-
 def _called(model: nn.Module, batch: Any, precise: bool) -> Any:
     args, kwargs = as_arguments(batch, model)
     if precise and isinstance(model, fx.GraphModule) and hasattr(model, "_in_spec"):
         flat = torch.fx._pytree.tree_flatten_spec((args, kwargs), model._in_spec)  # type: ignore[arg-type]
-        found = _Double(model).run(*flat, enable_io_processing=False)
+        runner = Precisely(model)
+        runner.precise = True
+        found = runner.run(*flat, enable_io_processing=False)
         return torch.utils._pytree.tree_unflatten(list(found), model._out_spec)  # type: ignore[arg-type]
     return model(*args, **kwargs)
 

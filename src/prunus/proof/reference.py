@@ -27,7 +27,19 @@ from prunus.proof.keptstatistics import STATISTICS
 from prunus.proof.masked import kept_outputs, kept_part, outputs_known
 
 
-class MaskedGraph(fx.Interpreter):
+class Precisely(fx.Interpreter):
+    """Runs a captured graph; in fp64, whatever formats it names, if `precise`."""
+
+    precise = False
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operation, in fp64 where the graph names another floating-point format and all is to be in fp64."""
+        if self.precise:
+            args, kwargs = _lifted((args, kwargs))
+        return super().call_function(target, args, kwargs)
+
+
+class MaskedGraph(Precisely):
     """Runs the dense captured graph with the removed elements of every result at zero.
 
     Args:
@@ -44,7 +56,6 @@ class MaskedGraph(fx.Interpreter):
         super().__init__(_module(graph))
         self.plan, self.model, self.batch = plan, model, _example_batch(graph)
         self.layers: dict[str, list[Tensor]] = {}
-        self.precise = False
         kept = Kept(graph, plan.kept)
         found = {n: _listed(v) for n, v in graph.values.items()}
         present = {n: [presence(v, kept) for v in values] for n, values in found.items()}
@@ -89,31 +100,26 @@ class MaskedGraph(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """The node's result, with zeros where a unit goes."""
         if n.op == "get_attr":
-            return self._zeroed(self.places.get(str(n.target), ""), super().run_node(n))
+            return self.zeroed(self.places.get(str(n.target), ""), super().run_node(n))
         if n.op != "call_function":
             return super().run_node(n)
         special, there = STATISTICS.get(operation(n)), None
         operand = n.args[0] if n.args else None
         if special is not None and isinstance(operand, fx.Node):
             place = self.places.get(str(operand.target), operand.name) if operand.op == "get_attr" else operand.name
-            there = self._there(place, 0, self.env[operand])
+            there = self.present(place, 0, self.env[operand])
         if there is None or special is None:
             result = super().run_node(n)
         else:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             result = special(n, there, args, kwargs)
-        result = self._zeroed(n.name, result)
+        result = self.zeroed(n.name, result)
         if operation(n) in ("linear", "addmm") or operation(n).startswith("conv"):
             self._note(n, result)
         return result
 
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The operation, in fp64 where the graph names another floating-point format and all is to be in fp64."""
-        if self.precise:
-            args, kwargs = lifted((args, kwargs))
-        return super().call_function(target, args, kwargs)
-
-    def _zeroed(self, name: str, result: Any) -> Any:
+    def zeroed(self, name: str, result: Any) -> Any:
+        """The result of the node of that name with zeros where a unit goes."""
         if name not in self.masks:
             return result
         if isinstance(result, list | tuple):
@@ -122,10 +128,11 @@ class MaskedGraph(fx.Interpreter):
         return self._zero(name, 0, result)
 
     def _zero(self, name: str, index: int, result: Any) -> Any:
-        there = self._there(name, index, result) if isinstance(result, Tensor) else None
+        there = self.present(name, index, result) if isinstance(result, Tensor) else None
         return result if there is None else torch.where(there, result, torch.zeros_like(result))
 
-    def _there(self, name: str, index: int, result: Tensor) -> Tensor | None:
+    def present(self, name: str, index: int, result: Tensor) -> Tensor | None:
+        """Which elements stay of one of a node's results, bool and broadcastable to it; None if all do."""
         mask = self.masks[name][index] if name in self.masks else None
         if mask is None:
             return None
@@ -172,7 +179,7 @@ def _understands(node: fx.Node, present: Mapping[fx.Node, list[BoolArray | None]
     )
 
 
-def lifted(value: Any) -> Any:
+def _lifted(value: Any) -> Any:
     """The same arguments with fp64 instead of every other floating-point format."""
     return torch.utils._pytree.tree_map(
         lambda v: torch.float64 if isinstance(v, torch.dtype) and v.is_floating_point else v, value

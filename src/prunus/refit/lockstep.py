@@ -18,7 +18,7 @@ from prunus.graph.engine import operation
 from prunus.graph.grouping import Graph
 from prunus.plan.plan import Plan
 from prunus.proof.observation import double, in_double
-from prunus.proof.reference import MaskedGraph, lifted
+from prunus.proof.reference import MaskedGraph, Precisely
 from prunus.refit.inlining import inlined_
 from prunus.refit.inplace import shared_memory, shares, writes
 from prunus.runtime.arguments import as_arguments, examples_in
@@ -43,18 +43,8 @@ class _Masked(MaskedGraph):
         """As everywhere, but where others look at the same memory it is written there; views show it already."""
         if name not in self.in_place:
             return super()._zero(name, index, result)
-        there = self._there(name, index, result) if isinstance(result, Tensor) and name not in self.views else None
+        there = self.present(name, index, result) if isinstance(result, Tensor) and name not in self.views else None
         return result if there is None else result.masked_fill_(~there, 0)
-
-
-class _Dense(fx.Interpreter):
-    precise = False
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The operation, in fp64 where the graph names another floating-point format and all is to be in fp64."""
-        if self.precise:
-            args, kwargs = lifted((args, kwargs))
-        return super().call_function(target, args, kwargs)
 
 
 class Lockstep:
@@ -64,12 +54,19 @@ class Lockstep:
         graph: the model captured with a free batch size.
         plan: what goes.
         model: the dense model.
+
+    Attributes:
+        module: what both run.
+        stored: parameters, buffers and constants of the dense network, and of the masked one.
+        values: by batch, what both hold of all else.
+        examples: in each batch.
+        replaced: parameter or buffer -> its new numbers, and which of its elements stay (None: all).
     """
 
     def __init__(self, graph: Graph, plan: Plan, model: nn.Module) -> None:
         self.masked = _Masked(graph, plan, model)
         self.module: fx.GraphModule = self.masked.module  # type: ignore[assignment]
-        self.dense = _Dense(self.module)
+        self.dense = Precisely(self.module)
         self.shared = shared_memory(list(self.module.graph.nodes))
         self.masked.in_place = frozenset(n.name for n in self.shared.root)
         self.masked.views = frozenset(n.name for n in self.shared.root if shares(n) and not writes(n))
@@ -77,6 +74,7 @@ class Lockstep:
         self.stored: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
         self.values: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = []
         self.examples: list[int] = []
+        self.replaced: dict[str, tuple[Tensor, Tensor | None]] = {}
         self.same: dict[fx.Node, bool] = {}
         self.formats: dict[str, torch.dtype] = {}
         self.end: fx.Node | None = None
@@ -143,7 +141,9 @@ class Lockstep:
     def replace(self, node: fx.Node, tensor: Tensor) -> None:
         """Give the masked network another stored tensor from now on, rounded to the format in which it is stored."""
         old = self.stored[0][node]
-        self.stored[1][node] = tensor.to(self.formats.get(str(node.target), old.dtype)).to(old.dtype)
+        name = str(node.target)
+        self.stored[1][node] = tensor.to(self.formats.get(name, old.dtype)).to(old.dtype)
+        self.replaced[name] = self.stored[1][node], self.masked.present(self.masked.places[name], 0, old)
         self.same[node] = False
 
     def owned(self, node: fx.Node) -> bool:
@@ -152,7 +152,7 @@ class Lockstep:
 
     def present(self, node: fx.Node, value: Tensor) -> Tensor | None:
         """Which elements of a value stay, broadcastable; None if all do."""
-        return self.masked._there(node.name, 0, value)
+        return self.masked.present(node.name, 0, value)
 
     def _start(self, order: Sequence[fx.Node], batches: Sequence[Any]) -> None:
         for node in order:
@@ -188,7 +188,7 @@ class Lockstep:
         if self.same[node]:
             return made
         if all(self.same[n] for n in node.all_input_nodes):
-            return self.masked._zeroed(node.name, made)
+            return self.masked.zeroed(node.name, made)
         return self._run(self.masked, node, number, 1)
 
     def _run(self, runner: fx.Interpreter, node: fx.Node, number: int, side: int) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunus.plan.plan import Plan
 from prunus.refit.calibration import Calibration, calibration
@@ -102,10 +102,6 @@ def _write_(model: nn.Module, run: Lockstep) -> None:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
-    for node, tensor in run.stored[1].items():
-        old = run.stored[0][node]
-        if isinstance(tensor, Tensor) and tensor is not old:
-            target = str(node.target)
-            held = tensors[target]
-            there = run.masked._there(run.masked.places.get(target, ""), 0, held)
-            held.copy_(tensor if there is None else torch.where(there, tensor, held))
+    for name, (new, stays) in run.replaced.items():
+        held = tensors[name]
+        held.copy_(new if stays is None else torch.where(stays, new, held))
