@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import two_processes, write_down
 import torch.nn.functional as F
 from torch import nn
 
@@ -78,12 +79,7 @@ def learned(rank: int, world: int) -> dict[str, Any]:
 
 
 def test_two_processes_hold_the_same_gates(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(tmp_path)]
-    seen = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": seen}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    first, second = two_processes(__file__, tmp_path)
     assert first["dirichlet"] == second["dirichlet"]
     assert first["free"] == second["free"]
     assert first["refused"] == second["refused"] == "epoch 0, step 0"
@@ -99,7 +95,4 @@ def test_two_processes_hold_the_same_gates(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    with accelerator() as processes:
-        rank, world = processes.process_index, processes.num_processes
-    (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(learned(rank, world)))
-    torch.distributed.destroy_process_group()
+    write_down(learned)

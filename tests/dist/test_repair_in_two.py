@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import two_processes, write_down
 from torch import nn
 
 import prunus
@@ -38,11 +39,7 @@ def repaired(rank: int, world: int) -> dict[str, Any]:
 
 
 def test_two_processes_repair_as_one_does(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    first, second = two_processes(__file__, tmp_path)
     assert first["weights"] == second["weights"]
     alone = repaired(0, 1)
     for mine, theirs in zip(alone["refits"], first["refits"], strict=True):
@@ -53,7 +50,4 @@ def test_two_processes_repair_as_one_does(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    with accelerator() as processes:
-        rank, world = processes.process_index, processes.num_processes
-    (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(repaired(rank, world)))
-    torch.distributed.destroy_process_group()
+    write_down(repaired)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -64,19 +66,27 @@ def some_of_each_row(graph: Graph, rng: np.random.Generator) -> dict[str, list[i
     return kept
 
 
-def examine(kind: Kind, program: list[Step], seed: int) -> Outcome:
-    """Prune one network at random. Raises AssertionError for anything wrong, and whatever else breaks."""
-    model, x = network(kind, program), batch(kind, 2)
+@contextmanager
+def at_random(
+    kind: Kind, program: list[Step], seed: int
+) -> Iterator[tuple[nn.Module, dict[str, Tensor], Graph, dict[str, list[int]]]]:
+    """A network, its weights, its analysis and what stays; without warnings within the context."""
+    model = network(kind, program)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = prunus.trace(model, x)
-        kept = some_of_each_row(graph, np.random.default_rng(seed))
+        graph = prunus.trace(model, batch(kind, 2))
+        yield model, before, graph, some_of_each_row(graph, np.random.default_rng(seed))
+
+
+def examine(kind: Kind, program: list[Step], seed: int) -> Outcome:
+    """Prune one network at random. Raises AssertionError for anything wrong, and whatever else breaks."""
+    with at_random(kind, program, seed) as (_, before, graph, kept):
         if not kept:
             return "locked"
         subject = network(kind, program)
         try:
-            smaller, proof = apply_and_verify_(subject, prunus.Plan.from_kept(graph, kept), x)
+            smaller, proof = apply_and_verify_(subject, prunus.Plan.from_kept(graph, kept), batch(kind, 2))
         except PruneError:
             after = subject.state_dict()
             assert list(after) == list(before), "a refused model has other tensors"

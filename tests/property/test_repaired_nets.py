@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
-import numpy as np
 import pytest
 import torch
-from examine import BATCHES, Kind, batch, network, program_of, some_of_each_row
+from examine import BATCHES, Kind, at_random, batch, network, program_of
 
 import prunus
 from prunus.errors import PruneError
@@ -20,13 +17,8 @@ CONFIG = RepairConfig(held_out=3)
 def repaired(kind: Kind, seed: int, most: int = 14) -> str:
     """Repair one network. Raises AssertionError for anything wrong, and whatever else breaks."""
     program = program_of(kind, seed, most)
-    model, x = network(kind, program), batch(kind, 2)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = prunus.trace(model, x)
-        kept = some_of_each_row(graph, np.random.default_rng(seed))
-        plan = prunus.Plan.from_kept(graph, kept)
+    with at_random(kind, program, seed) as (model, before, graph, kept):
+        plan, x = prunus.Plan.from_kept(graph, kept), batch(kind, 2)
         # The steps are closures, which copies share: what is refitted goes into a network of its own.
         data = [(batch(kind, size), torch.zeros(size)) for size in (*BATCHES, 7)]
         try:
