@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import two_processes
 import torch.nn.functional as F
 from torch import nn
 
@@ -91,13 +92,7 @@ def report(folder: Path | None = None) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, str(folder)], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return list(two_processes(__file__, folder))
 
 
 @pytest.fixture(scope="module")
