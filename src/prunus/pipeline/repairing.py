@@ -39,7 +39,7 @@ def prepare(problem: Problem) -> tuple[Prepared | None, tuple[str, ...]]:
         distance = loader.loss if isinstance(loader, Taught) else taught(model, inputs, DenseOutputs(), seed)[1]
         assert isinstance(distance, DenseOutputs)
     except PruneError as refusal:
-        return None, (_untold(refusal),)
+        return None, (_refused(refusal),)
     few = replace(FEW, examples=min(FEW.examples, config.examples), layers=config.layers, sums=config.sums)
     return Prepared(data, Trials(model, data.first(few.examples), distance, few, seed)), ()
 
@@ -56,7 +56,7 @@ def repaired(
             problem.model, plan, prepared.data, problem.repair, seed=problem.seed, progress=problem.progress
         )
     except PruneError as refusal:
-        return copied(problem.model), (), (_untold(refusal),)
+        return copied(problem.model), (), (_refused(refusal),)
     return done.model, done.refits, (described(done.refits, prepared.data),)
 
 
@@ -67,14 +67,13 @@ def described(refits: Iterable[Refit], data: Calibration) -> str:
     if not changed:
         return f"repair found nothing to win back in {len(refits)} layers"
     won = median(r.won_back for r in changed)
-    left = (
-        f"; left as they were: {', '.join(r.layer for r in refits if r.reason)}" if len(changed) < len(refits) else ""
-    )
+    names = ", ".join(r.layer for r in refits if r.reason)
+    left = f"; left as they were: {names}" if names else ""
     return (
         f"repair refitted {len(changed)} layers on {data.examples:,} examples; on held-out ones half of them win back "
         f"{won:.0%} or more of the error that removal makes{left}"
     )
 
 
-def _untold(refusal: PruneError) -> str:
+def _refused(refusal: PruneError) -> str:
     return f"not repaired: {refusal.where}: {refusal.what}"
