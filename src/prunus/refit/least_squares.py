@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunus.refit.calls import LayerCall
 from prunus.refit.moments import Moments, solved, solver, spaced
+from prunus.runtime.precision import lower
 from prunus.runtime.processes import summed
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -141,7 +142,7 @@ class LeastSquares:
         judge = held.some(JUDGED) if held.count else some
         spread, before = judge.spread(), judge.error(old)
         best, least = _cheapest(ridges, lambda ridge: judge.error(solved(some, old, ridge, self.intercept)))
-        if not least < before:
+        if not lower(least, than=before):
             none = "no change helps on held-out data"
             return Solution(None, None, 0.0, before / spread, before / spread, none)
         every = fitted + held if all_rows else fitted
@@ -194,12 +195,18 @@ class LeastSquares:
 
 
 def _cheapest(prices: Sequence[float], error: Callable[[float], float]) -> tuple[float, float]:
-    """The price of least error and that error, from the middle one downhill: errors have one valley."""
+    """The price of least error and that error, from the middle one downhill: errors have one valley.
+
+    Differences within the rounding of fp32 are none, so that processors agree.
+    """
     place = len(prices) // 2
     least = error(prices[place])
     for step in (-1, 1):
         moved = False
-        while 0 <= place + step < len(prices) and (found := error(prices[place + step])) < least:
+        while 0 <= place + step < len(prices):
+            found = error(prices[place + step])
+            if not lower(found, than=least):
+                break
             place, least, moved = place + step, found, True
         if moved:
             break
