@@ -9,7 +9,7 @@ from pathlib import Path
 
 ORDER = """
 errors moved < runtime < files kernels posteriors models < graph layers < data gates plan < masks < surgery methods
-< proof < refit recovery export < measure < learning sparse < report < pipeline < cli < __main__ testing
+< proof < refit recovery export < measure < learning sparse < reports < pipeline < cli < __main__ testing
 """
 RANK = {room: rank for rank, rooms in enumerate(ORDER.split("<")) for room in rooms.split()}
 FACE = "__init__"

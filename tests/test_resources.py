@@ -19,7 +19,7 @@ from prunus.export.card import model_card
 from prunus.plan.budget import Budget, Limit
 from prunus.plan.cost import Cost, CostModel, count_cost
 from prunus.plan.resources import RESOURCES, Remains, forms, resource
-from prunus.report.tables import before_and_after
+from prunus.reports.tables import before_and_after
 
 BUILT_IN = tuple(RESOURCES)
 X = torch.randn(2, 3, 8, 8)

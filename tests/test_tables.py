@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from prunus.report.tables import masks_table, prunability
+from prunus.reports.tables import masks_table, prunability
 from traced import traced
 
 QUOTED = "read by h.t()[keep].t() [/INST] [red]"

@@ -26,6 +26,7 @@ from prunus.proof.apply import apply_
 from prunus.recovery.batchnorm import reestimate_batch_norm, reestimate_if_better
 from prunus.refit.config import RepairConfig
 from prunus.refit.repair import Repaired, repair
+from prunus.reports.html import report
 from prunus.sparse.choose import condense_where_faster_
 from prunus.sparse.layers import condense_, densify_
 from prunus.surgery.optimizer import carry_optimizer
@@ -65,6 +66,7 @@ __all__ = [
     "reestimate_if_better",
     "register_operation",
     "repair",
+    "report",
     "save",
     "save_pretrained",
     "select",

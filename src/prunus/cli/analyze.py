@@ -6,7 +6,7 @@ from prunus.cli.inputs import examples, loaded, place_of
 from prunus.cli.options import Examples, ModelSpec, Shape
 from prunus.cli.terminal import show
 from prunus.graph.trace import trace
-from prunus.report.tables import prunability
+from prunus.reports.tables import prunability
 
 
 def analyze(model: ModelSpec, data: Examples = None, shape: Shape = None) -> None:

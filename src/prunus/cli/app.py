@@ -1,7 +1,8 @@
-"""The command line: analyze, compress, evaluate, export, demo."""
+"""The command line: analyze, compress, evaluate, export, report, demo."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ from prunus.cli.demo import demo
 from prunus.cli.evaluate import evaluate_command
 from prunus.cli.export import export
 from prunus.cli.former import FORMER, OF_DEMO, translated
+from prunus.cli.report import report_command
+from prunus.cli.terminal import command
 from prunus.errors import PruneError
 
 app = typer.Typer(
@@ -30,6 +33,7 @@ app.command()(analyze)
 app.command(name="compress")(compress_command)
 app.command(name="evaluate")(evaluate_command)
 app.command()(export)
+app.command(name="report")(report_command)
 app.command()(demo)
 
 
@@ -43,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     error = Console(stderr=True)
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
+        command.set(shlex.join(["prunus", *words]))
         table = FORMERLY.get(words[0]) if words else None
         if table is not None:
             words[1:] = translated(words[1:], lambda text: error.print(text, highlight=False, markup=False), table)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from prunus.cli.terminal import console, say, show
+from prunus.cli.terminal import command, console, say, show
 from prunus.data.datasets import DataSource, each
 from prunus.export.exports import Choice, add_exports
 from prunus.export.registry import Exportable
 from prunus.pipeline.compress import Compression
-from prunus.report.tables import result_tables
+from prunus.reports.tables import result_tables
 
 COMPARED = 64
 """Validation examples that statistical comparisons are made on."""
@@ -23,6 +23,7 @@ def finish(done: Compression, data: DataSource, exports: Choice, *, origin: str,
     """
     failed = None
     if done.saved is not None:
+        done.saved.add_summary({**done.summary, "command": command.get()})
         masked = done.result.masked
         examples = data.validation.normalise(each(data.validation.inputs, lambda t: t[:COMPARED]))
         subject = Exportable(
@@ -46,6 +47,6 @@ def finish(done: Compression, data: DataSource, exports: Choice, *, origin: str,
     for warning in done.comparison.warnings:
         console.print(Text.assemble(("warning", "yellow"), f": {warning}"))
     if done.directory is not None:
-        say(f"written to {done.directory}")
+        say(f"written to {done.directory}; prunus report {done.directory} makes a page of it")
     if failed is not None:
         raise failed

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 from rich.console import Console
 from rich.table import Table
 
 console = Console()
+command: ContextVar[str] = ContextVar("command", default="")
+"""What was typed; \"\" where a command is called as a function."""
 
 
 def say(text: str) -> None:

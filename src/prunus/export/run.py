@@ -50,7 +50,8 @@ from prunus.runtime.progress import Say
 
 ARTIFACT, SUMMARY = "artifact", "summary.json"
 NEEDED = ("plan.json", SUMMARY)
-INNER = (MANIFEST, WEIGHTS, MASKS, GRAPH, TENSORS, CARD)
+RECORD, FEATURES = "record.json", "features.safetensors"
+INNER = (MANIFEST, WEIGHTS, MASKS, GRAPH, TENSORS, CARD, RECORD, FEATURES)
 """What is of use in the artifact alone."""
 
 

@@ -19,7 +19,7 @@ from prunus.data.evaluation import Evaluation, judged_by, metrics_of
 from prunus.data.losses import on_main_output
 from prunus.errors import ConfigError, MissingDependencyError, PruneError
 from prunus.export.artifact import artifact_files
-from prunus.export.run import RunFolder, commit_or_rescue, prepare_run
+from prunus.export.run import FEATURES, RECORD, RunFolder, commit_or_rescue, prepare_run
 from prunus.files.stagefile import Checkpoint, is_stage_file
 from prunus.layers.submodules import Ignored
 from prunus.learning.stored import stored_masks
@@ -36,10 +36,14 @@ from prunus.plan.allocation import Allocation
 from prunus.plan.request import Allow, Target, allowed, requested
 from prunus.recovery.batchnorm import reestimate_if_better
 from prunus.recovery.config import FinetuneConfig
-from prunus.recovery.finetuning import check_settings, finetune
+from prunus.recovery.finetuning import Epoch, check_settings, finetune
 from prunus.refit.config import RepairConfig
-from prunus.report.figures import figures_of
-from prunus.report.summary import summary_of
+from prunus.reports.features import INPUTS, features_of
+from prunus.reports.figures import figures_of
+from prunus.reports.offers import Offer, offers_of
+from prunus.reports.provenance import provenance
+from prunus.reports.record import record_of
+from prunus.reports.summary import summary_of
 from prunus.runtime.copies import copied
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed
@@ -187,6 +191,7 @@ def compress(
     )
     run.say(result.plan.explain())
     smaller, masked, failed = result.model, result.masked, None
+    recovered: list[Epoch] = []
     grids = {} if masked is None else masked.inputs
     masks = stored_masks(chosen, masked, result.plan) if masked is not None and result.plan.patterns else {}
     if masked is not None:
@@ -194,7 +199,7 @@ def compress(
             judged["masked"] = judge(smaller, data.validation)
         run.say(f"{result.plan.asked} in {len(masked.masks)} layers: {judged['masked']}")
     else:
-        failed = _recover(smaller, model, data, recovery, batches, judged, progress, run.say)
+        failed = _recover(smaller, model, data, recovery, batches, judged, recovered, progress, run.say)
     saved = None
     if out is not None and rank == 0:
         inputs = data.example_inputs
@@ -206,6 +211,9 @@ def compress(
     if failed is not None:
         raise failed
     with nullcontext() if saved is None else saved.standing():
+        if saved is not None:
+            others = offers_of(result.graph, result.plan, result.scores, allocation, seed)
+            _record(model, smaller, data, result, others, recovered, run, saved)
         judged["dense_test"] = judge(model, data.test)
         with quantized_inputs(smaller, grids):
             judged["test"] = judge(smaller, data.test)
@@ -244,6 +252,7 @@ def _recover(
     recovery: FinetuneConfig | None,
     batches: Batches,
     judged: dict[str, Evaluation],
+    recovered: list[Epoch],
     progress: bool,
     say: Say,
 ) -> PruneError | None:
@@ -264,7 +273,7 @@ def _recover(
             recovery = replace(recovery, batch_norm="eval")
     if recovery is None:
         return None
-    failed = _finetuned(smaller, dense, data, recovery, progress)
+    failed = _finetuned(smaller, dense, data, recovery, recovered, progress)
     if failed is not None:
         say(f"recovery failed, and the network is saved as it was pruned: {failed.what}")
         return failed
@@ -274,12 +283,17 @@ def _recover(
 
 
 def _finetuned(
-    smaller: nn.Module, dense: nn.Module, data: DataSource, recovery: FinetuneConfig, progress: bool
+    smaller: nn.Module,
+    dense: nn.Module,
+    data: DataSource,
+    recovery: FinetuneConfig,
+    recovered: list[Epoch],
+    progress: bool,
 ) -> PruneError | None:
-    """Recover in place. What stopped it, if something did; the network is then as it was before."""
+    """Recover in place, epochs into `recovered`. What stopped it, if something did; the network is then as before."""
     before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
     try:
-        finetune(smaller, data, recovery, teacher=copied(dense), progress=progress)
+        recovered += finetune(smaller, data, recovery, teacher=copied(dense), progress=progress).history
     except PruneError as error:
         smaller.load_state_dict(before)
         return error
@@ -308,6 +322,27 @@ def _measured(
         took = sum(ratio is not None and ratio < NOTICEABLE for ratio in ratios.values())
         run.say(f"{took} of {len(masks)} masked layers run faster condensed")
     return comparison, {"speed": comparison.to_dict(), "condensed_time_ratio": ratios}
+
+
+def _record(
+    dense: nn.Module,
+    smaller: nn.Module,
+    data: DataSource,
+    result: Result,
+    offers: Sequence[Offer],
+    recovered: Sequence[Epoch],
+    run: RunSettings,
+    saved: RunFolder,
+) -> None:
+    """Add what the report shows beyond summary and plan."""
+    graph, plan, scores = result.graph, result.plan, result.scores
+    made = provenance(dense, smaller)
+    record = record_of(graph, plan, result.findings, offers=offers, recovery=recovered, made=made)
+    saved.add(RECORD, record.to_json().encode())
+    if run.features:
+        inputs, _ = next(iter(Batches(data.validation, INPUTS)))
+        if features := features_of(dense, graph, scores.values, inputs):
+            saved.add(FEATURES, features.to_bytes())
 
 
 def _draw(result: Result, saved: RunFolder, say: Say) -> None:

@@ -24,6 +24,7 @@ class RunSettings:
         resume: go on from the stages that an unfinished run left in the folder, for methods that work in stages.
         modes: ways to run that are timed before and after; of masked weights eager mode alone.
         say: receives a line of text at every step.
+        features: keep three validation inputs in the folder, with what channels see of them, for the report.
 
     Example:
         >>> RunSettings(batch_size=32, modes=("eager",), say=print).resume
@@ -34,6 +35,7 @@ class RunSettings:
     resume: bool = False
     modes: tuple[Literal["eager", "compiled", "onnx"], ...] = ("eager", "onnx")
     say: Say = silent
+    features: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)

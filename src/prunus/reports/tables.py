@@ -75,26 +75,43 @@ def before_and_after(summary: Mapping[str, Any]) -> Table:
     )
     for name in ("", "before", "after", "ratio"):
         table.add_column(name, justify="right" if name else "left")
-    measure, lost = ("agreement", "divergence") if "agreement" in summary else ("accuracy", "loss")
-    shares, loss = summary[measure], summary["loss"]
-    ends = [stage for stage in ("recovered", "masked") if stage in shares]
-    ends += sorted((s for s in ("batch_norm", "one_shot") if s in loss), key=loss.__getitem__)
-    for split, old, new in (("test", "dense_test", "test"), ("validation", "dense", ends[0])):
-        was, now = shares[old], shares[new]
-        table.add_row(f"{split} {measure}", f"{was:.2f} %", f"{now:.2f} %", f"{now - was:+.2f} points")
-    change = loss["test"] - loss["dense_test"]
-    table.add_row(f"test {lost}", f"{loss['dense_test']:.4f}", f"{loss['test']:.4f}", f"{change:+.4f}")
-    before, after = summary["before"], summary["after"]
-    for name, found in RESOURCES.items():
-        if found.label and name in before and name in after:
-            a, b = before[name], after[name]
-            table.add_row(found.label, found.describe(a), found.describe(b), f"{100 * b / a:.1f} %")
-    for times in summary["speed"]["modes"]:
-        label = f"latency, {times['mode']}, batch {summary['speed']['batch_size']}"
-        if times["ratio"] is None:
-            table.add_row(label, "-", "-", f"not measured: {escape(times['reason'][:60])}")
-            continue
-        ms = [f"{times[when]['median']:.3f} ms" for when in ("before", "after")]
-        faster = 1 / times["ratio"]
-        table.add_row(label, *ms, f"{faster:.2f}x faster" if faster >= 1 else f"{times['ratio']:.2f}x slower")
+    for row in changes(summary):
+        table.add_row(*map(escape, row))
     return table
+
+
+def changes(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What changed, row by row: what it is, before, after, and how the two compare; what was not measured has no row.
+
+    Args:
+        summary: of `compress`.
+    """
+    measure, lost = ("agreement", "divergence") if "agreement" in summary else ("accuracy", "loss")
+    shares, loss = summary.get(measure, {}), summary.get("loss", {})
+    ends = [stage for stage in ("recovered", "masked") if stage in shares]
+    ends += sorted((s for s in ("batch_norm", "one_shot") if s in shares and s in loss), key=loss.__getitem__)
+    found = []
+    for split, old, new in (("test", "dense_test", "test"), ("validation", "dense", ends[0] if ends else "")):
+        if old in shares and new in shares:
+            was, now = shares[old], shares[new]
+            found.append((f"{split} {measure}", f"{was:.2f} %", f"{now:.2f} %", f"{now - was:+.2f} points"))
+    if "test" in loss and "dense_test" in loss:
+        change = loss["test"] - loss["dense_test"]
+        found.append((f"test {lost}", f"{loss['dense_test']:.4f}", f"{loss['test']:.4f}", f"{change:+.4f}"))
+    before, after = summary["before"], summary["after"]
+    for name, resource in RESOURCES.items():
+        if resource.label and name in before and name in after:
+            a, b = before[name], after[name]
+            share = f"{100 * b / a:.1f} %" if a else ""
+            found.append((resource.label, resource.describe(a), resource.describe(b), share))
+    speed = summary.get("speed", {})
+    return [*found, *(_latency(times, speed["batch_size"]) for times in speed.get("modes", ()))]
+
+
+def _latency(times: Mapping[str, Any], batch_size: int) -> tuple[str, str, str, str]:
+    label = f"latency, {times['mode']}, batch {batch_size}"
+    if times["ratio"] is None:
+        return label, "-", "-", f"not measured: {times['reason'][:60]}"
+    before, after = (f"{times[when]['median']:.3f} ms" for when in ("before", "after"))
+    faster = 1 / times["ratio"]
+    return label, before, after, f"{faster:.2f}x faster" if faster >= 1 else f"{times['ratio']:.2f}x slower"

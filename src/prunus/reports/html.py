@@ -1,0 +1,73 @@
+"""The report of a run: one HTML file that needs no network, made from the run's folder alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from prunus.export.run import ARTIFACT
+from prunus.files.atomic import StrPath, write_text
+from prunus.reports.folder import RunFiles, read_run
+from prunus.reports.sections import sections_of
+from prunus.runtime.entry import entry
+
+REPORT = "report.html"
+
+
+@entry()
+def report(run: StrPath, out: StrPath | None = None) -> Path:
+    """Write the report of a run as one HTML file: what came out, how sure it is, what else could be had, and from what.
+
+    Args:
+        run: the folder that `compress` wrote, or the artifact in it. Nothing else is read, and no model is loaded.
+        out: the file to write; by default `report.html` in the folder of the run.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: there is no finished run.
+        ArtifactError: a file of the run is damaged, or the report can't be written.
+        PlanError: the plan is damaged.
+
+    Example:
+        >>> from prunus.data import ArrayDataset, DataSource
+        >>> part = ArrayDataset(torch.randn(64, 6), torch.arange(64) % 3)
+        >>> net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> quick = {"method": "l1", "target": 0.5, "progress": False, "run": prunus.RunSettings(modes=())}
+        >>> done = prunus.compress(net, DataSource("random", part, part, part, 3), out="run", **quick)
+        >>> prunus.report("run").name
+        'report.html'
+    """
+    found = read_run(run)
+    folder = found.path.parent if found.path.name == ARTIFACT else found.path
+    return write_text(folder / REPORT if out is None else out, page(found))
+
+
+def page(run: RunFiles) -> str:
+    """The page as text; texts of the run are escaped, and nothing in it is fetched from anywhere."""
+    from jinja2 import Environment
+
+    room = files("prunus.reports") / "page"
+
+    def part(name: str) -> str:
+        return (room / name).read_text(encoding="utf-8")
+
+    sections = sections_of(run)
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(part("page.html"))
+    return template.render(
+        **sections.texts,
+        data=embedded(sections.data),
+        style=part("page.css"),
+        script=part("page.js"),
+        echarts=part("echarts.min.js"),
+    )
+
+
+def embedded(data: Mapping[str, Any]) -> str:
+    """JSON that can stand inside of a script element: no character in it ends the element or begins a comment."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return text.translate({ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"})
