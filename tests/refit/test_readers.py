@@ -66,9 +66,10 @@ def called(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     return made.movedim(-1, 1) if isinstance(layer, nn.Linear) else made
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("constant", [True, False])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_refitted_layer_equals_least_squares_done_slowly(name: str, constant: bool) -> None:
+def test_a_refitted_layer_equals_least_squares_done_slowly(name: str, constant: bool, masked: bool) -> None:
     torch.manual_seed(0)
     layer, shape = LAYERS[name]()
     layer = layer.double()
@@ -82,7 +83,8 @@ def test_a_refitted_layer_equals_least_squares_done_slowly(name: str, constant: 
     inputs[1] = call.groups > 1  # which inputs of a group go is another question than which groups do
     outputs[-1] = False
     x = x * inputs.reshape([-1 if d == dim_in else 1 for d in range(x.dim())])
-    problem = LeastSquares(call, old, Channels(inputs, outputs), constant)
+    support = torch.rand(old.shape) < 0.6 if masked else None
+    problem = LeastSquares(call, old, Channels(inputs, outputs), constant, support=support)
     rows = torch.arange(rows_of(call, made, old).shape[0])
     place, inside = read_places(call, old, x, made, rows)
     read = regressors(call, x, old, place, inside, problem.inputs)
@@ -92,6 +94,8 @@ def test_a_refitted_layer_equals_least_squares_done_slowly(name: str, constant: 
     axis = 1 if call.kind == "linear" or (call.kind.startswith("conv") and not call.transposed) else 0
     channels = inputs if call.groups == 1 else torch.ones(old.shape[axis]) > 0
     present = channels.reshape([-1 if d == axis else 1 for d in range(old.dim())]).expand(old.shape)
+    if support is not None:
+        present, old = present & support, old * support
     target = wanted.movedim(dim_out, 1)
     weight, added = fitted_slowly(lambda w: called(layer, x, w), old, target, present, outputs, constant)
     assert found.weight is not None

@@ -83,6 +83,8 @@ class LearnedMasks(Findings):
         history: one entry per epoch of drawing; entry 0 is before the first. Empty if nothing was drawn.
         sampled_loss: mean loss with masks drawn at the last noise, before they were fixed.
         fixed_loss: mean loss with the fixed masks, before any tuning.
+        refitted: whether the weights are the dense network's, refitted under the masks, and not those that trained
+            along with them: whichever lost less.
         method: name of the method.
     """
 
@@ -96,4 +98,5 @@ class LearnedMasks(Findings):
     history: tuple[MaskEpoch, ...]
     sampled_loss: float
     fixed_loss: float
+    refitted: bool = False
     method: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,7 +43,7 @@ from prunus.proof.verification import Verification
 from prunus.recovery.batchnorm import reestimate_if_better
 from prunus.runtime.copies import copied
 from prunus.runtime.modes import modes_kept
-from prunus.runtime.precision import deciding, full_precision
+from prunus.runtime.precision import deciding, full_precision, lower
 from prunus.runtime.processes import average_over_ranks_, model_device, running_statistics
 from prunus.runtime.progress import Bar, progress_bar
 from prunus.runtime.seeds import seeded
@@ -52,6 +52,8 @@ from prunus.surgery.configuration import keep_configuration_true_
 
 KEEP_DRAWS = 50
 """Masks from which the result's inclusion probabilities are estimated."""
+Refit = Callable[[Mapping[str, Tensor]], nn.Module | None]
+"""From fixed masks, by layer, to a copy of the dense network refitted under them; None if there can't be one."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,11 @@ def patterns_of(method: MaskMethod, problem: Problem) -> dict[str, str]:
 
 
 def learn_masks(
-    method: MaskMethod, problem: Problem, learning: Learning, patterns: Mapping[str, str]
+    method: MaskMethod,
+    problem: Problem,
+    learning: Learning,
+    patterns: Mapping[str, str],
+    refit: Refit | None = None,
 ) -> tuple[nn.Module, LearnedMasks, Verification | None]:
     """Learn which k of n stay in each layer, together with the weights.
 
@@ -120,6 +126,8 @@ def learn_masks(
         learning: data and loss; `auto` precision is fp32 while masks are drawn and compared, and once they are fixed
             what the hardware is faster in. Drawn masks are compared, and losses reported, on its validation.
         patterns: the pattern of each layer, as text.
+        refit: gives another network for the masks once they are fixed; whichever loses less is tuned. Not asked where
+            filters go or where numbers lie on a grid.
 
     Returns:
         A trained copy of the network, in eval mode, with zeros where nothing is kept or without the filters that are
@@ -149,6 +157,9 @@ def learn_masks(
             sampled = freeze(work, attached, run)
             likely = {n: _keep_probability(m, seed) for n, m in masks.items() if history}
         work, left, proof = _without_filters(work, masks, problem)
+        taken = False
+        if refit is not None and proof is None and not (method.bits or method.activation_bits):
+            work, taken = _better(work, refit({n: m.fixed.cpu() for n, m in masks.items()}), masks, run)
         with quantized_inputs(work, grids), masked_weights(work, left) as attached:
             fixed = tune(work, attached, run)
         make_permanent_(work, left)
@@ -161,6 +172,7 @@ def learn_masks(
         history=tuple(history),
         sampled_loss=sampled,
         fixed_loss=fixed,
+        refitted=taken,
         method=method.name,
     )
     return work.eval(), found, proof
@@ -188,6 +200,19 @@ def freeze(model: nn.Module, masks: MaskSet, run: _Run) -> float:
             best, lowest = tried, losses[-1]
     masks.freeze_(best)
     return sum(losses) / len(losses)
+
+
+def _better(
+    model: nn.Module, other: nn.Module | None, masks: Mapping[str, MaskedWeight], run: _Run
+) -> tuple[nn.Module, bool]:
+    """Whichever network loses less under the masks, and whether that is the other one."""
+    if other is None:
+        return model, False
+    losses = []
+    for tried in (other, model):
+        with masked_weights(tried, masks):
+            losses.append(run.loss(tried))
+    return (other, True) if lower(losses[0], than=losses[1]) else (model, False)
 
 
 def tune(model: nn.Module, masks: MaskSet, run: _Run) -> float:

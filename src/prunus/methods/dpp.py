@@ -37,7 +37,6 @@ from typing import Literal
 import torch
 from torch import nn
 
-from prunus.errors import ConfigError
 from prunus.gates.gate import Draws
 from prunus.masks.filter_masks import MaskedUnits
 from prunus.masks.layers import MaskedWeight, layer_of
@@ -57,7 +56,7 @@ class DynamicProbabilisticPruning(MaskMethod, name="dpp"):
         pattern: what is kept, as text (`weight 10%`, `kernel 8/64`, `2:4`, ...).
         epochs: passes over the data while masks are drawn; 0 takes the masks of the logits at the start (magnitude with
             a prior, random without).
-        tune_epochs: passes afterwards, with the masks fixed.
+        tune_epochs: passes afterwards, with the masks fixed; 0 leaves the weights to repair.
         lr: Adam's step for the weights; falls along a cosine over all epochs.
         logit_lr_mult: times `lr` is the step for the logits.
         train_weights: learn the weights as well; False learns the masks of a frozen network.
@@ -104,9 +103,6 @@ class DynamicProbabilisticPruning(MaskMethod, name="dpp"):
     def __post_init__(self) -> None:
         super().__post_init__()
         Pattern.parse(self.pattern)
-        if self.epochs + self.tune_epochs == 0:
-            what = "epochs=0, tune_epochs=0: nothing is learned"
-            raise ConfigError("DynamicProbabilisticPruning.epochs", what, "give at least one of them")
 
     def schedule(self, epoch: float) -> tuple[float, float]:
         """Temperature and noise scale: linear until the last epoch of drawing begins, or half of the only one is over.

@@ -48,7 +48,7 @@ def repaired(
     problem: Problem, plan: Plan, prepared: Prepared | None
 ) -> tuple[nn.Module, tuple[Refit, ...], tuple[str, ...]]:
     """A copy of the dense network for the plan, repaired if it can be; what was done, and what is told of it."""
-    smaller = any(len(g.kept) < g.units for g in plan.groups)
+    smaller = bool(plan.patterns) or any(len(g.kept) < g.units for g in plan.groups)
     if prepared is None or problem.repair is None or not smaller:
         return copied(problem.model), (), ()
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.files.stagefile import Stage
 from prunus.graph.grouping import Graph
@@ -169,14 +170,26 @@ def _inside_weights(method: MaskMethod, problem: Problem) -> Result:
     """Put a pattern on layers, learn the masks with the weights, write them down in the plan, prove."""
     patterns = patterns_of(method, problem)
     planned = plan_patterns(problem.graph, problem.model, patterns, method)
-    model, found, proof = learn_masks(method, problem, problem.learning(method.name), patterns)
+    learning = problem.learning(method.name)
+    prepared, notes = prepare(problem)
+    refits: tuple[Refit, ...] = ()
+
+    def refit(masks: Mapping[str, Tensor]) -> nn.Module | None:
+        nonlocal refits, notes
+        dense, refits, told = repaired(problem, with_masks(planned, masks), prepared)
+        notes = (*notes, *told)
+        return dense if refits else None
+
+    model, found, proof = learn_masks(method, problem, learning, patterns, refit if prepared else None)
+    if refits and not found.refitted:
+        refits, notes = (), ("not repaired: the weights that trained along with the masks are nearer",)
     if proof is None:
-        plan = with_masks(planned, found.masks)
+        plan = with_masks(planned, found.masks).with_notes(*notes)
         proof = verify_masks(model, plan, problem.example_inputs)
     else:
         plan = plan_of_filters(problem.graph, found.masks, planned.asked, method.name)
         plan = plan.with_notes(*proof.notes) if proof.rewritten else plan
-    return Result(model, plan, found, proof, problem.graph)
+    return Result(model, plan, found, proof, problem.graph, refits)
 
 
 def _open_groups(problem: Problem) -> tuple[list[ChannelGroup], Survivors]:

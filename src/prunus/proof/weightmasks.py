@@ -114,7 +114,7 @@ def masks_first(function: Callable[..., Applied]) -> Callable[..., Applied]:
         check_plan(plan)
         if not plan.patterns:
             return function(model, plan, example_inputs, **options)
-        masks = _masked_weights(model, plan)
+        masks = planned_masks(model, plan)
         before = {name: layer_of(model, name).weight.detach().clone() for name in masks}
 
         def put_back() -> None:
@@ -142,7 +142,7 @@ def masks_hold(model: nn.Module, plan: Plan, example_inputs: Any) -> tuple[float
         Largest relative difference of its outputs from those with the masks laid on its weights once more, and how many
         weights outside of the masks aren't zero.
     """
-    masks = _masked_weights(model, plan)
+    masks = planned_masks(model, plan)
     inputs = proof_inputs(plan, example_inputs, model)
     plain = [outputs(model, i) for i in inputs]
     with masked_weights(model, masks):
@@ -180,7 +180,12 @@ def verify_masks(model: nn.Module, plan: Plan, example_inputs: Any) -> Verificat
     )
 
 
-def _masked_weights(model: nn.Module, plan: Plan) -> dict[str, MaskedWeight]:
+def planned_masks(model: nn.Module, plan: Plan) -> dict[str, MaskedWeight]:
+    """The masks of a plan as they lie on a model's layers, fixed.
+
+    Raises:
+        PlanError: they don't fit, or the plan holds none yet.
+    """
     found = {}
     for pattern in plan.patterns:
         where = f"pattern of {pattern.module!r}"

@@ -47,7 +47,7 @@ def refit_layers(
     calls = {n: c for n in nodes if n.op == "call_function" and (c := layer_call(n)) is not None}
     paths = {n: path_behind(n) if config.sums else Path() for n in calls}
     order, known = ordered(nodes, paths)
-    readers = {entry.module for entry in plan.masked}
+    readers = {entry.module for entry in plan.masked} | {pattern.module for pattern in plan.patterns}
     told = []
     generator = torch.Generator(device="cpu").manual_seed(seed)
     with progress_bar("repair", len(calls), progress) as bar:
@@ -61,7 +61,7 @@ def refit_layers(
             bar.advance()
             bar.describe(f"repair {call.name}")
             asked = config.layers == "all" or call.name in readers
-            if asked and run.differs(call.source):
+            if asked and (run.differs(call.source) or run.support(call.weight) is not None):
                 behind = Behind(paths[node], known.get(node, ()))
                 told.append(_refit(run, call, behind, config, generator, judged))
     return tuple(told)
@@ -75,7 +75,8 @@ def _refit(
         return Refit(call.name, 0.0, 0.0, reason=reason)
     place, bounds = _constant(run, call), behind.bounds
     first = run.held(0)[0][call.node], run.held(0)[1][call.source]
-    problem = LeastSquares(call, weight, _channels(run, call, first[1], first[0]), place is not None, bounds)
+    channels, support = _channels(run, call, first[1], first[0]), run.support(call.weight)
+    problem = LeastSquares(call, weight, channels, place is not None, bounds, support)
     _gather(run, problem, behind, config, generator)
     found = problem.solve(all_rows=not judged)
     if found.weight is None:

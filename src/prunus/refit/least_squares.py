@@ -85,6 +85,7 @@ class LeastSquares:
         channels: what stays.
         intercept: whether there is a place for a constant.
         bounds: of a clamp behind the layer, or None.
+        support: which numbers of the weight stay, bool; None: all that `channels` leaves.
     """
 
     call: LayerCall
@@ -92,9 +93,11 @@ class LeastSquares:
     channels: Channels
     intercept: bool
     bounds: tuple[float, float] | None = None
+    support: Tensor | None = None
     fitted: Moments = field(init=False)
     held: Moments = field(init=False)
     old: Tensor = field(init=False)
+    inside: Tensor | None = field(init=False)
     clamped: list[Clamped] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +105,11 @@ class LeastSquares:
         taps = 1 if self.weight.dim() < 3 else int(self.weight[0, 0].numel())
         self.rows = self._of_groups(self.channels.inputs, taps)
         self.columns = self._of_groups(self.channels.outputs, 1)
+        self.inside = None
+        if self.support is not None:
+            inside = self.call.as_matrix(self.support)
+            matrix = matrix * inside
+            self.inside = self._inner(torch.cat([inside, torch.zeros_like(inside[:, :1])], 1))[:, :-1]
         self.old = self._inner(torch.cat([matrix, torch.zeros_like(matrix[:, :1])], 1))
         size = (self.old.shape[0], self.old.shape[1] - 1, self.old.shape[2], matrix.device)
         self.fitted, self.held = Moments.empty(*size), Moments.empty(*size)
@@ -141,12 +149,13 @@ class LeastSquares:
         some, old = fitted.some(JUDGED), self.old[:, :, spaced(self.old.shape[2], JUDGED)]
         judge = held.some(JUDGED) if held.count else some
         spread, before = judge.spread(), judge.error(old)
-        best, least = _cheapest(ridges, lambda ridge: judge.error(solved(some, old, ridge, self.intercept)))
+        inside = None if self.inside is None else self.inside[:, :, spaced(self.old.shape[2], JUDGED)]
+        best, least = _cheapest(ridges, lambda ridge: judge.error(solved(some, old, ridge, self.intercept, inside)))
         if not lower(least, than=before):
             none = "no change helps on held-out data"
             return Solution(None, None, 0.0, before / spread, before / spread, none)
         every = fitted + held if all_rows else fitted
-        solve = solver(every, best, self.intercept)
+        solve = solver(every, best, self.intercept, self.inside)
         matrix = solve(every, self.old)
         for _ in range(ROUNDS if self.bounds else 0):
             matrix = solve(self._followed(every, matrix, all_rows), self.old)
@@ -173,6 +182,7 @@ class LeastSquares:
     def _written(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """The whole weight with the fitted part in its place, and what is added to each output."""
         whole = self.call.as_matrix(self.weight.detach().double()).clone()
+        whole = whole if self.support is None else whole * self.call.as_matrix(self.support)
         added = torch.zeros_like(whole[:, 0])
         if self.call.groups == 1:
             where = self.rows[0].nonzero(), self.columns[0].nonzero()[:, 0]

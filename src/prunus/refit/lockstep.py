@@ -21,6 +21,7 @@ from prunus.proof.observation import double, in_double
 from prunus.proof.reference import MaskedGraph, Precisely
 from prunus.refit.inlining import inlined_
 from prunus.refit.inplace import shared_memory, shares, writes
+from prunus.refit.supports import supports
 from prunus.runtime.arguments import as_arguments, examples_in
 
 HALF = (torch.float16, torch.bfloat16)
@@ -61,12 +62,14 @@ class Lockstep:
         values: by batch, what both hold of all else.
         examples: in each batch.
         replaced: parameter or buffer -> its new numbers, and which of its elements stay (None: all).
+        supports: parameter -> which of its elements a mask inside it leaves.
     """
 
     def __init__(self, graph: Graph, plan: Plan, model: nn.Module) -> None:
         self.masked = _Masked(graph, plan, model)
         self.module: fx.GraphModule = self.masked.module  # type: ignore[assignment]
         self.dense = Precisely(self.module)
+        self.supports = supports(model, plan)
         self.shared = shared_memory(list(self.module.graph.nodes))
         self.masked.in_place = frozenset(n.name for n in self.shared.root)
         self.masked.views = frozenset(n.name for n in self.shared.root if shares(n) and not writes(n))
@@ -143,12 +146,18 @@ class Lockstep:
         old = self.stored[0][node]
         name = str(node.target)
         self.stored[1][node] = tensor.to(self.formats.get(name, old.dtype)).to(old.dtype)
-        self.replaced[name] = self.stored[1][node], self.masked.present(self.masked.places[name], 0, old)
+        there, support = self.masked.present(self.masked.places[name], 0, old), self.support(node)
+        stays = there if support is None else support if there is None else there & support
+        self.replaced[name] = self.stored[1][node], stays
         self.same[node] = False
 
     def owned(self, node: fx.Node) -> bool:
         """Whether a stored tensor is a parameter or a buffer of the model; constants of its code are neither."""
         return str(node.target) in self.masked.places
+
+    def support(self, node: fx.Node) -> Tensor | None:
+        """Which elements of a stored tensor a mask inside it leaves; None if no mask lies there."""
+        return self.supports.get(str(node.target))
 
     def present(self, node: fx.Node, value: Tensor) -> Tensor | None:
         """Which elements of a value stay, broadcastable; None if all do."""
@@ -159,6 +168,9 @@ class Lockstep:
             if node.op == "get_attr":
                 self.stored[0][node] = self._run(self.dense, node, -1, 0)
                 self.stored[1][node] = self._run(self.masked, node, -1, 1)
+                support = self.support(node)
+                if support is not None:
+                    self.stored[1][node] = self.stored[1][node] * support
                 self.same[node] = self.stored[1][node] is self.stored[0][node]
                 if node in self.shared.root:
                     for stored in self.stored:

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from prunus.refit.supports import solved_within
 from prunus.runtime.processes import summed
 
 
@@ -86,7 +87,7 @@ Solver = Callable[[Moments, Tensor], Tensor]
 """From moments with the Gram matrix that it was made for, and the old matrix, to the new one."""
 
 
-def solver(moments: Moments, ridge: float, intercept: bool) -> Solver:
+def solver(moments: Moments, ridge: float, intercept: bool, support: Tensor | None = None) -> Solver:
     """What finds the matrix [G, P + 1, Q] of least squared error, held near an old one; the factoring is done once.
 
     min |Y - X M|^2 + ridge * d * |M - old|^2, with d the mean of the regressors' squares; no price on the constant.
@@ -95,6 +96,8 @@ def solver(moments: Moments, ridge: float, intercept: bool) -> Solver:
         moments: of the samples.
         ridge: price of a change, relative.
         intercept: whether the constant may change.
+        support: which numbers may change, bool [G, P, Q]; None: all. Each column is then factored by itself, at every
+            call, since all factors together may be larger than the memory.
     """
     size = moments.gram.shape[1] if intercept else moments.gram.shape[1] - 1
     gram, inner = moments.gram[:, :size, :size].clone(), moments.gram.shape[1] - 1
@@ -104,6 +107,16 @@ def solver(moments: Moments, ridge: float, intercept: bool) -> Solver:
     diagonal[:, :inner] += ridge * torch.where(scale > 0, scale, torch.ones_like(scale))
     if intercept:
         diagonal[:, inner:].clamp_min_(1e-300)
+    if support is not None:
+        ones = torch.ones_like(support[:, :1])
+        may_change = torch.cat([support, ones], 1)[:, :size]
+
+        def solve_within(there: Moments, old: Tensor) -> Tensor:
+            new = old.clone()
+            new[:, :size] += solved_within(gram, (there.cross - there.gram @ old)[:, :size], may_change)
+            return new
+
+        return solve_within
     factor, failed = torch.linalg.cholesky_ex(gram)
     bad = bool(failed.any())
 
@@ -116,6 +129,6 @@ def solver(moments: Moments, ridge: float, intercept: bool) -> Solver:
     return solve
 
 
-def solved(moments: Moments, old: Tensor, ridge: float, intercept: bool) -> Tensor:
+def solved(moments: Moments, old: Tensor, ridge: float, intercept: bool, support: Tensor | None = None) -> Tensor:
     """One solution; see `solver`."""
-    return solver(moments, ridge, intercept)(moments, old)
+    return solver(moments, ridge, intercept, support)(moments, old)
