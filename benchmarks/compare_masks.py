@@ -54,7 +54,8 @@ def run_masks(
             start = time.perf_counter()
             result = prune(
                 dense, data.example_inputs, method=method, target=dict.fromkeys(layers, method.pattern),
-                data=Splits(batches, Batches(data.validation, 500)), loss_fn=data.loss_fn, seed=seed, progress=False,
+                data=Splits(batches, Batches(data.validation, 500)), loss_fn=data.loss_fn, repair=False, seed=seed,
+                progress=False,
             )  # fmt: skip
             found = result.masked
             last = found.history[-1] if found.history else None

@@ -2,12 +2,12 @@
 
     python benchmarks/dpp_refit.py --data DIR --weights FILE [--patterns "kernel 25%"] [--epochs 3] [--split test]
 
-DIR holds the binary version of CIFAR-10, FILE akamaster's checkpoint; masks lie on every 3 x 3 convolution but the first.
-Without `--epochs` nothing is trained: `magnitude` takes the largest weights, `learned` learns masks of the frozen
+DIR holds the binary version of CIFAR-10, FILE akamaster's checkpoint; masks lie on every 3 x 3 convolution but the
+first. Without `--epochs` nothing is trained: `magnitude` takes the largest weights, `learned` learns masks of the frozen
 network, both from the same few training images without their labels. With it, the masks and what they leave are trained
-for so many epochs of all training images: `magnitude` keeps its masks, `learned` draws for the first `--drawing` of them.
-While settings are chosen the split is `validation`: held-out training images, shifted and flipped, since the checkpoint
-knows the training images themselves by heart.
+for so many epochs of all training images: `magnitude` keeps its masks, `learned` draws for the first `--drawing` of
+them. While settings are chosen the split is `validation`: held-out training images, shifted and flipped, since the
+checkpoint knows the training images themselves by heart.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def main() -> None:
     parser.add_split()
     parser.add_argument("--patterns", nargs="+", default=PATTERNS)
     parser.add_argument("--masks", nargs="+", choices=("magnitude", "learned"), default=["magnitude", "learned"])
-    parser.add_argument("--refit", nargs="+", type=int, default=[0, 1], choices=(0, 1), help="0: without refit, 1: with")
+    parser.add_argument(
+        "--refit", nargs="+", type=int, default=[0, 1], choices=(0, 1), help="0: without, 1: with refit"
+    )
     parser.add_argument("--examples", type=int, default=1000, help="training images that are looked at")
     parser.add_argument("--passes", type=int, default=20, help="over them in which masks are drawn, one-shot")
     parser.add_argument("--mask-lr", type=float, default=3e-3, help="a tenth of the step of the logits, one-shot")

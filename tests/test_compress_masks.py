@@ -174,6 +174,24 @@ def test_the_command_writes_figures_and_a_table(tmp_path: Path, capsys: pytest.C
         assert not (tmp_path / "other").exists()
 
 
+def test_the_command_line_refits_what_masks_leave(tmp_path: Path) -> None:
+    script = tmp_path / "nets.py"
+    script.write_text(SCRIPT)
+    command = ["compress", f"{script}:net", "--data", f"{script}:data", "--method", "dpp", "--target", "weight 25%"]
+    found = {}
+    for name, repair in (("with", "examples=48"), ("without", "none")):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--set", "epochs=0", "--set", "tune_epochs=0", "--set", "init_std=0", "--labels", "none",
+                  "--repair", repair, "--out", str(tmp_path / name)])  # fmt: skip
+        assert ended.value.code in (0, None)
+        found[name] = json.loads((tmp_path / name / "summary.json").read_text())
+    assert [refit["layer"] for refit in found["with"]["repair"]] == ["3", "6", "8"]
+    assert "repair" not in found["without"]
+    assert found["with"]["loss"]["masked"] < found["without"]["loss"]["masked"]
+    one, other = (load_masks(tmp_path / name / "artifact") for name in found)
+    assert all(torch.equal(mask.mask, other[name].mask) for name, mask in one.items())
+
+
 def test_the_door_of_the_release_before_warns_and_gives_the_same(tmp_path: Path) -> None:
     model, data = parts()
     method = DPP(pattern="weight 25%", epochs=1, tune_epochs=0)

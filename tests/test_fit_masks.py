@@ -282,7 +282,7 @@ def test_bad_data_names_the_step() -> None:
 
 
 BAD: list[dict[str, object]] = [
-    {"epochs": 0, "tune_epochs": 0}, {"temperature": (0.0, 1.0)}, {"noise_scale": (-1.0, 0.0)}, {"lr": 0.0},
+    {"epochs": -1}, {"temperature": (0.0, 1.0)}, {"noise_scale": (-1.0, 0.0)}, {"lr": 0.0},
     {"pattern": "half"},
 ]  # fmt: skip
 

@@ -15,6 +15,8 @@ from ranks import two_processes, write_down
 from torch import nn
 
 import prunus
+from prunus.methods.dpp import DynamicProbabilisticPruning as DPP
+from prunus.proof.weightmasks import plan_patterns, with_masks
 from prunus.refit import RepairConfig, repair
 from prunus.runtime.processes import accelerator
 
@@ -31,17 +33,32 @@ def repaired(rank: int, world: int) -> dict[str, Any]:
     plan = prunus.Plan.from_kept(prunus.trace(model, x[:2]), {"0": range(5), "2": [0, 1, 3, 5]})
     part = x.chunk(world)[rank]
     config = RepairConfig(least_rows=10000, most_rows=10000)
-    done = repair(model, plan, [(part[:15],), (part[15:],)], config=config, progress=False)
-    return {
-        "weights": {n: t.tolist() for n, t in done.model.state_dict().items()},
-        "refits": [[r.layer, r.before, r.after, r.ridge, r.samples] for r in done.refits],
-    }
+    found = {}
+    for name, goes in (("units", plan), ("inside", masked(model, x))):
+        done = repair(model, goes, [(part[:15],), (part[15:],)], config=config, progress=False)
+        found[name] = {
+            "weights": {n: t.tolist() for n, t in done.model.state_dict().items()},
+            "refits": [[r.layer, r.before, r.after, r.ridge, r.samples] for r in done.refits],
+        }
+    return found
 
 
-def test_two_processes_repair_as_one_does(tmp_path: Path) -> None:
-    first, second = two_processes(__file__, tmp_path)
+def masked(model: nn.Module, x: torch.Tensor) -> prunus.Plan:
+    """Half of the kernels of the second convolution stay."""
+    plan = plan_patterns(prunus.trace(model, x[:2]), model, {"2": "kernel 50%"}, DPP())
+    return with_masks(plan, {"2": torch.tensor([True, False, False, True, True, False, True, False]).expand(6, 8)})
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What two processes found, and one alone."""
+    return *two_processes(__file__, tmp_path_factory.mktemp("two")), repaired(0, 1)
+
+
+@pytest.mark.parametrize("what", ["units", "inside"])
+def test_two_processes_repair_as_one_does(what: str, both: tuple[dict[str, Any], ...]) -> None:
+    first, second, alone = (found[what] for found in both)
     assert first["weights"] == second["weights"]
-    alone = repaired(0, 1)
     for mine, theirs in zip(alone["refits"], first["refits"], strict=True):
         assert mine[0] == theirs[0]
         assert mine[1:4] == pytest.approx(theirs[1:4], rel=1e-3, abs=1e-6)

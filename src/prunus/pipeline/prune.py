@@ -86,8 +86,9 @@ def prune(
             Without repair, of the global plan and the one by measured losses that which costs less loss on the first
             batches, where there are data; methods in stages take `global`.
         repair: whether what stays takes over what goes, where there are data: the layers behind what goes are refitted
-            to what the dense network makes (see `prunus.repair`), without labels or gradients. Methods in stages and
-            of weights train them along instead.
+            to what the dense network makes (see `prunus.repair`), without labels or gradients. Of masks inside weights
+            what they leave is refitted once they are fixed, and tuned on unless the weights that trained along lose
+            less. Methods in stages, whole filters and numbers on a grid are trained alone.
         seed: for everything random.
         progress: show a progress bar where there is a terminal.
         checkpoint: methods that work in stages write this file after each of them; `Checkpoint(path, resume=True)` goes

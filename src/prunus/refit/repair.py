@@ -52,11 +52,15 @@ def repair(
     seed: int = 0,
     progress: bool = True,
 ) -> Repaired:
-    """Refit the layers behind removed units so that they make what the dense network makes; no labels, no gradients.
+    """Refit layers behind removed units, and masked ones, to make what the dense network makes; no labels or gradients.
+
+    Of a weight with a mask inside, each output is refitted by itself with the numbers that its mask leaves (SparseGPT's
+    step, arXiv 2301.00774, exactly and for any mask): a factoring of its own for each, so the time grows as the cube of
+    what stays of a row.
 
     Args:
         model: the dense network that the plan was made for; not touched.
-        plan: what goes.
+        plan: what goes: units, numbers inside weights, or both.
         loader: batches as for `prune`; targets are not looked at.
         config: how.
         seed: which rows are looked at.
@@ -66,7 +70,7 @@ def repair(
         A repaired copy of the dense network, and what was won back in each layer.
 
     Raises:
-        PlanError: the plan was made for another model.
+        PlanError: the plan was made for another model, or holds patterns and no masks yet.
         DataError: no batch.
         TraceError, SurgeryError: the model can't be run operation by operation.
 
