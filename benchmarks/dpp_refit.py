@@ -3,7 +3,7 @@
     python benchmarks/dpp_refit.py --data DIR --weights FILE [--patterns "kernel 25%"] [--epochs 3] [--split test]
 
 DIR holds the binary version of CIFAR-10, FILE akamaster's checkpoint; masks lie on every 3 x 3 convolution but the
-first. Without `--epochs` nothing is trained: `magnitude` takes the largest weights, `learned` learns masks of the frozen
+first. Without `--epochs` nothing is trained: `magnitude` takes the largest weights, `learned` masks of the frozen
 network, both from the same few training images without their labels. With it, the masks and what they leave are trained
 for so many epochs of all training images: `magnitude` keeps its masks, `learned` draws for the first `--drawing` of
 them. While settings are chosen the split is `validation`: held-out training images, shifted and flipped, since the
