@@ -26,7 +26,7 @@ from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.plan.allocation import Allocation
-from prunus.recovery.finetuning import FinetuneConfig, finetune
+from prunus.recovery.finetuning import FinetuneConfig, distillation_loss, finetune
 from prunus.runtime.copies import copied, twin
 
 X = torch.randn(128, 6, generator=torch.Generator().manual_seed(1))
@@ -271,3 +271,18 @@ def test_refusals() -> None:
         DenseOutputs()(torch.randn(4, 3), ((torch.randn(4, 3),), None))
     with pytest.raises(DataError, match="no logits of classes"):
         DenseOutputs("logits").target(None, torch.randn(4))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_a_temperature_is_that_of_distillation(temperature: float) -> None:
+    torch.manual_seed(0)
+    student, teacher = 3 * torch.randn(2, 10, 5)
+    wanted = distillation_loss(student, teacher, temperature)
+    loss = DenseOutputs("logits", temperature=temperature)
+    torch.testing.assert_close(loss(student, loss.target(None, teacher)), wanted)
+    shares = DenseOutputs("probabilities", temperature=temperature)
+    found = shares(student.softmax(1), shares.target(None, teacher.softmax(1)))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert ("temperature 4" in loss.describe()) == (temperature == 4)
+    with pytest.raises(ConfigError, match="temperature"):
+        DenseOutputs(temperature=0.0)

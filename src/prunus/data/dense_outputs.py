@@ -17,6 +17,7 @@ from prunus.runtime.arguments import tensors_in
 from prunus.runtime.fields import check_fields
 from prunus.runtime.precision import widened
 from prunus.runtime.processes import distributed, summed
+from prunus.runtime.ranges import Positive
 
 Kind = Literal["auto", "logits", "probabilities", "values"]
 Reduction = Literal["mean", "sum"]
@@ -45,6 +46,8 @@ class DenseOutputs:
             answer to the first batch: logits are what is called so in an answer in parts, and a single tensor of two
             or three dimensions, unless there is one class, or the model's `config.problem_type` is another.
         spread: variance of each tensor of values; found from the first batches if it isn't given.
+        temperature: T, by which logits of classes are divided; the divergence is multiplied by T^2, so that gradients
+            keep their size (distillation, arXiv 1503.02531). Above 1 rare classes teach too.
 
     Raises:
         ConfigError: an unknown kind.
@@ -61,6 +64,7 @@ class DenseOutputs:
 
     kind: Kind = "auto"
     spread: tuple[float, ...] = field(default=(), repr=False)
+    temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -76,7 +80,7 @@ class DenseOutputs:
             return _reduced_values(self._distances(values_in(outputs), goals), reduction)
         found = self.log_probabilities(outputs)
         _check_alike([found], goals)
-        return _reduced(divergence(found, goals[0]), counted, reduction)
+        return _reduced(self.temperature**2 * divergence(found, goals[0]), counted, reduction)
 
     def drawn(self, outputs: Any, counted: Tensor | None, reduction: Reduction = "mean") -> Tensor:
         """A loss whose gradient at the dense network has mean zero and the true Fisher for its mean square.
@@ -105,14 +109,16 @@ class DenseOutputs:
         return tuple(t.detach() for t in found), counted_in(inputs)
 
     def log_probabilities(self, outputs: Any) -> Tensor:
-        """Of the classes, [..., C]; see `class_rows`."""
+        """Of the classes at the temperature, [..., C]; see `class_rows`."""
         if self.kind == "auto":
             fix = "give it as loss_fn to prune, fit or compress, or say its kind"
             raise ConfigError("DenseOutputs", "it has not seen yet what the dense network's outputs are", fix)
         rows = class_rows(outputs)
         if self.kind == "probabilities":
-            return rows.clamp_min(torch.finfo(rows.dtype).tiny).log()
-        return rows.log_softmax(-1)
+            rows = rows.clamp_min(torch.finfo(rows.dtype).tiny).log()
+            if self.temperature == 1:
+                return rows
+        return (rows / self.temperature).log_softmax(-1)
 
     def decided(self, model: nn.Module, answers: Iterable[Any]) -> DenseOutputs:
         """The same with its kind and spread found out.
@@ -143,7 +149,8 @@ class DenseOutputs:
         """What is learned by, in words."""
         if self.kind == "values":
             return "by the squared distance from the dense network's outputs, in units of their variance"
-        return "by the divergence from the dense network's class probabilities"
+        warm = f" at temperature {self.temperature:g}" if self.temperature != 1 else ""
+        return f"by the divergence from the dense network's class probabilities{warm}"
 
     def _spreads(self, found: tuple[Tensor, ...]) -> tuple[float, ...]:
         if len(self.spread) != len(found):
