@@ -33,6 +33,9 @@ class Scores(Findings):
         cost_exponent: of the method, see `Method.cost_exponent`.
         measured: for an allocation of the scope `measured`: group name -> loss that each unit saves, float64 [K].
         stages: what each stage found, for methods that work in stages.
+        replicas: group name -> scores that a learning anew, from other data of the same size and another seed, might
+            have given, fp32 [2 R, K], in pairs that lie on both sides of `values`, as far from them as one learning
+            lies from the mean of many; empty where nothing was learned.
     """
 
     values: Mapping[str, Tensor]
@@ -42,6 +45,7 @@ class Scores(Findings):
     cost_exponent: float = 0.0
     measured: Mapping[str, Tensor] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
+    replicas: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

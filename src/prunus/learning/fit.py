@@ -19,6 +19,7 @@ from prunus.gates.gate import GateSet, attach, recompute_products
 from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Scores
 from prunus.learning.problem import Learning
+from prunus.learning.spread import SIGNS, Spread, signs_of
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.entry import entry
@@ -165,7 +166,8 @@ def _by_posteriors(
 def _accumulate(
     model: nn.Module, groups: Sequence[ChannelGroup], method: GradientCriterion, learning: Learning
 ) -> Scores:
-    totals = {g.name: torch.zeros(g.units, dtype=torch.float64, device="cpu") for g in groups}
+    # Row 0 sums what every batch adds; the others take every batch with a sign of their own.
+    totals = {g.name: torch.zeros(1 + SIGNS, g.units, dtype=torch.float64, device="cpu") for g in groups}
     examples, device, loss_of = 0, model_device(model), sum_of(learning.loss_fn)
     with attach(model, groups) as gates, progress_bar(method.name, len(learning.loader), learning.progress) as bar:
         gates.probe()
@@ -176,16 +178,23 @@ def _accumulate(
 
         learning.loader.set_epoch(0)
         for step, batch in enumerate(learning.loader):
+            signs = signs_of(step)
             training.step(batch, summed_loss, f"epoch 0, step {step}")
             for group in groups:
                 probe = gates.probes.get(group.name)
                 if probe is not None and probe.grad is not None:
-                    totals[group.name] += method.contribution(probe.grad.float()).cpu()
+                    totals[group.name] += signs * method.contribution(probe.grad.float()).cpu()
             examples += examples_in(batch[0])
     if distributed():
         totals = {name: summed(total.to(device)).cpu() for name, total in totals.items()}
         examples = int(summed(torch.tensor(float(examples), device=device, dtype=torch.float64)))
-    return Scores({n: method.finish(t, examples).float() for n, t in totals.items()}, method=method.name)
+    values = {n: method.finish(t[0], examples).float() for n, t in totals.items()}
+    replicas = {
+        n: torch.stack([method.finish(t[0] + sign * other, examples).float() for other in t[1:] for sign in (1, -1)])
+        for n, t in totals.items()
+    }
+    told = replicas if len(learning.loader) > 1 else {}  # one batch doesn't say how others differ
+    return Scores(values, method=method.name, replicas=told)
 
 
 def _learn(
@@ -200,16 +209,19 @@ def _learn(
     rounds: list[list[str] | None] = [None] if method.joint else [[g.name] for g in groups]
     total = batches * method.passes(batches) * len(rounds)
     history: list[float] = []
+    replicas: dict[str, Tensor] = {}
     with (
         attach(model, groups, method.posterior, draws=method.draws, placement=method.placement) as gates,
         progress_bar(method.name, total, learning.progress) as bar,
     ):
         for names in rounds:
             gates.mean(names) if method.estimator == "point" else gates.sample(names)
-            history += _learn_round(model, gates, names, method, learning, bar, also)
+            losses, spread = _learn_round(model, gates, names, method, learning, bar, also)
+            history += losses
+            replicas |= spread.replicas({n: gates.posterior(n) for n in names or [g.name for g in groups]})
         posteriors = {g.name: gates.posterior(g.name).cpu() for g in groups}
     values = {name: p.score().detach().cpu() for name, p in posteriors.items()}
-    return Scores(values, posteriors, method.name, tuple(history))
+    return Scores(values, posteriors, method.name, tuple(history), replicas=replicas)
 
 
 def _learn_round(
@@ -220,10 +232,11 @@ def _learn_round(
     learning: Learning,
     bar: Bar,
     also: Sequence[dict[str, Any]],
-) -> list[float]:
+) -> tuple[list[float], Spread]:
     batches, num_data = learning.loader, learning.labels
     parameters = gates.parameters() if names is None else [p for n in names for p in gates.posterior(n).parameters()]
     optimizer = torch.optim.Adam([{"params": parameters, "lr": method.lr}, *also], weight_decay=0.0)
+    spread = Spread(optimizer, parameters)
     training = Training(model, deciding(learning.precision), bar, optimizer, recompute_products)
     loss_of = _sampled_loss(model, method, learning.loss_fn)
     passes = method.passes(len(batches))
@@ -238,10 +251,11 @@ def _learn_round(
                 method.anneal_(gates.posterior(group.name), progress)
             weight = method.beta_at(progress, num_data)
             penalty = partial(_weighted_penalty, gates, weight, num_data, method.unit_weight) if weight else None
+            spread.displace_()
             running += training.step(batch, loss_of, f"epoch {epoch}, step {step}", penalty)
         average_over_ranks_([running])
         history.append(float(running) / len(batches))
-    return history
+    return history, spread
 
 
 def _weighted_penalty(gates: GateSet, weight: float, num_data: int, unit_weight: Callable[[int], float]) -> Tensor:

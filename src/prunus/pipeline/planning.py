@@ -21,6 +21,7 @@ from prunus.learning.problem import Learning, Problem, needed
 from prunus.methods.base import Method
 from prunus.plan.allocation import Allocation, Scope, allocate, select
 from prunus.plan.budget import Budget
+from prunus.plan.keeping import keep_probability
 from prunus.plan.plan import Plan
 from prunus.plan.request import remarks
 from prunus.refit.prepared import Prepared
@@ -127,9 +128,11 @@ def make_plan(
         asked += "" if settings.scope in ("auto", "global") else f", {settings.scope}"
     kept = select([g for g in groups if g.name in counts], scores.values, counts)
     probability = {
-        name: posterior.keep_probability(counts[name])
-        for name, posterior in scores.posteriors.items()
-        if name in counts and counts[name] < posterior.units
+        name: keep_probability(values, scores.replicas[name], counts[name])
+        if name in scores.replicas
+        else scores.posteriors[name].keep_probability(counts[name])
+        for name, values in scores.values.items()
+        if (name in scores.replicas or name in scores.posteriors) and counts.get(name, len(values)) < len(values)
     }
     plan = Plan.from_kept(graph, kept, keep_probability=probability, method=scores.method, asked=asked)
     return plan.with_notes(*remarks(plan, groups, scores.values, budget=budget, pruning_ratio=pruning_ratio))

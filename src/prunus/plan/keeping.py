@@ -1,0 +1,76 @@
+"""How sure it is that a unit stays: in a plan of this size, made from scores that were learned anew."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunus.errors import ConfigError
+
+NEIGHBOURS = 5
+"""Units before and after, in the order of the scores, over which the noise of a unit is averaged."""
+DRAWS, LARGEST = 4096, 1 << 26
+
+
+def keep_probability(score: Tensor, replicas: Tensor, k: int, *, seed: int = 0) -> Tensor:
+    """Probability that each unit is among the `k` best by scores learned anew from other data of the same size.
+
+    With y the score (its logarithm if all are positive), e_j the standard error of y_j (root mean square over the
+    replicas and over the nearest units in order, without what moves all units alike), and r = 1 - mean(e^2) / var(y),
+    at least 0, the share of the spread between units that is no noise: y_j anew is taken as normal about
+    mean(y) + r (y_j - mean(y)) with the variance (1 + r) e_j^2, the predictive law of a second measurement after a
+    first. Where nothing but noise tells the units apart all probabilities are k / K.
+
+    Args:
+        score: of each unit [K], higher = keep.
+        replicas: see `Scores.replicas`, [2 R, K].
+        k: units that stay.
+        seed: of the Monte Carlo estimate.
+
+    Returns:
+        fp32 [K] on the CPU; sums to k.
+
+    Raises:
+        ConfigError: `k` is not between 1 and K.
+    """
+    units = len(score)
+    if not 1 <= k <= units:
+        raise ConfigError("keep_probability", f"k = {k} is not between 1 and {units}", "give a kept count")
+    if k == units:
+        return torch.ones(units, dtype=torch.float32, device="cpu")
+    y, ends = score.detach().double().cpu(), replicas.detach().double().cpu()
+    if bool((y > 0).all()) and bool((ends > 0).all()):
+        y, ends = y.log(), ends.log()
+    variance = error_variance(y, ends)
+    spread = y.var()
+    real = 0.0 if spread == 0 else float((1 - variance.mean() / spread).clamp(min=0))
+    centre, std = y.mean() + real * (y - y.mean()), ((1 + real) * variance).sqrt()
+    draws = max(256, min(DRAWS, LARGEST // units))
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    hits = torch.zeros(units, dtype=torch.float32, device="cpu")
+    for start in range(0, draws, 512):
+        rows = min(512, draws - start)
+        noise = torch.randn(rows, units, generator=generator, dtype=torch.float64, device="cpu")
+        best = (centre + std * noise).topk(k, dim=1).indices
+        hits += torch.zeros(rows, units, dtype=torch.float32, device="cpu").scatter_(1, best, 1.0).sum(0)
+    return hits / draws
+
+
+def error_variance(y: Tensor, ends: Tensor) -> Tensor:
+    """Squared standard error of each score, averaged over its neighbours in order: float64 [K].
+
+    Args:
+        y: scores [K].
+        ends: replicas [2 R, K], in pairs.
+    """
+    units = len(y)
+    apart = (ends[0::2] - ends[1::2]) / 2
+    apart = apart - apart.mean(1, keepdim=True)
+    squares = apart.square().mean(0) * units / max(units - 1, 1)
+    order = y.argsort(stable=True)
+    sums = torch.cat([squares.new_zeros(1), squares[order].cumsum(0)])
+    place = torch.arange(units, device="cpu")
+    low, high = (place - NEIGHBOURS).clamp(min=0), (place + NEIGHBOURS + 1).clamp(max=units)
+    found = torch.empty_like(squares)
+    found[order] = (sums[high] - sums[low]) / (high - low)
+    return found.clamp_min(0)
