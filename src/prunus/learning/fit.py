@@ -218,7 +218,8 @@ def _learn(
             gates.mean(names) if method.estimator == "point" else gates.sample(names)
             losses, spread = _learn_round(model, gates, names, method, learning, bar, also)
             history += losses
-            replicas |= spread.replicas({n: gates.posterior(n) for n in names or [g.name for g in groups]})
+            if spread is not None:
+                replicas |= spread.replicas({n: gates.posterior(n) for n in names or [g.name for g in groups]})
         posteriors = {g.name: gates.posterior(g.name).cpu() for g in groups}
     values = {name: p.score().detach().cpu() for name, p in posteriors.items()}
     return Scores(values, posteriors, method.name, tuple(history), replicas=replicas)
@@ -232,11 +233,11 @@ def _learn_round(
     learning: Learning,
     bar: Bar,
     also: Sequence[dict[str, Any]],
-) -> tuple[list[float], Spread]:
+) -> tuple[list[float], Spread | None]:
     batches, num_data = learning.loader, learning.labels
     parameters = gates.parameters() if names is None else [p for n in names for p in gates.posterior(n).parameters()]
     optimizer = torch.optim.Adam([{"params": parameters, "lr": method.lr}, *also], weight_decay=0.0)
-    spread = Spread(optimizer, parameters)
+    spread = Spread(optimizer, parameters) if method.finds_spread else None
     training = Training(model, deciding(learning.precision), bar, optimizer, recompute_products)
     loss_of = _sampled_loss(model, method, learning.loss_fn)
     passes = method.passes(len(batches))
@@ -251,7 +252,8 @@ def _learn_round(
                 method.anneal_(gates.posterior(group.name), progress)
             weight = method.beta_at(progress, num_data)
             penalty = partial(_weighted_penalty, gates, weight, num_data, method.unit_weight) if weight else None
-            spread.displace_()
+            if spread is not None:
+                spread.displace_()
             running += training.step(batch, loss_of, f"epoch {epoch}, step {step}", penalty)
         average_over_ranks_([running])
         history.append(float(running) / len(batches))

@@ -2,11 +2,14 @@
 
 A learning from other examples of the same kind and another seed differs from this one by the noise of its gradients,
 and by what the loss makes of that noise. Both are learned along: a displacement delta beside the parameters theta. The
-step t is taken at theta + s_t delta, s_t = +1, -1, +1, ...; the parameters go on from theta with the gradient found
-there, and delta takes the same step with s_t times that gradient. To first order in delta the gradient is
-g(theta) + s_t H delta + noise: for theta the second term cancels from one step to the next, and for delta the first
-one does. What is left for delta, H delta + noise, is the law by which theta itself strays from its path, started at
-none. So the end of delta is distributed as the difference between this learning's end and the mean of all of them.
+step t is taken at theta + s_t delta, s_t = 1 or -1; the parameters go on from theta with the gradient found there, and
+delta takes the same step with s_t times that gradient. To first order in delta the gradient is
+g(theta) + s_t H delta + noise: for theta the second term cancels within two steps of opposite signs, and for delta the
+first one does. What is left for delta, H delta + noise, is the law by which theta itself strays from its path, started
+at none. So the end of delta is distributed as the difference between this learning's end and the mean of all of them.
+
+This holds for displacements over which the loss has about one curvature. Where the complexity is no convex function of
+the parameters and units fall off an edge, it does not, and the larger displacement would change what is learned.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class Spread:
     """
 
     def __init__(self, optimizer: torch.optim.Adam, parameters: Sequence[nn.Parameter]) -> None:
-        self.sign = 1
+        self.step, self.sign = 0, int(signs_of(0)[1])
         self.settings = {p: group for group in optimizer.param_groups for p in group["params"]}
         self.displacement = {p: torch.zeros_like(p, requires_grad=False) for p in parameters if p.requires_grad}
         self._momentum = {p: torch.zeros_like(d) for p, d in self.displacement.items()}
@@ -80,7 +83,8 @@ class Spread:
             divisor = (state["exp_avg_sq"] / (1 - second ** float(state["step"]))).sqrt_().add_(settings["eps"])
             # Adam's own steps are hardly ever longer; without this, units that compete could drive delta away.
             displacement.sub_((momentum / divisor).clamp_(-1, 1), alpha=settings["lr"])
-        self.sign = -self.sign
+        self.step += 1
+        self.sign = int(signs_of(self.step)[1])
 
     @torch.no_grad()
     def replicas(self, posteriors: Mapping[str, Posterior]) -> dict[str, Tensor]:

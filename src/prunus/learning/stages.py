@@ -25,7 +25,6 @@ from prunus.learning.fit import fit_with_weights
 from prunus.learning.problem import Learning, Problem
 from prunus.methods.base import StagedMethod
 from prunus.plan.allocation import select
-from prunus.plan.keeping import keep_probability
 from prunus.plan.plan import Plan
 from prunus.posteriors.base import DecidingPosterior
 from prunus.proof.apply import apply_and_verify_
@@ -191,10 +190,7 @@ def _stage(
         kept=tuple(len(kept[n]) for n in names),
         natural=tuple(natural[n] for n in names),
         score={n: tuple(scores.values[n].tolist()) for n in names},
-        keep_probability={
-            n: tuple(keep_probability(scores.values[n], scores.replicas[n], len(kept[n]), seed=seed).tolist())
-            for n in names
-        },
+        keep_probability={n: tuple(posteriors[n].keep_probability(len(kept[n]), seed=seed).tolist()) for n in names},
         loss=scores.history[-1],
         error=proof.max_error,
     )

@@ -159,9 +159,15 @@ def ramp(progress: float, over: float) -> float:
 
 @dataclass(frozen=True)
 class PosteriorMethod(Method):
-    """Learns q(z) over one multiplier per unit while the weights stay frozen."""
+    """Learns q(z) over one multiplier per unit while the weights stay frozen.
+
+    Attributes:
+        finds_spread: learn along how far a learning anew would end from this one (`learning.spread`), for which the
+            parameters are displaced by a standard error meanwhile; for posteriors whose objective is smooth over that.
+    """
 
     cost_exponent: ClassVar[float] = 1.0
+    finds_spread: ClassVar[bool] = False
     renamed: ClassVar[Mapping[str, str]] = {"complexity_weight": "beta_at"}
 
     estimator: Literal["mc", "point"]

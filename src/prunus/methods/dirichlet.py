@@ -68,6 +68,7 @@ class DirichletPruning(PosteriorMethod, name="dirichlet"):
         loss_reduction: `mean_loss` over samples (the bound), or `loss_of_mean` outputs (as released).
     """
 
+    finds_spread: ClassVar[bool] = True
     renamed: ClassVar[Mapping[str, str]] = {**PosteriorMethod.renamed, "kl_weight": "beta"}
 
     estimator: Literal["mc", "point"] = "mc"
