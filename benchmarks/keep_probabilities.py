@@ -29,7 +29,7 @@ from prunus.data.sources import load_data
 from prunus.methods.registry import resolve
 from prunus.pipeline.demo import lenet5, train_dense
 from prunus.plan.allocation import Allocation
-from prunus.plan.plan import UNDECIDED
+from prunus.plan.keeping import UNDECIDED
 from record import Log, results
 
 BINS = 10

@@ -1,12 +1,23 @@
-"""How sure it is that a unit stays: in a plan of this size, made from scores that were learned anew."""
+"""How sure it is that a unit stays: in a plan of this size, made from scores that were learned anew.
+
+That is so for methods whose scores come with replicas (`Scores.replicas`): Dirichlet and the criteria on gradients.
+Posteriors without them state the probability under the one posterior that was learned (`Posterior.keep_probability`).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from prunus.errors import ConfigError
 
+UNDECIDED = (0.05, 0.95)
+"""Between these a unit's fate is open."""
+NAMED = 12
+"""Undecided units of a group that are named at most."""
 NEIGHBOURS = 5
 """Units before and after, in the order of the scores, over which the noise of a unit is averaged."""
 DRAWS, LARGEST = 4096, 1 << 26
@@ -74,3 +85,26 @@ def error_variance(y: Tensor, ends: Tensor) -> Tensor:
     found = torch.empty_like(squares)
     found[order] = (sums[high] - sums[low]) / (high - low)
     return found.clamp_min(0)
+
+
+class Decided(Protocol):
+    """A group's part of a plan, as far as it is told here."""
+
+    @property
+    def name(self) -> str:
+        """Of the group."""
+
+    @property
+    def undecided(self) -> tuple[int, ...]:
+        """Units whose fate is open."""
+
+
+def undecided_in_words(groups: Iterable[Decided]) -> list[str]:
+    """A line for every group that has undecided units, naming them; none for the others."""
+    lines = []
+    for group in groups:
+        units = group.undecided
+        more = f" and {len(units) - NAMED} more" if len(units) > NAMED else ""
+        if units:
+            lines.append(f"undecided in {group.name}: {', '.join(map(str, units[:NAMED]))}{more}")
+    return lines

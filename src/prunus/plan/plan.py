@@ -18,10 +18,10 @@ from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup, ExampleInput, Norm, Slot
 from prunus.plan import file as planfile
 from prunus.plan.cost import Cost, CostModel
+from prunus.plan.keeping import UNDECIDED, undecided_in_words
 from prunus.plan.kept import selecting_buffers
 from prunus.plan.resources import described
 
-UNDECIDED = (0.05, 0.95)
 FOLLOWED = "branches on data go the way of the example inputs; other ways were not analysed and may not run"
 
 
@@ -33,7 +33,7 @@ class GroupPlan:
         name: the group.
         units: its size before.
         kept: indices that stay, ascending.
-        keep_probability: posterior probability of each unit to be among the kept, if the method has one.
+        keep_probability: of each unit, if the method has one; `plan.keeping` says of what.
         macs_saved: MACs per example saved if only this group were pruned.
         heads_of: the layer that makes the heads, if the units are heads.
         inside_heads: the units are dimensions inside heads.
@@ -244,7 +244,7 @@ class Plan:
             undecided = "-" if group.keep_probability is None else str(len(group.undecided))
             sizes = f"{group.units:>6} {len(group.kept):>6}"
             lines.append(f"{group.name:<36} {sizes} {undecided:>9} {group.macs_saved:>12,}")
-        lines += ["-" * len(head)] if self.groups else []
+        lines += [*(["-" * len(head)] if self.groups else []), *undecided_in_words(self.groups)]
         for name in sorted(self.before.keys() & self.after.keys()):
             before, after = self.before[name], self.after[name]
             told = f"{described(name, before):>14} -> {described(name, after):>14}"

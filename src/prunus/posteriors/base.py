@@ -50,6 +50,9 @@ class Posterior(nn.Module, ABC):
     def keep_probability(self, k: int, *, draws: int = 4096, seed: int = 0) -> Tensor:
         """Probability under q that each unit is among the `k` largest, fp32 [K], by seeded Monte Carlo.
 
+        That of one draw of the multipliers. How likely a learning anew keeps the unit is another question, whose
+        answer is usually surer: `prunus.plan.keeping`.
+
         Raises:
             ConfigError: `k` is not between 1 and K.
         """

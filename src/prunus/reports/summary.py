@@ -102,7 +102,7 @@ def _of_units(findings: Scores, method: Method, dense: nn.Module, result: Outcom
         "stages": [
             {STAGE.get(k, k): v for k, v in vars(s).items() if k != "keep_probability"} for s in findings.stages
         ],
-        "undecided": {g.name: len(g.undecided) for g in result.plan.groups},
+        "undecided": {g.name: len(g.undecided) for g in result.plan.groups if g.undecided},
     }
 
 
