@@ -59,7 +59,7 @@ def test_falls_with_the_score_and_sums_to_the_size() -> None:
 def test_units_and_scales_of_scores_play_no_part() -> None:
     stream = torch.Generator().manual_seed(1)
     score = torch.rand(40, generator=stream) + 0.1
-    ends = around(score, 0.05 * torch.randn(40, generator=stream)).clamp_min(0.01)
+    ends = around(score.log(), 0.1 * torch.randn(40, generator=stream)).exp()
     found = keep_probability(score, ends, 15)
     torch.testing.assert_close(keep_probability(1000 * score, 1000 * ends, 15), found, atol=2e-3, rtol=0)
     torch.testing.assert_close(keep_probability(score**2, ends**2, 15), found, atol=2e-3, rtol=0)
@@ -67,6 +67,13 @@ def test_units_and_scales_of_scores_play_no_part() -> None:
     torch.testing.assert_close(keep_probability(score, common * ends, 15), found, atol=2e-3, rtol=0)
     moved = torch.randperm(40, generator=stream)
     torch.testing.assert_close(keep_probability(score[moved], ends[:, moved], 15), found[moved], atol=0.04, rtol=0)
+
+
+def test_dead_units_stay_dead() -> None:
+    score = torch.cat([torch.zeros(30), torch.arange(1.0, 11.0)])
+    found = keep_probability(score, around(score, 0.4 * score * (-1.0) ** torch.arange(40)), 5)
+    assert float(found[:25].max()) == 0
+    assert float(found[:30].max()) < 0.1 < float(found[34]) < float(found[39])
 
 
 def test_says_how_often_a_second_measurement_agrees() -> None:

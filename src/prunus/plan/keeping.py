@@ -26,7 +26,7 @@ DRAWS, LARGEST = 4096, 1 << 26
 def keep_probability(score: Tensor, replicas: Tensor, k: int, *, seed: int = 0) -> Tensor:
     """Probability that each unit is among the `k` best by scores learned anew from other data of the same size.
 
-    With y the score (its logarithm if all are positive), e_j the standard error of y_j (root mean square over the
+    With y the score (its logarithm if none is negative), e_j the standard error of y_j (root mean square over the
     replicas and over the nearest units in order, without what moves all units alike), and r = 1 - mean(e^2) / var(y),
     at least 0, the share of the spread between units that is no noise: y_j anew is taken as normal about
     mean(y) + r (y_j - mean(y)) with the variance (1 + r) e_j^2, the predictive law of a second measurement after a
@@ -49,10 +49,8 @@ def keep_probability(score: Tensor, replicas: Tensor, k: int, *, seed: int = 0) 
         raise ConfigError("keep_probability", f"k = {k} is not between 1 and {units}", "give a kept count")
     if k == units:
         return torch.ones(units, dtype=torch.float32, device="cpu")
-    y, ends = score.detach().double().cpu(), replicas.detach().double().cpu()
-    if bool((y > 0).all()) and bool((ends > 0).all()):
-        y, ends = y.log(), ends.log()
-    variance = error_variance(y, ends)
+    y, apart = comparable(score, replicas)
+    variance = error_variance(y, apart)
     spread = y.var()
     real = 0.0 if spread == 0 else float((1 - variance.mean() / spread).clamp(min=0))
     centre, std = y.mean() + real * (y - y.mean()), ((1 + real) * variance).sqrt()
@@ -67,15 +65,31 @@ def keep_probability(score: Tensor, replicas: Tensor, k: int, *, seed: int = 0) 
     return hits / draws
 
 
-def error_variance(y: Tensor, ends: Tensor) -> Tensor:
+def comparable(score: Tensor, replicas: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores on the scale on which their noise is compared, and how far each pair of replicas lies to both sides of it.
+
+    Scores that are never negative differ by factors: their logarithms, zeros as the smallest that is none. A pair that
+    lies a factor exp(d) above and below then lies d to both sides; one that reaches from zero to twice the score, 0.88.
+
+    Returns:
+        float64 [K] and [R, K].
+    """
+    y, ends = score.detach().double().cpu(), replicas.detach().double().cpu()
+    apart = (ends[0::2] - ends[1::2]) / 2
+    if bool((y < 0).any()) or bool((y == 0).all()):
+        return y, apart
+    y = y.clamp_min(float(y[y > 0].min()))
+    return y.log(), (apart / y).asinh()
+
+
+def error_variance(y: Tensor, apart: Tensor) -> Tensor:
     """Squared standard error of each score, averaged over its neighbours in order: float64 [K].
 
     Args:
         y: scores [K].
-        ends: replicas [2 R, K], in pairs.
+        apart: how far replicas lie from them [R, K].
     """
     units = len(y)
-    apart = (ends[0::2] - ends[1::2]) / 2
     apart = apart - apart.mean(1, keepdim=True)
     squares = apart.square().mean(0) * units / max(units - 1, 1)
     order = y.argsort(stable=True)
