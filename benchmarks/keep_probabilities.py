@@ -75,13 +75,18 @@ def one(args: argparse.Namespace, dense: nn.Module, data: DataSource, name: str,
     return {
         "examples": size,
         "seconds": time.process_time() - start,
-        "values": {n: found.values[n].tolist() for n in groups},
+        "values": {n: digits(found.values[n]) for n in groups},
         "kept": {n: list(g.kept) for n, g in groups.items()},
         "stated": {n: list(groups[n].keep_probability or ()) for n in cut},
         "before": {
-            n: found.posteriors[n].keep_probability(len(groups[n].kept)).tolist() for n in cut if n in found.posteriors
+            n: digits(found.posteriors[n].keep_probability(len(groups[n].kept))) for n in cut if n in found.posteriors
         },
     }
+
+
+def digits(values: Tensor) -> list[float]:
+    """Numbers of fp32 without the digits that it doesn't have."""
+    return [float(f"{value:.7g}") for value in values.tolist()]
 
 
 def pairs(rows: list[Row], column: str, *, apart: bool = False, own: bool = False) -> Iterator[tuple[Tensor, Tensor]]:

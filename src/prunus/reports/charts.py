@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunus.plan.plan import UNDECIDED, GroupPlan
+from prunus.plan.keeping import UNDECIDED
+from prunus.plan.plan import GroupPlan
 from prunus.reports.offers import Offer
 from prunus.reports.record import MASK_METRICS, ScoreRecord, StepRecord
 
