@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from prunus.cli.finish import finish
-from prunus.cli.inputs import loaded, place_of
+from prunus.cli.inputs import data_for, loaded, place_of
 from prunus.cli.options import (
     Allocate,
     Allow,
@@ -17,6 +16,7 @@ from prunus.cli.options import (
     MethodSpec,
     ModelSpec,
     Out,
+    Reads,
     Recover,
     Repair,
     Run,
@@ -34,8 +34,6 @@ from prunus.cli.options import (
     target_of,
 )
 from prunus.cli.terminal import say
-from prunus.data.dense_outputs import DenseOutputs
-from prunus.data.sources import load_data
 from prunus.methods.base import MaskMethod
 from prunus.methods.registry import resolve
 from prunus.pipeline.compress import compress
@@ -44,6 +42,7 @@ from prunus.pipeline.compress import compress
 def compress_command(
     model: ModelSpec,
     data: DataSpec,
+    load: Reads = None,
     target: Target = None,
     method: MethodSpec = "dirichlet",
     settings: Settings = None,
@@ -65,8 +64,7 @@ def compress_command(
     allocation, exports, free = allocation_of(allocate), exports_of(export), label_free(labels)
     wanted, how, place = target_of(target), run_of(run, exports, say), place_of(model)
     network, _ = loaded(place, weights)
-    source = load_data(data, seed=seed, model=place)
-    source = replace(source, loss_fn=DenseOutputs()) if free else source
+    source = data_for(data, network, place, load, seed, labelled=not free)
     done = compress(
         network,
         source,

@@ -11,6 +11,7 @@ import typer
 from prunus.cli.finish import finish
 from prunus.cli.options import DataSpec, Out, Seed, Target, exports_of, run_of, target_of
 from prunus.cli.terminal import say
+from prunus.data.datasets import size_of
 from prunus.data.sources import load_data
 from prunus.errors import ConfigError
 from prunus.export.run import check_run_folder
@@ -39,7 +40,7 @@ def demo(
     if tuple(source.example_inputs.shape[1:]) != IMAGE:
         fix = "use digits, mnist:DIR or fashion-mnist:DIR"
         raise ConfigError(f"--data {data}", "LeNet-5 takes grey images of 28 x 28", fix)
-    say(f"training LeNet-5 on {len(source.train)} images ...")
+    say(f"training LeNet-5 on {size_of(source.train)} ...")
     torch.manual_seed(seed)
     network = LeNet5()
     train_dense(network, source, epochs=epochs, seed=seed)

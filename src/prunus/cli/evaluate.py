@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from prunus.cli.inputs import loaded, place_of
-from prunus.cli.options import DataSpec, ModelSpec, Seed, Weights
+from prunus.cli.inputs import data_for, loaded, place_of
+from prunus.cli.options import DataSpec, ModelSpec, Reads, Seed, Weights
 from prunus.cli.terminal import say
 from prunus.data.evaluation import evaluate
-from prunus.data.sources import load_data
 from prunus.export.artifact import is_artifact, load_masks
 from prunus.masks.activations import grids_of, quantized_inputs
 
 
-def evaluate_command(model: ModelSpec, data: DataSpec, weights: Weights = None, seed: Seed = 0) -> None:
+def evaluate_command(
+    model: ModelSpec, data: DataSpec, load: Reads = None, weights: Weights = None, seed: Seed = 0
+) -> None:
     """Accuracy and loss of a model or an artifact on the test split."""
     spec = place_of(model)
     network, _ = loaded(spec, weights)
-    source = load_data(data, seed=seed, model=spec)
+    source = data_for(data, network, spec, load, seed)
     grids = grids_of(load_masks(spec)) if is_artifact(spec) else {}  # they stand around the model, not in it
     with quantized_inputs(network, grids):
-        found = evaluate(network, source.test, loss_fn=source.loss_fn)
+        found = evaluate(network, source.test, loss_fn=source.loss_fn, workers=source.workers)
     say(f"accuracy {found.accuracy:.2f} %, loss {found.loss:.4f}, {found.num_examples} test examples")

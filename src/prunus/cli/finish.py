@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from prunus.cli.terminal import command, console, say, show
-from prunus.data.datasets import DataSource, each
+from prunus.data.datasets import DataSource, first_of
 from prunus.export.exports import Choice, add_exports
 from prunus.export.registry import Exportable
 from prunus.pipeline.compress import Compression
@@ -25,7 +25,7 @@ def finish(done: Compression, data: DataSource, exports: Choice, *, origin: str,
     if done.saved is not None:
         done.saved.add_summary({**done.summary, "command": command.get()})
         masked = done.result.masked
-        examples = data.validation.normalise(each(data.validation.inputs, lambda t: t[:COMPARED]))
+        examples = first_of(data.validation, COMPARED)
         subject = Exportable(
             done.model,
             data.example_inputs,

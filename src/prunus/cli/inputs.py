@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from prunus.cli.terminal import say
+from prunus.data.datasets import DataSource
+from prunus.data.dense_outputs import DenseOutputs
+from prunus.data.fitting import check_fits
+from prunus.data.registry import Reading
 from prunus.data.sources import load_data
 from prunus.errors import ConfigError, first_line
 from prunus.export.artifact import is_artifact, load
 from prunus.export.run import ARTIFACT
 from prunus.files.weightfile import read_state_dict
+from prunus.methods.settings import configure
 from prunus.models.sources import load_model
 from prunus.plan.plan import Plan
 from prunus.proof.inputs import proof_inputs
@@ -38,6 +46,23 @@ def loaded(spec: str, weights: Path | None) -> tuple[nn.Module, Any]:
     if weights is not None:
         load_weights(made.model, weights)
     return made.model.eval(), made.example_inputs
+
+
+def data_for(
+    spec: str, network: nn.Module, model: str, reads: Sequence[str] | None, seed: int, *, labelled: bool = True
+) -> DataSource:
+    """The data that a command names, as this model takes them; what was found is said.
+
+    Raises:
+        PruneError: the spec names nothing, a wrong setting, or data that can't be read or don't fit the model.
+    """
+    reading = configure(Reading, reads or ())
+    source = load_data(spec, seed=seed, model=model, network=network, labelled=labelled, reading=reading)
+    source = source if labelled else replace(source, loss_fn=DenseOutputs())
+    check_fits(network, source)
+    if source.told:
+        say(source.told)
+    return source
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -29,6 +29,14 @@ DataSpec = Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_SOURC
 Examples = Annotated[
     str | None, typer.Option("--data", metavar="DATA", help="takes the example inputs from this data; as for compress")
 ]
+Reads = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--load",
+        metavar="NAME=VALUE",
+        help="how the data are read: size=224, mean=0.5, std=0.5, augment=none, workers=4, broken=skip, ...",
+    ),
+]
 Weights = Annotated[
     Path | None, typer.Option("--weights", metavar="FILE", help="state_dict of the model (.pt, .pth, .safetensors)")
 ]

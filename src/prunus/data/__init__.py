@@ -5,7 +5,8 @@ from prunus.data.datasets import ArrayDataset, Augment, Batches, DataSource, cro
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import Evaluation, evaluate
 from prunus.data.losses import cross_entropy
-from prunus.data.registry import DataRequest, data_source
+from prunus.data.reading import ReadBatches
+from prunus.data.registry import DataRequest, Reading, data_source
 from prunus.data.sources import load_data
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "DataSource",
     "DenseOutputs",
     "Evaluation",
+    "ReadBatches",
+    "Reading",
     "Splits",
     "as_batches",
     "crop_and_flip",

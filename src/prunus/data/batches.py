@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from prunus.data.losses import IGNORED
+from prunus.data.reading import ReadBatches
 from prunus.errors import DataError
 from prunus.runtime.arguments import as_arguments, examples_in, signature_of, tensors_in
 from prunus.runtime.precision import dtype_name
@@ -39,6 +41,18 @@ class Splits:
 
     train: Iterable[Any]
     validation: Iterable[Any]
+
+
+@dataclass(frozen=True)
+class EveryNth:
+    """One process's share of batches that all of them were given: its own of every `world` batches."""
+
+    data: Iterable[Any]
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.data), self.rank, None, self.world)
 
 
 @dataclass(frozen=True)
@@ -111,18 +125,25 @@ class Loader:
     def first(self) -> tuple[Any, Any]:
         """The first batch; the random state is put back. Raises DataError if there is none, or one of no known form."""
         with torch.random.fork_rng(devices=[]):
-            return next(iter(self))
+            return next(iter(self._first()))
 
     def labelled(self) -> bool:
         """Whether the first batch is a dict with targets among its keys."""
         with torch.random.fork_rng(devices=[]):
-            return label_key(next(iter(self.data), None)) is not None
+            return label_key(next(iter(self._first().data), None)) is not None
 
     def unlabelled(self) -> bool:
         """Whether the first batch is inputs alone; not where there is none, or one of no known form."""
         with torch.random.fork_rng(devices=[]), contextlib.suppress(DataError):
-            return next(iter(self))[1] is None
+            return next(iter(self._first()))[1] is None
         return False
+
+    def _first(self) -> Loader:
+        """The same of the first batch alone, where the data can give it without starting a whole pass."""
+        if not isinstance(self.data, ReadBatches):
+            return self
+        batch = self.data.first()
+        return self.of([] if batch is None else [batch])
 
     def of(self, data: Iterable[Any]) -> Loader:
         """Other data in the same form."""
@@ -203,7 +224,7 @@ def as_batches(
     if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
         fix = "give a DataLoader or a list of batches"
         if hasattr(data, "train") and hasattr(data, "validation"):
-            fix = "give prunus.data.Batches(data.train, batch_size)"
+            fix = "give data.batches(batch_size, seed=0)"
         raise DataError("data", f"a {kind} can't be looped over", fix)
     return Loader(data, Form.of(model, example_inputs, own_loss=own_loss))
 

@@ -1,18 +1,23 @@
-"""Data in memory: data sets, their three parts, and fast batches that shard over processes."""
+"""Data sets in memory and fast batches of them, and the three parts of any data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
+from prunus.data.batches import as_batches
 from prunus.data.losses import IGNORED, cross_entropy
+from prunus.data.reading import ReadBatches
+from prunus.data.sharing import Shares, mixed_seed
 from prunus.errors import ConfigError, DataError
-from prunus.runtime.fields import allows
+from prunus.runtime.arguments import examples_in
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Inputs = Tensor | Mapping[str, Tensor]
@@ -130,41 +135,8 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
     return [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
 
 
-@dataclass(frozen=True)
-class DataSource:
-    """A data set in three parts, with what training on it needs to know.
-
-    Attributes:
-        name: short name for reports.
-        train: learned from; the only part that is augmented.
-        validation: cut from the training data; everything is chosen on it.
-        test: the final number.
-        num_classes: number of classes, or of tokens.
-        loss_fn: `loss_fn(logits, labels, reduction=...)`; logits are the model's `data.losses.main_output`. With
-            `DenseOutputs()` labels are not looked at: the dense network's outputs take their place.
-        augment: None or `augment(raw inputs, generator) -> raw inputs`, applied before normalisation.
-    """
-
-    name: str
-    train: ArrayDataset
-    validation: ArrayDataset
-    test: ArrayDataset
-    num_classes: int
-    loss_fn: Callable[..., Tensor] = cross_entropy
-    augment: Augment | None = None
-
-    @property
-    def example_inputs(self) -> Any:
-        """Two normalised training examples: a tensor, or a dict of tensors."""
-        return self.train.normalise(each(self.train.inputs, lambda t: t[:2]))
-
-
-class Batches:
-    """A fast re-iterable of (normalised inputs, labels) over an in-memory data set.
-
-    The same seed and epoch give the same batches. Under several processes the batches are cut from the data as in one
-    process and each rank takes its interleaved share of every batch, so all ranks see equally many batches, no example
-    twice, none left out.
+class Batches(Shares):
+    """A fast re-iterable of (normalised inputs, labels) over an in-memory data set; see `Shares` for who gets what.
 
     Args:
         dataset: what to read.
@@ -193,44 +165,16 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if not allows(int, batch_size):
-            raise ConfigError("Batches", f"batch_size={batch_size!r} is no number of examples", "give for example 64")
-        if batch_size < world or not 0 <= rank < world:
-            what = f"batch_size={batch_size}, rank={rank}, world={world}"
-            raise ConfigError("Batches", f"impossible: {what}", "give every rank at least one example per batch")
-        if len(dataset) < world:
-            raise DataError("Batches", f"{len(dataset)} examples for {world} ranks", "use more data or fewer processes")
-        self.dataset = dataset
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.augment, self.drop_last = augment, drop_last
-        self.rank, self.world, self.epoch = rank, world, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of the next iteration."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        # A rest that would leave a rank without examples is joined to the batch before it.
-        return full if self.drop_last or (rest < self.world and full) else full + 1
+        super().__init__(
+            len(dataset), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, rank=rank, world=world
+        )
+        self.dataset, self.augment = dataset, augment
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        order, generator = self._order()
-        count = len(self)
-        for number in range(count):
-            last = number == count - 1 and not self.drop_last
-            stop = len(self.dataset) if last else (number + 1) * self.batch_size
-            mine = order[number * self.batch_size : stop][self.rank :: self.world]
-            yield self._batch(mine, generator)
-
-    def _order(self) -> tuple[Tensor, torch.Generator]:
-        generator = torch.Generator().manual_seed(_mixed_seed(self.seed, self.epoch))
-        count = len(self.dataset)
-        order = torch.arange(count, device="cpu")
-        if self.shuffle:
-            order = torch.randperm(count, generator=generator, device="cpu")
         # The order is the same on every rank, the augmentation is not.
-        return order, torch.Generator().manual_seed(_mixed_seed(self.seed, self.epoch, self.rank + 1))
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch, self.rank + 1))
+        for mine in self.indices():
+            yield self._batch(mine, generator)
 
     def _batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Any, Tensor]:
         indices = indices.to(self.dataset.labels.device)
@@ -240,11 +184,100 @@ class Batches:
         return self.dataset.normalise(inputs), self.dataset.labels[indices]
 
 
-def _mixed_seed(*parts: int) -> int:
-    mixed = 0
-    for part in parts:
-        mixed = (mixed * 1_000_003 + part + 1) % (2**63)
-    return mixed
+Part = ArrayDataset | Dataset[Any] | Iterable[Any]
+"""Of data: in memory, read example by example, or batches as somebody made them."""
+
+
+def read_by_number(part: Any) -> bool:
+    """Whether a part is a data set of examples, in memory or not; otherwise it is batches."""
+    return isinstance(part, ArrayDataset) or (isinstance(part, Dataset) and not isinstance(part, IterableDataset))
+
+
+def batches_of(part: Part, batch_size: int, *, workers: int | None = None, **share: Any) -> Iterable[Any]:
+    """Batches of a part in the order of its examples; what is batches already stays as it is.
+
+    Args:
+        part: in memory, read example by example, or batches.
+        batch_size: of examples, over all ranks together; batches have their own.
+        workers: see `ReadBatches`.
+        share: further settings of `Batches`.
+    """
+    if isinstance(part, ArrayDataset):
+        return Batches(part, batch_size, **share)
+    return ReadBatches(part, batch_size, workers=workers, **share) if read_by_number(part) else part  # type: ignore[arg-type, return-value]
+
+
+def size_of(part: Part) -> str:
+    """How much a part holds, in words."""
+    if read_by_number(part):
+        return f"{len(part):,} examples"  # type: ignore[arg-type]
+    try:
+        return f"{len(part):,} batches"  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return "batches of unknown number"
+
+
+def first_of(part: Part, count: int) -> Any:
+    """Inputs of the first examples, as many as there are of so many, or as a first batch has."""
+    if isinstance(part, ArrayDataset):
+        return part.normalise(each(part.inputs, lambda t: t[:count]))
+    given, _ = as_batches(batches_of(part, count, workers=0)).first()
+    size = examples_in(given)
+
+    def few(t: Tensor) -> Tensor:
+        return t[:count] if t.dim() and t.shape[0] == size else t
+
+    return torch.utils._pytree.tree_map_only(Tensor, few, given)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set in three parts, with what training on it needs to know.
+
+    A part is an `ArrayDataset`, any data set of torch's that is read by number, whose examples are then batched as the
+    settings say, or batches as somebody made them: a DataLoader, a list, in any form that `as_batches` takes.
+
+    Attributes:
+        name: short name for reports.
+        train: learned from; the only part that is augmented.
+        validation: cut from the training data; everything is chosen on it.
+        test: the final number.
+        num_classes: number of classes, or of tokens.
+        loss_fn: `loss_fn(logits, labels, reduction=...)`; logits are the model's `data.losses.main_output`. With
+            `DenseOutputs()` labels are not looked at: the dense network's outputs take their place.
+        augment: None or `augment(raw inputs, generator) -> raw inputs`, applied before normalisation; of an
+            `ArrayDataset` alone, others augment as they read.
+        classes: their names, where they have some.
+        workers: processes that read what is not in memory; None: one for each processor, up to 4.
+        told: one line about what was found, for the user.
+    """
+
+    name: str
+    train: Part
+    validation: Part
+    test: Part
+    num_classes: int
+    loss_fn: Callable[..., Tensor] = cross_entropy
+    augment: Augment | None = None
+    classes: tuple[str, ...] = ()
+    workers: int | None = None
+    told: str = ""
+
+    @cached_property
+    def example_inputs(self) -> Any:
+        """Two normalised training examples: a tensor, or a dict of tensors."""
+        return first_of(self.train, 2)
+
+    def batches(self, batch_size: int, *, seed: int, **share: Any) -> Iterable[Any]:
+        """The training part, shuffled and augmented, for this process.
+
+        Args:
+            batch_size: over all processes together; batches that are made already have their own.
+            seed: of order and augmentation.
+            share: `drop_last`, `rank` and `world`, as for `Batches`.
+        """
+        own = {"augment": self.augment} if isinstance(self.train, ArrayDataset) else {}
+        return batches_of(self.train, batch_size, workers=self.workers, shuffle=True, seed=seed, **own, **share)
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -271,13 +304,14 @@ def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return cropped.permute(0, 3, 1, 2).contiguous()
 
 
-def split_indices(labels: Tensor, held_out: float | int, seed: int) -> tuple[Tensor, Tensor]:
+def split_indices(labels: Tensor, held_out: float | int, seed: int, part: str = "validation") -> tuple[Tensor, Tensor]:
     """Split stratified by label.
 
     Args:
         labels: int64 [N].
         held_out: fraction in (0, 1) or number of examples to hold out.
         seed: of the choice.
+        part: what is held out, for refusals.
 
     Returns:
         Sorted indices that stay and that are held out; every class is held out in proportion, to the nearest example.
@@ -290,7 +324,7 @@ def split_indices(labels: Tensor, held_out: float | int, seed: int) -> tuple[Ten
     wanted = round(held_out * total) if fraction else held_out if type(held_out) is int else 0
     if not 0 < wanted < total:
         fix = "give a fraction between 0 and 1, or a number of examples smaller than the training set"
-        raise ConfigError(f"validation={held_out}", f"it would hold out {wanted} of {total} examples", fix)
+        raise ConfigError(f"{part}={held_out}", f"it would hold out {wanted} of {total} examples", fix)
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(total, generator=generator, device="cpu").to(labels.device)
     by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]

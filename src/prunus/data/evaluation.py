@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prunus.data.batches import as_batches, forward
-from prunus.data.datasets import ArrayDataset, Batches, DataSource
+from prunus.data.batches import EveryNth, Loader, as_batches, forward
+from prunus.data.datasets import DataSource, Part, batches_of
 from prunus.data.dense_outputs import DenseOutputs, are_probabilities, class_rows, counted_rows
 from prunus.data.losses import IGNORED, classes_last, cross_entropy, main_output, mean_of
 from prunus.errors import ConfigError, DataError
+from prunus.runtime.arguments import examples_in
 from prunus.runtime.entry import entry
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import Precision, autocast, deciding, full_precision, to_device, widened
@@ -58,12 +59,13 @@ def metrics_of(judged: Mapping[str, Evaluation]) -> dict[str, float]:
 @entry()
 def evaluate(
     model: nn.Module,
-    dataset: ArrayDataset,
+    dataset: Part,
     *,
     loss_fn: Callable[..., Tensor] = cross_entropy,
     dense: nn.Module | None = None,
     batch_size: int = 500,
     precision: Precision = "fp32",
+    workers: int | None = None,
 ) -> Evaluation:
     """Measure a classifier or a language model in eval mode, on the device where it lies; modes are put back.
 
@@ -71,12 +73,14 @@ def evaluate(
 
     Args:
         model: inputs -> logits [B, classes], or one row of logits per label.
-        dataset: what to measure on; every example counts once.
+        dataset: what to measure on: an `ArrayDataset`, another data set that is read by number, or batches in any form
+            that `as_batches` takes; every example counts once. Batches that all processes were given are shared out.
         loss_fn: must take `reduction="sum"`; `DenseOutputs()` asks for `dense`.
         dense: a network to agree with, on the same device: no label is looked at then, and the loss is the divergence
             from its class probabilities, see `prunus.data.DenseOutputs`.
-        batch_size: over all ranks together; raised to the number of ranks if smaller.
+        batch_size: over all ranks together; raised to the number of ranks if smaller. Batches have their own.
         precision: of the forward pass; `auto` is fp32, since what is measured decides.
+        workers: processes that read what is not in memory; see `DataSource.workers`.
 
     Raises:
         ConfigError: `DenseOutputs` without a dense network, or a dense network and another loss.
@@ -92,25 +96,28 @@ def evaluate(
     _check(loss_fn, dense)
     with accelerator() as processes:
         rank, world = processes.process_index, processes.num_processes
-        batches = Batches(dataset, max(batch_size, world), rank=rank, world=world)
+        own = batches_of(dataset, max(batch_size, world), workers=workers, rank=rank, world=world)
+        batches = as_batches(own, model)
+        if own is dataset and batches.same_on_all_ranks():
+            batches = batches.of(EveryNth(own, rank, world))
         if dense is None:
             found = _totals(model, batches, loss_fn, precision)
         else:
             found = _agreed(model, dense, batches, precision)
         totals = summed(found.to(training_device(processes)))
-    right, loss, count, broken = totals.tolist()
+    right, loss, count, broken, seen = totals.tolist()
     if broken:
-        what = f"NaN or infinity in the outputs for {int(broken)} of {len(dataset)} examples"
+        what = f"NaN or infinity in the outputs for {int(broken)} of {int(seen)} examples"
         raise DataError("evaluation", what, "check the inputs, and the weights of the model, for NaN")
     if not count:
         raise DataError("labels", "none is judged", f"give labels other than {IGNORED}")
     return Evaluation(100.0 * right / count, loss / count, int(count), "labels" if dense is None else "dense")
 
 
-def judged_by(data: DataSource, dense: nn.Module | None) -> Callable[[nn.Module, ArrayDataset], Evaluation]:
+def judged_by(data: DataSource, dense: nn.Module | None) -> Callable[[nn.Module, Part], Evaluation]:
     """How networks are measured on data: on its labels, or, with `DenseOutputs` for a loss, against the dense one."""
     free = isinstance(data.loss_fn, DenseOutputs)
-    return partial(evaluate, loss_fn=data.loss_fn, dense=dense if free else None)
+    return partial(evaluate, loss_fn=data.loss_fn, dense=dense if free else None, workers=data.workers)
 
 
 def _check(loss_fn: Callable[..., Any], dense: nn.Module | None) -> None:
@@ -122,9 +129,9 @@ def _check(loss_fn: Callable[..., Any], dense: nn.Module | None) -> None:
         raise ConfigError("loss_fn", what, "leave out loss_fn, or dense")
 
 
-def _agreed(model: nn.Module, dense: nn.Module, batches: Batches, precision: Precision) -> Tensor:
-    """Float64 [4], as `_totals`, with what the dense network answers in place of labels."""
-    totals, losses = torch.zeros(4, dtype=torch.float64, device="cpu"), list[DenseOutputs]()
+def _agreed(model: nn.Module, dense: nn.Module, batches: Loader, precision: Precision) -> Tensor:
+    """Float64 [5], as `_totals`, with what the dense network answers in place of labels."""
+    totals, losses = torch.zeros(5, dtype=torch.float64, device="cpu"), list[DenseOutputs]()
 
     def count(_: int, inputs: Any, answer: Any, __: Any) -> None:
         taught = answer if dense is model else forward(dense, inputs)
@@ -135,24 +142,26 @@ def _agreed(model: nn.Module, dense: nn.Module, batches: Batches, precision: Pre
         broken = (~torch.isfinite(outputs)).flatten(1).any(1).sum()
         same = counted_rows(outputs.argmax(-1) == goal.argmax(-1), target[1]).float()
         loss, judged = losses[0](answer, target, "sum"), torch.ones_like(same).sum()
-        totals.add_(torch.stack([same.sum(), loss.float(), judged, broken.float()]).cpu())
+        totals[:4] += torch.stack([same.sum(), loss.float(), judged, broken.float()]).cpu()
+        totals[4] += len(outputs)
 
     with eval_mode(model), eval_mode(dense):
         _each_answer(model, batches, precision, count)
     return totals
 
 
-def _totals(model: nn.Module, batches: Batches, loss_fn: Callable[..., Any], precision: Precision) -> Tensor:
-    """Float64 [4]: right answers, summed loss, examples, examples with broken outputs."""
+def _totals(model: nn.Module, batches: Loader, loss_fn: Callable[..., Any], precision: Precision) -> Tensor:
+    """Float64 [5]: right answers, summed loss, labels, examples with broken outputs, examples."""
     # Not every device has float64; the CPU sums exactly either way.
-    totals = torch.zeros(4, dtype=torch.float64, device="cpu")
+    totals = torch.zeros(5, dtype=torch.float64, device="cpu")
 
-    def count(_: int, __: Any, answer: Any, y: Tensor) -> None:
+    def count(_: int, inputs: Any, answer: Any, y: Tensor) -> None:
         outputs = main_output(answer).float()
         broken = (~torch.isfinite(outputs)).flatten(1).any(1).sum()
         right = (classes_last(outputs, y).argmax(-1) == y).sum()
         loss, judged = loss_fn(outputs, y, reduction="sum"), (y != IGNORED).sum()
-        totals.add_(torch.stack([right.float(), loss.float(), judged.float(), broken.float()]).cpu())
+        totals[:4] += torch.stack([right.float(), loss.float(), judged.float(), broken.float()]).cpu()
+        totals[4] += examples_in(inputs)
 
     with eval_mode(model):
         _each_answer(model, batches, precision, count)

@@ -6,8 +6,10 @@ final number.
 
 from __future__ import annotations
 
+from torch import nn
+
 from prunus.data.datasets import DataSource
-from prunus.data.registry import DATA_SOURCES, DataRequest, data_source
+from prunus.data.registry import DATA_SOURCES, DataRequest, Reading, check_read, data_source
 from prunus.models.registry import import_all
 
 __all__ = ["DataRequest", "data_source", "load_data"]
@@ -16,19 +18,33 @@ import_all("prunus.data")
 
 
 @DATA_SOURCES.documents
-def load_data(spec: str, *, validation: float | int = 0.1, seed: int = 0, model: str | None = None) -> DataSource:
+def load_data(
+    spec: str,
+    *,
+    validation: float | int | None = None,
+    seed: int = 0,
+    model: str | None = None,
+    network: nn.Module | None = None,
+    labelled: bool = True,
+    reading: Reading | None = None,
+) -> DataSource:
     """The data that a spec names.
 
     Args:
         spec: one of
 
             {kinds}
-        validation: fraction or number of training examples held out for validation.
+        validation: fraction or number of training examples held out for validation; None: as `reading` says, a tenth.
         seed: of that choice.
-        model: the model's spec or the artifact's folder, whose tokenizer texts are cut by.
+        model: the model's spec or the artifact's folder, whose tokenizer texts are cut by, and as whose own
+            configuration says pictures are prepared.
+        network: the model itself, which may hold such a configuration (timm's do).
+        labelled: False if no label will be looked at, so that there need be none.
+        reading: how data are read, as far as the place doesn't say it.
 
     Raises:
-        ConfigError: a spec that names nothing, an impossible split, or a text without a tokenizer.
+        ConfigError: a spec that names nothing, an impossible split, a setting that these data have no use for, or a
+            text without a tokenizer.
         DataError: files that are missing, truncated or damaged.
         MissingDependencyError: the package that holds the data is not installed.
 
@@ -38,4 +54,7 @@ def load_data(spec: str, *, validation: float | int = 0.1, seed: int = 0, model:
         3600
     """
     load, place = DATA_SOURCES.find(spec)
-    return load(place, DataRequest(validation, seed, model))
+    reading = Reading() if reading is None else reading
+    check_read(spec, load, reading)
+    held = reading.validation if validation is None else validation
+    return load(place, DataRequest(held, seed, model, network, labelled, reading))

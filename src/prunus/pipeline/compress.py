@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Any
 from torch import nn
 
 from prunus.data.batches import Splits
-from prunus.data.datasets import Batches, DataSource
+from prunus.data.datasets import DataSource, batches_of, size_of
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import Evaluation, judged_by, metrics_of
+from prunus.data.fitting import check_fits
 from prunus.data.losses import on_main_output
+from prunus.data.prepared import PREPARATION, written
 from prunus.errors import ConfigError, MissingDependencyError, PruneError
 from prunus.export.artifact import artifact_files
 from prunus.export.run import FEATURES, RECORD, RunFolder, commit_or_rescue, prepare_run
@@ -169,17 +171,18 @@ def compress(
         rank, world = processes.process_index, processes.num_processes
     if out is not None:
         prepare_run(out, model, data.example_inputs, run.say, follow_branches="follow_branches" in opened)
+    check_fits(model, data)
     judge = judged_by(data, model)
     judged: dict[str, Evaluation] = {"dense": judge(model, data.validation)}
-    run.say(f"dense: {judged['dense']} on {len(data.validation)} validation examples")
+    run.say(f"dense: {judged['dense']} on {size_of(data.validation)} of validation")
     size = run.batch_size or (128 if inside else 64)
-    batches = Batches(data.train, size, shuffle=True, seed=seed, augment=data.augment, rank=rank, world=world)
+    batches = data.batches(size, seed=seed, rank=rank, world=world)
     result = prune(
         model,
         data.example_inputs,
         method=chosen,
         target=target,
-        data=Splits(batches, Batches(data.validation, JUDGED)),
+        data=Splits(batches, batches_of(data.validation, JUDGED, workers=data.workers)),
         loss_fn=data.loss_fn if free else on_main_output(data.loss_fn),
         ignored_layers=ignored_layers,
         allow=allow,
@@ -204,7 +207,9 @@ def compress(
     if out is not None and rank == 0:
         inputs = data.example_inputs
         files = artifact_files(smaller, result.plan, metrics=metrics_of(judged), example_inputs=inputs, masks=masks)
-        saved = commit_or_rescue(out, files, summary_of(model, data.name, chosen, result, judged, seed), run.say)
+        preparation = getattr(data.train, "preparation", None)  # of pictures, which others are then prepared by
+        files |= {} if preparation is None else {PREPARATION: written(preparation)}
+        saved = commit_or_rescue(out, files, summary_of(model, data, chosen, result, judged, seed), run.say)
         if stages is None and is_stage_file(saved.path / "stages.pt"):
             (saved.path / "stages.pt").unlink(missing_ok=True)  # of an earlier run, by another method
         run.say(f"saved in {saved.path}")
@@ -217,7 +222,7 @@ def compress(
         judged["dense_test"] = judge(model, data.test)
         with quantized_inputs(smaller, grids):
             judged["test"] = judge(smaller, data.test)
-        summary = summary_of(model, data.name, chosen, result, judged, seed)
+        summary = summary_of(model, data, chosen, result, judged, seed)
         if saved is not None:
             saved.add_metrics(result.plan, metrics_of(judged), masks)
             saved.add_summary(summary)
@@ -250,7 +255,7 @@ def _recover(
     dense: nn.Module,
     data: DataSource,
     recovery: FinetuneConfig | None,
-    batches: Batches,
+    batches: Iterable[Any],
     judged: dict[str, Evaluation],
     recovered: list[Epoch],
     progress: bool,

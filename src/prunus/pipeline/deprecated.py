@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from prunus.data.batches import Splits, as_batches
-from prunus.data.datasets import DataSource, each
+from prunus.data.datasets import DataSource, first_of
 from prunus.errors import ConfigError, MissingDependencyError
 from prunus.export.exports import Choice, add_exports
 from prunus.export.registry import EXPORTERS, Exportable
@@ -171,7 +171,7 @@ def sparsify(
     result, found = done.result, done.result.masked
     assert found is not None
     if done.saved is not None:
-        images = data.validation.normalise(each(data.validation.inputs, lambda t: t[:64]))
+        images = first_of(data.validation, 64)
         subject = Exportable(done.model, data.example_inputs, result.plan, done.masks, batch=images)
         asked = tuple(e for e in (EXPORTERS["int8"],) if e.suits(subject))
         failed = add_exports(done.saved, subject, Choice(asked, auto=False), say)

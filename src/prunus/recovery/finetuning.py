@@ -18,15 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunus.data.datasets import ArrayDataset, Batches, DataSource
+from prunus.data.batches import Loader, as_batches
+from prunus.data.datasets import DataSource, read_by_number
 from prunus.data.dense_outputs import DenseOutputs, class_rows, counted_in, counted_rows
 from prunus.data.evaluation import Evaluation, evaluate
 from prunus.data.losses import classes_last, main_output
+from prunus.data.sharing import Shares
 from prunus.errors import ConfigError, DataError
 from prunus.files.atomic import check_file
 from prunus.recovery.config import FinetuneConfig
-from prunus.recovery.placement import placed
+from prunus.recovery.placement import placed, resident
 from prunus.recovery.state import Epoch, RecoveryState, load_state, origin_of, save_state
+from prunus.runtime.arguments import examples_in
 from prunus.runtime.calling import call
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import check_kind
@@ -49,8 +52,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Epoch", "FinetuneConfig", "FinetuneResult", "finetune", "learning_rate_factor"]
-
-RESIDENT_BYTES = 2**31
 
 
 @dataclass(frozen=True)
@@ -243,20 +244,21 @@ class _Recovery:
         self.precision = fastest(self.device, config.precision)
         self.optimizer = make_optimizer(model, config)
         self.batches = self._batches()
-        self.validation = _resident(data.validation, self.device)
+        self.validation = resident(data.validation, self.device)
 
-    def _batches(self) -> Batches:
-        train, config = _resident(self.data.train, self.device), self.config
-        return Batches(
-            train,
-            min(config.batch_size, len(train)),
-            shuffle=True,
-            seed=config.seed,
-            augment=self.data.augment,
+    def _batches(self) -> Loader:
+        data, size = self.data, self.config.batch_size
+        train = resident(data.train, self.device)
+        if read_by_number(train):
+            size = min(size, len(train))  # type: ignore[arg-type]
+        batches = replace(data, train=train).batches(
+            size,
+            seed=self.config.seed,
             drop_last=True,
             rank=self.processes.process_index,
             world=self.processes.num_processes,
         )
+        return as_batches(batches, self.model, data.example_inputs)
 
     def run(self, resume: bool, progress: bool) -> RecoveryState:
         """All epochs; the model ends with its best weights."""
@@ -334,8 +336,11 @@ class _Recovery:
         outputs = main_output(call(wrapped, x))
         with autocast(self.device, "fp32"):
             loss = self._loss(outputs.float(), x, y)
+        whole = self.batches.data.batch_size if isinstance(self.batches.data, Shares) else None
+        if whole is None:
+            return loss
         # Ranks may hold one example more or less; weighted so that the mean over ranks is the mean over examples.
-        return loss * (len(y) * self.processes.num_processes / self.batches.batch_size)
+        return loss * (examples_in(x) * self.processes.num_processes / whole)
 
     def _loss(self, outputs: Tensor, x: Any, y: Tensor) -> Tensor:
         if isinstance(self.data.loss_fn, DenseOutputs):
@@ -357,7 +362,8 @@ class _Recovery:
 
     def _evaluate(self) -> Evaluation:
         dense = self.teacher if isinstance(self.data.loss_fn, DenseOutputs) else None
-        return evaluate(self.model, self.validation, loss_fn=self.data.loss_fn, dense=dense)
+        loss_fn, workers = self.data.loss_fn, self.data.workers
+        return evaluate(self.model, self.validation, loss_fn=loss_fn, dense=dense, workers=workers)
 
 
 def distillation_loss(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
@@ -389,8 +395,3 @@ def make_optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Opti
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def _resident(dataset: ArrayDataset, device: torch.device) -> ArrayDataset:
-    """The data on the device if it leaves room for the rest."""
-    return dataset.to(device) if dataset.nbytes <= RESIDENT_BYTES else dataset

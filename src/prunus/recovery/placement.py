@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
-from prunus.data.datasets import DataSource
+from prunus.data.datasets import ArrayDataset, DataSource, Part
 from prunus.recovery.config import FinetuneConfig
 from prunus.runtime.copies import copied
 from prunus.runtime.modes import modes_kept
@@ -18,6 +18,14 @@ from prunus.runtime.processes import model_device, training_device
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+RESIDENT_BYTES = 2**31
+
+
+def resident(part: Part, device: torch.device) -> Part:
+    """What is in memory on the device, if it leaves room for the rest."""
+    return part.to(device) if isinstance(part, ArrayDataset) and part.nbytes <= RESIDENT_BYTES else part
 
 
 @contextmanager

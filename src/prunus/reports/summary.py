@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from prunus.data.datasets import DataSource
 from prunus.data.evaluation import Evaluation
 from prunus.learning.findings import Findings, LearnedMasks, Scores
 from prunus.learning.stored import stored_masks
@@ -52,13 +53,13 @@ class Outcome(Protocol):
 
 
 def summary_of(
-    dense: nn.Module, data: str, method: Method, result: Outcome, judged: Mapping[str, Evaluation], seed: int
+    dense: nn.Module, data: DataSource, method: Method, result: Outcome, judged: Mapping[str, Evaluation], seed: int
 ) -> dict[str, Any]:
     """What a run was asked, found and proved.
 
     Args:
         dense: the network that was given.
-        data: name of the data.
+        data: what it was made with; name and classes are told.
         method: with its settings.
         result: what `prune` made.
         judged: accuracy, or agreement with the dense network, and loss by stage.
@@ -68,7 +69,8 @@ def summary_of(
     measure = next((found.measure for found in judged.values()), "accuracy")
     return {
         "model": plan.model,
-        "data": data,
+        "data": data.name,
+        **({"classes": list(data.classes)} if data.classes else {}),
         "method": plan.method,
         "settings": repr(method),
         "asked": plan.asked,
