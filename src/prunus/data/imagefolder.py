@@ -23,7 +23,7 @@ SHOWN = 6
 @data_source(
     "imagefolder",
     form="imagefolder:DIR",
-    help="pictures in a folder for each class, or that in train/, val/ and test/; read as they are asked for",
+    help="pictures in a folder per class, or that in train/, val/, test/; read as they are asked for",
     reads=PICTURES,
 )
 def imagefolder(folder: str, asked: DataRequest) -> DataSource:
