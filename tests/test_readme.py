@@ -43,7 +43,10 @@ def stand_ins() -> dict[str, Any]:
     """What the documents take from their reader."""
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(16, 4, 6, 6), torch.randint(4, (16,)))
+    numbers = TensorDataset(torch.randn(16, 3), torch.randn(16, 1))
+    regressor = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
     shown = {"model": MyModel().eval(), "MyModel": MyModel, "loader": DataLoader(data, 8)}
+    shown |= {"regressor": regressor, "dataset": numbers}
     return {**shown, "example_inputs": data.tensors[0][:2], "prunus": prunus, "torch": torch, "F": F}
 
 

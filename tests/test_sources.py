@@ -243,7 +243,7 @@ def test_augmentation_is_a_crop_of_the_padded_image() -> None:
         ({"ids": torch.zeros(3, 4)}, torch.zeros(2, dtype=torch.int64)),
         (torch.zeros(2, 1, 3, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)),
         (torch.zeros(2, 1, 3, 4), torch.zeros(3, dtype=torch.int64)),
-        (torch.zeros(2, 1, 3, 4), torch.zeros(2)),
+        (torch.zeros(2, 1, 3, 4), torch.zeros(2, dtype=torch.float64)),
     ],
 )
 def test_wrong_arrays_are_refused(images: Tensor, labels: Tensor) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prunus.cli.inputs import data_for, loaded, place_of
 from prunus.cli.options import DataSpec, ModelSpec, Reads, Seed, Weights
 from prunus.cli.terminal import say
-from prunus.data.evaluation import evaluate
+from prunus.data.evaluation import judged_by
+from prunus.errors import ConfigError
 from prunus.export.artifact import is_artifact, load_masks
 from prunus.masks.activations import grids_of, quantized_inputs
 
@@ -17,7 +18,10 @@ def evaluate_command(
     spec = place_of(model)
     network, _ = loaded(spec, weights)
     source = data_for(data, network, spec, load, seed)
+    if source.test is None:
+        raise ConfigError(f"--data {data}", "these data have no test part", "give one, or judge in Python")
     grids = grids_of(load_masks(spec)) if is_artifact(spec) else {}  # they stand around the model, not in it
     with quantized_inputs(network, grids):
-        found = evaluate(network, source.test, loss_fn=source.loss_fn, workers=source.workers)
-    say(f"accuracy {found.accuracy:.2f} %, loss {found.loss:.4f}, {found.num_examples} test examples")
+        found = judged_by(source, None)(network, source.test)
+    score = "" if found.metric == "loss" else f"{found.metric} {found.shown}, "
+    say(f"{score}loss {found.loss:.4f}, {found.num_examples} test examples")

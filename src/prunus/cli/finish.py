@@ -25,7 +25,7 @@ def finish(done: Compression, data: DataSource, exports: Choice, *, origin: str,
     if done.saved is not None:
         done.saved.add_summary({**done.summary, "command": command.get()})
         masked = done.result.masked
-        examples = first_of(data.validation, COMPARED)
+        examples = first_of(data.validation, COMPARED, done.model)
         subject = Exportable(
             done.model,
             data.example_inputs,

@@ -127,10 +127,14 @@ class Loader:
         with torch.random.fork_rng(devices=[]):
             return next(iter(self._first()))
 
+    def first_key(self) -> str | None:
+        """Under which key the first batch holds its targets, if it is a dict that has them."""
+        with torch.random.fork_rng(devices=[]):
+            return label_key(next(iter(self._first().data), None))
+
     def labelled(self) -> bool:
         """Whether the first batch is a dict with targets among its keys."""
-        with torch.random.fork_rng(devices=[]):
-            return label_key(next(iter(self._first().data), None)) is not None
+        return self.first_key() is not None
 
     def unlabelled(self) -> bool:
         """Whether the first batch is inputs alone; not where there is none, or one of no known form."""

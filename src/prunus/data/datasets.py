@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from prunus.data.batches import as_batches
-from prunus.data.losses import IGNORED, cross_entropy
+from prunus.data.losses import IGNORED, Outputs, cross_entropy
+from prunus.data.metrics import Metric
 from prunus.data.reading import ReadBatches
 from prunus.data.sharing import Shares, mixed_seed
 from prunus.errors import ConfigError, DataError
@@ -31,7 +32,7 @@ class ArrayDataset:
     Attributes:
         inputs: uint8 images [N, C, H, W] (0..255, scaled to 0..1 on the way out); float32 or int64 (token ids)
             [N, ...], taken as they are; or a dict of such tensors, which the model gets as keyword arguments.
-        labels: int64 [N], or one per position [N, T] with -100 where none is judged.
+        labels: int64 [N], or one per position [N, T] with -100 where none is judged; or float32 targets [N, ...].
         mean: per channel (dimension 1), subtracted after scaling; one value serves all channels. Not for dicts.
         std: per channel, divided by.
 
@@ -53,9 +54,11 @@ class ArrayDataset:
             if len(tensor) != len(self.labels):
                 what = f"{len(tensor)} for {len(self.labels)} labels"
                 raise DataError(name, what, "give one row per example, and one label for each of them")
-        if self.labels.dim() not in (1, 2, 3) or self.labels.dtype != torch.int64:
+        whole = self.labels.dtype == torch.int64 and self.labels.dim() <= 3
+        if not self.labels.dim() or not (whole or self.labels.dtype == torch.float32):
             what = f"{self.labels.dtype} {list(self.labels.shape)}"
-            raise DataError("labels", f"found {what}", "give one int64 label per example, or per position of each")
+            fix = "give one int64 label per example, or per position of each, or float32 targets"
+            raise DataError("labels", f"found {what}", fix)
         if self._plain:
             return
         if not isinstance(self.inputs, Tensor) or self.inputs.dim() < 2:
@@ -72,7 +75,8 @@ class ArrayDataset:
     @property
     def num_targets(self) -> int:
         """Labels that are judged: one per example, or all positions that are not -100."""
-        return len(self) if self.labels.dim() == 1 else int((self.labels != IGNORED).sum())
+        one_each = self.labels.dim() == 1 or self.labels.is_floating_point()
+        return len(self) if one_each else int((self.labels != IGNORED).sum())
 
     @property
     def nbytes(self) -> int:
@@ -217,11 +221,17 @@ def size_of(part: Part) -> str:
         return "batches of unknown number"
 
 
-def first_of(part: Part, count: int) -> Any:
-    """Inputs of the first examples, as many as there are of so many, or as a first batch has."""
+def first_of(part: Part, count: int, model: nn.Module | None = None) -> Any:
+    """Inputs of the first examples, as many as there are of so many, or as a first batch has.
+
+    Args:
+        part: of data.
+        count: how many at most.
+        model: whose forward tells inputs from targets.
+    """
     if isinstance(part, ArrayDataset):
         return part.normalise(each(part.inputs, lambda t: t[:count]))
-    given, _ = as_batches(batches_of(part, count, workers=0)).first()
+    given, _ = as_batches(batches_of(part, count, workers=0), model).first()
     size = examples_in(given)
 
     def few(t: Tensor) -> Tensor:
@@ -241,32 +251,39 @@ class DataSource:
         name: short name for reports.
         train: learned from; the only part that is augmented.
         validation: cut from the training data; everything is chosen on it.
-        test: the final number.
-        num_classes: number of classes, or of tokens.
-        loss_fn: `loss_fn(logits, labels, reduction=...)`; logits are the model's `data.losses.main_output`. With
-            `DenseOutputs()` labels are not looked at: the dense network's outputs take their place.
+        test: the final number; None: there is none.
+        num_classes: number of classes, or of tokens; 0 where there are none.
+        loss_fn: mean loss of a batch, `loss_fn(outputs, targets)`, see `outputs`. `data.losses.own_loss` takes what a
+            model computes itself from labels among its inputs, as transformers' do. With `DenseOutputs()` no label is
+            looked at: the dense network's outputs take their place.
         augment: None or `augment(raw inputs, generator) -> raw inputs`, applied before normalisation; of an
             `ArrayDataset` alone, others augment as they read.
         classes: their names, where they have some.
         workers: processes that read what is not in memory; None: one for each processor, up to 4.
         told: one line about what was found, for the user.
+        metric: what networks are judged by besides the loss; None: top-1 where targets are classes, and else the loss.
+        outputs: whether loss and metric get the `main` tensor of the model's answer, or `all` of it.
+        sample: example inputs; None: those of the first two training examples.
     """
 
     name: str
     train: Part
     validation: Part
-    test: Part
-    num_classes: int
+    test: Part | None = None
+    num_classes: int = 0
     loss_fn: Callable[..., Tensor] = cross_entropy
     augment: Augment | None = None
     classes: tuple[str, ...] = ()
     workers: int | None = None
     told: str = ""
+    metric: Metric | None = None
+    outputs: Outputs = "main"
+    sample: Any = field(default=None, repr=False)
 
     @cached_property
     def example_inputs(self) -> Any:
         """Two normalised training examples: a tensor, or a dict of tensors."""
-        return first_of(self.train, 2)
+        return self.sample if self.sample is not None else first_of(self.train, 2)
 
     def batches(self, batch_size: int, *, seed: int, **share: Any) -> Iterable[Any]:
         """The training part, shuffled and augmented, for this process.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus.data.datasets import DataSource
+from prunus.data.batches import as_batches, structure
+from prunus.data.datasets import DataSource, batches_of
 from prunus.data.dense_outputs import DenseOutputs
-from prunus.data.losses import IGNORED, main_output
+from prunus.data.losses import IGNORED, cross_entropy, main_output, mean_of, on_main_output, own_loss
 from prunus.errors import DataError, PruneError, first_line
 from prunus.runtime.arguments import tensors_in
 from prunus.runtime.calling import call
@@ -42,6 +44,7 @@ def check_fits(model: nn.Module, data: DataSource) -> None:
         raise DataError(where, what, fix) from error
     if isinstance(data.loss_fn, DenseOutputs):
         return
+    _check_first(model, data, where)
     labels = [found for part in (data.train, data.validation, data.test) if (found := _labels(part)) is not None]
     if not labels:
         return
@@ -49,22 +52,63 @@ def check_fits(model: nn.Module, data: DataSource) -> None:
     if outputs is None:
         return
     for of_part in labels:
-        judged = of_part[of_part != IGNORED]
-        if len(judged) and not 0 <= int(judged.min()) <= int(judged.max()) < outputs:
-            what = f"labels from {int(judged.min())} to {int(judged.max())}, and the network has {outputs} outputs"
-            fix = f"number the classes from 0, as the outputs are; {IGNORED} is for what is not judged"
-            raise DataError(where, what, fix)
+        _check_labels(of_part, outputs, where)
     if data.classes and len(data.classes) < outputs:
         told = f"{len(data.classes)} folders of classes, and the network has {outputs} outputs"
         order = "classes are numbered in the order of their names; see that the network's outputs are"
         warnings.warn(f"{where}: {told}: {order}", RuntimeWarning, stacklevel=3)
 
 
+def learned_by(data: DataSource) -> Callable[..., Any] | None:
+    """The loss as `prune` takes it: of whole answers; None for the model's own."""
+    if data.loss_fn is own_loss:
+        return None
+    free = isinstance(data.loss_fn, DenseOutputs)
+    return data.loss_fn if free or data.outputs == "all" else on_main_output(data.loss_fn)
+
+
+def _check_first(model: nn.Module, data: DataSource, where: str) -> None:
+    """Refuse a first batch of which there is no loss, or whose labels the network has no output for."""
+    given = batches_of(data.train, 2, workers=0)
+    inputs, targets = as_batches(given, model, own_loss=data.loss_fn is own_loss).first()
+    if targets is None:
+        fix = "give pairs (inputs, targets), or learn from the network's own outputs: loss_fn=DenseOutputs()"
+        raise DataError(where, "its batches have no targets", fix)
+    with eval_mode(model), torch.no_grad(), full_precision():
+        inputs, targets = to_device((inputs, targets), model_device(model))
+        answer: Any = call(model, inputs)
+    found = main_output(answer) if data.outputs == "main" and data.loss_fn is not own_loss else answer
+    if data.loss_fn is cross_entropy and isinstance(targets, Tensor) and targets.is_floating_point():
+        what = f"its targets are {structure(targets)}, and nothing says by which loss they are judged"
+        raise DataError(where, what, "say it: DataSource(..., loss_fn=torch.nn.MSELoss(), metric=Metric(...))")
+    classes = _classes_of(found, targets) if isinstance(found, Tensor) and _are_labels(targets) else None
+    if classes is not None and data.loss_fn in (cross_entropy, own_loss):
+        _check_labels(targets, classes, where)
+    try:
+        mean_of(data.loss_fn)(found, targets)
+    except PruneError:
+        raise
+    except Exception as error:
+        what = f"its loss fails on outputs {structure(found)} and targets {structure(targets)}: {first_line(error)}"
+        raise DataError(where, what, "give the loss_fn that the network was trained with") from error
+
+
+def _check_labels(labels: Tensor, outputs: int, where: str) -> None:
+    judged = labels[labels != IGNORED]
+    if len(judged) and not 0 <= int(judged.min()) <= int(judged.max()) < outputs:
+        what = f"labels from {int(judged.min())} to {int(judged.max())}, and the network has {outputs} outputs"
+        fix = f"number the classes from 0, as the outputs are; {IGNORED} is for what is not judged"
+        raise DataError(where, what, fix)
+
+
+def _are_labels(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.numel() > 0
+
+
 def _labels(part: Any) -> Tensor | None:
     """Of every example of a part, where they are known without reading it."""
     labels = getattr(part, "labels", None)
-    known = isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.numel() > 0
-    return labels if known else None
+    return labels if _are_labels(labels) else None
 
 
 def _classes_of(outputs: Tensor, labels: Tensor) -> int | None:

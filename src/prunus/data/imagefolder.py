@@ -106,14 +106,11 @@ def _files(
 def _three(whole: list[Pictures], asked: DataRequest) -> tuple[Pictures, Pictures, Pictures]:
     if len(whole) == 3:
         return whole[0], whole[1], whole[2]
-    if len(whole) == 2:
-        learned, test = whole
-    else:
-        # The test pictures stay the same whatever the seed, so that numbers of different seeds can be compared.
-        stays, held_out = split_indices(_labels(whole[0]), asked.reading.test, 0, "test")
-        learned, test = whole[0].subset(stays), whole[0].subset(held_out)
-    stays, held_out = split_indices(_labels(learned), asked.validation, asked.seed)
-    return learned.subset(stays), learned.subset(held_out), test
+    if len(whole) == 1:
+        train, validation, test = (whole[0].subset(indices) for indices in asked.cut(_labels(whole[0])))
+        return train, validation, test
+    stays, held_out = split_indices(_labels(whole[0]), asked.validation, asked.seed)
+    return whole[0].subset(stays), whole[0].subset(held_out), whole[1]
 
 
 def _labels(part: Pictures) -> Tensor:

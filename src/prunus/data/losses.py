@@ -6,13 +6,15 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import DataError
 
+Outputs = Literal["main", "all"]
+"""What a loss and a metric get of a model's answer: the tensor that counts (`main_output`), or all of it."""
 IGNORED = -100
 """Label of positions that are not judged."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.data.datasets import ArrayDataset, Augment, DataSource, split_indices
 from prunus.errors import ConfigError
@@ -35,6 +35,10 @@ class Reading:
         augment: of training pictures. `crop`: anywhere within an eighth beyond the edges, which is black; `zoom`: a
             random part of 8 to 100 % of the area, resized; `mirror`: half of them, left to right. `auto`: crop and
             mirror for pictures up to 64 pixels, zoom and mirror for larger ones.
+        target: column of a table or data set that is to be predicted; without a word `label`, or the last one.
+        columns: what it is predicted from; without a word all others.
+        loss: `mse` (squared error) or `cross_entropy`; `auto` takes the former for targets that are no whole numbers.
+        length: tokens of a text at most.
         workers: processes that read; without a word one for each processor, up to 4.
         broken: what is done about an example that can't be read: it ends the run, or is left out with a warning.
 
@@ -51,6 +55,10 @@ class Reading:
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     channels: Literal[1, 3] | None = None
     augment: Literal["auto", "none"] | tuple[Change, ...] = "auto"
+    target: str | None = None
+    columns: tuple[str, ...] = ()
+    loss: Literal["auto", "cross_entropy", "mse"] = "auto"
+    length: Count = 128
     workers: Natural | None = None
     broken: Literal["refuse", "skip"] = "refuse"
 
@@ -90,11 +98,27 @@ class DataRequest:
         stays, held_out = split_indices(learned.labels, self.validation, self.seed)
         return DataSource(name, learned.subset(stays), learned.subset(held_out), test, classes, augment=augment)
 
+    def cut(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices of the three parts of data in one piece, each class in proportion: training, validation, test.
+
+        The test examples are the same whatever the seed, so that numbers of different seeds can be compared.
+
+        Args:
+            labels: int64 [N]; all the same where there are none.
+
+        Raises:
+            ConfigError: a part would be empty.
+        """
+        stays, test = split_indices(labels, self.reading.test, 0, "test")
+        train, validation = split_indices(labels[stays], self.validation, self.seed)
+        return stays[train], stays[validation], test
+
 
 Load = Callable[[str, DataRequest], DataSource]
 DATA_SOURCES: SpecRegistry[Load] = SpecRegistry("data")
 READ: dict[Load, tuple[str, ...]] = {}
 """Settings of `Reading` that a kind looks at, besides `validation`."""
+TABLES = ("test", "target", "columns", "loss", "mean", "std")
 PICTURES = ("test", "size", "crop", "mean", "std", "interpolation", "channels", "augment", "workers", "broken")
 
 

@@ -89,6 +89,7 @@ def _source(name: str, *parts: Tensor) -> DataSource:
     "text",
     form="text:FILE",
     help="UTF-8, cut by the tokenizer of the hf: model into sequences of 128, in their order",
+    reads=("length",),
 )
 def text(file: str, asked: DataRequest) -> DataSource:
     """The sequences of a text.
@@ -97,11 +98,12 @@ def text(file: str, asked: DataRequest) -> DataSource:
         ConfigError: the model has no tokenizer.
         DataError: the file can't be read, or is too short.
     """
-    return read_text(Path(file), tokenizer_of(_home(file, asked.model)), validation=asked.validation)
+    tokenize, length = tokenizer_of(home_of(file, asked.model)), asked.reading.length
+    return read_text(Path(file), tokenize, validation=asked.validation, length=length)
 
 
-def _home(file: str, model: str | None) -> str:
-    """Where the tokenizer is: with an `hf:` model, or in an artifact that was made of one."""
+def home_of(file: str, model: str | None) -> str:
+    """Where the tokenizer is: with an `hf:` model, or in an artifact that was made of one. Raises ConfigError."""
     if model is not None and model.startswith("hf:"):
         return model.removeprefix("hf:")
     held = None if model is None else Path(model) / TOKENIZER

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ def _importable(folder: Path) -> Iterator[None]:
             sys.path.remove(entry)
 
 
-def call(target: Any, spec: str, **offered: Any) -> Any:
+def call(target: Any, spec: str, /, **offered: Any) -> Any:
     """Call what a spec names, with those of the offered arguments that it has parameters for.
 
     Raises:
@@ -96,5 +97,12 @@ def call(target: Any, spec: str, **offered: Any) -> Any:
     except PruneError:
         raise
     except Exception as error:
-        what = f"calling it failed: {type(error).__name__}: {error}"
-        raise ConfigError(f"spec {spec!r}", what, "make it callable without arguments") from error
+        what = f"calling it failed: {type(error).__name__}: {error}, in {_place(error)}"
+        fix = "mend it there" if _place(error) != "the call" else "make it callable without arguments"
+        raise ConfigError(f"spec {spec!r}", what, fix) from error
+
+
+def _place(error: Exception) -> str:
+    """Where in the user's file an error came from: the last line of it that was being run."""
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    return f"{lines[0].filename}, line {lines[0].lineno}" if lines else "the call"

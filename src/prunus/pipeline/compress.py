@@ -13,11 +13,11 @@ from typing import Any
 from torch import nn
 
 from prunus.data.batches import Splits
-from prunus.data.datasets import DataSource, batches_of, size_of
+from prunus.data.datasets import DataSource, batches_of, first_of, size_of
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import Evaluation, judged_by, metrics_of
-from prunus.data.fitting import check_fits
-from prunus.data.losses import on_main_output
+from prunus.data.fitting import check_fits, learned_by
+from prunus.data.given import source_of
 from prunus.data.prepared import PREPARATION, written
 from prunus.errors import ConfigError, MissingDependencyError, PruneError
 from prunus.export.artifact import artifact_files
@@ -68,7 +68,7 @@ class Compression:
         result: plan, findings and proof.
         accuracy: top-1 in percent, by stage: `dense`, `one_shot`, `batch_norm`, `recovered`, or `dense` and `masked`,
             on the validation split; `dense_test` and `test` on the test split, which is read once, at the end. Empty
-            where no label was looked at.
+            where no label was looked at, or another metric was.
         loss: the same of the mean loss (of a language model, nats per token); without labels of the divergence from the
             dense network.
         comparison: size and speed before and after, measured in one run.
@@ -79,6 +79,8 @@ class Compression:
         masks: what is kept inside weights, by layer, as the artifact holds it.
         agreement: without labels in place of the accuracy: how often the network puts the class first that the dense
             one does, in percent, by the same stages.
+        scores: by the same stages, whatever networks were judged by: accuracy, agreement, the data's own metric or the
+            loss; `summary["metric"]` says by what, and which direction is better.
     """
 
     model: nn.Module
@@ -91,13 +93,14 @@ class Compression:
     saved: RunFolder | None = None
     masks: Mapping[str, LayerMask] = field(default_factory=dict, repr=False)
     agreement: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @renamed(TARGET, OPENED, RUN)
 @entry(unchanged=True)
 def compress(
     model: nn.Module,
-    data: DataSource,
+    data: DataSource | Splits | Mapping[str, Any] | tuple[Any, ...] | list[Any],
     *,
     method: Method | str = "dirichlet",
     target: Target | None = None,
@@ -118,8 +121,10 @@ def compress(
 
     Args:
         model: the trained network; not touched.
-        data: its data; nothing is chosen on the test split. With `prunus.data.DenseOutputs()` for its `loss_fn` no
-            label is looked at: the dense network's outputs are learned from, distilled, and agreed with.
+        data: its data, as `prunus.data.source_of` takes them: a `DataSource`, whose parts may be loaders and whose
+            `metric` is the user's, or `(train, validation, test)` loaders or data sets. Nothing is chosen on the test
+            split. With `prunus.data.DenseOutputs()` for its `loss_fn` no label is looked at: the dense network's
+            outputs are learned from, distilled, and agreed with.
         method: as for `prune`; of units or of weights.
         target: as for `prune`.
         ignored_layers: as for `prune`.
@@ -152,7 +157,7 @@ def compress(
         {'0': [4, 8]}
     """
     run = RunSettings() if run is None else run
-    seed, chosen = as_seed(seed), resolve(method)
+    seed, chosen, data = as_seed(seed), resolve(method), source_of(data, model)
     inside = isinstance(chosen, MaskMethod)
     asked = requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
     check_patterns(asked.patterns)
@@ -183,7 +188,7 @@ def compress(
         method=chosen,
         target=target,
         data=Splits(batches, batches_of(data.validation, JUDGED, workers=data.workers)),
-        loss_fn=data.loss_fn if free else on_main_output(data.loss_fn),
+        loss_fn=learned_by(data),
         ignored_layers=ignored_layers,
         allow=allow,
         allocation=allocation,
@@ -219,9 +224,10 @@ def compress(
         if saved is not None:
             others = offers_of(result.graph, result.plan, result.scores, allocation, seed)
             _record(model, smaller, data, result, others, recovered, run, saved)
-        judged["dense_test"] = judge(model, data.test)
-        with quantized_inputs(smaller, grids):
-            judged["test"] = judge(smaller, data.test)
+        if data.test is not None:
+            judged["dense_test"] = judge(model, data.test)
+            with quantized_inputs(smaller, grids):
+                judged["test"] = judge(smaller, data.test)
         summary = summary_of(model, data, chosen, result, judged, seed)
         if saved is not None:
             saved.add_metrics(result.plan, metrics_of(judged), masks)
@@ -238,7 +244,17 @@ def compress(
     directory = None if saved is None or out is None else Path(out)
     shares = [summary.get(measure, {}) for measure in ("accuracy", "agreement")]
     return Compression(
-        smaller, result, shares[0], summary["loss"], comparison, summary, directory, saved, masks, agreement=shares[1]
+        smaller,
+        result,
+        shares[0],
+        summary["loss"],
+        comparison,
+        summary,
+        directory,
+        saved,
+        masks,
+        agreement=shares[1],
+        scores={stage: found.score for stage, found in judged.items()},
     )
 
 
@@ -345,7 +361,7 @@ def _record(
     record = record_of(graph, plan, result.findings, offers=offers, recovery=recovered, made=made)
     saved.add(RECORD, record.to_json().encode())
     if run.features:
-        inputs, _ = next(iter(Batches(data.validation, INPUTS)))
+        inputs = first_of(data.validation, INPUTS, dense)
         if features := features_of(dense, graph, scores.values, inputs):
             saved.add(FEATURES, features.to_bytes())
 

@@ -9,24 +9,26 @@ from __future__ import annotations
 import inspect
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunus.data.batches import Loader, as_batches
+from prunus.data.batches import Loader, Splits, as_batches
 from prunus.data.datasets import DataSource, read_by_number
-from prunus.data.dense_outputs import DenseOutputs, class_rows, counted_in, counted_rows
+from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import Evaluation, evaluate
-from prunus.data.losses import classes_last, main_output
+from prunus.data.given import source_of
+from prunus.data.losses import own_loss
 from prunus.data.sharing import Shares
 from prunus.errors import ConfigError, DataError
 from prunus.files.atomic import check_file
 from prunus.recovery.config import FinetuneConfig
+from prunus.recovery.objective import Objective, distillation_loss
 from prunus.recovery.placement import placed, resident
 from prunus.recovery.state import Epoch, RecoveryState, load_state, origin_of, save_state
 from prunus.runtime.arguments import examples_in
@@ -51,7 +53,7 @@ from prunus.runtime.training import Training
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Epoch", "FinetuneConfig", "FinetuneResult", "finetune", "learning_rate_factor"]
+__all__ = ["Epoch", "FinetuneConfig", "FinetuneResult", "distillation_loss", "finetune", "learning_rate_factor"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class FinetuneResult:
     Attributes:
         model: the given model, with the weights of the best epoch, in eval mode.
         history: one entry per epoch; entry 0 is the model as it came.
-        best_epoch: the epoch with the highest validation accuracy (lowest loss among equals); 0 if none improved.
+        best_epoch: the epoch with the best validation score (lowest loss among equals); 0 if none improved.
         validation: measured at that epoch.
         stopped_early: True if patience ran out.
         precision: `bf16` or `fp32`, whichever was used.
@@ -101,7 +103,7 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
 @entry()
 def finetune(
     model: nn.Module,
-    data: DataSource,
+    data: DataSource | Splits | Mapping[str, Any] | tuple[Any, ...] | list[Any],
     config: FinetuneConfig | None = None,
     *,
     teacher: nn.Module | None = None,
@@ -115,8 +117,9 @@ def finetune(
     for bit, interrupted and resumed or not. The model is trained on accelerate's device and comes back to its own.
 
     Args:
-        model: inputs -> logits [B, classes], or one row of logits per label.
-        data: where to learn and where to choose; the test split is not read. With `DenseOutputs()` for its loss no
+        model: whose outputs the loss of the data understands.
+        data: where to learn and where to choose, in any form that `prunus.data.source_of` takes, loaders too; the test
+            split is not read. The epoch is chosen by the data's metric. With `DenseOutputs()` for its loss no
             label is looked at: the teacher's answers alone are learned, whatever `distillation` says, and the epoch is
             chosen by agreement with it.
         config: the settings; None takes the defaults.
@@ -144,6 +147,7 @@ def finetune(
         (2, True)
     """
     config = config or FinetuneConfig()
+    data = source_of(data, model)
     if isinstance(data.loss_fn, DenseOutputs):
         config = replace(config, distillation=1.0)
     _check(model, data, config, teacher, checkpoint, resume)
@@ -243,6 +247,7 @@ class _Recovery:
         self.teacher = teacher.eval() if teacher is not None and config.distillation else None
         self.precision = fastest(self.device, config.precision)
         self.optimizer = make_optimizer(model, config)
+        self.objective = Objective(data, config, self.teacher, self.device, self.precision)
         self.batches = self._batches()
         self.validation = resident(data.validation, self.device)
 
@@ -258,7 +263,7 @@ class _Recovery:
             rank=self.processes.process_index,
             world=self.processes.num_processes,
         )
-        return as_batches(batches, self.model, data.example_inputs)
+        return as_batches(batches, self.model, data.example_inputs, own_loss=data.loss_fn is own_loss)
 
     def run(self, resume: bool, progress: bool) -> RecoveryState:
         """All epochs; the model ends with its best weights."""
@@ -290,7 +295,7 @@ class _Recovery:
         first = self._evaluate()
         state = RecoveryState(0, 0, 0, {}, vars(first).copy(), [])
         state.best_model = _copied(self.model)
-        state.history.append(Epoch(0, 0.0, math.nan, first.accuracy, first.loss))
+        state.history.append(Epoch(0, 0.0, math.nan, first.score, first.loss))
         return state
 
     def _resume(self) -> RecoveryState:
@@ -318,67 +323,35 @@ class _Recovery:
         measured = self._evaluate()
         state.epoch = number
         state.history.append(
-            Epoch(number, self.optimizer.param_groups[0]["lr"], float(total) / steps, measured.accuracy, measured.loss)
+            Epoch(number, self.optimizer.param_groups[0]["lr"], float(total) / steps, measured.score, measured.loss)
         )
         self._keep_best(state, measured)
-        training.bar.describe(f"epoch {number}: {measured.accuracy:.2f} % validation")
+        training.bar.describe(f"epoch {number}: {measured} on validation")
         if self.checkpoint is not None and self.origin is not None and self.processes.is_main_process:
             save_state(self.checkpoint, state, self.model, self.optimizer, self.config, self.origin)
 
     def _keep_best(self, state: RecoveryState, measured: Evaluation) -> None:
         best = state.best_validation
         state.waited += 1
-        if (measured.accuracy, -measured.loss) > (best["accuracy"], -best["loss"]):
+        if measured.better_than(Evaluation(**best)):
             state.best_epoch, state.waited = state.epoch, 0
             state.best_validation, state.best_model = vars(measured).copy(), _copied(self.model)
 
-    def _weighted_loss(self, wrapped: nn.Module, x: Any, y: Tensor) -> Tensor:
-        outputs = main_output(call(wrapped, x))
+    def _weighted_loss(self, wrapped: nn.Module, x: Any, y: Any) -> Tensor:
+        answer = call(wrapped, x)
         with autocast(self.device, "fp32"):
-            loss = self._loss(outputs.float(), x, y)
+            loss = self.objective(answer, x, y)
         whole = self.batches.data.batch_size if isinstance(self.batches.data, Shares) else None
         if whole is None:
             return loss
         # Ranks may hold one example more or less; weighted so that the mean over ranks is the mean over examples.
         return loss * (examples_in(x) * self.processes.num_processes / whole)
 
-    def _loss(self, outputs: Tensor, x: Any, y: Tensor) -> Tensor:
-        if isinstance(self.data.loss_fn, DenseOutputs):
-            both, counted = (outputs, self._taught(x)), counted_in(x)
-            student, goal = (counted_rows(class_rows(logits), counted, classes=True) for logits in both)
-            return distillation_loss(student, goal, self.config.temperature)
-        extra = {"label_smoothing": self.config.label_smoothing} if self.config.label_smoothing else {}
-        hard = self.data.loss_fn(outputs, y, **extra)
-        if self.teacher is None:
-            return hard
-        student, goal = (classes_last(logits, y).flatten(0, -2) for logits in (outputs, self._taught(x)))
-        soft = distillation_loss(student, goal, self.config.temperature)
-        return (1.0 - self.config.distillation) * hard + self.config.distillation * soft
-
-    def _taught(self, x: Any) -> Tensor:
-        assert self.teacher is not None
-        with torch.no_grad(), autocast(self.device, self.precision):
-            return main_output(call(self.teacher, x)).float()
-
     def _evaluate(self) -> Evaluation:
-        dense = self.teacher if isinstance(self.data.loss_fn, DenseOutputs) else None
-        loss_fn, workers = self.data.loss_fn, self.data.workers
-        return evaluate(self.model, self.validation, loss_fn=loss_fn, dense=dense, workers=workers)
-
-
-def distillation_loss(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher_T || student_T), mean over the batch.
-
-    Args:
-        outputs: the student's logits, fp32 [B, classes].
-        taught: the teacher's, the same shape.
-        temperature: T; the factor T^2 keeps the gradient's size independent of it.
-
-    Returns:
-        A scalar.
-    """
-    student, goal = F.log_softmax(outputs / temperature, 1), F.log_softmax(taught / temperature, 1)
-    return F.kl_div(student, goal, reduction="batchmean", log_target=True) * temperature**2
+        data = self.data
+        dense = self.teacher if isinstance(data.loss_fn, DenseOutputs) else None
+        own: dict[str, Any] = {"metric": data.metric, "workers": data.workers, "outputs": data.outputs}
+        return evaluate(self.model, self.validation, loss_fn=data.loss_fn, dense=dense, **own)
 
 
 def make_optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:

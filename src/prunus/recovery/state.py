@@ -17,7 +17,7 @@ from prunus.files.fingerprint import data_digest, tree_digest, weights_digest
 from prunus.files.resumable import check_fits, check_same_run, read_checked, refusal, write_checked
 from prunus.recovery.config import FinetuneConfig
 
-FORMAT = "prunus-finetune-2"
+FORMAT = "prunus-finetune-3"
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,20 @@ class Epoch:
         number: from 1; 0 is the model as it came.
         lr: learning rate of its last step.
         train_loss: mean over its steps, distillation included; NaN for epoch 0.
-        validation_accuracy: top-1 on the validation split, percent.
+        validation_score: on the validation split: top-1 in percent, or the data's own metric.
         validation_loss: on the validation split.
     """
 
     number: int
     lr: float
     train_loss: float
-    validation_accuracy: float
+    validation_score: float
     validation_loss: float
+
+    @property
+    def validation_accuracy(self) -> float:
+        """The score, as it was called where it could be nothing else."""
+        return self.validation_score
 
 
 @dataclass

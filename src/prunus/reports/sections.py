@@ -122,8 +122,8 @@ def _losses(plan: Plan, record: Record) -> list[tuple[str, list[float]]]:
 def _recovery(record: Record) -> charts.Option | None:
     if not record.recovery:
         return None
-    lines = {"validation": [e.get("validation_accuracy") for e in record.recovery]}
-    return charts.curve(lines, "epoch (0: as it came)", "validation, %")
+    lines = {"validation": [e.get("validation_score") for e in record.recovery]}
+    return charts.curve(lines, "epoch (0: as it came)", "score on validation")
 
 
 def _refits(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:

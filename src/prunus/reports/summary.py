@@ -66,7 +66,6 @@ def summary_of(
         seed: of everything random.
     """
     plan, proof = result.plan, result.verification
-    measure = next((found.measure for found in judged.values()), "accuracy")
     return {
         "model": plan.model,
         "data": data.name,
@@ -75,7 +74,7 @@ def summary_of(
         "settings": repr(method),
         "asked": plan.asked,
         "seed": seed,
-        measure: {name: found.accuracy for name, found in judged.items()},
+        **_scores(judged),
         "loss": {name: found.loss for name, found in judged.items()},
         "before": vars(plan.before),
         "after": vars(plan.after),
@@ -90,6 +89,16 @@ def summary_of(
         },
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def _scores(judged: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Under the metric's name, and of another than accuracy and agreement what it is."""
+    first = next(iter(judged.values()), None)
+    if first is None or first.metric == "loss":
+        return {} if first is None else {"metric": {"name": "loss", "better": "lower", "unit": ""}}
+    found = {first.measure: {name: each.score for name, each in judged.items()}}
+    told = {"metric": {"name": first.metric, "better": first.better, "unit": first.unit}}
+    return found if first.metric == "accuracy" else found | told
 
 
 @singledispatch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box, filesize
@@ -86,18 +86,7 @@ def changes(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     Args:
         summary: of `compress`.
     """
-    measure, lost = ("agreement", "divergence") if "agreement" in summary else ("accuracy", "loss")
-    shares, loss = summary.get(measure, {}), summary.get("loss", {})
-    ends = [stage for stage in ("recovered", "masked") if stage in shares]
-    ends += sorted((s for s in ("batch_norm", "one_shot") if s in shares and s in loss), key=loss.__getitem__)
-    found = []
-    for split, old, new in (("test", "dense_test", "test"), ("validation", "dense", ends[0] if ends else "")):
-        if old in shares and new in shares:
-            was, now = shares[old], shares[new]
-            found.append((f"{split} {measure}", f"{was:.2f} %", f"{now:.2f} %", f"{now - was:+.2f} points"))
-    if "test" in loss and "dense_test" in loss:
-        change = loss["test"] - loss["dense_test"]
-        found.append((f"test {lost}", f"{loss['dense_test']:.4f}", f"{loss['test']:.4f}", f"{change:+.4f}"))
+    found = _judged(summary)
     before, after = summary["before"], summary["after"]
     for name, resource in RESOURCES.items():
         if resource.label and name in before and name in after:
@@ -106,6 +95,28 @@ def changes(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
             found.append((resource.label, resource.describe(a), resource.describe(b), share))
     speed = summary.get("speed", {})
     return [*found, *(_latency(times, speed["batch_size"]) for times in speed.get("modes", ()))]
+
+
+def _judged(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """By what networks were judged on each split, and the loss on the last word's."""
+    metric = summary.get("metric", {"name": "accuracy", "unit": "%"})
+    measure, lost = ("agreement", "divergence") if "agreement" in summary else (metric["name"], "loss")
+    loss, unit = summary.get("loss", {}), metric["unit"]
+    scores = loss if measure == "loss" else summary.get(measure, {})
+    ends = [stage for stage in ("recovered", "masked") if stage in scores]
+    ends += sorted((s for s in ("batch_norm", "one_shot") if s in scores and s in loss), key=loss.__getitem__)
+    found, losses = [], []
+    for split, old, new in (("test", "dense_test", "test"), ("validation", "dense", ends[0] if ends else "")):
+        if old in scores and new in scores and measure != "loss":
+            was, now = scores[old], scores[new]
+            shown = (f"{was:.2f} %", f"{now:.2f} %", f"{now - was:+.2f} points")
+            if unit != "%":
+                shown = (f"{was:.4g} {unit}".strip(), f"{now:.4g} {unit}".strip(), f"{now - was:+.4g} {unit}".strip())
+            found.append((f"{split} {measure}", *shown))
+        if old in loss and new in loss and (split == "test" or measure == "loss" or not losses):
+            change = loss[new] - loss[old]
+            losses.append((f"{split} {lost}", f"{loss[old]:.4f}", f"{loss[new]:.4f}", f"{change:+.4f}"))
+    return [*found, *losses]
 
 
 def _latency(times: Mapping[str, Any], batch_size: int) -> tuple[str, str, str, str]:

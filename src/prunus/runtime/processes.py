@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -153,4 +153,13 @@ def gathered(tensor: Tensor) -> list[Tensor]:
         return [tensor]
     parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, tensor)
+    return parts
+
+
+def gathered_objects(own: Any) -> list[Any]:
+    """What every process has, in the order of the ranks; of this one alone where there are no others."""
+    if not distributed():
+        return [own]
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, own)
     return parts

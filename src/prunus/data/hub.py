@@ -1,0 +1,212 @@
+"""Data sets of the library `datasets`, from a folder or by name: pictures, texts, or numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from prunus.data.datasets import DataSource, split_indices
+from prunus.data.losses import own_loss
+from prunus.data.preparation import Preparation
+from prunus.data.prepared import preparation_of
+from prunus.data.registry import PICTURES, TABLES, Change, DataRequest, data_source
+from prunus.data.tables import TARGETS, table_source
+from prunus.data.texts import home_of, load_tokenizer
+from prunus.errors import ConfigError, DataError, MissingDependencyError, first_line
+
+PARTS = (("train",), ("validation", "val", "valid", "dev"), ("test",))
+SAVED = ("dataset_dict.json", "dataset_info.json")
+Names = tuple[str, ...]
+LOOK = 16
+"""Pictures whose sizes are looked at."""
+
+
+@data_source(
+    "hf-dataset",
+    form="hf-dataset:DIR_OR_NAME",
+    help="of the library `datasets`, saved or by NAME,CONFIG: pictures, texts or numbers",
+    reads=tuple(dict.fromkeys((*PICTURES, *TABLES, "length"))),
+)
+def hf_dataset(place: str, asked: DataRequest) -> DataSource:
+    """A data set in its own parts; where it has one alone it is cut by a seed.
+
+    Raises:
+        MissingDependencyError: datasets is not installed.
+        DataError: it can't be loaded, or holds nothing that a network could be given.
+        ConfigError: no such column, texts without a tokenizer, or an impossible split.
+    """
+    where = f"data 'hf-dataset:{place}'"
+    library = _library(where)
+    parts = _parts(_loaded(library, place, where), where)
+    features = parts[0].features
+    target = _target(features, asked.reading.target, where) if asked.labelled else None
+    chosen = asked.reading.columns or tuple(n for n in features if n != target)
+    missing = [n for n in chosen if n not in features]
+    if missing:
+        raise ConfigError(where, f"there is no column {', '.join(missing)}", f"use some of {', '.join(features)}")
+    name = Path(place).name.replace(",", " ")
+    pictures = [n for n in chosen if isinstance(features[n], library.Image)]
+    texts = [n for n in chosen if getattr(features[n], "dtype", "") in ("string", "large_string")]
+    if not pictures and not texts:
+        return table_source(_single(library, parts)[:], name, where, asked)
+    parts = [p for p in parts if target is None or p is parts[0] or min(p.unique(target)) >= 0]
+    cut = _cut(parts, target, asked)
+    classes = tuple(getattr(features[target], "names", None) or ()) if target is not None else ()
+    if pictures:
+        return _of_pictures(cut, pictures[0], target, name, where, asked, classes)
+    return _of_texts(cut, texts[:2], target, name, asked, classes)
+
+
+def _of_pictures(
+    cut: Sequence[Any],
+    column: str,
+    target: str | None,
+    name: str,
+    where: str,
+    asked: DataRequest,
+    classes: Names,
+) -> DataSource:
+    few = cut[0].select(range(min(LOOK, len(cut[0]))))[column][:]
+    made, augment = preparation_of(asked, {(image.height, image.width) for image in few}, where)
+    skips = asked.reading.broken == "skip"
+    parts = [StoredPictures(p, column, target, made, () if i else augment, skips=skips) for i, p in enumerate(cut)]
+    train, validation, test = parts
+    told = f"{name}: {_counts(parts)} pictures to train, validate, test; {made.describe(augment)}"
+    workers = asked.reading.workers
+    return DataSource(name, train, validation, test, len(classes), classes=classes, workers=workers, told=told)
+
+
+def _of_texts(
+    cut: Sequence[Any], columns: list[str], target: str | None, name: str, asked: DataRequest, classes: Names
+) -> DataSource:
+    tokenizer = load_tokenizer(home_of(name, asked.model))
+    parts = [Texts(p, columns, target, tokenizer, asked.reading.length) for p in cut]
+    train, validation, test = parts
+    told = f"{name}: {_counts(parts)} texts to train, validate, test; {' and '.join(columns)}, {target or 'no labels'}"
+    source = DataSource(
+        name, train, validation, test, len(classes), classes=classes, workers=asked.reading.workers, told=told
+    )
+    return source if target is None else replace(source, loss_fn=own_loss)
+
+
+class StoredPictures(Dataset[Any]):
+    """Pictures of a data set of `datasets`, decoded as they are asked for; see `Pictures`."""
+
+    def __init__(
+        self,
+        rows: Any,
+        column: str,
+        target: str | None,
+        preparation: Preparation,
+        augment: tuple[Change, ...],
+        *,
+        skips: bool,
+    ) -> None:
+        self.rows, self.column, self.target = rows, column, target
+        self.preparation, self.augment, self.skips = preparation, augment, skips
+        self.labels = None if target is None else torch.tensor(rows[target][:], dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        found = self.raw(index)
+        return self.normalise(found) if self.labels is None else (self.normalise(found[0]), found[1])
+
+    def raw(self, index: int) -> Any:
+        """As `Pictures.raw`. Raises DataError where a picture can't be decoded."""
+        try:
+            pixels = self.preparation.prepared(self.rows[index][self.column], self.augment)
+        except (OSError, ValueError, SyntaxError, AttributeError) as error:
+            raise DataError(
+                f"example {index}", f"no picture: {first_line(error)}", "leave it out of the data"
+            ) from error
+        return pixels if self.labels is None else (pixels, self.labels[index])
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """See `Preparation.normalised`."""
+        return self.preparation.normalised(pixels)
+
+
+class Texts(Dataset[Any]):
+    """Texts, or pairs of them, cut by a tokenizer; a batch is a dict of tensors, as long as its longest text."""
+
+    def __init__(self, rows: Any, columns: list[str], target: str | None, tokenizer: Any, length: int) -> None:
+        self.rows, self.columns, self.target = rows, columns, target
+        self.tokenizer, self.length = tokenizer, length
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        found = dict(self.tokenizer(*(row[c] for c in self.columns), truncation=True, max_length=self.length))
+        return found if self.target is None else {**found, "labels": row[self.target]}
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Examples of any lengths as one batch."""
+        return dict(self.tokenizer.pad(list(examples), return_tensors="pt"))
+
+
+def _library(where: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        fix = "pip install 'prunus[datasets]'"
+        raise MissingDependencyError(where, f"datasets cannot be imported: {error}", fix) from error
+    return datasets
+
+
+def _loaded(library: Any, place: str, where: str) -> Any:
+    try:
+        if any((Path(place) / saved).is_file() for saved in SAVED):
+            return library.load_from_disk(place)
+        name, _, config = place.partition(",")
+        return library.load_dataset(name, config or None)
+    except Exception as error:  # whatever a hub, a script or a folder comes to
+        fix = "give a folder that save_to_disk wrote, or a name on the hub"
+        raise DataError(where, f"it can't be loaded: {first_line(error)}", fix) from error
+
+
+def _parts(found: Any, where: str) -> list[Any]:
+    """Training first; without names all of it."""
+    if not isinstance(found, Mapping):
+        return [found]
+    parts = [next((found[n] for n in names if n in found), None) for names in PARTS]
+    if parts[0] is None:
+        raise DataError(where, f"it has parts {', '.join(found)} and none to train on", "give one that is called train")
+    return [p for p in parts if p is not None]
+
+
+def _target(features: Any, asked: str | None, where: str) -> str:
+    found = asked or next((t for t in TARGETS if t in features), None)
+    if found is None or found not in features:
+        what = f"it has the columns {', '.join(features)}, and none of them is called {asked or TARGETS[0]}"
+        raise ConfigError(where, what, "say which is predicted: --load target=COLUMN, or learn without labels")
+    return found
+
+
+def _single(library: Any, parts: list[Any]) -> Any:
+    """All parts in one piece, as an Arrow table: numbers are small, and cut by a seed."""
+    return library.concatenate_datasets(parts).with_format("arrow")
+
+
+def _cut(parts: list[Any], target: str | None, asked: DataRequest) -> list[Any]:
+    if len(parts) == 3:
+        return parts
+    first = parts[0]
+    labels = torch.zeros(len(first), dtype=torch.int64) if target is None else torch.tensor(first[target][:])
+    if len(parts) == 2:
+        stays, held_out = split_indices(labels, asked.validation, asked.seed)
+        return [first.select(stays.tolist()), first.select(held_out.tolist()), parts[1]]
+    return [first.select(indices.tolist()) for indices in asked.cut(labels)]
+
+
+def _counts(parts: Sequence[Any]) -> str:
+    return " + ".join(f"{len(part):,}" for part in parts)
