@@ -79,7 +79,7 @@ def test_compress_takes_loaders_data_sets_and_streams() -> None:
 def test_without_a_test_part_nothing_is_said_of_it() -> None:
     done = compressed(Splits(*loaders()[:2]))
     assert "test" not in done.accuracy
-    from prunus.report.tables import before_and_after
+    from prunus.reports.tables import before_and_after
 
     rows = list(before_and_after({**done.summary, "speed": {"modes": []}}).columns[0].cells)
     assert "validation accuracy" in rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box, filesize
@@ -105,7 +105,8 @@ def _judged(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     scores = loss if measure == "loss" else summary.get(measure, {})
     ends = [stage for stage in ("recovered", "masked") if stage in scores]
     ends += sorted((s for s in ("batch_norm", "one_shot") if s in scores and s in loss), key=loss.__getitem__)
-    found, losses = [], []
+    found: list[tuple[str, str, str, str]] = []
+    losses: list[tuple[str, str, str, str]] = []
     for split, old, new in (("test", "dense_test", "test"), ("validation", "dense", ends[0] if ends else "")):
         if old in scores and new in scores and measure != "loss":
             was, now = scores[old], scores[new]
