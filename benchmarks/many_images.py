@@ -3,7 +3,7 @@
 Pictures of 64 x 64 pixels are painted into a temporary folder (a disc whose colour and place tell the class, on noise);
 a small network learns from some of them; then `prunus compress --data imagefolder:DIR` runs as a command of its own:
 learning, repair, re-estimation, recovery, evaluation, export. Memory is what all its processes hold together (PSS, so
-that pages they share count once), read ten times a second; above the limit the command is killed. `ulimit -v` would
+that pages they share count once), read four times a second; above the limit the command is killed. `ulimit -v` would
 count addresses that torch reserves and never uses.
 
     python benchmarks/many_images.py [--images 20000] [--limit 1024] [--workers 2] [--smoke]
@@ -101,12 +101,12 @@ def watched(command: list[str], limit: int) -> tuple[int, int]:
             most = max(most, held(process.pid))
             if most > limit:
                 os.killpg(process.pid, signal.SIGKILL)
-            time.sleep(0.1)
+            time.sleep(0.25)
         return process.returncode, most
 
 
 def main() -> None:
-    parser = Parser(__doc__, images=200, epochs=1)
+    parser = Parser(__doc__, images=200, epochs=1, workers=0)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--limit", type=int, default=1024, help="MiB")
     parser.add_argument("--workers", type=int, default=2)

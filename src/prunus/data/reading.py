@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from prunus.runtime.entry import generators_kept
 
 MOST_WORKERS = 4
 """Without a word no more processes read: each holds a batch or two in memory."""
+WORTH_STARTING = 2.0
+"""Seconds of reading in one pass from which on processes are started for it."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,8 @@ class Unreadable:
     fix: str
 
 
-def workers_or(workers: int | None, world: int = 1) -> int:
-    """How many processes read: as asked, or one for every processor that this rank has, and none where it has one."""
-    if workers is not None:
-        return workers
+def processors(world: int = 1) -> int:
+    """How many processes may read besides a rank: one for every processor that it has, and none where it has one."""
     share = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if share // world < 2 else min(share // world, MOST_WORKERS)
 
@@ -54,7 +55,8 @@ class ReadBatches(Shares):
         drop_last: leave out a last batch that is not full.
         rank: this process.
         world: number of processes.
-        workers: processes that read; None takes one for each processor, up to 4; 0 reads in this one.
+        workers: processes that read; 0 reads in this one. None takes one for each processor, up to 4, where a pass
+            takes longer than to start them.
 
     Raises:
         ConfigError: an impossible size, rank or world.
@@ -75,7 +77,7 @@ class ReadBatches(Shares):
     ) -> None:
         count = len(dataset)  # type: ignore[arg-type]
         super().__init__(count, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, rank=rank, world=world)
-        self.dataset, self.workers = dataset, workers_or(workers, world)
+        self.dataset, self.workers = dataset, workers
         self.told: set[str] = set()
 
     def __iter__(self) -> Iterator[Any]:
@@ -84,7 +86,7 @@ class ReadBatches(Shares):
         loader = DataLoader(
             _Reading(self.dataset),
             batch_sampler=numbers,
-            num_workers=min(self.workers, len(numbers)),
+            num_workers=min(self._readers(), len(numbers)),
             collate_fn=_Collating(getattr(self.dataset, "collate", default_collate)),
             generator=torch.Generator(),
         )
@@ -104,6 +106,16 @@ class ReadBatches(Shares):
         )  # fmt: skip
         alone.epoch, alone.told = self.epoch, self.told
         return next(iter(alone), None)
+
+    def _readers(self) -> int:
+        """As asked; without a word it is the time of one example that decides, and no result hangs on it."""
+        if self.workers is None:
+            began = time.perf_counter()
+            with generators_kept():
+                _Reading(self.dataset)[0, 0]
+            alone = self.count * (time.perf_counter() - began) / self.world
+            self.workers = processors(self.world) if alone > WORTH_STARTING else 0
+        return self.workers
 
     def _finished(self, batch: Any, broken: Sequence[Unreadable]) -> Any:
         for one in broken:

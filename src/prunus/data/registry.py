@@ -39,7 +39,7 @@ class Reading:
         columns: what it is predicted from; without a word all others.
         loss: `mse` (squared error) or `cross_entropy`; `auto` takes the former for targets that are no whole numbers.
         length: tokens of a text at most.
-        workers: processes that read; without a word one for each processor, up to 4.
+        workers: processes that read; without a word one for each processor, up to 4, where it takes long.
         broken: what is done about an example that can't be read: it ends the run, or is left out with a warning.
 
     Raises:
