@@ -178,7 +178,7 @@ def interrupting(epochs: int) -> DataSource:
 
     def loss(outputs: Tensor, labels: Tensor, **extra: Any) -> Tensor:
         nonlocal calls
-        calls += "reduction" not in extra
+        calls += torch.is_grad_enabled()
         if calls > 4 * epochs + 2:
             raise KeyboardInterrupt
         return F.cross_entropy(outputs, labels, **extra)
@@ -261,7 +261,7 @@ def test_nan_is_refused_and_the_best_weights_come_back() -> None:
 
     def loss(outputs: Tensor, labels: Tensor, **extra: Any) -> Tensor:
         nonlocal calls
-        calls += "reduction" not in extra
+        calls += torch.is_grad_enabled()
         value = F.cross_entropy(outputs, labels, **extra)
         return value * (math.nan if calls == 7 else 1.0)
 

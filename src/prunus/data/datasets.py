@@ -16,6 +16,7 @@ from prunus.data.batches import as_batches
 from prunus.data.losses import IGNORED, Outputs, cross_entropy
 from prunus.data.metrics import Metric
 from prunus.data.reading import ReadBatches
+from prunus.data.shared import SharedLoader, shareable
 from prunus.data.sharing import Shares, mixed_seed
 from prunus.errors import ConfigError, DataError
 from prunus.runtime.arguments import examples_in
@@ -286,13 +287,16 @@ class DataSource:
         return self.sample if self.sample is not None else first_of(self.train, 2)
 
     def batches(self, batch_size: int, *, seed: int, **share: Any) -> Iterable[Any]:
-        """The training part, shuffled and augmented, for this process.
+        """The training part, shuffled and augmented, for this process; a DataLoader that all were given is shared out.
 
         Args:
             batch_size: over all processes together; batches that are made already have their own.
             seed: of order and augmentation.
             share: `drop_last`, `rank` and `world`, as for `Batches`.
         """
+        world = share.get("world", 1)
+        if world > 1 and shareable(self.train):
+            return SharedLoader(self.train, share["rank"], world)  # type: ignore[arg-type]
         own = {"augment": self.augment} if isinstance(self.train, ArrayDataset) else {}
         return batches_of(self.train, batch_size, workers=self.workers, shuffle=True, seed=seed, **own, **share)
 

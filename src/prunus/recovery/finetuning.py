@@ -24,6 +24,7 @@ from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import Evaluation, evaluate
 from prunus.data.given import source_of
 from prunus.data.losses import own_loss
+from prunus.data.shared import SharedLoader
 from prunus.data.sharing import Shares
 from prunus.errors import ConfigError, DataError
 from prunus.files.atomic import check_file
@@ -341,9 +342,10 @@ class _Recovery:
         answer = call(wrapped, x)
         with autocast(self.device, "fp32"):
             loss = self.objective(answer, x, y)
-        whole = self.batches.data.batch_size if isinstance(self.batches.data, Shares) else None
-        if whole is None:
+        batches = self.batches.data
+        if not isinstance(batches, Shares | SharedLoader):
             return loss
+        whole = batches.batch_size if isinstance(batches, Shares) else batches.whole
         # Ranks may hold one example more or less; weighted so that the mean over ranks is the mean over examples.
         return loss * (examples_in(x) * self.processes.num_processes / whole)
 
