@@ -252,6 +252,7 @@ def test_compress_and_evaluate_pictures(tmp_path: Path, capsys: pytest.CaptureFi
     arguments += ["--export", "none", "--out", str(out)]
     assert run("compress", f"{tmp_path / 'mine.py'}:network", *arguments) == 0
     shown = " ".join(capsys.readouterr().out.split())
+    assert "the dense network is no better than chance (50.0 %)" in shown
     assert "32 + 4 + 4 pictures to train, validate, test of 2 classes (ant, bee)" in shown
     summary = json.loads((out / "summary.json").read_text())
     assert summary["classes"] == ["ant", "bee"]

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import prunus
 from prunus.data import ACCURACY, ArrayDataset, DataSource, DenseOutputs, Metric, Splits, evaluate, mean_iou, source_of
+from prunus.data.evaluation import Evaluation
+from prunus.data.fitting import at_chance
 from prunus.data.losses import own_loss
 from prunus.errors import ConfigError, DataError
 from prunus.recovery import FinetuneConfig, finetune
@@ -238,6 +240,14 @@ def test_a_loss_on_all_outputs_and_targets_of_any_kind() -> None:
     done = compressed(source, Boxes().eval())
     assert done.scores["recovered"] >= max(done.scores["one_shot"], done.scores["batch_norm"])
     assert set(done.summary["right kinds"]) >= {"dense", "recovered", "test"}
+
+
+def test_a_network_that_knows_nothing_is_told_of() -> None:
+    source = DataSource("toy", *parts(), num_classes=4)
+    for score, told in ((25.0, True), (46.6, True), (46.8, False), (90.0, False)):  # two standard errors: 21.65 points
+        assert (at_chance(Evaluation(score, 1.0, 16), source) is not None) == told
+    assert at_chance(Evaluation(0.0, 1.0, 16, "dense"), source) is None
+    assert at_chance(Evaluation(0.0, 1.0, 16, metric="loss"), source) is None
 
 
 def test_loaders_without_labels() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from prunus.data.batches import as_batches, structure
 from prunus.data.datasets import DataSource, batches_of
 from prunus.data.dense_outputs import DenseOutputs
+from prunus.data.evaluation import Evaluation
 from prunus.data.losses import IGNORED, cross_entropy, main_output, mean_of, on_main_output, own_loss
 from prunus.errors import DataError, PruneError, first_line
 from prunus.runtime.arguments import tensors_in
@@ -65,6 +67,25 @@ def learned_by(data: DataSource) -> Callable[..., Any] | None:
         return None
     free = isinstance(data.loss_fn, DenseOutputs)
     return data.loss_fn if free or data.outputs == "all" else on_main_output(data.loss_fn)
+
+
+def at_chance(found: Evaluation, data: DataSource) -> str | None:
+    """What to look at where a network knows no more of the classes than chance does; None where it does.
+
+    Args:
+        found: of the dense network, on held-out examples.
+        data: whose classes they are.
+    """
+    if found.metric != "accuracy" or found.against != "labels" or data.num_classes < 2:
+        return None
+    chance = 1 / data.num_classes
+    spread = math.sqrt(chance * (1 - chance) / found.num_examples)
+    if found.score / 100 > chance + 2 * spread:
+        return None
+    return (
+        f"no better than chance ({100 * chance:.1f} %): are the weights loaded, and are size, mean, std and the order "
+        "of the classes those of its training?"
+    )
 
 
 def _check_first(model: nn.Module, data: DataSource, where: str) -> None:

@@ -16,7 +16,7 @@ from prunus.data.batches import Splits
 from prunus.data.datasets import DataSource, batches_of, first_of, size_of
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import Evaluation, judged_by, metrics_of
-from prunus.data.fitting import check_fits, learned_by
+from prunus.data.fitting import at_chance, check_fits, learned_by
 from prunus.data.given import source_of
 from prunus.data.prepared import PREPARATION, written
 from prunus.errors import ConfigError, MissingDependencyError, PruneError
@@ -180,6 +180,8 @@ def compress(
     judge = judged_by(data, model)
     judged: dict[str, Evaluation] = {"dense": judge(model, data.validation)}
     run.say(f"dense: {judged['dense']} on {size_of(data.validation)} of validation")
+    if unsure := at_chance(judged["dense"], data):
+        run.say(f"the dense network is {unsure}")
     size = run.batch_size or (128 if inside else 64)
     batches = data.batches(size, seed=seed, rank=rank, world=world)
     result = prune(
