@@ -219,7 +219,7 @@ def _agreed(model: nn.Module, dense: nn.Module, batches: Loader, precision: Prec
         counts.labels += same.numel()
         counts.broken += _broken(outputs, len(outputs))
         counts.examples += len(outputs)
-        sums = (same.sum().double().cpu(), torch.tensor(float(same.numel()), dtype=torch.float64))
+        sums = (same.sum().double().cpu(), torch.tensor(float(same.numel()), dtype=torch.float64, device="cpu"))
         counts.sums = sums if counts.sums is None else (counts.sums[0] + sums[0], counts.sums[1] + sums[1])
 
     with eval_mode(model), eval_mode(dense):

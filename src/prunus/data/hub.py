@@ -110,7 +110,7 @@ class StoredPictures(Dataset[Any]):
     ) -> None:
         self.rows, self.column, self.target = rows, column, target
         self.preparation, self.augment, self.skips = preparation, augment, skips
-        self.labels = None if target is None else torch.tensor(rows[target][:], dtype=torch.int64)
+        self.labels = None if target is None else torch.tensor(rows[target][:], dtype=torch.int64, device="cpu")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -201,7 +201,9 @@ def _cut(parts: list[Any], target: str | None, asked: DataRequest) -> list[Any]:
     if len(parts) == 3:
         return parts
     first = parts[0]
-    labels = torch.zeros(len(first), dtype=torch.int64) if target is None else torch.tensor(first[target][:])
+    labels = torch.zeros(len(first), dtype=torch.int64, device="cpu")
+    if target is not None:
+        labels = torch.tensor(first[target][:], device="cpu")
     if len(parts) == 2:
         stays, held_out = split_indices(labels, asked.validation, asked.seed)
         return [first.select(stays.tolist()), first.select(held_out.tolist()), parts[1]]

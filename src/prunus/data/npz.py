@@ -74,7 +74,11 @@ def _pair(arrays: Arrays, names: tuple[str, ...], where: str, asked: DataRequest
     if inputs is None or (targets is None and asked.labelled):
         return None
     x = _inputs(inputs, where)
-    y = torch.zeros(len(x), dtype=torch.int64) if targets is None else _targets(targets, where, asked.reading.loss)
+    y = (
+        torch.zeros(len(x), dtype=torch.int64, device="cpu")
+        if targets is None
+        else _targets(targets, where, asked.reading.loss)
+    )
     if len(x) != len(y):
         raise DataError(where, f"{len(x)} inputs for {len(y)} targets", "give one target for each")
     return ArrayDataset(x, y, asked.reading.mean or (0.0,), asked.reading.std or (1.0,))
@@ -115,4 +119,4 @@ def _targets(array: np.ndarray[Any, Any], where: str, loss: str) -> Tensor:
 
 def _kinds(part: ArrayDataset) -> Tensor:
     one_each = part.labels.dim() == 1 and not part.labels.is_floating_point()
-    return part.labels if one_each else torch.zeros(len(part), dtype=torch.int64)
+    return part.labels if one_each else torch.zeros(len(part), dtype=torch.int64, device="cpu")

@@ -68,7 +68,7 @@ def table_source(table: Any, name: str, where: str, asked: DataRequest) -> DataS
     labels, classes = _targets(table[target], target, where, reading.loss)
     loss: Callable[..., Tensor] = nn.MSELoss() if labels.is_floating_point() else cross_entropy
     whole = ArrayDataset(inputs, labels, reading.mean or (0.0,), reading.std or (1.0,))
-    kinds = torch.zeros(len(labels), dtype=torch.int64) if labels.is_floating_point() else labels
+    kinds = torch.zeros(len(labels), dtype=torch.int64, device="cpu") if labels.is_floating_point() else labels
     train, validation, test = (whole.subset(indices) for indices in asked.cut(kinds))
     counts = " + ".join(f"{len(part):,}" for part in (train, validation, test))
     judged = f"{len(classes) or int(labels.max()) + 1} classes" if not labels.is_floating_point() else "a number"
