@@ -18,6 +18,8 @@ UNDECIDED = (0.05, 0.95)
 """Between these a unit's fate is open."""
 NAMED = 12
 """Undecided units of a group that are named at most."""
+WHOLE = 0.99
+"""Largest share of a score that its noise is taken for: a factor of 14 to both sides."""
 NEIGHBOURS = 5
 """Units before and after, in the order of the scores, over which the noise of a unit is averaged."""
 DRAWS, LARGEST = 4096, 1 << 26
@@ -68,18 +70,20 @@ def keep_probability(score: Tensor, replicas: Tensor, k: int, *, seed: int = 0) 
 def comparable(score: Tensor, replicas: Tensor) -> tuple[Tensor, Tensor]:
     """Scores on the scale on which their noise is compared, and how far each pair of replicas lies to both sides of it.
 
-    Scores that are never negative differ by factors: their logarithms, zeros as the smallest that is none. A pair that
-    lies a factor exp(d) above and below then lies d to both sides; one that reaches from zero to twice the score, 0.88.
+    Scores that are never negative differ by factors: their logarithms, zeros as the smallest that is none. A pair lies
+    half the logarithm of its ratio to both sides; a unit whose score a few examples carry can have one end at zero, so
+    the difference counts for at most `WHOLE` of the sum.
 
     Returns:
         float64 [K] and [R, K].
     """
     y, ends = score.detach().double().cpu(), replicas.detach().double().cpu()
-    apart = (ends[0::2] - ends[1::2]) / 2
+    upper, lower = ends[0::2], ends[1::2]
     if bool((y < 0).any()) or bool((y == 0).all()):
-        return y, apart
-    y = y.clamp_min(float(y[y > 0].min()))
-    return y.log(), (apart / y).asinh()
+        return y, (upper - lower) / 2
+    upper, lower = upper.clamp_min(0), lower.clamp_min(0)
+    share = ((upper - lower) / (upper + lower).clamp_min(torch.finfo(y.dtype).tiny)).clamp(-WHOLE, WHOLE)
+    return y.clamp_min(float(y[y > 0].min())).log(), share.atanh()
 
 
 def error_variance(y: Tensor, apart: Tensor) -> Tensor:
