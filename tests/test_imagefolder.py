@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from prunus.cli.app import main
-from prunus.data.datasets import DataSource
+from prunus.data.datasets import DataSource, first_of
 from prunus.data.fitting import check_fits
+from prunus.data.pictures import Pictures
 from prunus.data.preparation import Preparation
 from prunus.data.prepared import of_processor, of_timm
 from prunus.data.reading import ReadBatches
@@ -201,6 +202,9 @@ def test_a_broken_picture_is_named_or_left_out(tmp_path: Path, workers: int) -> 
     gallery(tmp_path)
     whole = (tmp_path / "ant/03.png").read_bytes()
     (tmp_path / "ant/03.png").write_bytes(whole[: len(whole) // 2])
+    ahead = Pictures(tmp_path, np.array([b"ant/03.png", b"ant/00.png"]), None, Preparation((SIZE, SIZE)), skips=True)
+    with pytest.warns(RuntimeWarning, match="left out"):  # others take the place of the very first
+        assert first_of(ahead, 1).shape == (1, 3, SIZE, SIZE)
 
     def read(broken: Any) -> int:
         reading = Reading(broken=broken, workers=workers, test=1, augment="none")
@@ -275,6 +279,8 @@ def test_compress_pictures_without_labels(tmp_path: Path, capsys: pytest.Capture
     arguments += ["--export", "none", "--out", str(out)]
     assert run("compress", f"{tmp_path / 'mine.py'}:network", *arguments) == 0
     assert "no labels" in capsys.readouterr().out
+    assert run("analyze", f"{tmp_path / 'mine.py'}:network", "--data", f"imagefolder:{tmp_path / 'pics'}") == 0
+    assert "prunable" in capsys.readouterr().out
     assert set(json.loads((out / "summary.json").read_text())["agreement"]) >= {"recovered", "test"}
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import prunus
 from prunus.data import ACCURACY, ArrayDataset, DataSource, DenseOutputs, Metric, Splits, evaluate, mean_iou, source_of
+from prunus.data.datasets import judged_at_once
 from prunus.data.evaluation import Evaluation
 from prunus.data.fitting import at_chance
 from prunus.data.losses import own_loss
@@ -240,6 +241,13 @@ def test_a_loss_on_all_outputs_and_targets_of_any_kind() -> None:
     done = compressed(source, Boxes().eval())
     assert done.scores["recovered"] >= max(done.scores["one_shot"], done.scores["batch_norm"])
     assert set(done.summary["right kinds"]) >= {"dense", "recovered", "test"}
+
+
+def test_large_examples_are_judged_in_smaller_batches() -> None:
+    small, large = (ArrayDataset(torch.zeros(9, 3, side, side), torch.zeros(9).long()) for side in (32, 1024))
+    assert judged_at_once(small, 500) == 500
+    assert judged_at_once(large, 500) == judged_at_once(TensorDataset(large.inputs, large.labels), 500) == 2
+    assert judged_at_once(DataLoader(TensorDataset(large.inputs)), 500) == 500
 
 
 def test_a_network_that_knows_nothing_is_told_of() -> None:

@@ -13,4 +13,4 @@ def analyze(model: ModelSpec, data: Examples = None, shape: Shape = None) -> Non
     """Say what may be removed from a model, what is locked, and why."""
     spec = place_of(model)
     network, inputs = loaded(spec, None)
-    show(prunability(trace(network, examples(inputs, data, shape, spec))))
+    show(prunability(trace(network, examples(inputs, data, shape, spec, network))))

@@ -41,7 +41,7 @@ def export(
     masks = load_masks(spec) if held else {}
     subject = Exportable(
         network,
-        examples(inputs, data, shape, spec),
+        examples(inputs, data, shape, spec, network),
         Plan.load(Path(spec) / "plan.json") if held else None,
         masks,
         tuple(grids_of(masks)),

@@ -77,7 +77,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise ConfigError(f"--weights {path}", f"they don't fit: {first_line(error)}", fix) from error
 
 
-def examples(inputs: Any, data: str | None, shape: str | None, spec: str) -> Any:
+def examples(inputs: Any, data: str | None, shape: str | None, spec: str, network: nn.Module) -> Any:
     """Example inputs: of a shape, of data, those that came with the model, or those of an artifact's plan.
 
     Raises:
@@ -91,7 +91,7 @@ def examples(inputs: Any, data: str | None, shape: str | None, spec: str) -> Any
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"--shape {shape!r}", "not a list of sizes", "write for example 1,3,224,224") from error
     if data is not None:
-        return load_data(data, model=spec).example_inputs
+        return load_data(data, model=spec, network=network, labelled=False).example_inputs
     if inputs is not None:
         return inputs
     if is_artifact(spec):

@@ -19,7 +19,7 @@ from prunus.data.reading import ReadBatches
 from prunus.data.shared import SharedLoader, shareable
 from prunus.data.sharing import Shares, mixed_seed
 from prunus.errors import ConfigError, DataError
-from prunus.runtime.arguments import examples_in
+from prunus.runtime.arguments import examples_in, tensors_in
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 Inputs = Tensor | Mapping[str, Tensor]
@@ -191,6 +191,10 @@ class Batches(Shares):
 
 Part = ArrayDataset | Dataset[Any] | Iterable[Any]
 """Of data: in memory, read example by example, or batches as somebody made them."""
+SPARE = 8
+"""Examples that are read where the first few are wanted: some may be left out."""
+AT_ONCE = 2**23
+"""Numbers in the inputs of a batch that is judged: 55 pictures of 224 x 224, all 500 of 32 x 32."""
 
 
 def read_by_number(part: Any) -> bool:
@@ -210,6 +214,15 @@ def batches_of(part: Part, batch_size: int, *, workers: int | None = None, **sha
     if isinstance(part, ArrayDataset):
         return Batches(part, batch_size, **share)
     return ReadBatches(part, batch_size, workers=workers, **share) if read_by_number(part) else part  # type: ignore[arg-type, return-value]
+
+
+def judged_at_once(part: Part, wanted: int) -> int:
+    """As many examples as wanted, or fewer of large ones, whose activations would fill the memory."""
+    if not read_by_number(part):
+        return wanted
+    few = first_of(part, SPARE)
+    values = sum(t.numel() for t in tensors_in(few)) / max(examples_in(few), 1)
+    return max(1, min(wanted, int(AT_ONCE / max(values, 1))))
 
 
 def size_of(part: Part) -> str:
@@ -232,7 +245,7 @@ def first_of(part: Part, count: int, model: nn.Module | None = None) -> Any:
     """
     if isinstance(part, ArrayDataset):
         return part.normalise(each(part.inputs, lambda t: t[:count]))
-    given, _ = as_batches(batches_of(part, count, workers=0), model).first()
+    given, _ = as_batches(batches_of(part, max(count, SPARE), workers=0), model).first()
     size = examples_in(given)
 
     def few(t: Tensor) -> Tensor:

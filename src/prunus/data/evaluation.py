@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.data.batches import EveryNth, Loader, as_batches, forward
-from prunus.data.datasets import DataSource, Part, batches_of
+from prunus.data.datasets import DataSource, Part, batches_of, judged_at_once
 from prunus.data.dense_outputs import DenseOutputs, are_probabilities, class_rows, counted_rows
 from prunus.data.losses import IGNORED, Outputs, cross_entropy, main_output, mean_of, own_loss
 from prunus.data.metrics import ACCURACY, Better, Metric, Pair, are_classes
@@ -116,7 +116,8 @@ def evaluate(
         metric: what is measured besides; None takes the accuracy where targets are classes, and else the loss alone.
         dense: a network to agree with, on the same device: no label is looked at then, and the loss is the divergence
             from its class probabilities, see `prunus.data.DenseOutputs`.
-        batch_size: over all ranks together; raised to the number of ranks if smaller. Batches have their own.
+        batch_size: over all ranks together; raised to the number of ranks if smaller, and lowered for large examples.
+            Batches have their own.
         precision: of the forward pass; `auto` is fp32, since what is measured decides.
         workers: processes that read what is not in memory; see `DataSource.workers`.
         outputs: what loss and metric get: the `main` tensor of the model's answer, or `all` of it.
@@ -136,7 +137,8 @@ def evaluate(
     own = loss_fn is own_loss
     with accelerator() as processes:
         rank, world = processes.process_index, processes.num_processes
-        given = batches_of(dataset, max(batch_size, world), workers=workers, rank=rank, world=world)
+        size = max(judged_at_once(dataset, batch_size), world)
+        given = batches_of(dataset, size, workers=workers, rank=rank, world=world)
         batches = as_batches(given, model, own_loss=own)
         if given is dataset and batches.same_on_all_ranks():
             batches = batches.of(EveryNth(given, rank, world))

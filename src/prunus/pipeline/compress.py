@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from prunus.data.batches import Splits
-from prunus.data.datasets import DataSource, batches_of, first_of, size_of
+from prunus.data.datasets import DataSource, batches_of, first_of, judged_at_once, size_of
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import Evaluation, judged_by, metrics_of
 from prunus.data.fitting import at_chance, check_fits, learned_by
@@ -184,12 +184,14 @@ def compress(
         run.say(f"the dense network is {unsure}")
     size = run.batch_size or (128 if inside else 64)
     batches = data.batches(size, seed=seed, rank=rank, world=world)
+    at_once = judged_at_once(data.validation, JUDGED)
+    held_out = batches_of(data.validation, at_once, workers=data.workers)
     result = prune(
         model,
         data.example_inputs,
         method=chosen,
         target=target,
-        data=Splits(batches, batches_of(data.validation, JUDGED, workers=data.workers)),
+        data=Splits(batches, held_out),
         loss_fn=learned_by(data),
         ignored_layers=ignored_layers,
         allow=allow,
