@@ -116,7 +116,7 @@ def run(
 
 def recipe_of(recovery: FinetuneConfig) -> str:
     """The settings of a recovery that its results depend on most, as text."""
-    return f"lr={recovery.lr:g},distillation={recovery.distillation:g}"
+    return f"lr={recovery.peak:g},distillation={recovery.distillation:g}"
 
 
 def planned(dense: nn.Module, data: DataSource, entry: Entry, setting: Setting, seed: int) -> tuple[Plan, float]:

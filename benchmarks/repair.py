@@ -26,6 +26,7 @@ from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import evaluate
 from prunus.methods.base import Method, PosteriorMethod
 from prunus.methods.registry import resolve
+from prunus.pipeline.prune import Result
 from prunus.plan.allocation import Allocation
 from record import Log, mean_std, results
 
@@ -57,14 +58,19 @@ def method_of(name: str, args: argparse.Namespace) -> Method:
     return brief(replace(found, min_steps=args.steps)) if isinstance(found, PosteriorMethod) else found
 
 
-def one(
-    args: argparse.Namespace, dense: nn.Module, data: DataSource, name: str, repair: bool, seed: int
-) -> dict[str, Any]:
-    """One cell of the table."""
+def pruned(
+    args: argparse.Namespace,
+    dense: nn.Module,
+    data: DataSource,
+    name: str,
+    repair: bool,
+    seed: int,
+    allocation: Allocation | None = None,
+) -> Result:
+    """A method's network at the budget, repaired or not, from a few training images without labels."""
     chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[: args.examples]
     few = data.train.subset(chosen)
-    start = time.perf_counter()
-    result = prunus.prune(
+    return prunus.prune(
         dense,
         data.example_inputs,
         method=method_of(name, args),
@@ -72,11 +78,19 @@ def one(
         data=Batches(few, 64, shuffle=True, seed=seed),
         loss_fn=DenseOutputs(),
         ignored_layers=inner_alone(dense) if args.groups == "inner" else (),
-        allocation=Allocation(round_to=1),
+        allocation=allocation or Allocation(round_to=1),
         repair=repair,
         seed=seed,
         progress=False,
     )
+
+
+def one(
+    args: argparse.Namespace, dense: nn.Module, data: DataSource, name: str, repair: bool, seed: int
+) -> dict[str, Any]:
+    """One cell of the table."""
+    start = time.perf_counter()
+    result = pruned(args, dense, data, name, repair, seed)
     seconds = time.perf_counter() - start
     found = evaluate(result.model, judged_on(data, args.split))
     return {

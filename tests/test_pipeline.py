@@ -310,10 +310,34 @@ def test_statistics_that_make_it_worse_are_put_back(monkeypatch: pytest.MonkeyPa
     assert done.loss["test"] < done.loss["batch_norm"]
     wanted = prune(network(), X, method="l1", target=0.25).model
     assert torch.allclose(done.model(X), wanted(X), atol=1e-6)
-    recovered = compress(network(), source(), **settings, run=FAST, recovery=FinetuneConfig(epochs=2, batch_size=16))  # type: ignore[arg-type]
+    held = FinetuneConfig(epochs=2, batch_size=16, batch_norm="eval")
+    recovered = compress(network(), source(), **settings, run=FAST, recovery=held)  # type: ignore[arg-type]
     statistics = {n: b for n, b in wanted.named_buffers() if "running" in n}
     assert statistics
     assert all(torch.equal(b, statistics[n]) for n, b in recovered.model.named_buffers() if n in statistics)
+
+
+def test_where_new_statistics_harm_recovery_compensates_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def watched(model: nn.Module, data: DataSource, config: FinetuneConfig, **options: Any) -> Any:
+        asked.append(config.batch_norm)
+        return finetune(model, data, config, **options)
+
+    recovering = sys.modules["prunus.pipeline.recovering"]
+    monkeypatch.setattr(recovering, "finetune", watched)
+    settings = {"method": "l1", "target": 0.25, "progress": False, "repair": False, "run": FAST}
+
+    def found(better: bool) -> Callable[..., bool]:
+        def told(model: nn.Module, _: Any, loss: Callable[[nn.Module], float], **__: Any) -> bool:
+            return loss(model) == loss(model) and better
+
+        return told
+
+    for better in (True, False):
+        monkeypatch.setattr(recovering, "reestimate_if_better", found(better))
+        compress(network(), source(), **settings, recovery=FinetuneConfig(epochs=1, batch_size=16))  # type: ignore[arg-type]
+    assert asked == ["auto", "compensated"]
 
 
 def test_methods_say_how_their_scores_are_compared() -> None:

@@ -150,7 +150,7 @@ def test_a_recovery_that_fails_leaves_the_pruned_network(tmp_path: Path, monkeyp
             next(model.parameters()).fill_(torch.nan)
         raise DataError("epoch 3, step 7", "NaN or infinity in the loss", "lower the learning rate")
 
-    monkeypatch.setattr(sys.modules["prunus.pipeline.compress"], "finetune", broken)
+    monkeypatch.setattr(sys.modules["prunus.pipeline.recovering"], "finetune", broken)
     told: list[str] = []
     with pytest.raises(DataError, match="epoch 3"):
         compressed(tmp_path / "out", recovery=FinetuneConfig(epochs=5), say=told.append)

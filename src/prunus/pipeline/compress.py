@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from prunus.data.evaluation import Evaluation, judged_by, metrics_of
 from prunus.data.fitting import at_chance, check_fits, learned_by
 from prunus.data.given import source_of
 from prunus.data.prepared import PREPARATION, written
-from prunus.errors import ConfigError, MissingDependencyError, PruneError
+from prunus.errors import ConfigError, MissingDependencyError
 from prunus.export.artifact import artifact_files
 from prunus.export.run import FEATURES, RECORD, RunFolder, commit_or_rescue, prepare_run
 from prunus.files.stagefile import Checkpoint, is_stage_file
@@ -33,12 +33,12 @@ from prunus.methods.base import MaskMethod, Method
 from prunus.methods.registry import resolve
 from prunus.pipeline.former import OPENED, RUN, TARGET
 from prunus.pipeline.prune import Result, prune
+from prunus.pipeline.recovering import recover
 from prunus.pipeline.settings import RunSettings
 from prunus.plan.allocation import Allocation
 from prunus.plan.request import Allow, Target, allowed, requested
-from prunus.recovery.batchnorm import reestimate_if_better
 from prunus.recovery.config import FinetuneConfig
-from prunus.recovery.finetuning import Epoch, check_settings, finetune
+from prunus.recovery.finetuning import Epoch, check_settings
 from prunus.refit.config import RepairConfig
 from prunus.reports.features import INPUTS, features_of
 from prunus.reports.figures import figures_of
@@ -211,7 +211,7 @@ def compress(
             judged["masked"] = judge(smaller, data.validation)
         run.say(f"{result.plan.asked} in {len(masked.masks)} layers: {judged['masked']}")
     else:
-        failed = _recover(smaller, model, data, recovery, batches, judged, recovered, progress, run.say)
+        failed = recover(smaller, model, data, recovery, batches, judged, recovered, progress, run.say)
     saved = None
     if out is not None and rank == 0:
         inputs = data.example_inputs
@@ -268,61 +268,6 @@ def _stages(out: str | os.PathLike[str] | None, run: RunSettings, method: Method
         what = "there is no folder to go on in" if method.in_stages else f"method {method.name!r} has no stages"
         raise ConfigError("resume", what, "leave it out" if not method.in_stages else "give out=")
     return Checkpoint(Path(out) / "stages.pt", run.resume) if out is not None and method.in_stages else None
-
-
-def _recover(
-    smaller: nn.Module,
-    dense: nn.Module,
-    data: DataSource,
-    recovery: FinetuneConfig | None,
-    batches: Iterable[Any],
-    judged: dict[str, Evaluation],
-    recovered: list[Epoch],
-    progress: bool,
-    say: Say,
-) -> PruneError | None:
-    """Batch norm where it helps, then fine-tuning, both in place and judged. What stopped the latter, if anything."""
-
-    judge = judged_by(data, dense)
-
-    def loss(present: nn.Module) -> float:
-        stage = "batch_norm" if "one_shot" in judged else "one_shot"
-        judged[stage] = judge(present, data.validation)
-        return judged[stage].loss
-
-    better = reestimate_if_better(smaller, batches, loss, num_batches=64)
-    say(f"one-shot: {judged['one_shot']}; batch norm re-estimated: {judged['batch_norm']}")
-    if not better:
-        say("the old statistics are better on the validation split: they stay")
-        if recovery is not None and recovery.batch_norm == "auto":
-            recovery = replace(recovery, batch_norm="eval")
-    if recovery is None:
-        return None
-    failed = _finetuned(smaller, dense, data, recovery, recovered, progress)
-    if failed is not None:
-        say(f"recovery failed, and the network is saved as it was pruned: {failed.what}")
-        return failed
-    judged["recovered"] = judge(smaller, data.validation)
-    say(f"recovered: {judged['recovered']}")
-    return None
-
-
-def _finetuned(
-    smaller: nn.Module,
-    dense: nn.Module,
-    data: DataSource,
-    recovery: FinetuneConfig,
-    recovered: list[Epoch],
-    progress: bool,
-) -> PruneError | None:
-    """Recover in place, epochs into `recovered`. What stopped it, if something did; the network is then as before."""
-    before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
-    try:
-        recovered += finetune(smaller, data, recovery, teacher=copied(dense), progress=progress).history
-    except PruneError as error:
-        smaller.load_state_dict(before)
-        return error
-    return None
 
 
 def _measured(

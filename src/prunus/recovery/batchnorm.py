@@ -27,7 +27,7 @@ MEAN = 3
 HALF = (torch.float16, torch.bfloat16)
 
 
-class _Moments:
+class Moments:
     """Count, mean and sum of squared deviations of every channel, merged without cancellation, in float64."""
 
     def __init__(self, channels: int) -> None:
@@ -43,14 +43,14 @@ class _Moments:
         self.squares = self.squares + squares + shift.square() * (self.count * count / total)
         self.count = total
 
-    def over_ranks(self, device: torch.device) -> _Moments:
+    def over_ranks(self, device: torch.device) -> Moments:
         """The moments of all processes' data together."""
         if not distributed():
             return self
         packed = torch.cat([torch.tensor([self.count], dtype=torch.float64, device="cpu"), self.mean, self.squares]).to(
             device
         )
-        merged = _Moments(len(self.mean))
+        merged = Moments(len(self.mean))
         for part in (p.cpu() for p in gathered(packed)):
             mean, squares = part[1:].chunk(2)
             merged.merge(float(part[0]), mean, squares)
@@ -62,12 +62,12 @@ class _Moments:
         running_var.copy_(self.squares / max(self.count - 1.0, 1.0))
 
 
-class _Watch(TorchFunctionMode):
+class Watch(TorchFunctionMode):
     """Sees every batch norm call, of modules and of captured graphs alike, and normalises by the batch's statistics."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[int, tuple[Tensor, Tensor, _Moments]] = {}
+        self.found: dict[int, tuple[Tensor, Tensor, Moments]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -83,11 +83,11 @@ class _Watch(TorchFunctionMode):
         if call.get("running_mean") is None or call["training"]:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
-            return self._normalised(call["input"], call["running_mean"], call["running_var"], call)
+            return self.normalised(call["input"], call["running_mean"], call["running_var"], call)
 
-    def _normalised(self, x: Tensor, mean: Tensor, variance: Tensor, call: dict[str, Any]) -> Tensor:
+    def normalised(self, x: Tensor, mean: Tensor, variance: Tensor, call: dict[str, Any]) -> Tensor:
         """The layer's output in training, whose kernel also tells the statistics of the batch."""
-        _, _, pooled = self.found.setdefault(id(mean), (mean, variance, _Moments(len(mean))))
+        _, _, pooled = self.found.setdefault(id(mean), (mean, variance, Moments(len(mean))))
         eps, values = call.get("eps", 1e-5), x.numel() // max(x.shape[1], 1)
         kind = torch.float32 if mean.dtype in HALF else mean.dtype
         batch_mean, batch_variance = torch.zeros_like(mean, dtype=kind), torch.zeros_like(variance, dtype=kind)
@@ -145,7 +145,7 @@ def reestimate_batch_norm(model: nn.Module, loader: Iterable[Any], *, num_batche
     if not _has_statistics(model):
         return model
     device = model_device(model)
-    with eval_mode(model), torch.no_grad(), full_precision(), _Watch() as watch:
+    with eval_mode(model), torch.no_grad(), full_precision(), Watch() as watch:
         for inputs, _ in itertools.islice(as_batches(loader, model), num_batches):
             call(model, to_device(inputs, device))
     pooled = [(mean, variance, moments.over_ranks(device)) for mean, variance, moments in watch.found.values()]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from prunus.runtime.fields import as_seed, check_fields
 from prunus.runtime.precision import Precision
 from prunus.runtime.ranges import BelowOne, Count, Fraction, NonNegative, Positive
+
+RATES = {"sgd": 0.02, "adamw": 0.001}
+"""Peak learning rates for a network that has to be trained back."""
+BLOCKS = 10.0
+"""Weight of the outputs of blocks beside the divergence of the answers."""
+DIGITS = 6
+"""Of a number of epochs or steps: 0.7 times ten is seven."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +23,10 @@ class FinetuneConfig:
     """Settings of `finetune`, checked on creation.
 
     Attributes:
-        epochs: passes over the training split, at least 1; the schedule is stretched over them.
-        lr: peak learning rate. 0.02 suits SGD on a trained network; AdamW wants about 1e-3.
+        epochs: passes over the training split, a fraction too: 0.1 takes a tenth of its batches (at least one). The
+            schedule is stretched over all steps, and what is there at the end of a pass, and at the end, is judged.
+        lr: peak learning rate. `auto` is 0.02 for SGD and 0.001 for AdamW; `compress` takes less where epochs are few
+            and the network as it came is near the dense one, as a repaired one is: see `near`.
         momentum: of SGD (Nesterov), or AdamW's first beta; in [0, 1).
         weight_decay: on matrices and kernels alone.
         optimizer: `sgd` or `adamw`.
@@ -24,10 +34,15 @@ class FinetuneConfig:
         label_smoothing: in [0, 1).
         distillation: weight of the teacher's soft targets against the labels, in [0, 1]; only with a teacher.
         temperature: of the soft targets, above 0.
+        blocks: weight of the squared distance between the outputs of blocks that both networks have and the teacher's,
+            in units of their variance (`recovery/blocks.py`); only with a teacher and distillation. `auto` is 0, but
+            10 in `compress` where the network as it came is near the dense one.
         patience: epochs without a better validation result before it stops; None never stops early.
-        batch_norm: `eval` normalises by the running statistics and leaves them alone, for weights that are adapted to
-            them or data too few to find new ones; `train` as usual; `auto` is `train`, but `compress` makes it `eval`
-            where it has seen that new statistics harm.
+        batch_norm: `train` as usual; `compensated` the same, after new statistics whose difference scale and shift take
+            up (`compensate_batch_norm`), for weights that are adapted to the old ones, as repaired ones are; `eval`
+            normalises by the running statistics and leaves them alone, for data too few to find new ones, and where
+            batch norms can't compensate; `auto` is `train`, but `compress` makes it `compensated` where it has seen
+            that new statistics harm.
         precision: `auto` uses bf16 where training is faster in it.
         channels_last: `auto` uses it on GPUs and on CPUs with AMX, if the model runs in it.
         clip_grad_norm: largest norm of all gradients together; None leaves them.
@@ -38,8 +53,8 @@ class FinetuneConfig:
         ConfigError: a setting outside its range.
     """
 
-    epochs: Count = 10
-    lr: Positive = 0.02
+    epochs: Positive = 10
+    lr: Positive | Literal["auto"] = "auto"
     momentum: BelowOne = 0.9
     weight_decay: NonNegative = 5e-4
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -47,8 +62,9 @@ class FinetuneConfig:
     label_smoothing: BelowOne = 0.0
     distillation: Fraction = 0.5
     temperature: Positive = 4.0
+    blocks: NonNegative | Literal["auto"] = "auto"
     patience: Count | None = None
-    batch_norm: Literal["auto", "train", "eval"] = "auto"
+    batch_norm: Literal["auto", "train", "compensated", "eval"] = "auto"
     precision: Precision = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     clip_grad_norm: Positive | None = None
@@ -58,6 +74,41 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         as_seed(self.seed)
+
+    @property
+    def peak(self) -> float:
+        """The learning rate, in numbers."""
+        return RATES[self.optimizer] if self.lr == "auto" else self.lr
+
+    @property
+    def block_weight(self) -> float:
+        """The weight of blocks, in numbers."""
+        return 0.0 if self.blocks == "auto" else self.blocks
+
+    def near(self) -> FinetuneConfig:
+        """For a network that has little to win and much to forget: what is `auto` keeps it near.
+
+        The learning rate grows with the epochs, and the outputs of blocks are distilled.
+
+        Example:
+            >>> [round(FinetuneConfig(epochs=e).near().peak, 4) for e in (0.01, 0.1, 1)]
+            [0.005, 0.01, 0.02]
+        """
+        rate = RATES[self.optimizer] * min(1.0, self.epochs**0.3)
+        return replace(
+            self,
+            lr=rate if self.lr == "auto" else self.lr,
+            blocks=BLOCKS if self.blocks == "auto" else self.blocks,
+        )
+
+    @property
+    def rounds(self) -> int:
+        """Passes over the training split, the last of which may be a part of one."""
+        return math.ceil(round(self.epochs, DIGITS))
+
+    def steps(self, batches: int) -> int:
+        """All steps, where so many batches are a pass."""
+        return math.ceil(round(self.epochs * batches, DIGITS))
 
     def patience_or(self, default: int) -> int:
         """The patience, or `default` where there is none."""

@@ -7,6 +7,7 @@ Runs unchanged on one process or on those that `accelerate launch` or `torchrun`
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import time
 from collections.abc import Mapping
@@ -28,12 +29,15 @@ from prunus.data.shared import SharedLoader
 from prunus.data.sharing import Shares
 from prunus.errors import ConfigError, DataError
 from prunus.files.atomic import check_file
+from prunus.recovery.compensation import compensate_batch_norm
 from prunus.recovery.config import FinetuneConfig
 from prunus.recovery.objective import Objective, distillation_loss
+from prunus.recovery.optimizer import learning_rate_factor, make_optimizer
 from prunus.recovery.placement import placed, resident
 from prunus.recovery.state import Epoch, RecoveryState, load_state, origin_of, save_state
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.calling import call
+from prunus.runtime.copies import copied
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import check_kind
 from prunus.runtime.modes import hold_statistics_
@@ -55,6 +59,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Epoch", "FinetuneConfig", "FinetuneResult", "distillation_loss", "finetune", "learning_rate_factor"]
+
+STATISTICS = 16
+"""Batches that new statistics of batch norms are taken from."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +89,6 @@ class FinetuneResult:
     channels_last: bool
     processes: int
     seconds: float
-
-
-def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Factor of the peak learning rate at a step.
-
-    Args:
-        step: from 0.
-        total: number of steps.
-        warmup: fraction of the steps, in [0, 1), with a linear rise; the rest follows half a cosine down to zero.
-
-    Returns:
-        A factor in (0, 1].
-    """
-    rising = math.ceil(warmup * total)
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(total - rising, 1)))
 
 
 @entry()
@@ -163,7 +153,7 @@ def finetune(
             history=tuple(state.history),
             best_epoch=state.best_epoch,
             validation=Evaluation(**state.best_validation),
-            stopped_early=state.epoch < config.epochs,
+            stopped_early=state.epoch < config.rounds,
             precision=recovery.precision,
             channels_last=channels_last,
             processes=processes.num_processes,
@@ -248,7 +238,8 @@ class _Recovery:
         self.teacher = teacher.eval() if teacher is not None and config.distillation else None
         self.precision = fastest(self.device, config.precision)
         self.optimizer = make_optimizer(model, config)
-        self.objective = Objective(data, config, self.teacher, self.device, self.precision)
+        self.held = config.batch_norm == "eval"
+        self.objective = Objective(data, config, self.teacher, self.device, self.precision, model)
         self.batches = self._batches()
         self.validation = resident(data.validation, self.device)
 
@@ -272,16 +263,18 @@ class _Recovery:
         wrapped = prepared(self.model, self.processes)
         try:
             state = self._start(resume)
-            remaining = (self.config.epochs - state.epoch) * len(self.batches)
+            remaining = max(0, self.config.steps(len(self.batches)) - state.epoch * len(self.batches))
             bars = progress_bar("fine-tuning", remaining, progress)
             with seeded(self.config.seed, self.device), bars as bar:
                 training = _Clipped(
                     wrapped, self.precision, bar, self.optimizer,
                     processes=self.processes, max_norm=self.config.clip_grad_norm,
                 )  # fmt: skip
-                while state.epoch < self.config.epochs and state.waited < self.config.patience_or(self.config.epochs):
+                rounds = self.config.rounds
+                while state.epoch < rounds and state.waited < self.config.patience_or(rounds):
                     self._epoch(training, state)
         finally:
+            self.objective.close()
             unprepare_(self.model, wrapped, self.processes)
             self.optimizer.zero_grad(set_to_none=True)
             if state is not None:
@@ -296,6 +289,8 @@ class _Recovery:
         first = self._evaluate()
         state = RecoveryState(0, 0, 0, {}, vars(first).copy(), [])
         state.best_model = _copied(self.model)
+        if self.config.batch_norm == "compensated":
+            self.held = not compensate_batch_norm(self.model, self.batches, num_batches=STATISTICS)
         state.history.append(Epoch(0, 0.0, math.nan, first.score, first.loss))
         return state
 
@@ -303,6 +298,8 @@ class _Recovery:
         assert self.checkpoint is not None
         assert self.origin is not None
         state, self.origin = load_state(self.checkpoint, self.model, self.optimizer, self.config, self.origin)
+        if self.config.batch_norm == "compensated":
+            self.held = not compensate_batch_norm(copied(self.model), self.batches, num_batches=1)
         return state
 
     def _epoch(self, training: _Clipped, state: RecoveryState) -> None:
@@ -311,13 +308,15 @@ class _Recovery:
         # Seeded anew every epoch: a resumed run needs no saved generator.
         start_at(self.config.seed + 7919 * number)
         self.model.train()
-        if self.config.batch_norm == "eval":
+        if self.held:
             hold_statistics_(self.model)
-        total, steps = torch.zeros((), device=self.device, dtype=torch.float32), len(self.batches)
-        for step, batch in enumerate(self.batches):
-            factor = learning_rate_factor(state.epoch * steps + step, self.config.epochs * steps, self.config.warmup)
+        total, before = torch.zeros((), device=self.device, dtype=torch.float32), state.epoch * len(self.batches)
+        all_steps = self.config.steps(len(self.batches))
+        steps = min(len(self.batches), all_steps - before)
+        for step, batch in enumerate(itertools.islice(self.batches, steps)):
+            factor = learning_rate_factor(before + step, all_steps, self.config.warmup)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * factor
+                group["lr"] = self.config.peak * factor
             where = f"fine-tuning, epoch {number}, step {step + 1}"
             total += training.step(batch, partial(self._weighted_loss, training.model), where)
         average_over_ranks_(running_statistics(self.model))
@@ -339,7 +338,8 @@ class _Recovery:
             state.best_validation, state.best_model = vars(measured).copy(), _copied(self.model)
 
     def _weighted_loss(self, wrapped: nn.Module, x: Any, y: Any) -> Tensor:
-        answer = call(wrapped, x)
+        with self.objective.ours:
+            answer = call(wrapped, x)
         with autocast(self.device, "fp32"):
             loss = self.objective(answer, x, y)
         batches = self.batches.data
@@ -354,18 +354,6 @@ class _Recovery:
         dense = self.teacher if isinstance(data.loss_fn, DenseOutputs) else None
         own: dict[str, Any] = {"metric": data.metric, "workers": data.workers, "outputs": data.outputs}
         return evaluate(self.model, self.validation, loss_fn=data.loss_fn, dense=dense, **own)
-
-
-def make_optimizer(model: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
-    """The optimiser over the trainable parameters; weight decay on matrices and kernels, not on biases and norms."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What is made small in a recovery: the loss on targets, and the distance from what the teacher answers."""
+"""What is made small in a recovery: the loss on targets, and the distance from the teacher's answers and blocks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from prunus.data.datasets import DataSource
 from prunus.data.dense_outputs import DenseOutputs, class_rows, counted_in, counted_rows
 from prunus.data.losses import classes_last, main_output, mean_of, own_loss
 from prunus.data.metrics import are_classes
+from prunus.recovery.blocks import BlockOutputs, block_distance, common_blocks
 from prunus.recovery.config import FinetuneConfig
 from prunus.runtime.calling import call
-from prunus.runtime.precision import autocast, widened
+from prunus.runtime.precision import autocast, to_device, widened
 
 
 class Objective:
@@ -27,10 +28,20 @@ class Objective:
         teacher: the dense network, on the device; None for none.
         device: where the batches are.
         precision: of the teacher's pass.
+        model: what is trained, on the device, whose blocks are held against the teacher's; None for answers alone.
+
+    Attributes:
+        ours: the context in which the model is called, which watches its blocks.
     """
 
     def __init__(
-        self, data: DataSource, config: FinetuneConfig, teacher: nn.Module | None, device: torch.device, precision: Any
+        self,
+        data: DataSource,
+        config: FinetuneConfig,
+        teacher: nn.Module | None,
+        device: torch.device,
+        precision: Any,
+        model: nn.Module | None = None,
     ) -> None:
         smoothing = config.label_smoothing
         self.free = isinstance(data.loss_fn, DenseOutputs)
@@ -38,9 +49,25 @@ class Objective:
         self.whole = data.outputs == "all" or data.loss_fn is own_loss
         self.config, self.teacher, self.device, self.precision = config, teacher, device, precision
         self.distance: DenseOutputs | None = None
+        names = list[str]()
+        if model is not None and teacher is not None and config.block_weight:
+            few = to_device(data.example_inputs, device)
+            names = common_blocks(model, teacher, lambda network: call(network, few))
+        self.ours, self.goal = (BlockOutputs(network, names) for network in (model, teacher))
+
+    def close(self) -> None:
+        """Watch the networks no more."""
+        self.ours.remove()
+        self.goal.remove()
 
     def __call__(self, answer: Any, inputs: Any, targets: Any) -> Tensor:
         """From the model's answer to the inputs, in fp32 or better, a scalar."""
+        loss = self._of_answers(answer, inputs, targets)
+        if not self.ours.hooks:
+            return loss
+        return loss + self.config.block_weight * block_distance(self.ours.taken(), self.goal.taken())
+
+    def _of_answers(self, answer: Any, inputs: Any, targets: Any) -> Tensor:
         if self.free:
             both, counted = (main_output(answer).float(), main_output(self._taught(inputs)).float()), counted_in(inputs)
             student, goal = (counted_rows(class_rows(logits), counted, classes=True) for logits in both)
@@ -64,7 +91,7 @@ class Objective:
 
     def _taught(self, inputs: Any) -> Any:
         assert self.teacher is not None
-        with torch.no_grad(), autocast(self.device, self.precision):
+        with torch.no_grad(), autocast(self.device, self.precision), self.goal:
             return call(self.teacher, inputs)
 
 

@@ -145,7 +145,7 @@ def load_state(
         stored["history"] = [Epoch(**e) for e in stored["history"]]
         state = RecoveryState(**stored)
         Evaluation(**state.best_validation)
-        if not 0 <= state.best_epoch <= state.epoch <= config.epochs or len(state.history) != state.epoch + 1:
+        if not 0 <= state.best_epoch <= state.epoch <= config.rounds or len(state.history) != state.epoch + 1:
             raise ValueError("its epochs don't add up")
     except (ValueError, TypeError, KeyError) as error:
         raise refusal(path, f"damaged: {first_line(error)}") from error

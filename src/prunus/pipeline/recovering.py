@@ -1,0 +1,106 @@
+"""Recovery as a step of `compress`: batch norm where it helps, then fine-tuning, judged on the validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunus.data.datasets import DataSource
+from prunus.data.evaluation import Evaluation, judged_by
+from prunus.errors import PruneError
+from prunus.pipeline.settings import silent
+from prunus.recovery.batchnorm import reestimate_if_better
+from prunus.recovery.config import FinetuneConfig
+from prunus.recovery.finetuning import Epoch, FinetuneResult, finetune
+from prunus.runtime.copies import copied
+from prunus.runtime.progress import Say
+
+NEAR = 0.7
+"""Of the dense network's accuracy: from there on more is forgotten by large steps than is learned."""
+
+
+def recover(
+    smaller: nn.Module,
+    dense: nn.Module,
+    data: DataSource,
+    recovery: FinetuneConfig | None,
+    batches: Iterable[Any],
+    judged: dict[str, Evaluation],
+    recovered: list[Epoch],
+    progress: bool = False,
+    say: Say = silent,
+) -> PruneError | None:
+    """Recover in place; on the validation split the score never ends below what it started from.
+
+    Args:
+        smaller: the pruned network.
+        dense: what it is taught by.
+        data: as for `compress`.
+        recovery: None for batch norm alone.
+        batches: of training data, for new statistics.
+        recovered: gets the epochs.
+        judged: gets `one_shot`, `batch_norm` and, if it comes so far, `recovered`.
+        progress: show a bar.
+        say: is told about every step.
+
+    What is better on the validation split is kept: of statistics what has less loss, of epochs what has the better
+    score (less loss among equals), the network as it came included.
+
+    Returns:
+        What stopped the fine-tuning, if something did; the network is then as it was before it.
+    """
+    judge, given = judged_by(data, dense), _weights(smaller)
+
+    def loss(present: nn.Module) -> float:
+        stage = "batch_norm" if "one_shot" in judged else "one_shot"
+        judged[stage] = judge(present, data.validation)
+        return judged[stage].loss
+
+    better = reestimate_if_better(smaller, batches, loss, num_batches=64)
+    start = judged["batch_norm" if better else "one_shot"]
+    say(f"one-shot: {judged['one_shot']}; batch norm re-estimated: {judged['batch_norm']}")
+    if not better:
+        say("the old statistics are better on the validation split: they stay")
+    if recovery is None:
+        return None
+    whole = judged["dense"] if "dense" in judged else judge(dense, data.validation)
+    done = _finetuned(smaller, dense, data, _fitting(recovery, better, start, whole, say), progress)
+    if isinstance(done, PruneError):
+        say(f"recovery failed, and the network is saved as it was pruned: {done.what}")
+        return done
+    judged["recovered"], stays = judge(smaller, data.validation), done.best_epoch == 0
+    recovered += done.history
+    if judged["one_shot"].better_than(judged["recovered"]):  # statistics are compared by loss, epochs by accuracy
+        smaller.load_state_dict(given)
+        judged["recovered"], stays = judged["one_shot"], True
+    say(f"recovered: {judged['recovered']}" + "; nothing was better than the network as it came, which stays" * stays)
+    return None
+
+
+def _fitting(recovery: FinetuneConfig, better: bool, start: Evaluation, whole: Evaluation, say: Say) -> FinetuneConfig:
+    """What `auto` means for a network that starts there."""
+    if not better and recovery.batch_norm == "auto":
+        recovery = replace(recovery, batch_norm="compensated")
+    if start.metric == whole.metric == "accuracy" and start.score >= NEAR * whole.score:
+        recovery = recovery.near()
+        say(f"near the dense network: learning rate {recovery.peak:.3g}, weight of blocks {recovery.block_weight:g}")
+    return recovery
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _finetuned(
+    smaller: nn.Module, dense: nn.Module, data: DataSource, recovery: FinetuneConfig, progress: bool
+) -> FinetuneResult | PruneError:
+    """Recover in place. What stopped it, if something did; the network is then as it was before."""
+    before = _weights(smaller)
+    try:
+        return finetune(smaller, data, recovery, teacher=copied(dense), progress=progress)
+    except PruneError as error:
+        smaller.load_state_dict(before)
+        return error
