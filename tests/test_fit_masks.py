@@ -212,6 +212,9 @@ def test_logits_learn_where_a_mask_is_drawn_and_weights_always() -> None:
     assert learned == [True, False, False, True, False, False]
 
 
+DRAWS = 400
+
+
 def test_the_gradient_follows_the_expected_loss() -> None:
     """Over many draws the straight-through gradient points where finite differences of the expected loss do."""
     torch.manual_seed(0)
@@ -222,11 +225,11 @@ def test_the_gradient_follows_the_expected_loss() -> None:
     def expected(values: Tensor) -> float:
         mask = MaskedWeight(layout, values, seed=1)
         with torch.no_grad():
-            return float(torch.stack([F.mse_loss(F.linear(x, mask(layer.weight)), y) for _ in range(1500)]).mean())
+            return float(torch.stack([F.mse_loss(F.linear(x, mask(layer.weight)), y) for _ in range(DRAWS)]).mean())
 
     mask = MaskedWeight(layout, logits, seed=1)
-    for _ in range(1500):
-        (F.mse_loss(F.linear(x, mask(layer.weight.detach())), y) / 1500).backward()
+    for _ in range(DRAWS):
+        (F.mse_loss(F.linear(x, mask(layer.weight.detach())), y) / DRAWS).backward()
     slopes = torch.zeros(2, 8)
     for i in range(2):
         for j in range(8):

@@ -25,9 +25,9 @@ from prunus.runtime.calling import outputs
 from zeroed import zeroed_
 from zoo import untidy
 
-EXAMPLES = int(os.environ.get("PRUNUS_FUZZ", "50"))
+EXAMPLES = int(os.environ.get("PRUNUS_FUZZ", "30"))
 EXPLORE = int(os.environ.get("PRUNUS_EXPLORE", "0"))
-FEW, MANY = 12, 2000
+FEW, MANY = 8, 2000
 """Networks of each kind with steps of all sorts: always, and with PRUNUS_EXPLORE=1 (or as many as it says)."""
 Maker = Callable[[list[Step]], tuple[nn.Module, Tensor]]
 
