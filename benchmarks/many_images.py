@@ -3,7 +3,8 @@
 Pictures of 64 x 64 pixels are painted into a temporary folder (a disc whose colour and place tell the class, on noise);
 a small network learns from some of them; then `prunus compress --data imagefolder:DIR` runs as a command of its own:
 learning, repair, re-estimation, recovery, evaluation, export. Memory is what all its processes hold together (PSS, so
-that pages they share count once), read four times a second; above the limit the command is killed. `ulimit -v` would
+that pages they share count once), read four times a second, and besides the most that one of them ever held; above the
+limit the command is killed. `ulimit -v` would
 count addresses that torch reserves and never uses.
 
     python benchmarks/many_images.py [--images 20000] [--limit 1024] [--workers 2] [--smoke]
@@ -131,6 +132,7 @@ def main() -> None:
         "bytes_decoded": args.images * SIDE * SIDE * 3 * 4,
         "limit_mib": args.limit,
         "peak_pss_mib": round(most / 2**20),
+        "largest_process_mib": after.ru_maxrss // 1024,
         "workers": args.workers,
         "status": status,
         "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),

@@ -193,8 +193,8 @@ Part = ArrayDataset | Dataset[Any] | Iterable[Any]
 """Of data: in memory, read example by example, or batches as somebody made them."""
 SPARE = 8
 """Examples that are read where the first few are wanted: some may be left out."""
-AT_ONCE = 2**23
-"""Numbers in the inputs of a batch that is judged: 55 pictures of 224 x 224, all 500 of 32 x 32."""
+AT_ONCE = 2**22
+"""Numbers in the inputs of a batch that is judged: 27 pictures of 224 x 224, all 500 of 32 x 32."""
 
 
 def read_by_number(part: Any) -> bool:
