@@ -211,3 +211,21 @@ def test_inputs_are_kept_only_if_they_may_be_and_can_be_seen(
     prunus.compress(net, DataSource("x", part, part, part, 3), method="l1", target=0.5, out=tmp_path, run=quiet)
     assert read_run(tmp_path).features is None
     assert "No features were recorded." in prunus.report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_layers_that_share_a_weight_are_two() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.inner, self.answer = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7, bias=False)
+            self.answer.weight = self.words.weight
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.answer(torch.relu(self.inner(self.words(tokens))))
+
+    steps = data_flow(prunus.trace(Tied(), torch.zeros(2, 3, dtype=torch.int64)))
+    assert [(s.name, s.after) for s in steps if s.kind == "layer"] == [
+        ("words", (0,)),
+        ("inner", (1,)),
+        ("answer", (2,)),
+    ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import fx
 
-from prunus.graph.engine import Result, operation, source_line
+from prunus.graph.engine import Result, module_path, operation, source_line
 from prunus.graph.grouping import Graph
 
 Kind = Literal["input", "layer", "junction", "output"]
@@ -46,6 +46,9 @@ def data_flow(graph: Graph) -> tuple[Step, ...]:
     """
     drawn = {slot.tensor for group in graph.channel_groups for slot in group.writers}
     drawn |= {graph.aliases.get(c.weight, c.weight) for c in graph.contractions}
+    owners: dict[str, set[str]] = {}
+    for alias, first in graph.aliases.items():
+        owners.setdefault(first, set()).add(alias.rpartition(".")[0])
     steps: list[Step] = []
     numbers: dict[str, int] = {}
     sources: dict[fx.Node, frozenset[int]] = {}
@@ -68,7 +71,7 @@ def data_flow(graph: Graph) -> tuple[Step, ...]:
         own = sorted(held & drawn)
         everything = frozenset[int]().union(*come)
         if own:
-            module = own[0].rpartition(".")[0] or own[0]
+            module = _layer(node, own[0], owners)
             if module in numbers:
                 sources[node] = frozenset({numbers[module]})
                 continue
@@ -79,6 +82,14 @@ def data_flow(graph: Graph) -> tuple[Step, ...]:
         else:
             sources[node] = added(Step(operation(node), "junction", _sorted(come), source_line(node)))
     return tuple(steps)
+
+
+def _layer(node: fx.Node, tensor: str, owners: Mapping[str, set[str]]) -> str:
+    """The module that the call belongs to; of a tied tensor the one that calls, if it holds the tensor too."""
+    calling = module_path(node)
+    if calling and calling in owners.get(tensor, ()):
+        return calling
+    return tensor.rpartition(".")[0] or tensor
 
 
 def _stored(result: Result | None) -> frozenset[str] | None:

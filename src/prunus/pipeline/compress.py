@@ -222,12 +222,12 @@ def compress(
         if stages is None and is_stage_file(saved.path / "stages.pt"):
             (saved.path / "stages.pt").unlink(missing_ok=True)  # of an earlier run, by another method
         run.say(f"saved in {saved.path}")
+        with saved.standing():
+            others = offers_of(result.graph, result.plan, result.scores, allocation, seed)
+            _record(model, smaller, data, result, others, recovered, run, saved)
     if failed is not None:
         raise failed
     with nullcontext() if saved is None else saved.standing():
-        if saved is not None:
-            others = offers_of(result.graph, result.plan, result.scores, allocation, seed)
-            _record(model, smaller, data, result, others, recovered, run, saved)
         if data.test is not None:
             judged["dense_test"] = judge(model, data.test)
             with quantized_inputs(smaller, grids):

@@ -17,15 +17,23 @@ SERIES = [KEPT, GONE, "var(--third)", "var(--fourth)", "var(--fifth)"]
 HATCHED = {"symbol": "rect", "rotation": 0.785, "dashArrayX": [1, 0], "dashArrayY": [2, 4], "color": "var(--hatch)"}
 DRAWN = 1024
 """Units drawn of a group at most; of more, evenly chosen ranks."""
-NAMES = {"interval": 0, "width": 136, "overflow": "truncate", "fontSize": 11}
+NAMES = {"interval": 0, "width": 196, "fontSize": 11}
+"""Labels of rows; the page leaves out the beginning of what is longer."""
+SWING = 44
+"""Pixels that an edge may swing out to the left."""
 MOST_LINES = 12
 """Layers drawn as a line each; of more, evenly chosen ones."""
 
 Option = dict[str, Any]
 
 
-def network(steps: Sequence[StepRecord]) -> Option:
-    """The network from top to bottom: what leads where, width before (pale) and after, what is locked (hatched)."""
+def network(steps: Sequence[StepRecord], layers: Mapping[str, Mapping[str, Any]]) -> Option:
+    """The network from top to bottom: what leads where, width before (pale) and after, what is locked (hatched).
+
+    Args:
+        steps: in data flow.
+        layers: of masks inside weights, by layer how many of how many stay; the filling is then their share.
+    """
     names = [str(number) for number in range(len(steps))]
     marks = [
         {
@@ -33,6 +41,7 @@ def network(steps: Sequence[StepRecord]) -> Option:
             "value": [0, number],
             "symbol": {"layer": "circle", "junction": "diamond"}.get(step.kind, "triangle"),
             "symbolSize": 7 if step.kind == "layer" else 9,
+            "symbolRotate": 180 if step.kind in ("input", "output") else 0,
             "tip": _told(step),
         }
         for number, step in enumerate(steps)
@@ -41,26 +50,30 @@ def network(steps: Sequence[StepRecord]) -> Option:
         {
             "source": str(earlier),
             "target": str(number),
-            "lineStyle": {"curveness": 0 if number == earlier + 1 else _bend(number - earlier)},
+            "lineStyle": {"curveness": _bend(number - earlier)},
         }
         for number, step in enumerate(steps)
         for earlier in step.after
     ]
     before, left = [], []
     for step in steps:
-        tip = _told(step)
+        tip, inside = _told(step), layers.get(step.name)
         told = "" if not step.before else str(step.before) if step.left == step.before else _narrowed(step)
+        share = 1.0 if inside is None else inside["kept"] / inside["weights"]
+        if inside is not None:
+            tip = [*tip, f"weights: {inside['kept']:,} of {inside['weights']:,} stay"]
+            told += f", {share:.0%} of weights"
         before.append({"value": step.before or None, "tip": tip, "label": {"formatter": told}})
         color = LOCKED if step.locked else KEPT
         style = {"color": color, **({"decal": HATCHED} if step.locked else {})}
-        left.append({"value": step.left or None, "tip": tip, "itemStyle": style})
+        left.append({"value": share * step.left or None, "tip": tip, "itemStyle": style})
     bar = {"type": "bar", "xAxisIndex": 1, "yAxisIndex": 1, "barWidth": 11, "barGap": "-100%"}
     return {
         "height": ROW * len(steps) + EDGES,
         "tooltip": {"trigger": "item"},
         "grid": [
             {"left": 4, "width": 58, "top": 6, "bottom": 40, "outerBoundsMode": "none"},
-            {"left": 210, "right": 96, "top": 6, "bottom": 40, "outerBoundsMode": "none"},
+            {"left": 270, "right": 96, "top": 6, "bottom": 40, "outerBoundsMode": "none"},
         ],
         "xAxis": [
             {"type": "value", "min": -1, "max": 0.1, "show": False},
@@ -75,7 +88,7 @@ def network(steps: Sequence[StepRecord]) -> Option:
                 "data": [_called(step) for step in steps],
                 "axisTick": {"show": False},
                 "axisLine": {"show": False},
-                "axisLabel": {**NAMES, "align": "left", "margin": 142},
+                "axisLabel": {**NAMES, "align": "left", "margin": 200},
             },
         ],
         "series": [
@@ -188,13 +201,13 @@ def budget(units: Mapping[str, int]) -> Option:
     return {
         "height": ROW * len(units) + 60,
         "tooltip": {"trigger": "item"},
-        "grid": [{"left": 150, "right": 90, "top": 6, "bottom": 40}],
+        "grid": [{"left": 206, "right": 90, "top": 6, "bottom": 40}],
         "xAxis": {"type": "value", "min": 0, "max": 100, "name": "units that stay, %", "nameLocation": "middle",
                   "nameGap": 24},
         "yAxis": {"type": "category", "inverse": True, "data": list(units), "axisTick": {"show": False},
                   "axisLabel": NAMES},
         "series": [{"type": "bar", "barWidth": 11, "showBackground": True, "backgroundStyle": {"color": PALE},
-                    "itemStyle": {"color": KEPT}, "data": [], "animation": False,
+                    "itemStyle": {"color": KEPT}, "data": [],
                     "label": {"show": True, "position": "right", "fontSize": 11}}],
     }  # fmt: skip
 
@@ -213,7 +226,7 @@ def price(offers: Sequence[Offer], dense: int) -> Option | None:
         "series": [{"type": "line", "name": "loss of what goes", "data": line, "lineStyle": {"color": KEPT},
                     "itemStyle": {"color": KEPT}, "symbolSize": 6},
                    {"type": "scatter", "name": "shown", "symbol": "diamond", "symbolSize": 16, "data": [],
-                    "animation": False, "itemStyle": {"color": GONE}}],
+                    "itemStyle": {"color": GONE}}],
     }  # fmt: skip
 
 
@@ -252,7 +265,7 @@ def repair(refits: Sequence[Mapping[str, Any]]) -> Option:
         "height": 26 * len(names) + 84,
         "legend": {"top": 0},
         "tooltip": {"trigger": "item"},
-        "grid": [{"left": 150, "right": 30, "top": 30, "bottom": 40}],
+        "grid": [{"left": 206, "right": 30, "top": 30, "bottom": 40}],
         "xAxis": {"type": "value", "name": "error, % of the variance", "nameLocation": "middle", "nameGap": 24},
         "yAxis": {"type": "category", "inverse": True, "data": names, "axisTick": {"show": False},
                   "axisLabel": NAMES},
@@ -291,8 +304,8 @@ def _narrowed(step: StepRecord) -> str:
 
 
 def _bend(distance: int) -> float:
-    """How far an edge swings out: long ones do more."""
-    return min(0.6, 0.25 + 0.03 * distance)
+    """Curveness of an edge over so many rows, to the left and no further than `SWING`."""
+    return 0.0 if distance == 1 else -min(0.5, 2 * SWING / (ROW * distance))
 
 
 def _told(step: StepRecord) -> list[str]:

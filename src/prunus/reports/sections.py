@@ -46,7 +46,7 @@ def sections_of(run: RunFiles) -> Sections:
     offers = record.offers[::-1]
     drawn = {n: (g, record.scores[n]) for n, g in groups.items() if _fits(g, record.scores.get(n))}
     options = {
-        "network": charts.network(record.steps) if record.steps else None,
+        "network": charts.network(record.steps, summary.get("layers") or {}) if record.steps else None,
         "learning": charts.curve({"loss": record.learning}, "epoch", "loss", 1) if record.learning else None,
         "recovery": _recovery(record),
         "repair": charts.repair(_refits(summary)) if _refits(summary) else None,

@@ -6,7 +6,6 @@
   const spoken = document.getElementById("spoken");
   const shown = new Map(); // element -> { option, chart }
   const escape = echarts.format.encodeHTML;
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
@@ -24,9 +23,10 @@
     return value;
   }
 
-  function lines(parameters) {
-    const tip = parameters.data && parameters.data.tip;
-    return tip ? tip : null;
+  /* The end of a name says more than its beginning. */
+  function tail(name, room) {
+    const letters = [...name];
+    return letters.length > room ? `\u2026${letters.slice(1 - room).join("")}` : name;
   }
 
   function dressed(option, width) {
@@ -44,9 +44,11 @@
       for (const key of Object.keys(axis)) {
         both[key] = { ...axis[key], ...(own[key] || {}) };
       }
-      if (narrow && both.axisLabel.width) {
-        both.axisLabel.width = 76;
-        both.axisLabel.margin = both.axisLabel.align === "left" ? 82 : both.axisLabel.margin;
+      if (both.axisLabel.width) {
+        const width = narrow ? 92 : both.axisLabel.width;
+        const room = Math.floor(width / 6.2);
+        const margin = both.axisLabel.align === "left" ? width + 4 : 8;
+        both.axisLabel = { ...both.axisLabel, width, margin, formatter: (name) => tail(name, room) };
       }
       return both;
     };
@@ -54,7 +56,7 @@
     made.xAxis = each(made.xAxis, merged);
     made.yAxis = each(made.yAxis, merged);
     made.grid = each(made.grid, (grid) => {
-      const wide = grid.left > 120 ? { left: grid.left - 60 } : {};
+      const wide = grid.left > 120 ? { left: grid.left - 104 } : {};
       const room = grid.right > 60 ? { right: 70 } : {};
       return narrow ? { ...grid, ...wide, ...room } : grid;
     });
@@ -63,8 +65,7 @@
     if (!made.color) {
       delete made.color;
     }
-    made.animation = !still && made.animation !== false;
-    made.animationDuration = 300;
+    made.animation = false;
     made.textStyle = { ...text, fontFamily: getComputedStyle(document.body).fontFamily };
     made.tooltip = {
       confine: true,
@@ -76,7 +77,7 @@
     };
     if (made.tooltip.trigger === "item") {
       made.tooltip.formatter = (parameters) => {
-        const found = lines(parameters);
+        const found = parameters.data && parameters.data.tip;
         return found ? found.map(escape).join("<br>") : "";
       };
     }
