@@ -111,8 +111,11 @@ def opened(browser: Any, address: str, width: int, scheme: str, shot: Path | Non
     seconds = time.perf_counter() - start
     wider = page.evaluate("document.documentElement.scrollWidth") - width
     if shot is not None:
+        from PIL import Image
+
         shot.parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=shot, full_page=True)
+        Image.open(shot).convert("RGB").quantize(48).save(shot, optimize=True)
     page.close()
     return {"seconds": seconds, "complaints": said, "wider_by": max(0, wider)}
 
@@ -125,7 +128,7 @@ def main() -> None:
     parser.add_argument("--screenshots", type=Path)
     parser.add_repeats(3, small=1)
     args = parser.parse_args()
-    needs("playwright")
+    needs("playwright", "PIL")
     from playwright.sync_api import sync_playwright
 
     binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -121,7 +121,7 @@ def test_a_group_is_chosen_by_click(page: Any) -> None:
 def test_what_is_locked_says_why_by_mouse_and_by_key(page: Any) -> None:
     row = page.locator("#chart-network svg text", has_text="last").bounding_box()
     area = page.locator("#chart-network").bounding_box()
-    page.mouse.move(area["x"] + 212, row["y"] + row["height"] / 2)
+    page.mouse.move(area["x"] + 274, row["y"] + row["height"] / 2)
     page.wait_for_function("document.body.innerText.includes('locked: is an output of the model')")
     page.mouse.move(0, 0)
     page.locator("#chart-network").focus()

@@ -62,7 +62,7 @@ def network(steps: Sequence[StepRecord], layers: Mapping[str, Mapping[str, Any]]
         share = 1.0 if inside is None else inside["kept"] / inside["weights"]
         if inside is not None:
             tip = [*tip, f"weights: {inside['kept']:,} of {inside['weights']:,} stay"]
-            told += f", {share:.0%} of weights"
+            told += f" \N{MULTIPLICATION SIGN} {100 * share:.0f} %"
         before.append({"value": step.before or None, "tip": tip, "label": {"formatter": told}})
         color = LOCKED if step.locked else KEPT
         style = {"color": color, **({"decal": HATCHED} if step.locked else {})}
@@ -72,8 +72,8 @@ def network(steps: Sequence[StepRecord], layers: Mapping[str, Mapping[str, Any]]
         "height": ROW * len(steps) + EDGES,
         "tooltip": {"trigger": "item"},
         "grid": [
-            {"left": 4, "width": 58, "top": 6, "bottom": 40, "outerBoundsMode": "none"},
-            {"left": 270, "right": 96, "top": 6, "bottom": 40, "outerBoundsMode": "none"},
+            {"left": 4, "width": 58, "top": 6, "height": ROW * len(steps), "outerBoundsMode": "none"},
+            {"left": 270, "right": 96, "top": 6, "height": ROW * len(steps), "outerBoundsMode": "none"},
         ],
         "xAxis": [
             {"type": "value", "min": -1, "max": 0.1, "show": False},

@@ -190,17 +190,15 @@ def _recipe(path: Path) -> str:
 def _missing(run: RunFiles, record: Record) -> list[str]:
     """What this run did not write down, in words."""
     if run.record is None:
-        what = "it was made by a release that did not record the network, scores, other budgets and curves"
-        return [f"This run has no record.json: {what}."]
-    masked = bool(run.plan.patterns)
+        return ["network, scores, other budgets and curves (a release that wrote no record.json made the run)"]
+    masked, summary = bool(run.plan.patterns), run.summary
     told = {
-        "No learning curve: the method learns nothing, or not in epochs.": not record.learning,
-        "No recovery: the network is as it was pruned.": not record.recovery and not masked,
-        "No repair was done.": not run.summary.get("repair") and not masked,
-        "No losses were measured: the plan was not shared out by them.": not masked
-        and not any(s.measured for s in record.scores.values()),
-        "No test split was read, or the run ended before.": "dense_test" not in run.summary.get("loss", {}),
-        "Nothing was timed.": not run.summary.get("speed", {}).get("modes"),
-        "No features were recorded.": run.features is None,
+        "a learning curve (the method learns nothing, or not in epochs)": not record.learning,
+        "recovery (there was none)": not record.recovery and not masked,
+        "repair (there was none)": not summary.get("repair") and not masked,
+        "losses of what goes (none were measured)": not masked and not any(s.measured for s in record.scores.values()),
+        "results on the test split (the run ended before)": "dense_test" not in summary.get("loss", {}),
+        "latency (nothing was timed)": not summary.get("speed", {}).get("modes"),
+        "features (none were recorded)": run.features is None,
     }
     return [text for text, holds in told.items() if holds]

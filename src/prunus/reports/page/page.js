@@ -5,6 +5,7 @@
   const root = document.documentElement;
   const spoken = document.getElementById("spoken");
   const shown = new Map(); // element -> { option, chart }
+  const PAPER = 690; // CSS pixels between the margins of a sheet
   const escape = echarts.format.encodeHTML;
 
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
@@ -44,6 +45,10 @@
       for (const key of Object.keys(axis)) {
         both[key] = { ...axis[key], ...(own[key] || {}) };
       }
+      if (own.type === "value") {
+        both.splitNumber = narrow ? 3 : 5;
+        both.axisLabel.hideOverlap = true;
+      }
       if (both.axisLabel.width) {
         const width = narrow ? 92 : both.axisLabel.width;
         const room = Math.floor(width / 6.2);
@@ -66,6 +71,10 @@
       delete made.color;
     }
     made.animation = false;
+    if (!narrow && width !== PAPER) {
+      const saved = { type: "svg", name: "prunus", title: "Save as SVG" };
+      made.toolbox = { right: 0, top: 0, itemSize: 12, feature: { saveAsImage: saved }, iconStyle: { borderColor: colour("--soft") } };
+    }
     made.textStyle = { ...text, fontFamily: getComputedStyle(document.body).fontFamily };
     made.tooltip = {
       confine: true,
@@ -84,14 +93,17 @@
     return made;
   }
 
-  function draw(element, option) {
+  function draw(element, option, wide) {
     const before = shown.get(element);
     if (before) {
       before.chart.dispose();
     }
     element.style.height = `${option.height}px`;
-    const chart = echarts.init(element, null, { renderer: "svg" });
-    chart.setOption(dressed(option, element.clientWidth));
+    const width = wide || element.clientWidth;
+    const chart = echarts.init(element, null, { renderer: "svg", width });
+    chart.setOption(dressed(option, width));
+    // So that paper of any width can scale it.
+    element.querySelector("svg").setAttribute("viewBox", `0 0 ${width} ${option.height}`);
     shown.set(element, { option, chart });
     return chart;
   }
@@ -202,8 +214,8 @@
     }
   }
 
-  function redraw() {
-    shown.forEach(({ option }, element) => draw(element, option));
+  function redraw(wide) {
+    shown.forEach(({ option }, element) => draw(element, option, wide));
   }
 
   function theme(dark) {
@@ -238,18 +250,16 @@
 
   let width = innerWidth;
   addEventListener("resize", () => {
-    if (innerWidth !== width) {
+    if (innerWidth !== width && !matchMedia("print").matches) {
       width = innerWidth;
       redraw();
     }
   });
   addEventListener("beforeprint", () => {
     document.querySelectorAll("details").forEach((one) => (one.open = true));
-    if (root.dataset.theme === "dark") {
-      theme(false);
-    }
-    shown.forEach(({ chart }) => chart.resize({ width: 660 }));
+    root.dataset.theme = "light";
+    redraw(PAPER);
   });
-  addEventListener("afterprint", redraw);
+  addEventListener("afterprint", () => theme(document.getElementById("theme").getAttribute("aria-pressed") === "true"));
   root.dataset.ready = "true";
 })();
