@@ -140,6 +140,8 @@ def test_what_is_missing_is_said_and_what_is_damaged_refused(run: Path, tmp_path
             prunus.report(older)
     with pytest.raises(ConfigError, match="no finished run"):
         prunus.report(tmp_path)
+    with pytest.raises(ConfigError, match="no folder"):
+        prunus.report(None)  # type: ignore[arg-type]
 
 
 def test_layers_are_drawn_in_data_flow() -> None:
@@ -208,9 +210,9 @@ def test_inputs_are_kept_only_if_they_may_be_and_can_be_seen(
     part = ArrayDataset(torch.randn(16, *shape), torch.arange(16) % 3)
     net = Residual() if len(shape) > 1 else nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     quiet = prunus.RunSettings(modes=(), features=asked)
-    prunus.compress(net, DataSource("x", part, part, part, 3), method="l1", target=0.5, out=tmp_path, run=quiet)
+    done = prunus.compress(net, DataSource("x", part, part, part, 3), method="l1", target=0.5, out=tmp_path, run=quiet)
     assert read_run(tmp_path).features is None
-    assert "features (none were recorded)" in prunus.report(tmp_path).read_text(encoding="utf-8")
+    assert "features (none were recorded)" in prunus.report(done).read_text(encoding="utf-8")
 
 
 def test_layers_that_share_a_weight_are_two() -> None:

@@ -220,7 +220,7 @@ def price(offers: Sequence[Offer], dense: int) -> Option | None:
     return {
         "height": 230,
         "tooltip": {"trigger": "axis"},
-        "grid": [{"left": 74, "right": 14, "top": 14, "bottom": 40}],
+        "grid": [{"left": 74, "right": 14, "top": 24, "bottom": 40}],
         "xAxis": {"type": "value", "name": "MACs, %", "nameLocation": "middle", "nameGap": 24, "min": 0, "max": 100},
         "yAxis": {"type": "value", "name": "loss of what goes", "nameLocation": "middle", "nameGap": 56},
         "series": [{"type": "line", "name": "loss of what goes", "data": line, "lineStyle": {"color": KEPT},
@@ -240,7 +240,7 @@ def curve(values: Mapping[str, Sequence[float | None]], x: str, y: str, first: i
         "legend": {"show": many, "type": "scroll", "top": 0},
         "tooltip": {"trigger": "axis"},
         "color": SERIES if len(chosen) <= len(SERIES) else None,
-        "grid": [{"left": 64, "right": 18, "top": 34 if many else 12, "bottom": 40}],
+        "grid": [{"left": 64, "right": 18, "top": 34 if many else 24, "bottom": 40}],
         "xAxis": {"type": "value", "minInterval": 1, "min": "dataMin", "max": "dataMax", "name": x,
                   "nameLocation": "middle", "nameGap": 24, "splitLine": {"show": False}},
         "yAxis": {"type": "value", "scale": True, "name": y, "nameLocation": "middle", "nameGap": 48},

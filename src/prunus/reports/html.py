@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from prunus.errors import ConfigError
 from prunus.export.run import ARTIFACT
 from prunus.files.atomic import StrPath, write_text
 from prunus.reports.folder import RunFiles, read_run
@@ -17,19 +19,28 @@ from prunus.runtime.entry import entry
 REPORT = "report.html"
 
 
+class Written(Protocol):
+    """A result of `compress`, as far as its report looks at it."""
+
+    @property
+    def directory(self) -> Path | None:
+        """The folder that was written."""
+
+
 @entry()
-def report(run: StrPath, out: StrPath | None = None) -> Path:
+def report(run: StrPath | Written, out: StrPath | None = None) -> Path:
     """Write the report of a run as one HTML file: what came out, how sure it is, what else could be had, and from what.
 
     Args:
-        run: the folder that `compress` wrote, or the artifact in it. Nothing else is read, and no model is loaded.
+        run: the folder that `compress` wrote, the artifact in it, or what `compress` returned. Nothing but the folder
+            is read, and no model is loaded.
         out: the file to write; by default `report.html` in the folder of the run.
 
     Returns:
         The file.
 
     Raises:
-        ConfigError: there is no finished run.
+        ConfigError: there is no finished run, or no folder of it.
         ArtifactError: a file of the run is damaged, or the report can't be written.
         PlanError: the plan is damaged.
 
@@ -39,10 +50,13 @@ def report(run: StrPath, out: StrPath | None = None) -> Path:
         >>> net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> quick = {"method": "l1", "target": 0.5, "progress": False, "run": prunus.RunSettings(modes=())}
         >>> done = prunus.compress(net, DataSource("random", part, part, part, 3), out="run", **quick)
-        >>> prunus.report("run").name
+        >>> prunus.report(done).name  # or prunus.report("run")
         'report.html'
     """
-    found = read_run(run)
+    place = run if isinstance(run, str | os.PathLike) else getattr(run, "directory", None)
+    if place is None:
+        raise ConfigError("run", "there is no folder to make a report of", "give one, or compress with out=DIR")
+    found = read_run(place)
     folder = found.path.parent if found.path.name == ARTIFACT else found.path
     return write_text(folder / REPORT if out is None else out, page(found))
 
