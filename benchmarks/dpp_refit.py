@@ -59,7 +59,7 @@ def one(
         method=method_of(masks, pattern, args),
         target=dict.fromkeys(layers_of(dense, pattern), pattern),
         data=prunus.data.Splits(batches, Batches(data.validation, 500)) if args.epochs else batches,
-        loss_fn=data.loss_fn if args.epochs and args.labels else DenseOutputs(),
+        loss_fn=data.loss_fn if args.labels else DenseOutputs(temperature=args.temperature),
         repair=prunus.RepairConfig(examples=args.examples) if refit else False,
         seed=seed,
         progress=False,
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--drawing", type=float, default=0.67, help="share of the epochs in which masks are drawn")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--labels", type=int, default=0, choices=(0, 1), help="0: the dense network's outputs alone")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of these outputs")
     args = parser.parse_args()
     torch.set_num_threads(1)
     data, dense = cifar10(args), resnet(20, args).to(memory_format=torch.channels_last)
@@ -115,7 +116,7 @@ def main() -> None:
                 for seed in args.seeds:
                     method = repr(method_of(masks, pattern, args))
                     key = {"pattern": pattern, "masks": masks, "refit": refit, "examples": args.examples,
-                           "labels": bool(args.labels), "seed": seed, "settings": method}  # fmt: skip
+                           "labels": bool(args.labels), "temperature": args.temperature, "seed": seed, "settings": method}  # fmt: skip
                     if not log.has(key):
                         log.add({**key, **one(args, dense, data, masks, pattern, refit, seed)}, "settings")
                     rows += [r for r in log.rows if all(r.get(k) == v for k, v in key.items())]
