@@ -115,8 +115,9 @@ def main() -> None:
             for refit in map(bool, args.refit):
                 for seed in args.seeds:
                     method = repr(method_of(masks, pattern, args))
+                    method += f", temperature {args.temperature:g}" if args.temperature != 1 else ""
                     key = {"pattern": pattern, "masks": masks, "refit": refit, "examples": args.examples,
-                           "labels": bool(args.labels), "temperature": args.temperature, "seed": seed, "settings": method}  # fmt: skip
+                           "labels": bool(args.labels), "seed": seed, "settings": method}  # fmt: skip
                     if not log.has(key):
                         log.add({**key, **one(args, dense, data, masks, pattern, refit, seed)}, "settings")
                     rows += [r for r in log.rows if all(r.get(k) == v for k, v in key.items())]
