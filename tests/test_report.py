@@ -123,6 +123,9 @@ def test_the_charts_show_what_the_run_found(run: Path) -> None:
     assert "locked: is an output of the model (output)" in network[0]["data"][layers["out"]]["tip"]
     assert any("test_report.py:" in line for line in network[0]["data"][layers["out"]]["tip"])
     assert {"learning", "recovery", "repair", "budget", "price"} <= set(data["charts"])
+    recovery = [value for _, value in data["charts"]["recovery"]["series"][0]["data"]]
+    assert recovery == [epoch["validation_score"] for epoch in record.recovery]
+    assert None not in recovery
 
 
 def test_what_is_missing_is_said_and_what_is_damaged_refused(run: Path, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ SHARES = (90, 75, 50, 25, 10)
 """Per cent of a group's units for which the loss table has a column."""
 
 
+FORMERLY = "validation_accuracy"
+"""What the score of an epoch was called in the first records."""
 PICTURE = (160, 320)
 """Largest picture of a mask, rows and columns."""
 
@@ -120,10 +122,10 @@ def _losses(plan: Plan, record: Record) -> list[tuple[str, list[float]]]:
 
 
 def _recovery(record: Record) -> charts.Option | None:
-    if not record.recovery:
+    scores = [epoch.get("validation_score", epoch.get(FORMERLY)) for epoch in record.recovery]
+    if all(score is None for score in scores):
         return None
-    lines = {"validation": [e.get("validation_score") for e in record.recovery]}
-    return charts.curve(lines, "epoch (0: as it came)", "score on validation")
+    return charts.curve({"validation": scores}, "epoch (0: as it came)", "score on validation")
 
 
 def _refits(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
