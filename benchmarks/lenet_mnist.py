@@ -98,10 +98,13 @@ def natural_methods(net: str, epochs: int, strengths: Sequence[float] | None = N
     """
     whole: dict[str, Any] = {"epochs": 3 * epochs, "tune_epochs": 3, "simultaneous": True}
     makers: dict[str, Callable[..., StagedMethod]] = {
-        "rbp": partial(RecursiveBayesianPruning, epochs=epochs),
+        "rbp": partial(RecursiveBayesianPruning, epochs=epochs, complexity_per="unit"),
         "rbp per position": partial(RecursiveBayesianPruning, epochs=epochs, complexity_per="position"),
-        "rbp, all layers at once": partial(RecursiveBayesianPruning, **whole),
-        **{name: partial(method, **whole) for name, method in METHODS.items() if name in ("sbp", "bmrs", "vib", "l0")},
+        "rbp, all layers at once": partial(RecursiveBayesianPruning, complexity_per="unit", **whole),
+        **{
+            name: partial(METHODS[name], complexity_per="position" if name == "vib" else "unit", **whole)
+            for name in ("sbp", "bmrs", "vib", "l0")
+        },
     }
     if strengths is None:
         return {label: make(beta=BETA[net].get(label, BETA[net]["rbp"])) for label, make in makers.items()}

@@ -31,7 +31,7 @@ FOLDABLE = [
     "plain_cnn", "mlp", "flatten_to_linear", "residual_option_a", "residual_option_b", "dense_concat", "mobilenet_v2",
     "resnext", "squeeze_excite_conv", "conv_transpose_unet", "shared_conv", "conv1d", "conv3d", "decoder_unflatten",
 ]  # fmt: skip
-QUICK = RecursiveBayesianPruning(epochs=6, tune_epochs=1, lr=0.03, weight_lr=1e-3)
+QUICK = RecursiveBayesianPruning(epochs=6, tune_epochs=1, lr=0.03, weight_lr=1e-3, complexity_per="unit")
 
 
 @pytest.mark.parametrize("name", FOLDABLE)

@@ -76,7 +76,7 @@ def test_tuples_and_unions() -> None:
         (["epochs=1.5"], "give a whole number"),
         (["train_weights=some"], "give one of later, all, none"),
         (["simultaneous=2"], "give true or false"),
-        (["complexity_per=pixel"], "give one of unit, position, root"),
+        (["complexity_per=pixel"], "give one of information, unit, position, root"),
         (["beta=1", "beta=2"], "set twice"),
     ],
 )

@@ -20,6 +20,7 @@ from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Scores
 from prunus.learning.problem import Learning
 from prunus.learning.spread import SIGNS, Spread, signs_of
+from prunus.learning.strength import Strength
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.entry import entry
@@ -236,11 +237,13 @@ def _learn_round(
 ) -> tuple[list[float], Spread | None]:
     batches, num_data = learning.loader, learning.labels
     parameters = gates.parameters() if names is None else [p for n in names for p in gates.posterior(n).parameters()]
-    optimizer = torch.optim.Adam([{"params": parameters, "lr": method.lr}, *also], weight_decay=0.0)
+    passes, worth = method.passes(len(batches)), learning.worth
+    strength = None if worth is None else Strength.of(worth, gates.groups, method, num_data, passes * len(batches))
+    lr = method.lr if strength is None else strength.step_size(method.lr)
+    optimizer = torch.optim.Adam([{"params": parameters, "lr": lr}, *also], weight_decay=0.0)
     spread = Spread(optimizer, parameters) if method.finds_spread else None
     training = Training(model, deciding(learning.precision), bar, optimizer, recompute_products)
     loss_of = _sampled_loss(model, method, learning.loss_fn)
-    passes = method.passes(len(batches))
     last = max(passes * len(batches) - 1, 1)
     history = []
     for epoch in range(passes):
@@ -251,10 +254,18 @@ def _learn_round(
             for group in gates.groups:
                 method.anneal_(gates.posterior(group.name), progress)
             weight = method.beta_at(progress, num_data)
-            penalty = partial(_weighted_penalty, gates, weight, num_data, method.unit_weight) if weight else None
+            penalty = None
+            if weight and strength is not None:
+                penalty = partial(strength.penalty, gates, weight)
+            elif weight:
+                penalty = partial(_weighted_penalty, gates, weight, num_data, method.unit_weight)
             if spread is not None:
                 spread.displace_()
-            running += training.step(batch, loss_of, f"epoch {epoch}, step {step}", penalty)
+            loss = training.step(batch, loss_of, f"epoch {epoch}, step {step}", penalty)
+            running += loss
+            if strength is not None:
+                average_over_ranks_([loss])
+                strength.see(float(loss))
         average_over_ranks_([running])
         history.append(float(running) / len(batches))
     return history, spread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -117,6 +118,21 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Worth:
+    """What the units that may go are worth to the loss; see `learning.strength`.
+
+    Attributes:
+        information: mean loss of the network without any of them, less the one with all; not negative.
+        shares: claims on it of all groups together.
+        lowest: running loss of the stages before.
+    """
+
+    information: float
+    shares: float
+    lowest: float = math.inf
+
+
+@dataclass(frozen=True)
 class Learning:
     """What is learned from, and how.
 
@@ -128,6 +144,7 @@ class Learning:
         seed: of everything random.
         precision: of the forward and backward passes; `auto` is fp32 wherever something is decided.
         progress: show bars where there is a terminal.
+        worth: what the strength of the complexity follows from; None takes the bound's, 1 / N.
     """
 
     loader: Loader = field(repr=False)
@@ -137,6 +154,7 @@ class Learning:
     seed: int = 0
     precision: Precision = "auto"
     progress: bool = False
+    worth: Worth | None = None
 
     @property
     def labels(self) -> int:

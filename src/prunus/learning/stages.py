@@ -23,6 +23,7 @@ from prunus.graph.trace import trace
 from prunus.learning.findings import Scores
 from prunus.learning.fit import fit_with_weights
 from prunus.learning.problem import Learning, Problem
+from prunus.learning.strength import after
 from prunus.methods.base import StagedMethod
 from prunus.plan.allocation import select
 from prunus.plan.plan import Plan
@@ -105,8 +106,14 @@ def prune_in_stages(
         names = plan_of_stages[number]
         try:
             current, stage, kept, found, proof = _stage(
-                current, problem, names, method, replace(learning, seed=learning.seed + 1009 * number), counts
-            )
+                current, problem, names, method,
+                replace(
+                    learning,
+                    seed=learning.seed + 1009 * number,
+                    worth=after(learning.worth, [s.loss for s in state.stages]),
+                ),
+                counts,
+            )  # fmt: skip
         except DataError as error:
             saved = (
                 f"{number} stages before it are in {path}" if path else "checkpoint= would keep the stages before it"

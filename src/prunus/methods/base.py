@@ -201,7 +201,8 @@ class PosteriorMethod(Method):
         """Change what a posterior does at `progress` in [0, 1] of the learning; nothing by default."""
 
 
-ComplexityPer = Literal["unit", "position", "root"]
+ComplexityPer = Literal["information", "unit", "position", "root"]
+BoundPer = Literal["unit", "position", "root"]
 
 
 @dataclass(frozen=True)
@@ -209,10 +210,12 @@ class StagedMethod(PosteriorMethod):
     """A posterior method with a rule of its own for what stays, learned while the weights train along, in stages.
 
     Attributes:
-        beta: factor of the complexity, as in beta-VAEs: more keeps less; 1 is the evidence lower bound.
-        complexity_per: a unit's complexity counts once (`unit`), or once for every position of an example at which it
-            is gated (`position`): then early units of a convolutional network are dearer than late ones. `root` lies
-            between, the square root of that number.
+        beta: factor of the complexity, as in beta-VAEs: more keeps less.
+        complexity_per: what it is a factor of. `information`: where the method says how much goes, the strength
+            follows from the loss, with beta 1 a quarter of what the units are worth (see `learning.strength`); with a
+            target, as `bound_per`. The others are the evidence lower bound at beta 1: a unit's complexity counts once
+            (`unit`), or once for every position of an example at which it is gated (`position`): then early units of a
+            convolutional network are dearer than late ones. `root` lies between, the square root of that number.
         warmup: fraction of a stage over which the complexity's weight rises from 0.
         epochs: passes over the data in every stage while the noise is learned.
         min_steps: steps of a stage that are taken at least, in more passes if need be.
@@ -228,9 +231,10 @@ class StagedMethod(PosteriorMethod):
     decides: ClassVar[bool] = True
     in_stages: ClassVar[bool] = True
     renamed: ClassVar[Mapping[str, str]] = {**PosteriorMethod.renamed, "kappa": "beta"}
+    bound_per: ClassVar[BoundPer] = "unit"
 
     beta: NonNegative = 1.0
-    complexity_per: ComplexityPer = "unit"
+    complexity_per: ComplexityPer = "information"
     warmup: Fraction = 0.2
     epochs: Count = 5
     min_steps: Natural = 0
@@ -263,8 +267,14 @@ class StagedMethod(PosteriorMethod):
         return self.beta * ramp(progress, self.warmup)
 
     def unit_weight(self, positions: int) -> float:
-        """1, as many as the positions, or the root of their number, as `complexity_per` says."""
-        return float(positions ** {"unit": 0.0, "position": 1.0, "root": 0.5}[self.complexity_per])
+        """1, as many as the positions, or the root of their number, as `complexity_per` or `bound_per` say."""
+        per = self.bound_per if self.complexity_per == "information" else self.complexity_per
+        return float(positions ** {"unit": 0.0, "position": 1.0, "root": 0.5}[per])
+
+    @property
+    def follows_information(self) -> bool:
+        """Whether the strength follows from what the units are worth, where nobody says how much goes."""
+        return self.complexity_per == "information" and type(self).unit_weight is StagedMethod.unit_weight
 
 
 class MaskMethod(Method):

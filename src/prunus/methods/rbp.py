@@ -14,7 +14,9 @@ What is the paper's and what is ours
 Objective of stage l (minimised, per example)
     loss(net(x; theta*_<l, theta_l), y) + beta * w(t) / N * sum_j 1/2 log(1 + mu_j^2 / eps^2)
     with theta* the folded, pruned stages before l and w a ramp from 0 to 1. The prior is N(0, lambda_j) with lambda_j
-    at its type-II maximum likelihood given theta*_<l; beta = 1 is the evidence lower bound.
+    at its type-II maximum likelihood given theta*_<l; beta = 1 is the evidence lower bound. With N large that hardly
+    prunes: where nobody says how much goes, 1 / N is replaced by a share of what the units are worth to the loss
+    (`complexity_per="information"`, the default; `learning.strength`), and beta is a multiple of it.
 
 Decision
     A unit goes if sqrt(mu^2 + eps^2) <= 3 eps: no budget, no threshold to tune. With a budget the counts come from the
@@ -22,8 +24,8 @@ Decision
 
 Settings that matter
     beta (more = smaller), epochs, train_weights (the layers from the writer on adapt while the noise is learned).
-    `complexity_per="position"`, for fewer MACs in convolutions and with a smaller beta: the term of unit j in the sum
-    above times the positions of an example at which it is gated; `"root"`, the root of it, lies between.
+    `complexity_per="unit"` is the sum above as it stands; `"position"`, for fewer MACs in convolutions: the term of
+    unit j times the positions of an example at which it is gated; `"root"`, the root of it, lies between.
     `simultaneous=True` learns all layers' noise at once: the ablation the paper argues against.
 
 Known failures

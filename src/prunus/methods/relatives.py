@@ -8,8 +8,9 @@ Idea
 Objective (minimised, per example)
     E_q[ loss(net(x; z), y) ] + beta * w(t) / N * sum over units of the posterior's complexity
 
-    (with `complexity_per="position"`, as the information bottleneck has it by default, times the positions of an
-    example at which the unit is gated). For beta / N the paper on L0 writes lambda; the one on the information
+    (with `complexity_per="position"`, as the information bottleneck has it where there is a target, times the positions
+    of an example at which the unit is gated; without a target 1 / N is replaced by what the units are worth, see
+    `learning.strength`). For beta / N the paper on L0 writes lambda; the one on the information
     bottleneck has a gamma for every layer in its place.
 
 When to use
@@ -23,8 +24,9 @@ Departures from the papers
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from prunus.methods.base import ComplexityPer, StagedMethod
+from prunus.methods.base import BoundPer, StagedMethod
 from prunus.posteriors.concrete import HardConcretePosterior
 from prunus.posteriors.gaussian import GaussianPosterior, Noise
 from prunus.posteriors.lognormal import TruncatedLogNormalPosterior
@@ -73,8 +75,9 @@ class VariationalInformationBottleneck(StagedMethod, name="vib"):
         Dai et al., "Compressing Neural Networks using the Variational Information Bottleneck", ICML 2018.
     """
 
+    bound_per: ClassVar[BoundPer] = "position"  # each is a noisy channel of its own
+
     simultaneous: bool = True
-    complexity_per: ComplexityPer = "position"  # each is a noisy channel of its own
     noise: Noise = 0.011
 
     def posterior(self, units: int) -> GaussianPosterior:

@@ -16,6 +16,7 @@ from prunus.learning.findings import Findings, LearnedMasks, Scores
 from prunus.learning.masks import learn_masks, patterns_of
 from prunus.learning.problem import Problem
 from prunus.learning.stages import prune_in_stages
+from prunus.learning.strength import worth_of, worth_told
 from prunus.masks.filters import plan_of_filters
 from prunus.methods.base import GradientCriterion, MaskMethod, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.pipeline.planning import make_plan, planned, prunable_groups, score
@@ -138,6 +139,9 @@ def _in_stages(method: StagedMethod, problem: Problem) -> Result:
         )  # fmt: skip
         counts, asked = {g.name: len(g.kept) for g in plan.groups}, plan.asked
         notes += plan.notes
+    if counts is None and method.follows_information and groups:
+        worth = worth_of(problem.model, groups, learning)
+        learning, notes = replace(learning, worth=worth), [*notes, worth_told(worth)]
     done = prune_in_stages(problem, groups, method, learning, counts)
     notes += [
         f"every unit of {name} was judged useless; its floor of {kept} stays"
