@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +18,8 @@ from torch import Tensor, nn
 import prunus
 from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.errors import ArtifactError, ConfigError
-from prunus.export.run import FEATURES, RECORD
+from prunus.export.run import FEATURES, RECORD, SUMMARY
+from prunus.files.manifest import MANIFEST
 from prunus.graph.flow import data_flow
 from prunus.plan.cost import CostModel
 from prunus.recovery.config import FinetuneConfig
@@ -137,6 +141,9 @@ def test_what_is_missing_is_said_and_what_is_damaged_refused(run: Path, tmp_path
     assert "a release that wrote no record.json made the run" in text
     assert "parameters" in text
     assert 'id="network"' not in text
+    said = {"format": 1, "scores": {"first": {"score": [1] * 8, "mean": [1] * 8, "measured": [1]}}}
+    (older / "artifact" / RECORD).write_text(json.dumps(said))
+    assert 'data-group="first"' not in prunus.report(older).read_text(encoding="utf-8"), "ends are missing"
     for damaged in ("{", '{"format": 9}', '{"format": 1, "steps": [{"name": "a", "kind": "layer", "after": [0]}]}'):
         (older / "artifact" / RECORD).write_text(damaged)
         with pytest.raises(ArtifactError, match=RECORD):
@@ -145,6 +152,46 @@ def test_what_is_missing_is_said_and_what_is_damaged_refused(run: Path, tmp_path
         prunus.report(tmp_path)
     with pytest.raises(ConfigError, match="no folder"):
         prunus.report(None)  # type: ignore[arg-type]
+
+
+DAMAGES: list[tuple[str, str, Any]] = [
+    (SUMMARY, "loss", 3),
+    (SUMMARY, "accuracy.dense", "high"),
+    (SUMMARY, "repair.0.before", []),
+    (SUMMARY, "repair.0.samples", None),
+    (SUMMARY, "proof.tolerance", None),
+    (SUMMARY, "speed", "fast"),
+    (SUMMARY, "speed.modes.0.ratio", 0),
+    (SUMMARY, "speed.modes.0.before", {}),
+    (SUMMARY, "layers", {"first": {"weights": 0}}),
+    (SUMMARY, "versions", []),
+    (MANIFEST, "sha256", "none"),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "value"), DAMAGES)
+def test_a_part_of_another_kind_is_damage_and_named(
+    run: Path, tmp_path: Path, name: str, place: str, value: Any
+) -> None:
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    file = tmp_path / "run" / "artifact" / name
+    said = json.loads(file.read_text())
+    *way, last = (int(part) if part.isdigit() else part for part in place.split("."))
+    functools.reduce(operator.getitem, way, said)[last] = value
+    file.write_text(json.dumps(said))
+    with pytest.raises(ArtifactError, match=re.escape(name)):
+        prunus.report(tmp_path / "run")
+
+
+def test_numbers_that_are_none_and_names_that_are_no_text_are_shown(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    file = tmp_path / "run" / "artifact" / SUMMARY
+    said = json.loads(file.read_text())
+    said["loss"]["test"], said["data"] = None, "imagefolder:\udcff"
+    file.write_text(json.dumps(said))
+    text = prunus.report(tmp_path / "run").read_text(encoding="utf-8")
+    assert '<td class="number">nan</td>' in text
+    assert "imagefolder:?" in text
 
 
 def test_layers_are_drawn_in_data_flow() -> None:

@@ -281,7 +281,7 @@ def mask_curves(history: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[st
     for metric in MASK_METRICS:
         layers = list(history[0].get(metric, ())) if history else []
         if layers:
-            lines = {name: [epoch[metric].get(name) for epoch in history] for name in layers}
+            lines = {name: [epoch.get(metric, {}).get(name) for epoch in history] for name in layers}
             found[metric] = curve(lines, "epochs of drawing done", MASK_NAMES[metric])
     return found
 

@@ -11,16 +11,16 @@ from prunus.errors import ArtifactError, ConfigError
 from prunus.export.artifact import MASKS, PLAN, is_artifact
 from prunus.export.run import ARTIFACT, FEATURES, RECORD, SUMMARY
 from prunus.files.atomic import StrPath, real_path
-from prunus.files.decoding import Malformed, parse_json
+from prunus.files.decoding import Malformed, decode, parse_json
 from prunus.files.manifest import MANIFEST
 from prunus.masks.file import LayerMask, read_masks
 from prunus.plan.plan import Plan
 from prunus.reports.features import Features, read_features
+from prunus.reports.reading import checked_summary
 from prunus.reports.record import Record, read_record
 
 LARGEST = 64 << 20
 """Bytes of a summary."""
-COSTS = ("before", "after")
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,23 @@ def read_run(run: StrPath) -> RunFiles:
         read_record(held / RECORD),
         read_features(held / FEATURES),
         read_masks(held / MASKS) if (held / MASKS).is_file() else {},
-        {str(k): str(v) for k, v in _object(held / MANIFEST).get("sha256", {}).items()},
+        _digests(held / MANIFEST),
     )
 
 
 def _summary(path: Path) -> Mapping[str, Any]:
     found = _object(path)
-    for name in COSTS:
-        costs = found.get(name)
-        if not isinstance(costs, dict) or not all(type(v) in (int, float) for v in costs.values()):
-            raise _damaged(path, f"it has no costs {name!r}")
-    for name in ("model", "data", "method", "asked"):
-        if not isinstance(found.get(name), str):
-            raise _damaged(path, f"it has no {name!r}")
+    try:
+        return checked_summary(found)
+    except Malformed as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _digests(path: Path) -> Mapping[str, str]:
+    try:
+        found: Mapping[str, str] = decode(Mapping[str, str], _object(path).get("sha256"), "sha256")
+    except Malformed as error:
+        raise _damaged(path, str(error)) from error
     return found
 
 

@@ -72,13 +72,15 @@ def page(run: RunFiles) -> str:
 
     sections = sections_of(run)
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(part("page.html"))
-    return template.render(
+    text = template.render(
         **sections.texts,
         data=embedded(sections.data),
         style=part("page.css"),
         script=part("page.js"),
         echarts=part("echarts.min.js"),
     )
+    # Names of files that are no text hold what UTF-8 can't.
+    return text.encode(errors="replace").decode()
 
 
 def embedded(data: Mapping[str, Any]) -> str:

@@ -94,7 +94,8 @@ def _fits(group: GroupPlan, found: ScoreRecord | None) -> bool:
     """Whether a record can be of this group."""
     if found is None or len(found.score) != group.units:
         return False
-    return all(len(v) in (0, group.units) for v in (found.mean, found.low, found.high, found.measured))
+    ends = group.units if found.mean else 0
+    return len(found.measured) in (0, group.units) and {len(v) for v in (found.mean, found.low, found.high)} == {ends}
 
 
 def _row(group: GroupPlan, found: ScoreRecord | None, drawn: bool) -> dict[str, Any]:
@@ -114,7 +115,8 @@ def _losses(plan: Plan, record: Record) -> list[tuple[str, list[float]]]:
     """By group the measured loss if so much of it stays, see `SHARES`."""
     found = []
     for group in plan.groups:
-        measured = record.scores[group.name].measured if group.name in record.scores else ()
+        found_out = record.scores.get(group.name)
+        measured = found_out.measured if found_out is not None and _fits(group, found_out) else ()
         if measured:
             least = np.concatenate([[0.0], np.cumsum(sorted(measured))])
             found.append((group.name, [float(least[round(group.units * (100 - s) / 100)]) for s in SHARES]))

@@ -122,7 +122,7 @@ def _judged(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def _latency(times: Mapping[str, Any], batch_size: int) -> tuple[str, str, str, str]:
     label = f"latency, {times['mode']}, batch {batch_size}"
-    if times["ratio"] is None:
+    if times.get("ratio") is None:
         return label, "-", "-", f"not measured: {times['reason'][:60]}"
     before, after = (f"{times[when]['median']:.3f} ms" for when in ("before", "after"))
     faster = 1 / times["ratio"]
