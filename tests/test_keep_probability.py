@@ -46,6 +46,31 @@ def test_batches_that_are_all_alike_leave_no_doubt(name: str) -> None:
     assert not learned(name, batches(1)).replicas
 
 
+def test_magnitudes_of_sums_of_both_signs_state_nothing() -> None:
+    assert not learned("taylor", batches(), per_example=False).replicas
+
+
+def test_a_plan_with_rows_states_them_row_by_row() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=2), nn.Flatten(), nn.Linear(32, 3))
+    graph = prunus.trace(net, torch.randn(2, 3, 2, 2))
+    score = torch.arange(8.0, 0, -1)
+    for found in (
+        Scores({"0": score}, replicas={"0": score.expand(2, -1)}, method="mine"),
+        Scores({"0": score}, {"0": posterior(8)}, method="mine"),
+    ):
+        (group,) = make_plan(graph, [graph.group("0")], found, kept_counts={"0": 4}).groups[:1]
+        assert group.kept == (0, 1, 4, 5)
+        assert group.keep_probability is not None
+        assert min(group.keep_probability[u] for u in group.kept) > 0.5
+
+
+def posterior(units: int) -> DirichletPosterior:
+    q = DirichletPosterior(units)
+    with torch.no_grad():
+        q.rho.copy_(torch.linspace(6, 0, units))
+    return q
+
+
 def test_only_what_is_learned_is_uncertain() -> None:
     data = batches()
     assert learned("dirichlet", data, min_steps=12).replicas["0"].shape == (2, 12)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from prunus.errors import ConfigError
 from prunus.plan.keeping import keep_probability
+from prunus.posteriors.dirichlet import DirichletPosterior
 
 
 def around(score: Tensor, apart: Tensor) -> Tensor:
@@ -46,6 +48,28 @@ def test_noise_alone_decides_nothing() -> None:
 def test_without_noise_all_is_decided() -> None:
     score = torch.tensor([1.0, 5.0, 3.0, 4.0, 2.0])
     assert keep_probability(score, around(score, torch.zeros(5)), 2).tolist() == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3e-7])
+def test_chance_decides_between_equals(value: float) -> None:
+    score = torch.full((8,), value)
+    found = keep_probability(score, score.expand(4, -1), 3)
+    torch.testing.assert_close(found, torch.full((8,), 3 / 8), atol=0.04, rtol=0)
+    score = torch.tensor([5.0, 4, 4, 4, 4, 1, 1, 1])
+    found = keep_probability(score, score.expand(4, -1), 3)
+    torch.testing.assert_close(found, torch.tensor([1, 0.5, 0.5, 0.5, 0.5, 0, 0, 0]), atol=0.04, rtol=0)
+
+
+def test_units_in_rows_are_compared_with_those_of_their_row() -> None:
+    score, rows = torch.arange(8.0, 0, -1), np.array([0, 1, 1, 1, 0, 0, 0, 1])
+    apart = torch.tensor([0.1, -0.1] * 4)
+    sure = keep_probability(score, around(score, torch.zeros(8)), 4, rows=rows)
+    assert sure.tolist() == [1, 1, 1, 0, 1, 0, 0, 0]
+    found = keep_probability(score, around(score, apart), 4, rows=rows)
+    q = DirichletPosterior(8)
+    for each in (found, q.keep_probability(4, rows=rows)):
+        assert [float(each[rows == r].sum()) for r in (0, 1)] == pytest.approx([2, 2])
+    torch.testing.assert_close(q.keep_probability(4, rows=np.zeros(8, int)), q.keep_probability(4), atol=0, rtol=0)
 
 
 def test_falls_with_the_score_and_sums_to_the_size() -> None:

@@ -195,7 +195,15 @@ def _accumulate(
         for n, t in totals.items()
     }
     told = replicas if len(learning.loader) > 1 else {}  # one batch doesn't say how others differ
+    if any(_folded(t, values[n]) for n, t in totals.items()):
+        told = {}  # what noise moves to the other side of zero comes back on this one
     return Scores(values, method=method.name, replicas=told)
+
+
+def _folded(totals: Tensor, values: Tensor) -> bool:
+    """Whether scores are magnitudes of sums of both signs."""
+    lowest = (totals[0] - totals[1:].abs()).min()
+    return bool(lowest < -1e-9 * totals.abs().max()) and bool((values >= 0).all())
 
 
 def _learn(

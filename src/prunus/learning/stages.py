@@ -197,7 +197,10 @@ def _stage(
         kept=tuple(len(kept[n]) for n in names),
         natural=tuple(natural[n] for n in names),
         score={n: tuple(scores.values[n].tolist()) for n in names},
-        keep_probability={n: tuple(posteriors[n].keep_probability(len(kept[n]), seed=seed).tolist()) for n in names},
+        keep_probability={
+            g.name: tuple(posteriors[g.name].keep_probability(len(kept[g.name]), seed=seed, rows=g.rows).tolist())
+            for g in groups
+        },
         loss=scores.history[-1],
         error=proof.max_error,
     )

@@ -127,10 +127,11 @@ def make_plan(
         asked = budget.text if budget is not None else f"pruning_ratio={pruning_ratio}"
         asked += "" if settings.scope in ("auto", "global") else f", {settings.scope}"
     kept = select([g for g in groups if g.name in counts], scores.values, counts)
+    rows = {g.name: g.rows for g in groups}
     probability = {
-        name: keep_probability(values, scores.replicas[name], counts[name])
+        name: keep_probability(values, scores.replicas[name], counts[name], rows=rows.get(name))
         if name in scores.replicas
-        else scores.posteriors[name].keep_probability(counts[name])
+        else scores.posteriors[name].keep_probability(counts[name], rows=rows.get(name))
         for name, values in scores.values.items()
         if (name in scores.replicas or name in scores.posteriors) and counts.get(name, len(values)) < len(values)
     }

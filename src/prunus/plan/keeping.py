@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from prunus.errors import ConfigError
+from prunus.posteriors.best import times_best
 
 UNDECIDED = (0.05, 0.95)
 """Between these a unit's fate is open."""
@@ -22,22 +25,27 @@ WHOLE = 0.99
 """Largest share of a score that its noise is taken for: a factor of 14 to both sides."""
 NEIGHBOURS = 5
 """Units before and after, in the order of the scores, over which the noise of a unit is averaged."""
+TIE = 1e-9
+"""Relative difference below which scores are the same, and chance decides: less than fp32 can tell apart."""
 DRAWS, LARGEST = 4096, 1 << 26
 
 
-def keep_probability(score: Tensor, replicas: Tensor, k: int, *, seed: int = 0) -> Tensor:
+def keep_probability(
+    score: Tensor, replicas: Tensor, k: int, *, rows: npt.NDArray[np.int64] | None = None, seed: int = 0
+) -> Tensor:
     """Probability that each unit is among the `k` best by scores learned anew from other data of the same size.
 
     With y the score (its logarithm if none is negative), e_j the standard error of y_j (root mean square over the
     replicas and over the nearest units in order, without what moves all units alike), and r = 1 - mean(e^2) / var(y),
     at least 0, the share of the spread between units that is no noise: y_j anew is taken as normal about
     mean(y) + r (y_j - mean(y)) with the variance (1 + r) e_j^2, the predictive law of a second measurement after a
-    first. Where nothing but noise tells the units apart all probabilities are k / K.
+    first. Where nothing but noise, or nothing at all, tells the units apart all probabilities are k / K.
 
     Args:
         score: of each unit [K], higher = keep.
         replicas: see `Scores.replicas`, [2 R, K].
         k: units that stay.
+        rows: row of each unit where the same number stays in every row, [K]; None: all are compared with all.
         seed: of the Monte Carlo estimate.
 
     Returns:
@@ -56,14 +64,13 @@ def keep_probability(score: Tensor, replicas: Tensor, k: int, *, seed: int = 0) 
     spread = y.var()
     real = 0.0 if spread == 0 else float((1 - variance.mean() / spread).clamp(min=0))
     centre, std = y.mean() + real * (y - y.mean()), ((1 + real) * variance).sqrt()
+    std = std.clamp_min(float(TIE * y.abs().max().clamp_min(TIE)))
     draws = max(256, min(DRAWS, LARGEST // units))
     generator = torch.Generator().manual_seed(seed % 2**63)
     hits = torch.zeros(units, dtype=torch.float32, device="cpu")
     for start in range(0, draws, 512):
-        rows = min(512, draws - start)
-        noise = torch.randn(rows, units, generator=generator, dtype=torch.float64, device="cpu")
-        best = (centre + std * noise).topk(k, dim=1).indices
-        hits += torch.zeros(rows, units, dtype=torch.float32, device="cpu").scatter_(1, best, 1.0).sum(0)
+        noise = torch.randn(min(512, draws - start), units, generator=generator, dtype=torch.float64, device="cpu")
+        hits += times_best(centre + std * noise, k, rows)
     return hits / draws
 
 

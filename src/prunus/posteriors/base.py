@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError
+from prunus.posteriors.best import times_best
 from prunus.runtime.processes import model_device
 from prunus.runtime.seeds import seeded
 
@@ -47,8 +50,12 @@ class Posterior(nn.Module, ABC):
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper end [K] of the central credible interval of each multiplier, on the scale of `rsample`."""
 
-    def keep_probability(self, k: int, *, draws: int = 4096, seed: int = 0) -> Tensor:
+    def keep_probability(
+        self, k: int, *, draws: int = 4096, seed: int = 0, rows: npt.NDArray[np.int64] | None = None
+    ) -> Tensor:
         """Probability under q that each unit is among the `k` largest, fp32 [K], by seeded Monte Carlo.
+
+        With `rows` (row of each unit, [K]) among the k / R largest of its own row of R.
 
         That of one draw of the multipliers. How likely a learning anew keeps the unit is another question, whose
         answer is usually surer: `prunus.plan.keeping`.
@@ -61,8 +68,7 @@ class Posterior(nn.Module, ABC):
         hits = torch.zeros(self.units, dtype=torch.float32, device="cpu")
         with torch.no_grad(), seeded(seed, model_device(self), alike=True):
             for start in range(0, draws, 512):
-                z = self.comparable_draws(min(512, draws - start)).cpu()
-                hits += torch.zeros_like(z).scatter_(1, z.topk(k, dim=1).indices, 1.0).sum(0)
+                hits += times_best(self.comparable_draws(min(512, draws - start)).cpu(), k, rows)
         return hits / draws
 
     def comparable_draws(self, n: int) -> Tensor:
