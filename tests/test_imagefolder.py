@@ -20,7 +20,7 @@ from prunus.data.datasets import DataSource, first_of
 from prunus.data.fitting import check_fits
 from prunus.data.pictures import Pictures
 from prunus.data.preparation import Preparation
-from prunus.data.prepared import of_processor, of_timm
+from prunus.data.prepared import of_processor, of_timm, written
 from prunus.data.reading import ReadBatches
 from prunus.data.registry import Reading
 from prunus.data.sources import load_data
@@ -292,3 +292,48 @@ def test_a_network_says_itself_how_its_pictures_are_prepared(tmp_path: Path) -> 
     assert data.train.preparation == Preparation((6, 6), 6, (0.1,), (0.5,))
     data = load_data(f"imagefolder:{tmp_path}", network=net, reading=Reading(size=4, mean=(0.2,)))
     assert data.train.preparation == Preparation((4, 4), 4, (0.2,), (0.5,))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bits_are_not_cut_off_at_eight(tmp_path: Path, suffix: str) -> None:
+    pixels = (np.arange(SIZE * SIZE).reshape(SIZE, SIZE) * 1000).astype(np.uint16)
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        for channels in (1, 3):
+            found = Preparation((SIZE, SIZE), channels=channels).prepared(image)
+            assert np.array_equal(found.numpy(), np.repeat((pixels >> 8)[None], channels, 0))
+
+
+def test_numbers_of_no_known_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match="numbers of 32 bits"):
+        Pictures(tmp_path, np.array([b"a.tif"]), None, Preparation((SIZE, SIZE)))[0]
+
+
+def test_a_picture_too_large_to_be_decoded_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery(tmp_path)
+    data = load_data(f"imagefolder:{tmp_path}")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert load_data(f"imagefolder:{tmp_path}", reading=Reading(size=4)).train.preparation.size == (4, 4)
+    with pytest.raises(DataError, match=r"(?s)\.png.*DecompressionBombError"):
+        data.test.raw(0)
+
+
+def test_a_batch_without_a_readable_picture_is_left_out(tmp_path: Path) -> None:
+    for i in range(4):
+        paint(tmp_path / f"{i}.png", i)
+    (tmp_path / "4.png").write_bytes(b"no picture")
+    files = np.array([f"{i}.png".encode() for i in range(5)])
+    some = Pictures(tmp_path, files, None, Preparation((SIZE, SIZE)), skips=True)
+    with pytest.warns(RuntimeWarning, match=r"left out: .*4\.png"):
+        assert [len(batch) for batch in ReadBatches(some, 2, workers=0)] == [2, 2]
+    # Where several processes learn, each step needs a batch of every one.
+    with pytest.raises(DataError, match=r"4\.png"):
+        [list(ReadBatches(some, 2, shuffle=True, workers=0, rank=rank, world=2)) for rank in range(2)]
+
+
+def test_how_the_middle_is_rounded_is_kept_in_the_artifact(tmp_path: Path) -> None:
+    gallery(tmp_path / "pics")
+    own = Preparation((5, 5), 8, floors=True)
+    (tmp_path / "preparation.json").write_bytes(written(own))
+    assert load_data(f"imagefolder:{tmp_path / 'pics'}", model=str(tmp_path)).train.preparation == own

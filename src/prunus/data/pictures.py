@@ -112,6 +112,6 @@ def sizes_of(folder: Path, files: Files, image: Any, look: int = 64) -> set[tupl
         try:
             with image.open(folder / os.fsdecode(bytes(files[index]))) as opened:
                 found.add((opened.height, opened.width))
-        except (OSError, ValueError, SyntaxError):
+        except (OSError, ValueError, SyntaxError, image.DecompressionBombError):
             continue
     return found

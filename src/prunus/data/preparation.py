@@ -12,10 +12,29 @@ from torch import Tensor
 
 from prunus.data.registry import Change
 
+SIXTEEN = ("PNG", "PPM")
+"""Files whose pixels are read as numbers of 32 bits where they hold 16."""
 AREA, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 """Of a random part of a picture, as the networks of the trade are trained with."""
 BEYOND = 8
 """The edges are widened by this part of the size for random crops."""
+
+
+def eight_bits(image: Any) -> Any:
+    """A picture of 16 bits a pixel in 8, where Pillow's own conversion cuts off at 255; others as they are.
+
+    Raises:
+        ValueError: whole numbers of 32 bits or real ones, whose range nobody knows.
+    """
+    if image.mode in ("I", "F") and not (image.mode == "I" and image.format in SIXTEEN):
+        raise ValueError(
+            f"its pixels are numbers of 32 bits (mode {image.mode}), of no known range: save it in 8 or 16"
+        )
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        from PIL import Image
+
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image
 
 
 @dataclass(frozen=True)
@@ -56,9 +75,9 @@ class Preparation:
         """A picture of Pillow's as uint8 [C, H, W]; random changes are drawn from torch's global generator.
 
         Raises:
-            ValueError: it is smaller than the crop, and nothing says that it is resized.
+            ValueError: smaller than the crop, and nothing says that it is resized; or numbers of no known range.
         """
-        image = image.convert(self.mode)
+        image = eight_bits(image).convert(self.mode)
         if "zoom" in augment and self.size is not None:
             image = self._zoomed(image)
         else:

@@ -51,7 +51,7 @@ def preparation_of(
             raise DataError(where, what, "say it: --load size=224 (Reading(size=224)), for example")
         size = next(iter(sizes), None)
     interpolation = reading.interpolation or own.interpolation
-    made = Preparation(size, resize, mean, std, interpolation, channels)
+    made = Preparation(size, resize, mean, std, interpolation, channels, own.floors)
     return made, _changes(reading, size)
 
 

@@ -96,7 +96,8 @@ class ReadBatches(Shares):
                 found = next(left, None)
             if found is None:
                 return
-            yield self._finished(*found)
+            if found[0] is not None or not self._passed_over(found[1]):
+                yield self._finished(*found)
 
     def first(self) -> Any:
         """The first batch, read in this process: nobody is started for it."""
@@ -117,13 +118,24 @@ class ReadBatches(Shares):
             self.workers = processors(self.world) if alone > WORTH_STARTING else 0
         return self.workers
 
+    def _passed_over(self, broken: Sequence[Unreadable]) -> bool:
+        """Whether a batch with no example that can be read may be missing: in training every process needs its own."""
+        if not getattr(self.dataset, "skips", False) or (self.shuffle and self.world > 1):
+            return False
+        self._tell(broken)
+        return True
+
+    def _tell(self, broken: Sequence[Unreadable]) -> None:
+        for one in broken:
+            if one.where not in self.told:
+                self.told.add(one.where)
+                warnings.warn(f"left out: {one.where}: {one.what}", RuntimeWarning, stacklevel=4)
+
     def _finished(self, batch: Any, broken: Sequence[Unreadable]) -> Any:
         for one in broken:
             if batch is None or not getattr(self.dataset, "skips", False):
                 raise DataError(one.where, one.what, one.fix)
-            if one.where not in self.told:
-                self.told.add(one.where)
-                warnings.warn(f"left out: {one.where}: {one.what}", RuntimeWarning, stacklevel=3)
+        self._tell(broken)
         finish = getattr(self.dataset, "normalise", None)
         if finish is None:
             return batch
