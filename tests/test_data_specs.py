@@ -132,8 +132,9 @@ def test_callables_return_loaders_or_data_sets(tmp_path: Path) -> None:
     assert data.example_inputs.shape == (2, 5)
     assert data.workers == 0
     assert load_data(f"{path}:named").test is None
-    with pytest.raises(ConfigError, match="has no parameter 'crop'"):
-        load_data(f"{path}:parts", reading=Reading(crop=0.5))
+    for name in ("crop", "validation"):
+        with pytest.raises(ConfigError, match=f"has no parameter '{name}'"):
+            load_data(f"{path}:parts", reading=Reading(**{name: 0.5}))
     with pytest.raises(ConfigError, match=r"returned DataLoader: .*no held-out part"):
         load_data(f"{path}:single")
     with pytest.raises(ConfigError, match=r"No such file.*mine\.py, line 19") as refused:
@@ -204,3 +205,63 @@ def test_data_sets_of_texts(tmp_path: Path) -> None:
 
 def _one(part: Any, index: int) -> dict[str, torch.Tensor]:
     return {k: torch.tensor([v]) for k, v in part[index].items() if k != "labels"}
+
+
+def test_archives_that_say_two_things_are_refused(tmp_path: Path) -> None:
+    x, y = numbers(), np.arange(ROWS) % 2
+    np.savez(tmp_path / "both.npz", x=x, y=y, x_test=x[:4], y_test=y[:4])
+    with pytest.raises(DataError, match="without a part's name"):
+        load_data(f"npz:{tmp_path / 'both.npz'}")
+    np.savez(tmp_path / "float.npz", x=x, y=y.astype(np.float32))
+    data = load_data(f"npz:{tmp_path / 'float.npz'}", reading=Reading(loss="cross_entropy"))
+    assert (data.train.labels.dtype, data.num_classes) == (torch.int64, 2)
+    np.savez(tmp_path / "real.npz", x=x, y=x[:, 0])
+    with pytest.raises(DataError, match="no classes"):
+        load_data(f"npz:{tmp_path / 'real.npz'}", reading=Reading(loss="cross_entropy"))
+
+
+def test_tables_of_several_parts_keep_them(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    parts = [
+        datasets.Dataset.from_dict({"a": [float(begin + i) for i in range(10)], "label": [kind] * 5 + ["bee"] * 5})
+        for begin, kind in ((0, "cow"), (100, "ant"))
+    ]
+    datasets.DatasetDict({"train": parts[0], "test": parts[1]}).save_to_disk(tmp_path / "two")
+    data = load_data(f"hf-dataset:{tmp_path / 'two'}", validation=2)
+    assert data.test.inputs.flatten().tolist() == list(range(100, 110))
+    assert data.classes == ("ant", "bee", "cow")  # one numbering for all parts
+    assert data.test.labels.tolist() == [0] * 5 + [1] * 5
+    assert sorted(torch.cat([data.train.inputs, data.validation.inputs]).flatten().tolist()) == list(range(10))
+    assert len(data.validation) == 2
+    other = datasets.Dataset.from_dict({"b": [1.0], "label": ["cow"]})
+    datasets.DatasetDict({"train": parts[0], "test": other}).save_to_disk(tmp_path / "odd")
+    with pytest.raises(DataError, match="other columns"):
+        load_data(f"hf-dataset:{tmp_path / 'odd'}")
+
+
+def test_texts_for_classes_and_broken_pictures_of_data_sets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    from PIL import Image
+
+    whole = [{"bytes": _png(Image, i), "path": None} for i in range(20)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    named = datasets.Dataset.from_dict({"image": whole, "label": ["ant", "bee"] * 10}, features)
+    named.save_to_disk(tmp_path / "named")
+    with pytest.raises(DataError, match=r"holds texts, no classes"):
+        load_data(f"hf-dataset:{tmp_path / 'named'}")
+    whole[0] = {"bytes": b"no picture", "path": None}
+    numbered = datasets.Dataset.from_dict(
+        {"image": whole, "label": [0, 1] * 10},
+        datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")}),
+    )
+    numbered.save_to_disk(tmp_path / "broken")
+    data = load_data(f"hf-dataset:{tmp_path / 'broken'}", reading=Reading(broken="skip", augment="none"))
+    assert data.train.preparation.size == (6, 6)
+
+
+def _png(image: Any, seed: int) -> bytes:
+    import io
+
+    held = io.BytesIO()
+    image.fromarray(np.full((6, 6, 3), seed, dtype=np.uint8)).save(held, "png")
+    return held.getvalue()

@@ -25,7 +25,7 @@ def made_by_callable(spec: str, asked: DataRequest) -> DataSource:
         ConfigError: no such callable, or one that fails or returns something else.
     """
     target = resolve(spec, DATA_SOURCES.forms())
-    known = {*inspect.signature(target).parameters, "workers", "validation"} if callable(target) else set()
+    known = {*inspect.signature(target).parameters, "workers"} if callable(target) else set()
     for name in asked.reading.said:
         if callable(target) and name not in known:
             what = f"the callable has no parameter {name!r}"

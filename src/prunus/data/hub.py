@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from prunus.data.datasets import DataSource, split_indices
 from prunus.data.losses import own_loss
+from prunus.data.pictures import pillow
 from prunus.data.preparation import Preparation
 from prunus.data.prepared import preparation_of
 from prunus.data.registry import PICTURES, TABLES, Change, DataRequest, data_source
@@ -53,9 +54,12 @@ def hf_dataset(place: str, asked: DataRequest) -> DataSource:
     name = Path(place).name.replace(",", " ")
     pictures = [n for n in chosen if isinstance(features[n], library.Image)]
     texts = [n for n in chosen if getattr(features[n], "dtype", "") in ("string", "large_string")]
+    parts = [parts[0], *(p for p in parts[1:] if target is None or _judged(p, target))]
     if not pictures and not texts:
-        return table_source(_single(library, parts)[:], name, where, asked)
-    parts = [p for p in parts if target is None or p is parts[0] or min(p.unique(target)) >= 0]
+        return table_source([p.with_format("arrow")[:] for p in parts], name, where, asked)
+    if target is not None and getattr(features[target], "dtype", "") in ("string", "large_string"):
+        fix = f"number its classes: data.class_encode_column({target!r}), before they are cut in parts"
+        raise DataError(where, f"column {target!r} holds texts, no classes", fix)
     cut = _cut(parts, target, asked)
     classes = tuple(getattr(features[target], "names", None) or ()) if target is not None else ()
     if pictures:
@@ -72,8 +76,7 @@ def _of_pictures(
     asked: DataRequest,
     classes: Names,
 ) -> DataSource:
-    few = cut[0].select(range(min(LOOK, len(cut[0]))))[column][:]
-    made, augment = preparation_of(asked, {(image.height, image.width) for image in few}, where)
+    made, augment = preparation_of(asked, _sizes(cut[0], column, where), where)
     skips = asked.reading.broken == "skip"
     parts = [StoredPictures(p, column, target, made, () if i else augment, skips=skips) for i, p in enumerate(cut)]
     train, validation, test = parts
@@ -121,12 +124,12 @@ class StoredPictures(Dataset[Any]):
 
     def raw(self, index: int) -> Any:
         """As `Pictures.raw`. Raises DataError where a picture can't be decoded."""
+        bomb = pillow(f"example {index}").DecompressionBombError
         try:
             pixels = self.preparation.prepared(self.rows[index][self.column], self.augment)
-        except (OSError, ValueError, SyntaxError, AttributeError) as error:
-            raise DataError(
-                f"example {index}", f"no picture: {first_line(error)}", "leave it out of the data"
-            ) from error
+        except (OSError, ValueError, SyntaxError, AttributeError, bomb) as error:
+            fix = "leave it out of the data (--load broken=skip, Reading(broken='skip'))"
+            raise DataError(f"example {index}", f"no picture: {first_line(error)}", fix) from error
         return pixels if self.labels is None else (pixels, self.labels[index])
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -152,6 +155,18 @@ class Texts(Dataset[Any]):
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Examples of any lengths as one batch."""
         return dict(self.tokenizer.pad(list(examples), return_tensors="pt"))
+
+
+def _sizes(rows: Any, column: str, where: str) -> set[tuple[int, int]]:
+    """Heights and widths of the first pictures; those that can't be read are passed."""
+    found, bomb = set(), pillow(where).DecompressionBombError
+    for index in range(min(LOOK, len(rows))):
+        try:
+            image = rows[index][column]
+            found.add((image.height, image.width))
+        except (OSError, ValueError, SyntaxError, AttributeError, bomb):
+            continue
+    return found
 
 
 def _library(where: str) -> Any:
@@ -192,9 +207,9 @@ def _target(features: Any, asked: str | None, where: str) -> str:
     return found
 
 
-def _single(library: Any, parts: list[Any]) -> Any:
-    """All parts in one piece, as an Arrow table: numbers are small, and cut by a seed."""
-    return library.concatenate_datasets(parts).with_format("arrow")
+def _judged(part: Any, target: str) -> bool:
+    """False for a part whose labels are kept back: all are -1."""
+    return part.unique(target) != [-1]
 
 
 def _cut(parts: list[Any], target: str | None, asked: DataRequest) -> list[Any]:

@@ -45,6 +45,9 @@ def npz(file: str, asked: DataRequest) -> DataSource:
     elif len(parts) == 2 and found[0] is not None:
         stays, held_out = split_indices(_kinds(parts[0]), asked.validation, asked.seed)
         train, validation, test = parts[0].subset(stays), parts[0].subset(held_out), parts[1]
+    elif whole is not None and parts:
+        what = "it holds arrays without a part's name beside others of a part"
+        raise DataError(where, what, "call them x_train and y_train, or take the others out")
     else:
         one = whole or parts[0]
         train, validation, test = (one.subset(indices) for indices in asked.cut(_kinds(one)))
@@ -110,6 +113,10 @@ def _inputs(array: np.ndarray[Any, Any], where: str) -> Tensor:
 def _targets(array: np.ndarray[Any, Any], where: str, loss: str) -> Tensor:
     if array.dtype.kind not in "fiu":
         raise DataError(where, f"targets of type {array.dtype}", "give class numbers, or numbers")
+    if loss == "cross_entropy" and array.dtype.kind == "f":
+        if not np.array_equal(array, np.floor(array)):
+            raise DataError(where, "targets that are no classes", "number the classes from 0, or leave out loss")
+        array = array.astype(np.int64)
     if array.dtype.kind == "f" or loss == "mse":
         found = torch.from_numpy(array.astype(np.float32))
         return found[:, None] if found.dim() == 1 else found

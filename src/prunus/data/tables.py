@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunus.data.datasets import ArrayDataset, DataSource
+from prunus.data.datasets import ArrayDataset, DataSource, split_indices
 from prunus.data.losses import cross_entropy
 from prunus.data.registry import TABLES, DataRequest, data_source
 from prunus.errors import ConfigError, DataError, MissingDependencyError, first_line
@@ -22,13 +22,13 @@ TARGETS = ("label", "labels", "target", "targets", "class", "y")
 @data_source("csv", form="csv:FILE", help="a table with a header; --load target=COLUMN is predicted", reads=TABLES)
 def csv(file: str, asked: DataRequest) -> DataSource:
     """A table of numbers. Raises as `table_source` does."""
-    return table_source(_read(file, "csv"), Path(file).stem, f"data 'csv:{file}'", asked)
+    return table_source([_read(file, "csv")], Path(file).stem, f"data 'csv:{file}'", asked)
 
 
 @data_source("parquet", form="parquet:FILE", help="the same of a Parquet file", reads=TABLES)
 def parquet(file: str, asked: DataRequest) -> DataSource:
     """A table of numbers. Raises as `table_source` does."""
-    return table_source(_read(file, "parquet"), Path(file).stem, f"data 'parquet:{file}'", asked)
+    return table_source([_read(file, "parquet")], Path(file).stem, f"data 'parquet:{file}'", asked)
 
 
 def _read(file: str, kind: str) -> Any:
@@ -47,8 +47,11 @@ def _read(file: str, kind: str) -> Any:
         raise DataError(where, f"it can't be read: {first_line(error)}", f"give a {kind} file") from error
 
 
-def table_source(table: Any, name: str, where: str, asked: DataRequest) -> DataSource:
-    """An Arrow table as data in three parts, cut by a seed; everything is in memory.
+def table_source(parts: Sequence[Any], name: str, where: str, asked: DataRequest) -> DataSource:
+    """Arrow tables as data in three parts; everything is in memory.
+
+    One table is cut in three by a seed; of two the second is the test, and validation is cut from the first; three are
+    training, validation and test.
 
     A target of texts or truth values is a class by its place in their order, one of whole numbers as it is; others are
     float32 [N, 1], judged by the squared error.
@@ -57,7 +60,7 @@ def table_source(table: Any, name: str, where: str, asked: DataRequest) -> DataS
         ConfigError: no such column, or an impossible split.
         DataError: columns that hold no numbers, or nothing in some row.
     """
-    reading = asked.reading
+    reading, table = asked.reading, _together(parts, where)
     names = list(table.column_names)
     target = reading.target or next((t for t in TARGETS if t in names), names[-1])
     columns = list(reading.columns) or [n for n in names if n != target]
@@ -69,12 +72,32 @@ def table_source(table: Any, name: str, where: str, asked: DataRequest) -> DataS
     loss: Callable[..., Tensor] = nn.MSELoss() if labels.is_floating_point() else cross_entropy
     whole = ArrayDataset(inputs, labels, reading.mean or (0.0,), reading.std or (1.0,))
     kinds = torch.zeros(len(labels), dtype=torch.int64, device="cpu") if labels.is_floating_point() else labels
-    train, validation, test = (whole.subset(indices) for indices in asked.cut(kinds))
+    train, validation, test = (whole.subset(indices) for indices in _cut(kinds, parts, asked))
     counts = " + ".join(f"{len(part):,}" for part in (train, validation, test))
     judged = f"{len(classes) or int(labels.max()) + 1} classes" if not labels.is_floating_point() else "a number"
     told = f"{name}: {counts} rows to train, validate, test; {target} ({judged}) from {len(columns)} columns"
     number = 0 if labels.is_floating_point() else len(classes) or int(labels.max()) + 1
     return DataSource(name, train, validation, test, number, loss_fn=loss, classes=classes, told=told)
+
+
+def _together(parts: Sequence[Any], where: str) -> Any:
+    import pyarrow
+
+    try:
+        return pyarrow.concat_tables(parts)
+    except pyarrow.ArrowException as error:
+        raise DataError(where, f"its parts have other columns: {first_line(error)}", "give all the same") from error
+
+
+def _cut(kinds: Tensor, parts: Sequence[Any], asked: DataRequest) -> Sequence[Tensor]:
+    """Rows of training, validation and test."""
+    if len(parts) == 1:
+        return asked.cut(kinds)
+    first, *rest = torch.arange(len(kinds), device="cpu").split([len(part) for part in parts])
+    if len(rest) == 2:
+        return first, *rest
+    stays, held_out = split_indices(kinds[first], asked.validation, asked.seed)
+    return stays, held_out, rest[0]
 
 
 def _numbers(column: Any, name: str, where: str) -> Tensor:
