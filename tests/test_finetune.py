@@ -529,3 +529,34 @@ def test_statistics_stand_still_when_asked(rewritten: bool, held: bool) -> None:
     assert not all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
     still = all(torch.equal(b, before[n]) for n, b in model.named_buffers() if "running" in n)
     assert still == held
+
+
+def test_a_regression_goes_on_as_if_it_had_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distances from the teacher are in units of the very first batch's variance."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(32, 4, generator=generator) * torch.linspace(0.1, 4, 32)[:, None]
+    part = ArrayDataset(x, x.sum(1, keepdim=True))
+    source = DataSource("sums", part, part, loss_fn=nn.MSELoss())
+
+    def network(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+    teacher, settings = network(1), FinetuneConfig(epochs=3, batch_size=8, lr=0.01)
+    whole, stopped = network(0), network(0)
+    finetune(whole, source, settings, teacher=teacher, progress=False)
+    epoch = finetune_module._Recovery._epoch
+
+    def once(self: Any, training: Any, state: Any) -> None:
+        if state.epoch == 1:
+            raise KeyboardInterrupt
+        epoch(self, training, state)
+
+    settled = {"teacher": teacher, "progress": False, "checkpoint": tmp_path / "c.pt"}
+    with monkeypatch.context() as patched:
+        patched.setattr(finetune_module._Recovery, "_epoch", once)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(stopped, source, settings, **settled)
+    finetune(stopped, source, settings, resume=True, **settled)
+    for one, other in zip(whole.parameters(), stopped.parameters(), strict=True):
+        assert torch.equal(one, other)

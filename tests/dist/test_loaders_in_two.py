@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from ranks import two_processes, write_down
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from prunus.data import Metric, evaluate
+from prunus.data.batches import examples_behind
 from prunus.data.shared import SharedLoader, shareable
 from prunus.recovery import FinetuneConfig, finetune
 
@@ -20,15 +22,34 @@ Y = (X[:, 0] > 0).long() + (X[:, 1] > 0)
 LAST = Metric("last", lambda _, labels: (labels == 2).float())
 
 
-def found(_: int = 0, __: int = 1) -> dict[str, Any]:
+class Stream(IterableDataset[Any]):
+    """A process's own share of 33 examples: of two the first has a batch more."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rows = [(X[i], Y[i]) for i in range(rank, 33, world)]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+
+def found(rank: int = 0, world: int = 1) -> dict[str, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
     train, held_out = DataLoader(TensorDataset(X[:35], Y[:35]), 8, shuffle=True), TensorDataset(X[35:], Y[35:])
     config = FinetuneConfig(epochs=3, lr=0.1, precision="fp32")
     result = finetune(model, (train, DataLoader(held_out, 3)), config, progress=False)
     judged = evaluate(model, DataLoader(TensorDataset(X, Y), 10), metric=LAST)
+    single = evaluate(model, [(X, Y)])  # one process has no batch at all
+    weights = torch.cat([p.flatten() for p in model.parameters()]).tolist()
+    chosen = DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler(range(20)))
+    behind = examples_behind(chosen if world == 1 else SharedLoader(chosen, rank, world))
+    # Nobody waits for a batch that another process does not have.
+    streamed = finetune(model, (DataLoader(Stream(rank, world), 4), [(X, Y)]), config, progress=False)
     return {
-        "weights": torch.cat([p.flatten() for p in model.parameters()]).tolist(),
+        "weights": weights,
+        "single": [single.score, single.loss, single.num_examples],
+        "behind": behind,
+        "streamed": len(streamed.history),
         "history": [[e.validation_score, e.train_loss] for e in result.history[1:]],
         "judged": [judged.score, judged.loss, judged.num_examples],
     }
@@ -62,7 +83,9 @@ def test_what_is_shared_is_every_row_once() -> None:
         assert of_all[0::2] == shares[0][number]
         assert of_all[1::2] == shares[1][number]
     assert SharedLoader(loader, 0, 9).rows.world == 9
-    assert [len(rows) for rows in SharedLoader(loader, 8, 9).rows] == [1, 1, 1]  # nobody stands idle
+    many = SharedLoader(loader, 8, 9)
+    assert [len(rows) for rows in many.rows] == [1, 1, 1]  # nobody stands idle
+    assert list(many.rows.sizes) == [9, 9, 9]  # and no row weighs more than the others
 
 
 if __name__ == "__main__":

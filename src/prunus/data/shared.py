@@ -35,12 +35,12 @@ class SharedLoader:
         world: number of processes.
 
     Attributes:
-        whole: examples of the batch that was given last, over all processes.
+        whole: rows of the batch that was given last, over all processes.
     """
 
     def __init__(self, loader: DataLoader[Any], rank: int, world: int) -> None:
         self.given, self.rank, self.whole = loader, rank, 0
-        self.dataset = loader.dataset
+        self.dataset, self.sampler = loader.dataset, loader.sampler
         self.rows = _Rows(loader.batch_sampler, rank, world)
         self.loader = DataLoader(
             loader.dataset,
@@ -89,7 +89,7 @@ class _Rows:
     def __iter__(self) -> Iterator[list[Any]]:
         for batch in self.batches:
             rows = list(batch)
-            self.sizes.append(len(rows))
+            self.sizes.append(max(len(rows), self.world))
             yield rows[self.rank :: self.world] or [rows[self.rank % len(rows)]]
 
     def __len__(self) -> int:

@@ -46,6 +46,7 @@ from prunus.runtime.processes import (
     accelerator,
     average_over_ranks_,
     checked_by_first,
+    gathered_objects,
     prepared,
     running_statistics,
     training_device,
@@ -143,6 +144,7 @@ def finetune(
         config = replace(config, distillation=1.0)
     _check(model, data, config, teacher, checkpoint, resume)
     began = time.perf_counter()
+    start_at(config.seed, alike=True)  # loaders that shuffle are looked at before the first epoch too
     with accelerator() as processes, placed(model, teacher, data, config, processes) as channels_last:
         if checkpoint is not None:
             checked_by_first(lambda: check_file(checkpoint))
@@ -242,6 +244,7 @@ class _Recovery:
         self.objective = Objective(data, config, self.teacher, self.device, self.precision, model)
         self.batches = self._batches()
         self.validation = resident(data.validation, self.device)
+        self.steps = 0
 
     def _batches(self) -> Loader:
         data, size = self.data, self.config.batch_size
@@ -263,7 +266,8 @@ class _Recovery:
         wrapped = prepared(self.model, self.processes)
         try:
             state = self._start(resume)
-            remaining = max(0, self.config.steps(len(self.batches)) - state.epoch * len(self.batches))
+            self.steps = min(gathered_objects(len(self.batches)))  # of streams every process may have its own number
+            remaining = max(0, self.config.steps(self.steps) - state.epoch * self.steps)
             bars = progress_bar("fine-tuning", remaining, progress)
             with seeded(self.config.seed, self.device), bars as bar:
                 training = _Clipped(
@@ -298,6 +302,7 @@ class _Recovery:
         assert self.checkpoint is not None
         assert self.origin is not None
         state, self.origin = load_state(self.checkpoint, self.model, self.optimizer, self.config, self.origin)
+        self.objective.measure_by(state.spread)
         if self.config.batch_norm == "compensated":
             self.held = not compensate_batch_norm(copied(self.model), self.batches, num_batches=1)
         return state
@@ -310,9 +315,9 @@ class _Recovery:
         self.model.train()
         if self.held:
             hold_statistics_(self.model)
-        total, before = torch.zeros((), device=self.device, dtype=torch.float32), state.epoch * len(self.batches)
-        all_steps = self.config.steps(len(self.batches))
-        steps = min(len(self.batches), all_steps - before)
+        total, before = torch.zeros((), device=self.device, dtype=torch.float32), state.epoch * self.steps
+        all_steps = self.config.steps(self.steps)
+        steps = min(self.steps, all_steps - before)
         for step, batch in enumerate(itertools.islice(self.batches, steps)):
             factor = learning_rate_factor(before + step, all_steps, self.config.warmup)
             for group in self.optimizer.param_groups:
@@ -321,7 +326,7 @@ class _Recovery:
             total += training.step(batch, partial(self._weighted_loss, training.model), where)
         average_over_ranks_(running_statistics(self.model))
         measured = self._evaluate()
-        state.epoch = number
+        state.epoch, state.spread = number, self.objective.spread
         state.history.append(
             Epoch(number, self.optimizer.param_groups[0]["lr"], float(total) / steps, measured.score, measured.loss)
         )

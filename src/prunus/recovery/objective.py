@@ -55,6 +55,15 @@ class Objective:
             names = common_blocks(model, teacher, lambda network: call(network, few))
         self.ours, self.goal = (BlockOutputs(network, names) for network in (model, teacher))
 
+    @property
+    def spread(self) -> tuple[float, ...]:
+        """Variance of the teacher's outputs, in which distances are measured; empty before the first batch."""
+        return () if self.distance is None else self.distance.spread
+
+    def measure_by(self, spread: tuple[float, ...]) -> None:
+        """Take this variance, where there is one, instead of the first batch's."""
+        self.distance = DenseOutputs("values", spread) if spread else None
+
     def close(self) -> None:
         """Watch the networks no more."""
         self.ours.remove()

@@ -55,6 +55,7 @@ class RecoveryState:
         best_model: the weights of that epoch.
         best_validation: the fields of its `Evaluation`.
         history: all epochs.
+        spread: variance of the teacher's outputs in the very first batch, see `Objective.spread`.
     """
 
     epoch: int
@@ -63,6 +64,7 @@ class RecoveryState:
     best_model: dict[str, Tensor]
     best_validation: dict[str, Any]
     history: list[Epoch]
+    spread: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
