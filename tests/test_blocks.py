@@ -91,3 +91,9 @@ def test_where_there_is_no_block_nothing_is_added() -> None:
         finetune(student, source(), config, teacher=network(8), progress=False)
         results.append(student.state_dict())
     assert all(torch.equal(v, results[1][name]) for name, v in results[0].items())
+
+
+def test_a_block_that_answers_a_constant_gives_a_finite_distance() -> None:
+    ours = {"a": [torch.full((2, 3), 0.5)]}
+    assert float(block_distance(ours, {"a": [torch.zeros(2, 3)]})) == 0.25
+    assert float(block_distance(ours, {"a": [torch.full((2, 3), 2.0)]})) == 1.5**2 / 4

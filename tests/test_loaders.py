@@ -281,3 +281,77 @@ def test_what_can_not_be_learned_from_is_refused_at_once() -> None:
         compressed(([(X[:8],)], [(X[8:16],)]))
     with pytest.raises(DataError, match="network fails"):
         compressed(([(X[:8, :3], Y[:8])], [(X[:8, :3], Y[:8])]))
+
+
+def test_no_number_is_worse_than_any() -> None:
+    for better in ("higher", "lower"):
+        one, other = (Evaluation(score, 1.0, 8, metric="own", better=better) for score in (1.0, math.nan))
+        assert one.better_than(other)
+        assert not other.better_than(one)
+
+
+def test_metrics_that_are_modules_go_where_the_outputs_are() -> None:
+    class Largest(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("value", torch.zeros(()))
+
+        def reset(self) -> None:
+            self.value = torch.zeros_like(self.value)
+
+        def update(self, outputs: Tensor, _: Tensor) -> None:
+            assert self.value.device == outputs.device
+            self.value = torch.maximum(self.value, outputs.max())
+
+        def compute(self) -> Tensor:
+            return self.value
+
+    metric = Metric("largest", Largest())
+    for device in ("meta", "cpu"):
+        metric.start() if device == "cpu" else None
+        metric.add(None, torch.ones(2, 3, device=device), torch.ones(2, device=device))
+        metric.measure.value = torch.zeros(())
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_last_batch_of_one_example_is_learned_from(captured: bool) -> None:
+    """One value of a channel has no variance: there the batch norm goes by its running statistics."""
+    torch.manual_seed(0)
+    model: nn.Module = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    train, validation, _ = ([(X[:16], Y[:16]), (X[16:17], Y[16:17])], [(X[17:], Y[17:])], None)
+    if captured:
+        call = torch.ops.aten.batch_norm.default
+        norm = model[1]
+        norm.forward = lambda x: call(  # type: ignore[method-assign]
+            x, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.training, 0.1, 1e-5, True
+        )
+    result = finetune(model, (train, validation), FinetuneConfig(epochs=1, lr=0.05), progress=False)
+    assert len(result.history) == 2
+    assert math.isfinite(result.history[1].validation_loss)
+    assert all(bool(torch.isfinite(t).all()) for t in model.state_dict().values())
+
+
+def test_the_same_seed_gives_the_same_network_whatever_was_drawn_before() -> None:
+    """The order of a loader that shuffles is the seed's, where statistics are taken from its first batches too."""
+    found = []
+    for drawn in (1, 2):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)).eval()
+        data = tuple(DataLoader(part, 1 + (len(part) == 32), shuffle=True) for part in parts()[:2])
+        torch.manual_seed(drawn)
+        config = FinetuneConfig(epochs=0.1, lr=0.05, batch_norm="compensated")
+        finetune(model, data, config, progress=False)
+        done = compressed(data, model, recovery=config)
+        found.append(torch.cat([t.flatten().double() for t in done.model.state_dict().values()]))
+    assert torch.equal(*found)
+
+
+def test_one_example_a_batch_gives_no_statistics_and_a_result_all_the_same() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    single = tuple(DataLoader(part, 1) for part in parts()[:2])
+    told: list[str] = []
+    run = prunus.RunSettings(modes=(), say=told.append)
+    done = compressed(single, model, recovery=None, repair=False, run=run)
+    assert done.scores["batch_norm"] == done.scores["one_shot"]
+    assert any("no new batch norm statistics" in line for line in told)

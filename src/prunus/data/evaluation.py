@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -65,9 +66,10 @@ class Evaluation:
         return Metric(self.metric, _nothing, self.better, self.unit).shown(self.score)
 
     def better_than(self, other: Evaluation) -> bool:
-        """By the score, or among equals by the loss."""
+        """By the score, or among equals by the loss; what is no number is worse than any."""
         sign = 1 if self.better == "higher" else -1
-        return (sign * self.score, -self.loss) > (sign * other.score, -other.loss)
+        one, two = ([_or_worst(sign * e.score), _or_worst(-e.loss)] for e in (self, other))
+        return one > two
 
     def __str__(self) -> str:
         if self.against == "dense":
@@ -75,6 +77,10 @@ class Evaluation:
         if self.metric == "loss":
             return f"loss {self.loss:.4f}"
         return f"{self.shown if self.metric == 'accuracy' else f'{self.metric} {self.shown}'}, loss {self.loss:.4f}"
+
+
+def _or_worst(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
 
 
 def _nothing(*_: Any) -> None:

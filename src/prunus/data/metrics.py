@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunus.data.losses import IGNORED, classes_last
 from prunus.errors import ConfigError, DataError
-from prunus.runtime.arguments import examples_in
+from prunus.runtime.arguments import examples_in, tensors_in
 
 Better = Literal["higher", "lower"]
 Pair = tuple[Tensor, Tensor]
@@ -78,6 +78,8 @@ class Metric:
             DataError: the function returns something else than it should.
         """
         if isinstance(self.measure, Accumulating):
+            if isinstance(self.measure, nn.Module) and (tensors := tensors_in(outputs)):
+                self.measure.to(tensors[0].device)  # torchmetrics' hold their sums in buffers
             self.measure.update(outputs, targets)
             return None
         found = self.measure(outputs, targets)

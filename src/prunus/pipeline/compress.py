@@ -52,6 +52,7 @@ from prunus.runtime.fields import as_seed
 from prunus.runtime.processes import accelerator
 from prunus.runtime.progress import Say
 from prunus.runtime.renamed import renamed
+from prunus.runtime.seeds import start_at
 from prunus.runtime.timing import NOTICEABLE
 from prunus.sparse.choose import condense_where_faster_
 
@@ -158,6 +159,7 @@ def compress(
     """
     run = RunSettings() if run is None else run
     seed, chosen, data = as_seed(seed), resolve(method), source_of(data, model)
+    start_at(seed, alike=True)  # the order of loaders that shuffle
     inside = isinstance(chosen, MaskMethod)
     asked = requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
     check_patterns(asked.patterns)

@@ -28,6 +28,7 @@ from prunus.runtime.copies import check_copyable
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed
 from prunus.runtime.renamed import renamed
+from prunus.runtime.seeds import start_at
 
 __all__ = ["Result", "prune"]
 
@@ -129,6 +130,7 @@ def prune(
     check_patterns(request.patterns)
     opened = allowed(allow, method=chosen.name, takes=chosen.allows)
     stages, seed = Checkpoint.of(checkpoint), as_seed(seed)
+    start_at(seed, alike=True)  # the order of loaders that shuffle
     if stages is not None and not chosen.in_stages:
         what = f"method {chosen.name!r} has no stages"
         raise ConfigError("checkpoint", what, "leave it out, or use a method that works in stages, such as 'rbp'")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +59,7 @@ def recover(
         judged[stage] = judge(present, data.validation)
         return judged[stage].loss
 
-    better = reestimate_if_better(smaller, batches, loss, num_batches=64)
+    better = _reestimated(smaller, batches, loss, judged, say)
     start = judged["batch_norm" if better else "one_shot"]
     say(f"one-shot: {judged['one_shot']}; batch norm re-estimated: {judged['batch_norm']}")
     if not better:
@@ -78,6 +78,24 @@ def recover(
         judged["recovered"], stays = judged["one_shot"], True
     say(f"recovered: {judged['recovered']}" + "; nothing was better than the network as it came, which stays" * stays)
     return None
+
+
+def _reestimated(
+    smaller: nn.Module,
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module], float],
+    judged: dict[str, Evaluation],
+    say: Say,
+) -> bool:
+    """Whether new statistics are better; where data or network allow none, the old ones stay."""
+    try:
+        return reestimate_if_better(smaller, batches, loss, num_batches=64)
+    except PruneError as error:
+        if "one_shot" not in judged:
+            raise
+        judged["batch_norm"] = judged["one_shot"]
+        say(f"no new batch norm statistics: {error.what}; {error.fix}")
+        return False
 
 
 def _fitting(recovery: FinetuneConfig, better: bool, start: Evaluation, whole: Evaluation, say: Say) -> FinetuneConfig:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from prunus.runtime.snapshot import state_kept
+
+NORMS: dict[Any, tuple[str, ...]] = {
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    torch.ops.aten.batch_norm.default: (
+        "input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn_enabled",
+    ),
+}  # fmt: skip
+"""Functions that normalise by batch, in modules and in captured graphs, and what they call their arguments."""
 
 
 @contextmanager
@@ -44,6 +56,29 @@ def hold_statistics_(model: nn.Module) -> None:
         write = getattr(module, "write_mode_", None)
         if write is not None:
             write(False, norms_only=True)
+
+
+class _SingleValues(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        names = NORMS.get(func)
+        if names is None:
+            return func(*args, **kwargs)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        x = given["input"]
+        if given.get("training") and given.get("running_mean") is not None and x.numel() == x.shape[1]:
+            given["training"] = False
+        return func(**given)
+
+
+def single_values() -> AbstractContextManager[Any]:
+    """A context in which batch norms that train, but see one value of each channel, go by their running statistics.
+
+    One value has no variance: a last batch of one example would be refused, or leave NaN in the statistics.
+    """
+    return _SingleValues()
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
-from prunus.runtime.arguments import tensors_in
+from prunus.runtime.arguments import examples_in, tensors_in
+from prunus.runtime.modes import single_values
 from prunus.runtime.precision import Precision, autocast, to_device
 from prunus.runtime.processes import average_gradients_, model_device, summed
 from prunus.runtime.progress import Bar
@@ -67,7 +68,8 @@ class Training:
             DataError: NaN or infinity, or a loss without gradient; nothing has been learned from the batch then.
         """
         inputs, targets = to_device(batch, model_device(self.model))
-        with self.around(), autocast(model_device(self.model), self.precision):
+        lone = single_values() if examples_in(inputs) == 1 else contextlib.nullcontext()
+        with self.around(), autocast(model_device(self.model), self.precision), lone:
             loss = loss_of(inputs, targets)
         added = None if penalty is None else penalty()
         objective = loss if added is None else loss + added
