@@ -22,12 +22,15 @@ from prunus.export.run import FEATURES, RECORD, SUMMARY
 from prunus.files.manifest import MANIFEST
 from prunus.graph.flow import data_flow
 from prunus.plan.cost import CostModel
+from prunus.plan.plan import GroupPlan
 from prunus.recovery.config import FinetuneConfig
+from prunus.reports.charts import posterior, units_drawn
 from prunus.reports.features import features_of, read_features
 from prunus.reports.folder import read_run
 from prunus.reports.html import embedded
 from prunus.reports.offers import offers_of
 from prunus.reports.pictures import png_address
+from prunus.reports.record import ScoreRecord
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & größer 🍑 \u2028"
 
@@ -192,6 +195,32 @@ def test_numbers_that_are_none_and_names_that_are_no_text_are_shown(run: Path, t
     text = prunus.report(tmp_path / "run").read_text(encoding="utf-8")
     assert '<td class="number">nan</td>' in text
     assert "imagefolder:?" in text
+
+
+def test_the_report_goes_with_the_run_that_it_tells_of(tmp_path: Path) -> None:
+    part = ArrayDataset(torch.randn(16, 6), torch.arange(16) % 3)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    settings = {"method": "l1", "progress": False, "run": prunus.RunSettings(modes=())}
+    for target in (0.5, 0.25):
+        prunus.compress(net, DataSource("x", part, part, part, 3), target=target, out=tmp_path / "run", **settings)
+        assert not (tmp_path / "run" / "report.html").exists()
+        place = prunus.report(tmp_path / "run")
+        assert place == (tmp_path / "run").resolve() / "report.html"
+        assert f"pruning_ratio={target}" in place.read_text(encoding="utf-8")
+    shutil.copytree(tmp_path / "run" / "artifact", tmp_path / "alone" / "artifact")
+    assert prunus.report(tmp_path / "alone" / "artifact").parent.name == "artifact"
+    assert [p.name for p in (tmp_path / "alone").iterdir()] == ["artifact"]
+
+
+def test_pages_of_many_groups_stay_small() -> None:
+    units = 600
+    group = GroupPlan("layer", units, tuple(range(300)), tuple([0.5] * units))
+    found = ScoreRecord(*[tuple(float(i) for i in range(units))] * 5)
+    for groups, most in ((1, units), (200, 1 << 15), (2000, 1 << 15)):
+        series = posterior(group, found, most=units_drawn(groups))["series"]
+        drawn = sum(len(s["data"]) for s in series if s["name"] in ("stays", "goes"))
+        assert min(units, 16) <= drawn
+        assert drawn * groups <= most
 
 
 def test_layers_are_drawn_in_data_flow() -> None:

@@ -15,8 +15,8 @@ ROW, EDGES = 20, 46
 KEPT, GONE, LOCKED, LINE, PALE = "var(--kept)", "var(--gone)", "var(--locked)", "var(--line)", "var(--pale)"
 SERIES = [KEPT, GONE, "var(--third)", "var(--fourth)", "var(--fifth)"]
 HATCHED = {"symbol": "rect", "rotation": 0.785, "dashArrayX": [1, 0], "dashArrayY": [2, 4], "color": "var(--hatch)"}
-DRAWN = 1024
-"""Units drawn of a group at most; of more, evenly chosen ranks."""
+DRAWN, LEAST, TOGETHER = 1024, 16, 1 << 15
+"""Units drawn of a group at most (of more, evenly chosen ranks), and at least; of all groups together."""
 NAMES = {"interval": 0, "width": 196, "fontSize": 11}
 """Labels of rows; the page leaves out the beginning of what is longer."""
 SWING = 44
@@ -114,11 +114,22 @@ def network(steps: Sequence[StepRecord], layers: Mapping[str, Mapping[str, Any]]
     }
 
 
-def posterior(group: GroupPlan, found: ScoreRecord) -> Option:
-    """A group's units by falling mean (or score): intervals, what stays, and below how probable that is."""
+def units_drawn(groups: int) -> int:
+    """How many units are drawn of each of so many groups, so that the page can be opened."""
+    return max(LEAST, min(DRAWN, TOGETHER // max(groups, 1)))
+
+
+def posterior(group: GroupPlan, found: ScoreRecord, most: int = DRAWN) -> Option:
+    """A group's units by falling mean (or score): intervals, what stays, and below how probable that is.
+
+    Args:
+        group: of the plan.
+        found: what the method found out about it.
+        most: units that are drawn.
+    """
     center = found.mean or found.score
     order = sorted(range(len(center)), key=lambda unit: -center[unit])
-    step = max(1, -(-len(order) // DRAWN))
+    step = max(1, -(-len(order) // most))
     ranked = list(enumerate(order))[::step]
     kept, chances = set(group.kept), group.keep_probability
     points: dict[bool, list[Option]] = {True: [], False: []}

@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
-from prunus.errors import ConfigError
-from prunus.export.run import ARTIFACT
+from prunus.errors import ArtifactError, ConfigError
+from prunus.export.run import ARTIFACT, SUMMARY, RunFolder
 from prunus.files.atomic import StrPath, write_text
 from prunus.reports.folder import RunFiles, read_run
 from prunus.reports.sections import sections_of
@@ -34,7 +34,7 @@ def report(run: StrPath | Written, out: StrPath | None = None) -> Path:
     Args:
         run: the folder that `compress` wrote, the artifact in it, or what `compress` returned. Nothing but the folder
             is read, and no model is loaded.
-        out: the file to write; by default `report.html` in the folder of the run.
+        out: the file to write; by default `report.html` in the folder of the run, which the next run there takes away.
 
     Returns:
         The file.
@@ -57,8 +57,25 @@ def report(run: StrPath | Written, out: StrPath | None = None) -> Path:
     if place is None:
         raise ConfigError("run", "there is no folder to make a report of", "give one, or compress with out=DIR")
     found = read_run(place)
-    folder = found.path.parent if found.path.name == ARTIFACT else found.path
-    return write_text(folder / REPORT if out is None else out, page(found))
+    text = page(found)
+    return _kept_with(found, text) if out is None else write_text(out, text)
+
+
+def _kept_with(run: RunFiles, text: str) -> Path:
+    """The report in the artifact that it tells of, so that it goes when another run replaces that; where people look.
+
+    Raises:
+        ArtifactError: it can't be written, or another run has replaced the artifact.
+    """
+    folder = run.path.parent
+    if run.path.name != ARTIFACT or not os.path.lexists(folder / SUMMARY):  # an artifact by itself
+        return write_text(run.path / REPORT, text)
+    told: list[str] = []
+    RunFolder(folder, {"sha256": run.digests}, told.append).add(REPORT, text.encode())
+    held = run.path / REPORT
+    if told and not held.is_file():
+        raise ArtifactError(str(held), told[0], "make the report again")
+    return folder / REPORT if (folder / REPORT).is_symlink() else held
 
 
 def page(run: RunFiles) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +58,7 @@ def sections_of(run: RunFiles) -> Sections:
     drawings = {name: option for name, option in options.items() if option is not None}
     data = {
         "charts": drawings,
-        "groups": {name: charts.posterior(*pair) for name, pair in drawn.items()},
+        "groups": {name: charts.posterior(*pair, most=charts.units_drawn(len(drawn))) for name, pair in drawn.items()},
         "units": {g.name: g.units for g in plan.groups},
         "offers": [vars(offer) for offer in offers],
         "dense": {"macs": plan.before.macs, "params": plan.before.params},
@@ -84,7 +83,6 @@ def sections_of(run: RunFiles) -> Sections:
         "features": _shown(run.features, plan, record),
         "made": record.made or summary.get("versions", {}),
         "digests": run.digests,
-        "recipe": _recipe(run.path),
         "missing": _missing(run, record),
     }
     return Sections(texts, data)
@@ -183,12 +181,6 @@ def _mask(name: str, mask: LayerMask) -> dict[str, Any]:
 def _colours(picture: Any) -> Any:
     """[C, H, W] as the picture format has it."""
     return picture[0] if len(picture) == 1 else np.moveaxis(picture[:3], 0, -1)
-
-
-def _recipe(path: Path) -> str:
-    """The recipe of the run, if it wrote one."""
-    place = next((p for p in (path / "recipe.yaml", path.parent / "recipe.yaml") if p.is_file()), None)
-    return "" if place is None else place.read_text(encoding="utf-8", errors="replace")[:100_000]
 
 
 def _missing(run: RunFiles, record: Record) -> list[str]:

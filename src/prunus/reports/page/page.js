@@ -198,7 +198,7 @@
     document.getElementById("budget-says").textContent = says;
     slider.setAttribute("aria-valuetext", says);
     const bars = Object.entries(data.units).map(([name, units]) => {
-      const kept = name in offer.kept ? offer.kept[name] : units;
+      const kept = Object.hasOwn(offer.kept, name) ? offer.kept[name] : units;
       const told = `${kept} of ${units}`;
       return { value: (100 * kept) / units, tip: [name, `${told} stay`], label: { formatter: told } };
     });
