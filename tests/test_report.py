@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,13 @@ from prunus.graph.flow import data_flow
 from prunus.plan.cost import CostModel
 from prunus.plan.plan import GroupPlan
 from prunus.recovery.config import FinetuneConfig
-from prunus.reports.charts import posterior, units_drawn
-from prunus.reports.features import features_of, read_features
+from prunus.reports.charts import mask_curves, posterior, units_drawn
+from prunus.reports.features import Features, features_of, read_features
 from prunus.reports.folder import read_run
 from prunus.reports.html import embedded
 from prunus.reports.offers import offers_of
 from prunus.reports.pictures import png_address
-from prunus.reports.record import ScoreRecord
+from prunus.reports.record import ScoreRecord, read_record, record_of
 
 HOSTILE = "</script><img src=x onerror=alert(1)> & größer 🍑 \u2028"
 
@@ -223,6 +224,26 @@ def test_pages_of_many_groups_stay_small() -> None:
         assert drawn * groups <= most
 
 
+def test_masks_that_keep_all_have_a_record_without_confidence(tmp_path: Path) -> None:
+    net, images = Residual(), torch.zeros(2, 1, 8, 8)
+    method = prunus.DynamicProbabilisticPruning(pattern="weight 100%", epochs=1, tune_epochs=0)
+    data = [(torch.rand(8, 1, 8, 8), torch.arange(8) % 3)]
+    done = prunus.prune(net, images, method=method, data=data, loss_fn=nn.functional.cross_entropy, progress=False)
+    (tmp_path / RECORD).write_text(record_of(done.graph, done.plan, done.findings).to_json())
+    record = read_record(tmp_path / RECORD)
+    assert record is not None
+    assert [epoch["confidence"]["out"] for epoch in record.masks] == [None, None]
+    lines = mask_curves(record.masks)["confidence"]["series"]
+    assert [v for _, v in lines[0]["data"]] == [None, None]
+
+
+def test_pictures_of_two_colours_are_damage(tmp_path: Path) -> None:
+    found = Features(inputs=np.zeros((1, 2, 4, 4), np.uint8))
+    (tmp_path / FEATURES).write_bytes(found.to_bytes())
+    with pytest.raises(ArtifactError, match="colours"):
+        read_features(tmp_path / FEATURES)
+
+
 def test_layers_are_drawn_in_data_flow() -> None:
     steps = data_flow(prunus.trace(Residual(), torch.zeros(2, 1, 8, 8)))
     assert [(s.name, s.kind, s.after) for s in steps] == [
@@ -273,8 +294,6 @@ def test_pictures_are_png() -> None:
     import io
 
     image = pytest.importorskip("PIL.Image")
-    import numpy as np
-
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     for given in (pixels, pixels[..., 0]):
         address = png_address(given)

@@ -286,7 +286,7 @@ def repair(refits: Sequence[Mapping[str, Any]]) -> Option:
     }  # fmt: skip
 
 
-def mask_curves(history: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, Option]:
+def mask_curves(history: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dict[str, Option]:
     """By metric of the masks, a line for each layer."""
     found = {}
     for metric in MASK_METRICS:

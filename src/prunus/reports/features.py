@@ -121,6 +121,9 @@ def read_features(path: Path) -> Features | None:
                 if len(units) != len(pictures):
                     raise ValueError(f"{group!r} has other channels than pictures")
                 maps[group] = Maps(units, pictures)
+        seen = [t for n, t in tensors.items() if not n.startswith("maps:")]
+        if any(t.shape[1] not in PICTURES for t in seen):
+            raise ValueError("pictures of another number of colours than 1 or 3")
         layer = next((n.partition(":")[2] for n in tensors if n.startswith("filters:")), "")
         return Features(tensors.get("inputs"), maps, layer, tensors.get(f"filters:{layer}"))
     except (OSError, SafetensorError, ValueError, KeyError) as error:

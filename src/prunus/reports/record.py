@@ -81,16 +81,16 @@ class Record:
         offers: what other budgets would have kept, from the largest network to the smallest; the run's own is marked.
         learning: loss by epoch of the learning.
         recovery: epochs of the fine-tuning.
-        masks: by epoch of the learning of masks: metric -> layer -> value.
+        masks: by epoch of the learning of masks: metric -> layer -> value; None where there is none (all stays).
         made: where the run comes from: versions, commit, digests.
     """
 
     steps: tuple[StepRecord, ...] = ()
     scores: Mapping[str, ScoreRecord] = field(default_factory=dict)
     offers: tuple[Offer, ...] = ()
-    learning: Numbers = ()
+    learning: tuple[float | None, ...] = ()
     recovery: tuple[Mapping[str, float | int | None], ...] = ()
-    masks: tuple[Mapping[str, Mapping[str, float]], ...] = ()
+    masks: tuple[Mapping[str, Mapping[str, float | None]], ...] = ()
     made: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
