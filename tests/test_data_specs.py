@@ -255,6 +255,12 @@ def test_texts_for_classes_and_broken_pictures_of_data_sets(tmp_path: Path) -> N
         datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")}),
     )
     numbered.save_to_disk(tmp_path / "broken")
+    for reading, what in (
+        (Reading(length=5), "length means nothing"),
+        (Reading(columns=("image", "label")), "no place for column label beside image"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            load_data(f"hf-dataset:{tmp_path / 'broken'}", reading=reading)
     data = load_data(f"hf-dataset:{tmp_path / 'broken'}", reading=Reading(broken="skip", augment="none"))
     assert data.train.preparation.size == (6, 6)
 

@@ -186,6 +186,9 @@ def test_metrics_that_keep_their_own_state_as_torchmetrics_do() -> None:
             Metric("wrong", wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no direction"):
         Metric("wrong", Largest(), better="up")  # type: ignore[arg-type]
+    for name, settings in (("loss", {}), ("accuracy", {}), ("agreement", {"unit": "%", "better": "lower"})):
+        with pytest.raises(ConfigError, match="so is called"):
+            Metric(name, Largest(), **settings)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="returned a str"):
         evaluate(model, loaders()[0], metric=Metric("wrong", lambda *_: "good"))
 

@@ -16,7 +16,7 @@ from prunus.data.losses import own_loss
 from prunus.data.pictures import pillow
 from prunus.data.preparation import Preparation
 from prunus.data.prepared import preparation_of
-from prunus.data.registry import PICTURES, TABLES, Change, DataRequest, data_source
+from prunus.data.registry import PICTURES, TABLES, Change, DataRequest, check_known, data_source
 from prunus.data.tables import TARGETS, table_source
 from prunus.data.texts import home_of, load_tokenizer
 from prunus.errors import ConfigError, DataError, MissingDependencyError, first_line
@@ -24,6 +24,8 @@ from prunus.errors import ConfigError, DataError, MissingDependencyError, first_
 PARTS = (("train",), ("validation", "val", "valid", "dev"), ("test",))
 SAVED = ("dataset_dict.json", "dataset_info.json")
 Names = tuple[str, ...]
+TEXTS, PICTURES_OF = ("test", "target", "columns", "length", "workers"), (*PICTURES, "target", "columns")
+"""Settings that are looked at, of texts and of pictures."""
 LOOK = 16
 """Pictures whose sizes are looked at."""
 
@@ -52,10 +54,15 @@ def hf_dataset(place: str, asked: DataRequest) -> DataSource:
     if missing:
         raise ConfigError(where, f"there is no column {', '.join(missing)}", f"use some of {', '.join(features)}")
     name = Path(place).name.replace(",", " ")
-    pictures = [n for n in chosen if isinstance(features[n], library.Image)]
-    texts = [n for n in chosen if getattr(features[n], "dtype", "") in ("string", "large_string")]
+    pictures = [n for n in chosen if isinstance(features[n], library.Image)][:1]
+    texts = [n for n in chosen if getattr(features[n], "dtype", "") in ("string", "large_string")][:2]
     parts = [parts[0], *(p for p in parts[1:] if target is None or _judged(p, target))]
-    if not pictures and not texts:
+    read = pictures or texts
+    check_known(where, asked.reading, PICTURES_OF if pictures else TEXTS if texts else TABLES)
+    if left := [n for n in asked.reading.columns if read and n not in read]:
+        what = f"there is no place for column {', '.join(left)} beside {', '.join(read)}"
+        raise ConfigError(where, what, "give columns of one kind: a picture, one or two texts, or numbers")
+    if not read:
         return table_source([p.with_format("arrow")[:] for p in parts], name, where, asked)
     if target is not None and getattr(features[target], "dtype", "") in ("string", "large_string"):
         fix = f"number its classes: data.class_encode_column({target!r}), before they are cut in parts"
@@ -64,7 +71,7 @@ def hf_dataset(place: str, asked: DataRequest) -> DataSource:
     classes = tuple(getattr(features[target], "names", None) or ()) if target is not None else ()
     if pictures:
         return _of_pictures(cut, pictures[0], target, name, where, asked, classes)
-    return _of_texts(cut, texts[:2], target, name, asked, classes)
+    return _of_texts(cut, texts, target, name, asked, classes)
 
 
 def _of_pictures(

@@ -45,7 +45,7 @@ class Metric:
         unit: `%` shows a share in percent; any other is written behind the number.
 
     Raises:
-        ConfigError: neither a function nor such an object, or another direction.
+        ConfigError: neither a function nor such an object, another direction, or a name that means something else.
 
     Example:
         >>> from prunus.data import Metric
@@ -63,6 +63,10 @@ class Metric:
         if not callable(self.measure) and not isinstance(self.measure, Accumulating):
             what = f"a {type(self.measure).__name__} can't be called, and has no update, compute and reset"
             raise ConfigError(f"metric {self.name!r}", what, "give measure(outputs, targets)")
+        plain = (self.better, self.unit) == ("higher", "%")
+        if self.name == "loss" or (self.name in ("accuracy", "agreement") and not plain):
+            what = "so is called the loss itself, or a share in percent of which more is better"
+            raise ConfigError(f"metric {self.name!r}", what, "call it otherwise, or say better='higher', unit='%'")
         if self.better not in ("higher", "lower"):
             raise ConfigError(f"metric {self.name!r}", f"better={self.better!r} is no direction", "say higher or lower")
 

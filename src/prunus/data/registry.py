@@ -142,8 +142,13 @@ def data_source(name: str, *, form: str, help: str, reads: Sequence[str] = ()) -
 
 def check_read(spec: str, load: Load, reading: Reading) -> None:
     """Raise ConfigError for a setting that this kind of data doesn't look at."""
-    known = ("validation", *READ.get(load, ()))
+    check_known(f"data {spec!r}", reading, READ.get(load, ()))
+
+
+def check_known(where: str, reading: Reading, reads: Sequence[str]) -> None:
+    """Raise ConfigError for a setting that is neither `validation` nor among those that are looked at."""
+    known = ("validation", *reads)
     for name in reading.said:
         if name not in known:
             what = f"{name} means nothing to them"
-            raise ConfigError(f"data {spec!r}", what, f"leave it out; they look at {', '.join(known)}")
+            raise ConfigError(where, what, f"leave it out; they look at {', '.join(known)}")
