@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.data.dense_outputs import DenseOutputs
+from prunus.errors import DataError
 from prunus.recovery.blocks import BlockOutputs, block_distance, common_blocks
 from prunus.recovery.config import FinetuneConfig
 from prunus.recovery.finetuning import finetune
@@ -97,3 +99,22 @@ def test_a_block_that_answers_a_constant_gives_a_finite_distance() -> None:
     ours = {"a": [torch.full((2, 3), 0.5)]}
     assert float(block_distance(ours, {"a": [torch.zeros(2, 3)]})) == 0.25
     assert float(block_distance(ours, {"a": [torch.full((2, 3), 2.0)]})) == 1.5**2 / 4
+
+
+def test_nobody_is_watched_where_a_recovery_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused leaves no hooks on the given networks."""
+    finetuning = importlib.import_module("prunus.recovery.finetuning")
+
+    def refused(*_: object) -> None:
+        raise DataError("data", "no", "none")
+
+    x = torch.randn(8, 8)
+    part = ArrayDataset(x, torch.arange(8) % 2)
+    for name in ("_batches", "_start"):
+        nets = [nn.Sequential(Block(8, inner), nn.Linear(8, 2)) for inner in (4, 6)]
+        config = FinetuneConfig(epochs=1, batch_size=4, blocks=1.0)
+        with monkeypatch.context() as patched:
+            patched.setattr(finetuning._Recovery, name, refused)
+            with pytest.raises(DataError):
+                finetune(nets[0], DataSource("toy", part, part), config, teacher=nets[1], progress=False)
+        assert not any(m._forward_hooks for net in nets for m in net.modules())

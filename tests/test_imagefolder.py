@@ -25,6 +25,7 @@ from prunus.data.reading import ReadBatches
 from prunus.data.registry import Reading
 from prunus.data.sources import load_data
 from prunus.errors import ConfigError, DataError
+from prunus.files.fingerprint import data_digest
 
 SIZE = 8
 
@@ -281,6 +282,14 @@ def test_compress_pictures_without_labels(tmp_path: Path, capsys: pytest.Capture
     assert "no labels" in capsys.readouterr().out
     assert run("analyze", f"{tmp_path / 'mine.py'}:network", "--data", f"imagefolder:{tmp_path / 'pics'}") == 0
     assert "prunable" in capsys.readouterr().out
+    paint(tmp_path / "pics/wide.png", 0, (SIZE, SIZE + 1))
+    words = ["analyze", f"{tmp_path / 'mine.py'}:network", "--data", f"imagefolder:{tmp_path / 'pics'}"]
+    assert run(*words) == 2
+    assert "--load size" in " ".join(capsys.readouterr().err.split())
+    assert run(*words, "--load", "size=6") == 0
+    capsys.readouterr()
+    assert run(*words[:2], "--load", "size=6") == 2
+    assert "give --data too" in " ".join(capsys.readouterr().err.split())
     assert set(json.loads((out / "summary.json").read_text())["agreement"]) >= {"recovered", "test"}
 
 
@@ -327,6 +336,7 @@ def test_a_batch_without_a_readable_picture_is_left_out(tmp_path: Path) -> None:
     some = Pictures(tmp_path, files, None, Preparation((SIZE, SIZE)), skips=True)
     with pytest.warns(RuntimeWarning, match=r"left out: .*4\.png"):
         assert [len(batch) for batch in ReadBatches(some, 2, workers=0)] == [2, 2]
+    assert data_digest(some) != data_digest(some.subset(torch.arange(4)))  # a checkpoint is of all the same
     # Where several processes learn, each step needs a batch of every one.
     with pytest.raises(DataError, match=r"4\.png"):
         [list(ReadBatches(some, 2, shuffle=True, workers=0, rank=rank, world=2)) for rank in range(2)]

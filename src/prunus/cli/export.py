@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from prunus.cli.inputs import examples, loaded, place_of
-from prunus.cli.options import Examples, ModelSpec, Shape, Weights
+from prunus.cli.options import Examples, ModelSpec, Reads, Shape, Weights
 from prunus.cli.terminal import say
 from prunus.errors import ConfigError
 from prunus.export.artifact import is_artifact, load_masks
@@ -27,6 +27,7 @@ def export(
         typer.Option("--as", metavar="NAME", help=f"{', '.join(EXPORTERS)}; by default what the file's name says"),
     ] = None,
     data: Examples = None,
+    load: Reads = None,
     shape: Shape = None,
     weights: Weights = None,
 ) -> None:
@@ -41,7 +42,7 @@ def export(
     masks = load_masks(spec) if held else {}
     subject = Exportable(
         network,
-        examples(inputs, data, shape, spec, network),
+        examples(inputs, data, shape, spec, network, load),
         Plan.load(Path(spec) / "plan.json") if held else None,
         masks,
         tuple(grids_of(masks)),

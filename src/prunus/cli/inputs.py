@@ -77,7 +77,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise ConfigError(f"--weights {path}", f"they don't fit: {first_line(error)}", fix) from error
 
 
-def examples(inputs: Any, data: str | None, shape: str | None, spec: str, network: nn.Module) -> Any:
+def examples(
+    inputs: Any, data: str | None, shape: str | None, spec: str, network: nn.Module, reads: Sequence[str] | None = None
+) -> Any:
     """Example inputs: of a shape, of data, those that came with the model, or those of an artifact's plan.
 
     Raises:
@@ -90,8 +92,11 @@ def examples(inputs: Any, data: str | None, shape: str | None, spec: str, networ
             return torch.randn([int(s) for s in shape.split(",")])
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"--shape {shape!r}", "not a list of sizes", "write for example 1,3,224,224") from error
+    if reads and data is None:
+        raise ConfigError(f"--load {reads[0]}", "it says how data are read, and there are none", "give --data too")
     if data is not None:
-        return load_data(data, model=spec, network=network, labelled=False).example_inputs
+        reading = configure(Reading, reads or ())
+        return load_data(data, model=spec, network=network, labelled=False, reading=reading).example_inputs
     if inputs is not None:
         return inputs
     if is_artifact(spec):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunus.errors import DataError
 from prunus.runtime.entry import generators_kept
 
 ITEMS = 16
@@ -36,7 +37,8 @@ def data_digest(batches: Any) -> str:
 
     Data in memory (tensors and arrays that the list, the loader, its data set or what that wraps hold) count whole. Of
     a data set that is read by number its length and 16 evenly spread examples count, each read twice under one seed:
-    where the two differ, only their shapes count. What can only be iterated over is known by its type and length.
+    where the two differ, only their shapes count, and of one that can't be read only that. What can only be iterated
+    over is known by its type and length.
 
     Args:
         batches: a list of batches, a loader with a `dataset`, or an object that holds its tensors.
@@ -84,10 +86,13 @@ def _spread(length: int) -> list[int]:
 
 
 def _example(source: Any, index: int) -> Any:
-    with _seeded():
-        first = source[index]
-    with _seeded():
-        second = source[index]
+    try:
+        with _seeded():
+            first = source[index]
+        with _seeded():
+            second = source[index]
+    except DataError:  # those who read it say whether it may be left out
+        return None
     return first if tree_digest(first) == tree_digest(second) else _shapes(first)
 
 

@@ -241,10 +241,11 @@ class _Recovery:
         self.precision = fastest(self.device, config.precision)
         self.optimizer = make_optimizer(model, config)
         self.held = config.batch_norm == "eval"
-        self.objective = Objective(data, config, self.teacher, self.device, self.precision, model)
         self.batches = self._batches()
         self.validation = resident(data.validation, self.device)
         self.steps = 0
+        # Last, since it watches the networks until it is closed.
+        self.objective = Objective(data, config, self.teacher, self.device, self.precision, model)
 
     def _batches(self) -> Loader:
         data, size = self.data, self.config.batch_size
@@ -262,9 +263,9 @@ class _Recovery:
 
     def run(self, resume: bool, progress: bool) -> RecoveryState:
         """All epochs; the model ends with its best weights."""
-        state = None
-        wrapped = prepared(self.model, self.processes)
+        state, wrapped = None, self.model
         try:
+            wrapped = prepared(self.model, self.processes)
             state = self._start(resume)
             self.steps = min(gathered_objects(len(self.batches)))  # of streams every process may have its own number
             remaining = max(0, self.config.steps(self.steps) - state.epoch * self.steps)
