@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import operator
+import os
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from prunus.graph.flow import data_flow
 from prunus.plan.cost import CostModel
 from prunus.plan.plan import GroupPlan
 from prunus.recovery.config import FinetuneConfig
+from prunus.reports import provenance as provenance_module
 from prunus.reports.charts import mask_curves, posterior, units_drawn
 from prunus.reports.features import Features, features_of, read_features
 from prunus.reports.folder import read_run
@@ -242,6 +245,22 @@ def test_pictures_of_two_colours_are_damage(tmp_path: Path) -> None:
     (tmp_path / FEATURES).write_bytes(found.to_bytes())
     with pytest.raises(ArtifactError, match="colours"):
         read_features(tmp_path / FEATURES)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
+def test_the_commit_is_of_this_package_and_not_of_what_it_lies_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = ["-c", "user.name=x", "-c", "user.email=x@x"]
+    for words in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run(
+            ["git", "-C", str(tmp_path), *words], check=True, env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull}
+        )
+    said = {}
+    for folder in ("libs", "src"):
+        monkeypatch.setattr(provenance_module, "__file__", str(tmp_path / folder / "prunus/reports/provenance.py"))
+        said[folder] = "commit" in provenance_module.provenance(nn.Linear(1, 1), nn.Linear(1, 1))
+    assert said == {"libs": False, "src": True}
 
 
 def test_layers_are_drawn_in_data_flow() -> None:

@@ -4,7 +4,7 @@ OUT/
   artifact/       the result: replaced in one step, and everything that belongs to it is in it
   plan.json       -> artifact/plan.json
   summary.json    -> artifact/summary.json
-  model.onnx, figures, ...: the same, where the run made them
+  model.onnx, figures, report.html, ...: the same, where the run made them
 
 So no file of one run can stand beside the model of another. What is made after the weights are safe (pictures, timing,
 ONNX) is put into the artifact it was made from; if another run has replaced it meanwhile, it is left out.

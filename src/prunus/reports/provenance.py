@@ -45,8 +45,10 @@ def _commit() -> str:
         found = json.loads(noted or "{}").get("vcs_info", {}).get("commit_id", "")
     except (PackageNotFoundError, ValueError):
         found = ""
-    checkout = Path(__file__).parents[3]
-    if found or not (checkout / ".git").exists():
+    package = Path(__file__).parents[1]
+    checkout = package.parents[1]
+    # Elsewhere the package lies in somebody else's checkout, whose commit says nothing of it.
+    if found or package != checkout / "src" / package.name or not (checkout / ".git").exists():
         return str(found)
 
     def git(*words: str) -> str:
