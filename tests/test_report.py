@@ -263,6 +263,13 @@ def test_the_commit_is_of_this_package_and_not_of_what_it_lies_in(
     assert said == {"libs": False, "src": True}
 
 
+def test_units_stand_in_the_order_that_the_plan_goes_by() -> None:
+    found = ScoreRecord(score=(3.0, 1.0, 2.0), mean=(-3.0, 1.0, 2.0), low=(-4.0, 0.0, 1.0), high=(-2.0, 2.0, 3.0))
+    series = {s["name"]: s["data"] for s in posterior(GroupPlan("layer", 3, (0, 2)), found)["series"]}
+    assert [point["value"] for point in series["stays"]] == [[1, -3.0], [2, 2.0]]
+    assert [point["value"] for point in series["goes"]] == [[3, 1.0]]
+
+
 def test_layers_are_drawn_in_data_flow() -> None:
     steps = data_flow(prunus.trace(Residual(), torch.zeros(2, 1, 8, 8)))
     assert [(s.name, s.kind, s.after) for s in steps] == [

@@ -120,7 +120,7 @@ def units_drawn(groups: int) -> int:
 
 
 def posterior(group: GroupPlan, found: ScoreRecord, most: int = DRAWN) -> Option:
-    """A group's units by falling mean (or score): intervals, what stays, and below how probable that is.
+    """A group's units by falling score: means (or scores), intervals, what stays, and below how probable that is.
 
     Args:
         group: of the plan.
@@ -128,7 +128,7 @@ def posterior(group: GroupPlan, found: ScoreRecord, most: int = DRAWN) -> Option
         most: units that are drawn.
     """
     center = found.mean or found.score
-    order = sorted(range(len(center)), key=lambda unit: -center[unit])
+    order = sorted(range(len(center)), key=lambda unit: (-found.score[unit], -center[unit]))
     step = max(1, -(-len(order) // most))
     ranked = list(enumerate(order))[::step]
     kept, chances = set(group.kept), group.keep_probability
