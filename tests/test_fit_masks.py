@@ -272,9 +272,12 @@ def test_what_does_not_fit_is_refused_before_training() -> None:
         masked(model, ["1"], QUICK, batches, F.cross_entropy)
     with pytest.raises(ConfigError, match="names no group"):
         masked(model, [], QUICK, batches, F.cross_entropy)
-    nn.utils.parametrizations.weight_norm(layer_of(model, "3"))
-    with pytest.raises(ConfigError, match="parametrised already"):
-        masked(model, ["3"], QUICK, batches, F.cross_entropy)
+    formerly, now = nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm
+    for computed in (formerly, now):
+        model, batches = convolutional()
+        computed(layer_of(model, "3"))
+        with pytest.raises(ConfigError, match="parametrised already"):
+            masked(model, ["3"], QUICK, batches, F.cross_entropy)
 
 
 def test_bad_data_names_the_step() -> None:

@@ -221,7 +221,8 @@ def masked_weights(model: nn.Module, masks: Mapping[str, MaskedWeight]) -> Itera
     try:
         for name, mask in masks.items():
             layer = layer_of(model, name)
-            if parametrize.is_parametrized(layer, "weight"):
+            stored = "weight" in layer._parameters or "weight" in layer._buffers  # not what a former hook computes
+            if parametrize.is_parametrized(layer, "weight") or not stored:
                 what = "its weight is parametrised already (weight norm, another mask)"
                 raise ConfigError(f"layer {name!r}", what, "remove that parametrisation first")
             mask.to(layer.weight.device).train(layer.training)
