@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
@@ -222,8 +223,10 @@ def test_a_program_that_there_will_not_be_is_said_before_the_work(
     def refused(*_: object, **__: object) -> bytes:
         raise TraceError("model Net", WHY, "none")
 
-    def loss_fn(*_: object, **__: object) -> Tensor:
-        raise ZeroDivisionError  # the work has begun
+    def loss_fn(outputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        if outputs.requires_grad:
+            raise ZeroDivisionError  # the work has begun
+        return F.cross_entropy(outputs, targets, **options)
 
     monkeypatch.setattr(sys.modules["prunus.export.artifact"], "program_files", refused)
     said: list[str] = []
