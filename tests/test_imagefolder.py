@@ -66,8 +66,9 @@ def test_pictures_are_what_the_files_hold(tmp_path: Path) -> None:
         torch.testing.assert_close(x, torch.tensor(((own / 255 - mean) / std).transpose(2, 0, 1)).float())
         assert data.classes[int(y)] == data.test.path(i).parent.name
     assert data.example_inputs.shape == (2, 3, SIZE, SIZE)
-    assert "20" not in data.told
-    assert "12 + 4 + 4" in data.told
+    said = data.told.removeprefix(str(tmp_path))
+    assert "20" not in said
+    assert "12 + 4 + 4" in said
 
 
 def test_parts_are_disjoint_and_the_test_is_always_the_same(tmp_path: Path) -> None:
