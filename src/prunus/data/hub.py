@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from torch.utils.data import Dataset
 
 from prunus.data.datasets import DataSource, split_indices
 from prunus.data.losses import own_loss
-from prunus.data.pictures import pillow
+from prunus.data.pictures import DecodedPictures, unreadable
 from prunus.data.preparation import Preparation
 from prunus.data.prepared import preparation_of
 from prunus.data.registry import PICTURES, TABLES, Change, DataRequest, check_known, data_source
 from prunus.data.tables import TARGETS, table_source
 from prunus.data.texts import home_of, load_tokenizer
-from prunus.errors import ConfigError, DataError, MissingDependencyError, first_line
+from prunus.errors import ConfigError, DataError, first_line
+from prunus.runtime.extras import from_extra
 
 PARTS = (("train",), ("validation", "val", "valid", "dev"), ("test",))
 SAVED = ("dataset_dict.json", "dataset_info.json")
@@ -45,7 +47,7 @@ def hf_dataset(place: str, asked: DataRequest) -> DataSource:
         ConfigError: no such column, texts without a tokenizer, or an impossible split.
     """
     where = f"data 'hf-dataset:{place}'"
-    library = _library(where)
+    library = from_extra("datasets", "datasets", where)
     parts = _parts(_loaded(library, place, where), where)
     features = parts[0].features
     target = _target(features, asked.reading.target, where) if asked.labelled else None
@@ -105,8 +107,8 @@ def _of_texts(
     return source if target is None else replace(source, loss_fn=own_loss)
 
 
-class StoredPictures(Dataset[Any]):
-    """Pictures of a data set of `datasets`, decoded as they are asked for; see `Pictures`."""
+class StoredPictures(DecodedPictures):
+    """Pictures of a data set of `datasets`, see `DecodedPictures`."""
 
     def __init__(
         self,
@@ -118,30 +120,20 @@ class StoredPictures(Dataset[Any]):
         *,
         skips: bool,
     ) -> None:
-        self.rows, self.column, self.target = rows, column, target
-        self.preparation, self.augment, self.skips = preparation, augment, skips
-        self.labels = None if target is None else torch.tensor(rows[target][:], dtype=torch.int64, device="cpu")
+        labels = None if target is None else torch.tensor(rows[target][:], dtype=torch.int64, device="cpu")
+        super().__init__(labels, preparation, augment, skips=skips)
+        self.rows, self.column = rows, column
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Any:
-        found = self.raw(index)
-        return self.normalise(found) if self.labels is None else (self.normalise(found[0]), found[1])
+    def name_of(self, index: int) -> str:
+        """Its number."""
+        return f"example {index}"
 
-    def raw(self, index: int) -> Any:
-        """As `Pictures.raw`. Raises DataError where a picture can't be decoded."""
-        bomb = pillow(f"example {index}").DecompressionBombError
-        try:
-            pixels = self.preparation.prepared(self.rows[index][self.column], self.augment)
-        except (OSError, ValueError, SyntaxError, AttributeError, bomb) as error:
-            fix = "leave it out of the data (--load broken=skip, Reading(broken='skip'))"
-            raise DataError(f"example {index}", f"no picture: {first_line(error)}", fix) from error
-        return pixels if self.labels is None else (pixels, self.labels[index])
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """See `Preparation.normalised`."""
-        return self.preparation.normalised(pixels)
+    def opened(self, index: int) -> AbstractContextManager[Any]:
+        """See `DecodedPictures.opened`."""
+        return nullcontext(_image(self.rows, index, self.column))
 
 
 class Texts(Dataset[Any]):
@@ -164,25 +156,23 @@ class Texts(Dataset[Any]):
         return dict(self.tokenizer.pad(list(examples), return_tensors="pt"))
 
 
-def _sizes(rows: Any, column: str, where: str) -> set[tuple[int, int]]:
-    """Heights and widths of the first pictures; those that can't be read are passed."""
-    found, bomb = set(), pillow(where).DecompressionBombError
-    for index in range(min(LOOK, len(rows))):
-        try:
-            image = rows[index][column]
-            found.add((image.height, image.width))
-        except (OSError, ValueError, SyntaxError, AttributeError, bomb):
-            continue
+def _image(rows: Any, index: int, column: str) -> Any:
+    found = rows[index][column]
+    if found is None:
+        raise ValueError("the row holds none")
     return found
 
 
-def _library(where: str) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        fix = "pip install 'prunus[datasets]'"
-        raise MissingDependencyError(where, f"datasets cannot be imported: {error}", fix) from error
-    return datasets
+def _sizes(rows: Any, column: str, where: str) -> set[tuple[int, int]]:
+    """Heights and widths of the first pictures; those that can't be read are passed."""
+    found = set()
+    for index in range(min(LOOK, len(rows))):
+        try:
+            image = _image(rows, index, column)
+            found.add((image.height, image.width))
+        except unreadable(where):
+            continue
+    return found
 
 
 def _loaded(library: Any, place: str, where: str) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 from prunus.data.preparation import Preparation
 from prunus.data.registry import Change, DataRequest, Reading
 from prunus.errors import ConfigError, DataError, first_line
-from prunus.models.huggingface import import_transformers
+from prunus.runtime.extras import from_extra
 
 PREPARATION = "preparation.json"
 """File of an artifact that says how its pictures are prepared."""
@@ -128,7 +128,7 @@ def of_processor(name: str) -> Preparation | None:
         ConfigError: a processor that does more than resize, crop its middle and normalise.
     """
     where = f"image processor of 'hf:{name}'"
-    transformers = import_transformers(where)
+    transformers = from_extra("transformers", "hf", where)
     try:
         found: Any = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):  # a model of texts has none

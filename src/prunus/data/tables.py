@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from prunus.data.datasets import ArrayDataset, DataSource, split_indices
 from prunus.data.losses import cross_entropy
 from prunus.data.registry import TABLES, DataRequest, data_source
-from prunus.errors import ConfigError, DataError, MissingDependencyError, first_line
+from prunus.errors import ConfigError, DataError, first_line
+from prunus.runtime.extras import from_extra
 
 TARGETS = ("label", "labels", "target", "targets", "class", "y")
 """Columns that are predicted if nobody says which; without any of them it is the last one."""
@@ -33,16 +34,12 @@ def parquet(file: str, asked: DataRequest) -> DataSource:
 
 def _read(file: str, kind: str) -> Any:
     where = f"data '{kind}:{file}'"
-    try:
-        import pyarrow.csv
-        import pyarrow.parquet
-    except ImportError as error:
-        fix = "pip install 'prunus[tables]'"
-        raise MissingDependencyError(where, f"pyarrow, which reads tables, is not there: {error}", fix) from error
+    pyarrow = from_extra("pyarrow", "tables", where)
+    reader = from_extra(f"pyarrow.{kind}", "tables", where)
     if not Path(file).is_file():
         raise DataError(where, "no such file", "check the path")
     try:
-        return pyarrow.csv.read_csv(file) if kind == "csv" else pyarrow.parquet.read_table(file)
+        return reader.read_csv(file) if kind == "csv" else reader.read_table(file)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(where, f"it can't be read: {first_line(error)}", f"give a {kind} file") from error
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from prunus.data.datasets import DataSource, next_tokens
 from prunus.data.registry import DataRequest, data_source
 from prunus.errors import ConfigError, DataError, first_line
-from prunus.models.huggingface import import_transformers
+from prunus.runtime.extras import from_extra
 
 LENGTH = 128
 TEST = 0.1
@@ -38,7 +38,7 @@ def load_tokenizer(name: str) -> Any:
         ConfigError: there is no tokenizer.
     """
     where = f"tokenizer of 'hf:{name}'"
-    transformers = import_transformers(where)
+    transformers = from_extra("transformers", "hf", where)
     try:
         return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:

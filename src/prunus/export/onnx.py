@@ -23,6 +23,7 @@ from prunus.graph.capture import at_least_two, capture
 from prunus.runtime.arguments import as_arguments
 from prunus.runtime.calling import flat_outputs, outputs
 from prunus.runtime.entry import entry
+from prunus.runtime.extras import from_extra
 from prunus.runtime.modes import eval_mode
 
 TOLERANCE = 1e-3
@@ -128,15 +129,8 @@ def _exported(model: nn.Module, example_inputs: Any, shapes: Any) -> bytes:
 
 def onnx_runtime() -> Any:
     """The module `onnxruntime`. Raises MissingDependencyError if it, onnx or onnxscript is not installed."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            "ONNX export", f"{error.name} is not installed", "pip install 'prunus[onnx]'"
-        ) from error
-    return onnxruntime
+    _, _, runtime = (from_extra(name, "onnx", "ONNX export") for name in ("onnx", "onnxscript", "onnxruntime"))
+    return runtime
 
 
 def refuse_grids(subject: Exportable, name: str) -> None:

@@ -7,18 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import ConfigError, MissingDependencyError, first_line
+from prunus.errors import ConfigError, first_line
 from prunus.models.loaded import LoadedModel, model_source
-
-
-def import_transformers(where: str) -> Any:
-    """The module `transformers`. Raises MissingDependencyError, naming `where`, if it is not installed."""
-    try:
-        import transformers
-    except ImportError as error:
-        fix = "pip install 'prunus[hf]'"
-        raise MissingDependencyError(where, f"transformers cannot be imported: {error}", fix) from error
-    return transformers
+from prunus.runtime.extras import from_extra
 
 
 def load_pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -35,7 +26,7 @@ def load_pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
         ConfigError: no such model, or one of a class of its own (no code from outside is run).
     """
     where = f"model 'hf:{name}'"
-    transformers = import_transformers(where)
+    transformers = from_extra("transformers", "hf", where)
     try:
         config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:

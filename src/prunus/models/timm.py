@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import torch
 
-from prunus.errors import ConfigError, MissingDependencyError
+from prunus.errors import ConfigError
 from prunus.models.loaded import LoadedModel, model_source
+from prunus.runtime.extras import from_extra
 
 
 @model_source("timm", form="timm:NAME", help="a model of timm with its trained weights")
@@ -19,11 +17,7 @@ def from_timm(name: str) -> LoadedModel:
         MissingDependencyError: timm is not installed.
         ConfigError: timm has no such model, or can't make it.
     """
-    try:
-        timm: Any = importlib.import_module("timm")
-    except ImportError as error:
-        where, fix = f"model 'timm:{name}'", "pip install 'prunus[timm]'"
-        raise MissingDependencyError(where, f"timm cannot be imported: {error}", fix) from error
+    timm = from_extra("timm", "timm", f"model 'timm:{name}'")
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:

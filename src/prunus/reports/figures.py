@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
 
-from prunus.errors import MissingDependencyError
 from prunus.files.stagefile import Stage
 from prunus.learning.findings import Findings, LearnedMasks, Scores
+from prunus.runtime.extras import from_extra
 
 MOST_NAMED = 20
 """Layers that a legend names at most; of more, every second, third, ... one."""
@@ -142,13 +142,7 @@ def _colors(count: int) -> list[Any]:
 
 
 def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            "figures", "matplotlib is not installed", "pip install 'prunus[figures]'"
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+    return from_extra("matplotlib.figure", "figures", "figures").Figure(figsize=(width, height), layout="constrained")
 
 
 def _png(figure: Any) -> bytes:

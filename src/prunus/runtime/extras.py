@@ -1,0 +1,27 @@
+"""Packages that not everyone needs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from prunus.errors import MissingDependencyError
+
+
+def from_extra(module: str, extra: str, where: str, *, otherwise: str = "") -> Any:
+    """A module that comes with an extra of this package.
+
+    Args:
+        module: its full name.
+        extra: of `pip install 'prunus[EXTRA]'`.
+        where: what needs it.
+        otherwise: what else can be done.
+
+    Raises:
+        MissingDependencyError: it can't be imported; names `where` and the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        fix = f"pip install 'prunus[{extra}]'{otherwise}"
+        raise MissingDependencyError(where, f"{module} cannot be imported: {error}", fix) from error
