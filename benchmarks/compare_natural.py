@@ -16,8 +16,8 @@ from torch import nn
 from compare_staged import Slices
 from prunus.data.datasets import Batches, DataSource
 from prunus.data.evaluation import evaluate
-from prunus.export.artifact import load, save
 from prunus.files.atomic import write_text
+from prunus.formats.artifact import load, save
 from prunus.methods.base import StagedMethod
 from prunus.pipeline.prune import prune
 from prunus.recovery.batchnorm import reestimate_if_better

@@ -34,14 +34,14 @@ from typing import Any
 import torch
 from torch import nn
 
-import prunus.export.run
 import prunus.files.atomic
+import prunus.formats.run
 from options import Parser
 from prunus.cli.app import main as command
 from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.errors import PruneError
-from prunus.export.artifact import artifact_files, load
-from prunus.export.run import commit, commit_or_rescue
+from prunus.formats.artifact import artifact_files, load
+from prunus.formats.run import commit, commit_or_rescue
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline.compress import compress
 from prunus.pipeline.prune import prune
@@ -209,17 +209,17 @@ def watched(before: Callable[[str], None]) -> Iterator[None]:
         return call
 
     write, fsync = os.write, os.fsync
-    exchanges = (prunus.files.atomic.exchange, prunus.export.run.exchange)
+    exchanges = (prunus.files.atomic.exchange, prunus.formats.run.exchange)
     sys.addaudithook(hook)  # it stays for good, and is silent afterwards
     os.write, os.fsync = told("os.write", write), told("os.fsync", fsync)  # type: ignore[assignment]
     prunus.files.atomic.exchange = told("exchange", exchanges[0])
-    prunus.export.run.exchange = told("exchange", exchanges[1])
+    prunus.formats.run.exchange = told("exchange", exchanges[1])
     try:
         yield
     finally:
         active[0] = False
         os.write, os.fsync = write, fsync
-        prunus.files.atomic.exchange, prunus.export.run.exchange = exchanges
+        prunus.files.atomic.exchange, prunus.formats.run.exchange = exchanges
 
 
 def old_and_new(root: Path) -> Site:

@@ -23,7 +23,7 @@ from torch import nn
 import prunus
 from options import Parser, needs
 from prunus.errors import ConfigError, PruneError
-from prunus.export.pretrained import save_pretrained
+from prunus.formats.pretrained import save_pretrained
 from prunus.plan.allocation import Allocation
 from prunus.proof.comparison import difference
 from prunus.runtime.calling import call, flat_outputs, outputs

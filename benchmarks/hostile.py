@@ -39,9 +39,9 @@ from hostile_programs import program_cases
 from options import Parser
 from prunus.cli.app import main as command_line
 from prunus.errors import PruneError
-from prunus.export.artifact import MASKS, PLAN, WEIGHTS
 from prunus.files.manifest import MANIFEST
 from prunus.files.weightfile import read_state_dict
+from prunus.formats.artifact import MASKS, PLAN, WEIGHTS
 
 SECONDS = 5.0
 LATE_LIBRARIES = 512 << 20

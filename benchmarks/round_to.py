@@ -26,7 +26,7 @@ import prunus
 from nets import CifarVGG16, load_checkpoint, resnet8, resnet56
 from options import Parser, needs
 from prunus.errors import BudgetError
-from prunus.export.onnx import export_onnx
+from prunus.formats.onnx import export_onnx
 from prunus.plan.allocation import Allocation
 from real_nets import MobileNetV2
 from record import interleaved, ratio, write

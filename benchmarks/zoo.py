@@ -30,8 +30,8 @@ from torch import Tensor, nn
 import prunus
 from options import Parser
 from prunus.errors import PruneError
-from prunus.export.artifact import load, save
-from prunus.export.onnx import export_onnx
+from prunus.formats.artifact import load, save
+from prunus.formats.onnx import export_onnx
 from prunus.graph.capture import capture
 from prunus.graph.grouping import Graph
 from prunus.pipeline.planning import prunable_groups

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 
 ORDER = """
-errors moved < runtime < files kernels posteriors models < graph layers < data gates plan < masks < surgery methods
-< proof < refit recovery export < measure < learning sparse < reports < pipeline < cli < __main__ testing
+errors names < moved runtime < files kernels posteriors models < graph layers < data gates plan < masks < surgery
+methods < proof < refit recovery formats < measure < learning sparse < reports < pipeline < cli < __main__ testing
 """
 RANK = {room: rank for rank, rooms in enumerate(ORDER.split("<")) for room in rooms.split()}
 FACE = "__init__"
@@ -112,6 +112,8 @@ def re_exports(node: ast.stmt) -> bool:
     """A statement that belongs into the face of a package."""
     text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     constant = isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.List)
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse:
+        return all(map(re_exports, node.body))
     return text or constant or isinstance(node, ast.Import | ast.ImportFrom)
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, ExportError
-from prunus.export.artifact import load_masks
-from prunus.export.exports import add_exports, chosen
-from prunus.export.int8 import export_onnx_int8
-from prunus.export.registry import Exportable
+from prunus.formats.artifact import load_masks
+from prunus.formats.exports import add_exports, chosen
+from prunus.formats.int8 import export_onnx_int8
+from prunus.formats.registry import Exportable
 from prunus.masks.activations import MOMENTUM, QuantizedInput, quantized_inputs
 from prunus.masks.file import LayerMask
 from prunus.methods.dpp import DynamicProbabilisticPruning as DPP

@@ -13,7 +13,7 @@ import prunus
 from prunus.cli.app import main
 from prunus.data.datasets import DataSource
 from prunus.errors import ArtifactError, ConfigError
-from prunus.export.artifact import load, load_masks, read_manifest
+from prunus.formats.artifact import load, load_masks, read_manifest
 from prunus.masks.file import LayerMask, packed_masks, read_masks
 from prunus.masks.filters import plan_of_filters, sole_writers
 from prunus.masks.layers import layer_of

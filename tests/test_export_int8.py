@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from prunus.export.int8 import _quiet
+from prunus.formats.int8 import _quiet
 
 
 @pytest.mark.parametrize("before", [logging.NOTSET, logging.CRITICAL])

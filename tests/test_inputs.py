@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import ConfigError
-from prunus.export.artifact import load, save
+from prunus.formats.artifact import load, save
 from prunus.methods.criteria import L1, Taylor
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline.prune import Result, prune

@@ -14,8 +14,8 @@ from torch import nn
 
 import prunus
 from prunus.errors import ArtifactError
-from prunus.export.card import model_card
 from prunus.files.manifest import MANIFEST
+from prunus.formats.card import model_card
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import prunus
 from prunus.data.datasets import ArrayDataset, Batches, DataSource
 from prunus.errors import ArtifactError, ConfigError, DataError, ExportError, PlanError, PruneError, TraceError
-from prunus.export.artifact import is_artifact, load, read_manifest, save
-from prunus.export.onnx import export_onnx, export_program
+from prunus.formats.artifact import is_artifact, load, read_manifest, save
+from prunus.formats.onnx import export_onnx, export_program
 from prunus.gates.frozen import frozen
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.registry import resolve

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunus.errors import ExportError
-from prunus.export.onnx import export_onnx
-from prunus.export.plain_attention import attend, plain_attention
+from prunus.formats.onnx import export_onnx
+from prunus.formats.plain_attention import attend, plain_attention
 from prunus.graph.capture import capture
 from prunus.surgery.rewritten import as_module
 
@@ -92,7 +92,7 @@ def test_it_takes_the_place_of_the_fused_one(captured: bool, monkeypatch: pytest
         return attend(*arguments, **named)
 
     calls: list[int] = []
-    monkeypatch.setattr("prunus.export.plain_attention.attend", counted)
+    monkeypatch.setattr("prunus.formats.plain_attention.attend", counted)
     model, inputs = Biased().eval(), torch.randn(2, 5, 6)
     expected = model(inputs)
     model = as_module(capture(model, inputs)).eval() if captured else model

@@ -18,8 +18,8 @@ import prunus
 from prunus.cli.app import main
 from prunus.data.sources import load_data
 from prunus.errors import ArtifactError, ConfigError, DataError, ExportError
-from prunus.export.artifact import load_masks
-from prunus.export.pretrained import save_pretrained
+from prunus.formats.artifact import load_masks
+from prunus.formats.pretrained import save_pretrained
 from prunus.models.sources import load_model
 from prunus.plan.allocation import Allocation
 from prunus.runtime.calling import call, flat_outputs, outputs

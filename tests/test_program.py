@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 import prunus
 from prunus.errors import ArtifactError, DataError, ExportError
-from prunus.export.artifact import read_manifest
-from prunus.export.onnx import export_onnx
-from prunus.export.program.files import program_files, read_program
-from prunus.export.program.operators import refusal, resolve
-from prunus.export.program.structure import NamedOutputs, NamedTuple
+from prunus.formats.artifact import read_manifest
+from prunus.formats.onnx import export_onnx
+from prunus.formats.program.files import program_files, read_program
+from prunus.formats.program.operators import refusal, resolve
+from prunus.formats.program.structure import NamedOutputs, NamedTuple
 from prunus.graph.capture import capture
 from prunus.runtime.calling import call
 from prunus.surgery.rewritten import RewrittenModel, as_module

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import prunus
 from prunus.cli.app import app
 from prunus.data.registry import DATA_SOURCES
-from prunus.export import EXPORTERS
+from prunus.formats import EXPORTERS
 from prunus.graph.registry import RULES
 from prunus.kernels import masks, products
 from prunus.methods import METHODS
@@ -46,6 +46,7 @@ def stand_ins() -> dict[str, Any]:
     numbers = TensorDataset(torch.randn(16, 3), torch.randn(16, 1))
     regressor = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
     shown = {"model": MyModel().eval(), "MyModel": MyModel, "loader": DataLoader(data, 8)}
+    shown["validation_loader"] = DataLoader(data, 8)
     shown |= {"regressor": regressor, "dataset": numbers}
     return {**shown, "example_inputs": data.tensors[0][:2], "prunus": prunus, "torch": torch, "F": F}
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import prunus
 from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.errors import ArtifactError, ConfigError
-from prunus.export.run import FEATURES, RECORD, SUMMARY
 from prunus.files.manifest import MANIFEST
+from prunus.formats.run import FEATURES, RECORD, SUMMARY
 from prunus.graph.flow import data_flow
 from prunus.plan.cost import CostModel
 from prunus.plan.plan import GroupPlan

@@ -15,7 +15,7 @@ from torch import nn
 
 import prunus
 from prunus.errors import BudgetError, ConfigError, PlanError
-from prunus.export.card import model_card
+from prunus.formats.card import model_card
 from prunus.plan.budget import Budget, Limit
 from prunus.plan.cost import Cost, CostModel, count_cost
 from prunus.plan.resources import RESOURCES, Remains, forms, resource

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import prunus
 from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.errors import ArtifactError, ConfigError, DataError, TraceError
-from prunus.export.artifact import artifact_files, load, save
-from prunus.export.run import check_run_folder, commit, commit_or_rescue
+from prunus.formats.artifact import artifact_files, load, save
+from prunus.formats.run import check_run_folder, commit, commit_or_rescue
 from prunus.methods.dpp import DynamicProbabilisticPruning
 from prunus.pipeline.compress import compress
 from prunus.pipeline.prune import prune
@@ -102,7 +102,7 @@ def test_without_links_there_are_copies(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(sys.modules["prunus.export.run"].os, "symlink", refuse)
+    monkeypatch.setattr(sys.modules["prunus.formats.run"].os, "symlink", refuse)
     commit(tmp_path, files("1"), {}).add("model.onnx", b"onnx 1")
     assert shown(tmp_path) == {"plan.json": "1", "summary.json": "{}", "model.onnx": "onnx 1"}
     commit(tmp_path, files("2"), {})
@@ -188,7 +188,7 @@ def test_a_model_that_cannot_be_captured_loses_its_program_alone(
     def refused(*_: object, **__: object) -> bytes:
         raise error
 
-    monkeypatch.setattr(sys.modules["prunus.export.artifact"], "program_files", refused)
+    monkeypatch.setattr(sys.modules["prunus.formats.artifact"], "program_files", refused)
     result = prune(Net(), X, method="l1", target=0.5)
     with pytest.warns(UserWarning, match="no free batch size"):
         save(tmp_path / "a", result.model, result.plan)
@@ -200,7 +200,7 @@ def test_a_model_that_cannot_be_captured_loses_its_program_alone(
 def test_a_result_that_cannot_be_written_after_all_is_put_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["prunus.export.run"].tempfile, "mkdtemp", lambda **_: str(tmp_path / "rescued"))
+    monkeypatch.setattr(sys.modules["prunus.formats.run"].tempfile, "mkdtemp", lambda **_: str(tmp_path / "rescued"))
     (tmp_path / "out").write_text("a file came in the way meanwhile")
     with pytest.raises(ArtifactError, match="rescued") as caught:
         commit_or_rescue(tmp_path / "out", files("1"), {})
@@ -209,7 +209,7 @@ def test_a_result_that_cannot_be_written_after_all_is_put_elsewhere(
 
 
 def test_nowhere_to_put_it_is_the_first_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["prunus.export.run"].tempfile, "tempdir", str(tmp_path / "none"))
+    monkeypatch.setattr(sys.modules["prunus.formats.run"].tempfile, "tempdir", str(tmp_path / "none"))
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ArtifactError, match="cannot be written") as caught:
         commit_or_rescue(tmp_path / "out", files("1"), {})
@@ -228,7 +228,7 @@ def test_a_program_that_there_will_not_be_is_said_before_the_work(
             raise ZeroDivisionError  # the work has begun
         return F.cross_entropy(outputs, targets, **options)
 
-    monkeypatch.setattr(sys.modules["prunus.export.artifact"], "program_files", refused)
+    monkeypatch.setattr(sys.modules["prunus.formats.artifact"], "program_files", refused)
     said: list[str] = []
     out, data = tmp_path / "out", source(loss_fn)
     with pytest.raises(ZeroDivisionError):  # noqa: PT012

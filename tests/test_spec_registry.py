@@ -20,7 +20,7 @@ OUTSIDE = '''
 import torch
 from torch import nn
 from prunus.data import ArrayDataset, DataSource, data_source
-from prunus.export import Exported, exporter
+from prunus.formats import Exported, exporter
 from prunus.models import LoadedModel, model_source
 
 @model_source("width", form="width:N", help="a perceptron of that width")

@@ -14,7 +14,7 @@ from prunus.cli.terminal import say
 from prunus.data.datasets import size_of
 from prunus.data.sources import load_data
 from prunus.errors import ConfigError
-from prunus.export.run import check_run_folder
+from prunus.formats.run import check_run_folder
 from prunus.methods.registry import resolve
 from prunus.pipeline.compress import compress
 from prunus.pipeline.demo import LeNet5, train_dense

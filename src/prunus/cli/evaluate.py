@@ -7,7 +7,7 @@ from prunus.cli.options import DataSpec, ModelSpec, Reads, Seed, Weights
 from prunus.cli.terminal import say
 from prunus.data.evaluation import judged_by
 from prunus.errors import ConfigError
-from prunus.export.artifact import is_artifact, load_masks
+from prunus.formats.artifact import is_artifact, load_masks
 from prunus.masks.activations import grids_of, quantized_inputs
 
 

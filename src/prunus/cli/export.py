@@ -11,8 +11,8 @@ from prunus.cli.inputs import examples, loaded, place_of
 from prunus.cli.options import Examples, ModelSpec, Reads, Shape, Weights
 from prunus.cli.terminal import say
 from prunus.errors import ConfigError
-from prunus.export.artifact import is_artifact, load_masks
-from prunus.export.registry import EXPORTERS, Exportable, exporter_for
+from prunus.formats.artifact import is_artifact, load_masks
+from prunus.formats.registry import EXPORTERS, Exportable, exporter_for
 from prunus.masks.activations import grids_of
 from prunus.plan.plan import Plan
 

@@ -6,8 +6,8 @@ from rich.text import Text
 
 from prunus.cli.terminal import command, console, say, show
 from prunus.data.datasets import DataSource, first_of
-from prunus.export.exports import Choice, add_exports
-from prunus.export.registry import Exportable
+from prunus.formats.exports import Choice, add_exports
+from prunus.formats.registry import Exportable
 from prunus.pipeline.compress import Compression
 from prunus.reports.tables import result_tables
 
@@ -37,11 +37,7 @@ def finish(done: Compression, data: DataSource, exports: Choice, *, origin: str,
             data=data_spec,
         )
         failed = add_exports(done.saved, subject, exports, say)
-    proof = done.result.verification
-    how = "by its captured graph, rewritten" if proof.rewritten else "in its own class"
-    say(f"proof: pruned = {proof.reference} to {proof.max_error:.1e} (of each channel), {how}")
-    for note in proof.notes:
-        say(f"note: {note}")
+    say(done.result.verification.explain())
     for table in result_tables(done.summary):
         show(table)
     for warning in done.comparison.warnings:

@@ -17,9 +17,9 @@ from prunus.data.fitting import check_fits
 from prunus.data.registry import Reading
 from prunus.data.sources import load_data
 from prunus.errors import ConfigError, first_line
-from prunus.export.artifact import is_artifact, load
-from prunus.export.run import ARTIFACT
 from prunus.files.weightfile import read_state_dict
+from prunus.formats.artifact import is_artifact, load
+from prunus.formats.run import ARTIFACT
 from prunus.methods.settings import configure
 from prunus.models.sources import load_model
 from prunus.plan.plan import Plan

@@ -11,8 +11,8 @@ import typer
 
 from prunus.data.registry import DATA_SOURCES
 from prunus.errors import ConfigError
-from prunus.export.exports import Choice, chosen
-from prunus.export.registry import EXPORTERS
+from prunus.formats.exports import Choice, chosen
+from prunus.formats.registry import EXPORTERS
 from prunus.methods.registry import method_names
 from prunus.methods.settings import configure, values_of
 from prunus.models.loaded import MODEL_SOURCES

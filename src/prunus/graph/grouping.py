@@ -30,10 +30,11 @@ from prunus.graph.summed import Sites, sites_of
 from prunus.graph.unlisted import Unlisted, unlisted_layers
 from prunus.graph.writers import judged_by, with_computed
 from prunus.runtime.precision import dtype_name
+from prunus.runtime.shown import Shown
 
 
-@dataclass(frozen=True, eq=False)
-class Graph:
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph(Shown):
     """The analysed model.
 
     Attributes:
@@ -85,6 +86,16 @@ class Graph:
                 return group
         raise KeyError(name)
 
+    def line(self) -> str:
+        """Model, and how many units can go."""
+        units, total = sum(g.units for g in self._free()), sum(g.units for g in self.channel_groups)
+        return (
+            f"{self.model}, {units} of {total} units in {len(self._free())} of {len(self.channel_groups)} groups can go"
+        )
+
+    def _free(self) -> list[ChannelGroup]:
+        return [g for g in self.groups() if not g.inside_heads]
+
     def explain(self) -> str:
         """The prunability report: what can be pruned, what is locked, why, at which source line."""
         lines = []
@@ -101,9 +112,7 @@ class Graph:
                 reason = group.locked
                 lines.append(f"locked    {group.name}: {group.units} units{rows}; {reason}  [{group.source}]")
         lines += map(str, self.unlisted)
-        free = [g for g in self.groups() if not g.inside_heads]
-        units, total = sum(g.units for g in free), sum(g.units for g in self.channel_groups)
-        lines.append(f"{units} of {total} units in {len(free)} of {len(self.channel_groups)} groups can go")
+        lines.append(self.line().partition(", ")[2])
         return "\n".join(lines)
 
 

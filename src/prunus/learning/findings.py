@@ -20,8 +20,15 @@ class Findings(OldNames):
 
     method: str
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.line()}>"
 
-@dataclass(frozen=True)
+    def line(self) -> str:
+        """What was found about what, in one line."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, repr=False)
 class Scores(Findings):
     """What a method found about units.
 
@@ -47,6 +54,11 @@ class Scores(Findings):
     stages: tuple[Stage, ...] = ()
     replicas: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def line(self) -> str:
+        """By which method, of how many groups."""
+        learned = f", {len(self.posteriors)} posteriors" if self.posteriors else ""
+        return f"{self.method}, {sum(map(len, self.values.values()))} units in {len(self.values)} groups{learned}"
+
 
 @dataclass(frozen=True)
 class MaskEpoch(OldNames):
@@ -71,7 +83,7 @@ class MaskEpoch(OldNames):
     keep_probability: Mapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LearnedMasks(Findings):
     """What a method found about weights.
 
@@ -104,3 +116,7 @@ class LearnedMasks(Findings):
     fixed_loss: float
     refitted: bool = False
     method: str = ""
+
+    def line(self) -> str:
+        """By which method, in which layers."""
+        return f"{self.method}, masks in {len(self.masks)} layers"

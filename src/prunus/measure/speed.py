@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from prunus.errors import ConfigError, PruneError
-from prunus.export.onnx import export_onnx
+from prunus.formats.onnx import export_onnx
 from prunus.measure.memory import peak_memory
 from prunus.plan.advice import remedies
 from prunus.runtime.arguments import as_arguments, examples_in, tensors_in

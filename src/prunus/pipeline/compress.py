@@ -20,9 +20,9 @@ from prunus.data.fitting import at_chance, check_fits, learned_by
 from prunus.data.given import source_of
 from prunus.data.prepared import PREPARATION, written
 from prunus.errors import ConfigError, MissingDependencyError
-from prunus.export.artifact import artifact_files
-from prunus.export.run import FEATURES, RECORD, RunFolder, commit_or_rescue, prepare_run
 from prunus.files.stagefile import Checkpoint, is_stage_file
+from prunus.formats.artifact import artifact_files
+from prunus.formats.run import FEATURES, RECORD, RunFolder, commit_or_rescue, prepare_run
 from prunus.layers.submodules import Ignored
 from prunus.learning.stored import stored_masks
 from prunus.masks.activations import quantized_inputs
@@ -46,6 +46,7 @@ from prunus.reports.offers import Offer, offers_of
 from prunus.reports.provenance import provenance
 from prunus.reports.record import record_of
 from prunus.reports.summary import summary_of
+from prunus.reports.tables import changes
 from prunus.runtime.copies import copied
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed
@@ -53,6 +54,7 @@ from prunus.runtime.processes import accelerator
 from prunus.runtime.progress import Say
 from prunus.runtime.renamed import renamed
 from prunus.runtime.seeds import start_at
+from prunus.runtime.shown import Shown
 from prunus.runtime.timing import NOTICEABLE
 from prunus.sparse.choose import condense_where_faster_
 
@@ -60,8 +62,8 @@ JUDGED = 250
 """Examples of a batch that drawn masks are compared on."""
 
 
-@dataclass(frozen=True)
-class Compression:
+@dataclass(frozen=True, repr=False)
+class Compression(Shown):
     """What `compress` made.
 
     Attributes:
@@ -95,6 +97,21 @@ class Compression:
     masks: Mapping[str, LayerMask] = field(default_factory=dict, repr=False)
     agreement: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """What the plan keeps, by what networks were judged, and where it is written."""
+        stages = ("dense_test", "test") if "test" in self.scores else ("dense", list(self.scores)[-1])
+        was, now = (self.scores[stage] for stage in stages)
+        measure = self.summary.get("metric", {"name": "agreement" if self.agreement else "accuracy"})["name"]
+        place = "" if self.directory is None else f", in {self.directory}"
+        return f"{self.result.plan.line()}, {stages[1]} {measure} {was:.4g} -> {now:.4g}{place}"
+
+    def explain(self) -> str:
+        """The plan, what was proven, and what changed."""
+        rows = changes(self.summary)
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        told = ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]) for row in rows]
+        return "\n".join([self.result.explain(), *told])
 
 
 @renamed(TARGET, OPENED, RUN)

@@ -13,10 +13,10 @@ from torch import nn
 from prunus.data.batches import Splits, as_batches
 from prunus.data.datasets import DataSource, first_of
 from prunus.errors import ConfigError, MissingDependencyError
-from prunus.export.exports import Choice, add_exports
-from prunus.export.registry import EXPORTERS, Exportable
-from prunus.export.run import RunFolder
 from prunus.files.atomic import StrPath
+from prunus.formats.exports import Choice, add_exports
+from prunus.formats.registry import EXPORTERS, Exportable
+from prunus.formats.run import RunFolder
 from prunus.graph.grouping import Graph
 from prunus.graph.trace import trace
 from prunus.layers.submodules import Ignored

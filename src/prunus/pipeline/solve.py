@@ -29,11 +29,12 @@ from prunus.proof.ownclass import Survivors, equalised, survivors
 from prunus.proof.verification import Verification
 from prunus.proof.weightmasks import plan_patterns, verify_masks, with_masks
 from prunus.refit.told import Refit
+from prunus.runtime.shown import Shown
 from prunus.surgery.configuration import keep_configuration_true_
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Shown):
     """What `prune` made.
 
     Attributes:
@@ -51,6 +52,14 @@ class Result:
     verification: Verification
     graph: Graph = field(repr=False)
     refits: tuple[Refit, ...] = field(default=(), repr=False)
+
+    def line(self) -> str:
+        """What the plan keeps, and how exactly that was proven."""
+        return f"{self.plan.line()}, proven to {self.verification.max_error:.1e}"
+
+    def explain(self) -> str:
+        """The plan, and what was proven."""
+        return f"{self.plan.explain()}\n{self.verification.explain()}"
 
     @property
     def scores(self) -> Scores:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from prunus.errors import PlanError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import IntArray, Selection
 from prunus.graph.labels import Value
@@ -106,3 +109,35 @@ def selecting_buffers(graph: Graph, units: Mapping[str, Iterable[int]]) -> dict[
     stays = Kept(graph, units).positions
     found = {s.tensor: renumbered(s, stays) for s in held}
     return {tensor: tuple(values.tolist()) for tensor, values in found.items() if values is not None}
+
+
+def checked_units(graph: Graph, name: str, indices: Sequence[int] | Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The indices of a group's units that stay, ascending. Raises PlanError if they are none of its units."""
+    try:
+        group = graph.group(name)
+    except KeyError:
+        known = ", ".join(g.name for g in graph.channel_groups)
+        raise PlanError(f"group {name!r}", "there is no such group", f"choose one of: {known}") from None
+    listed = indices.tolist() if isinstance(indices, Tensor | np.ndarray) else list(indices)
+    if any(isinstance(i, bool | np.bool_) or not isinstance(i, numbers.Integral) for i in listed):
+        fix = "give the whole numbers of the units that stay; of a mask, mask.nonzero().flatten()"
+        raise PlanError(f"group {name!r}", f"kept indices must be whole numbers, got {listed[:4]}", fix)
+    values = np.asarray(listed, np.int64)
+    if group.locked is not None and len(values) < group.units:
+        raise PlanError(f"group {name!r}", f"it is locked: {group.locked}", "leave it out of the plan")
+    unique = np.unique(values)
+    if len(unique) != len(values) or len(unique) == 0 or unique[0] < 0 or unique[-1] >= group.units:
+        raise PlanError(
+            f"group {name!r}",
+            f"kept indices must be distinct and within 0..{group.units - 1}, at least one; got {len(values)} indices",
+            "give each kept unit once",
+        )
+    if group.rows is not None:
+        counts = np.bincount(group.rows[unique], minlength=group.multiple)
+        if len(set(counts.tolist())) > 1:
+            raise PlanError(
+                f"group {name!r}",
+                f"the same number must stay in each of its {group.multiple} rows, got {counts.tolist()}",
+                "choose equal counts per row (group.rows tells each unit's row)",
+            )
+    return unique

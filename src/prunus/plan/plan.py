@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +18,9 @@ from prunus.graph.groups import ChannelGroup, ExampleInput, Norm, Slot
 from prunus.plan import file as planfile
 from prunus.plan.cost import Cost, CostModel
 from prunus.plan.keeping import UNDECIDED, undecided_in_words
-from prunus.plan.kept import selecting_buffers
+from prunus.plan.kept import checked_units, selecting_buffers
 from prunus.plan.resources import described
+from prunus.runtime.shown import Shown
 
 FOLLOWED = "branches on data go the way of the example inputs; other ways were not analysed and may not run"
 
@@ -131,8 +131,8 @@ class WeightPattern:
         )
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """What goes and what stays.
 
     Attributes:
@@ -197,7 +197,7 @@ class Plan:
         Raises:
             PlanError: an unknown or locked group; indices out of range or doubled; unequal rows; nothing kept.
         """
-        decided = {name: _checked(graph, name, indices) for name, indices in kept.items()}
+        decided = {name: checked_units(graph, name, indices) for name, indices in kept.items()}
         decided = {n: k for n, k in decided.items() if len(k) < graph.group(n).units}
         costs = CostModel(graph)
         dense = costs.dense()
@@ -235,6 +235,12 @@ class Plan:
     def kept(self) -> dict[str, tuple[int, ...]]:
         """Group name -> kept indices."""
         return {g.name: g.kept for g in self.groups}
+
+    def line(self) -> str:
+        """Model, method and the share of MACs that stays."""
+        units = sum(len(g.kept) for g in self.groups), sum(g.units for g in self.groups)
+        kept = f"{units[0]} of {units[1]} units" if self.groups else f"masks in {len(self.patterns)} weights"
+        return f"{self.model}, {self.method}, {kept}, {self.before.macs:,} -> {self.after.macs:,} MACs"
 
     def explain(self) -> str:
         """A table to read before anything is touched: per group size, kept, undecided units, MACs saved."""
@@ -312,37 +318,6 @@ class Plan:
     def with_notes(self, *notes: str) -> Plan:
         """The same plan with further remarks."""
         return replace(self, notes=(*self.notes, *notes))
-
-
-def _checked(graph: Graph, name: str, indices: Sequence[int] | Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
-    try:
-        group = graph.group(name)
-    except KeyError:
-        known = ", ".join(g.name for g in graph.channel_groups)
-        raise PlanError(f"group {name!r}", "there is no such group", f"choose one of: {known}") from None
-    listed = indices.tolist() if isinstance(indices, Tensor | np.ndarray) else list(indices)
-    if any(isinstance(i, bool | np.bool_) or not isinstance(i, numbers.Integral) for i in listed):
-        fix = "give the whole numbers of the units that stay; of a mask, mask.nonzero().flatten()"
-        raise PlanError(f"group {name!r}", f"kept indices must be whole numbers, got {listed[:4]}", fix)
-    values = np.asarray(listed, np.int64)
-    if group.locked is not None and len(values) < group.units:
-        raise PlanError(f"group {name!r}", f"it is locked: {group.locked}", "leave it out of the plan")
-    unique = np.unique(values)
-    if len(unique) != len(values) or len(unique) == 0 or unique[0] < 0 or unique[-1] >= group.units:
-        raise PlanError(
-            f"group {name!r}",
-            f"kept indices must be distinct and within 0..{group.units - 1}, at least one; got {len(values)} indices",
-            "give each kept unit once",
-        )
-    if group.rows is not None:
-        counts = np.bincount(group.rows[unique], minlength=group.multiple)
-        if len(set(counts.tolist())) > 1:
-            raise PlanError(
-                f"group {name!r}",
-                f"the same number must stay in each of its {group.multiple} rows, got {counts.tolist()}",
-                "choose equal counts per row (group.rows tells each unit's row)",
-            )
-    return unique
 
 
 def _edits(graph: Graph, kept: Mapping[str, Any]) -> dict[str, TensorEdit]:

@@ -45,6 +45,12 @@ class Verification:
     unseen: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def explain(self) -> str:
+        """One line about what was proven, and the notes."""
+        how = "by its captured graph, rewritten" if self.rewritten else "in its own class"
+        told = f"proof: pruned = {self.reference} to {self.max_error:.1e} (of each channel), {how}"
+        return "\n".join([told, *(f"note: {note}" for note in self.notes)])
+
     @property
     def passed(self) -> bool:
         """True if something was compared and the difference is within tolerance."""

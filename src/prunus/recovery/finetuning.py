@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,8 +81,8 @@ class FinetuneResult:
         seconds: wall-clock time, without what an earlier, interrupted run took.
     """
 
-    model: nn.Module
-    history: tuple[Epoch, ...]
+    model: nn.Module = field(repr=False)
+    history: tuple[Epoch, ...] = field(repr=False)
     best_epoch: int
     validation: Evaluation
     stopped_early: bool

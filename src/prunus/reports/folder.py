@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from prunus.errors import ArtifactError, ConfigError
-from prunus.export.artifact import MASKS, PLAN, is_artifact
-from prunus.export.run import ARTIFACT, FEATURES, RECORD, SUMMARY
 from prunus.files.atomic import StrPath, real_path
 from prunus.files.decoding import Malformed, decode, parse_json
 from prunus.files.manifest import MANIFEST
+from prunus.formats.artifact import MASKS, PLAN, is_artifact
+from prunus.formats.run import ARTIFACT, FEATURES, RECORD, SUMMARY
 from prunus.masks.file import LayerMask, read_masks
 from prunus.plan.plan import Plan
 from prunus.reports.features import Features, read_features

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prunus.errors import ArtifactError, ConfigError
-from prunus.export.run import ARTIFACT, SUMMARY, RunFolder
 from prunus.files.atomic import StrPath, write_text
+from prunus.formats.run import ARTIFACT, SUMMARY, RunFolder
 from prunus.reports.folder import RunFiles, read_run
 from prunus.reports.sections import sections_of
 from prunus.runtime.entry import entry

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from prunus.errors import ArtifactError, ConfigError, ExportError, first_line
-from prunus.export.registry import Exportable, Exported, exporter
 from prunus.files.atomic import StrPath, check_replaceable, real_path, refusing, replacing
+from prunus.formats.registry import Exportable, Exported, exporter
 from prunus.plan.plan import Plan
 from prunus.proof.comparison import difference
 from prunus.runtime.calling import outputs

@@ -18,12 +18,12 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from prunus.export.program.operators import GETITEM, NUMBERS, resolve
-from prunus.export.program.regions import DEPTH, REGIONS, arguments_of, checked_settings
-from prunus.export.program.signature import Kind, item_of, number_of, result_of
-from prunus.export.program.structure import from_plain_structure, is_name
-from prunus.export.program.values import from_plain
 from prunus.files.decoding import Malformed
+from prunus.formats.program.operators import GETITEM, NUMBERS, resolve
+from prunus.formats.program.regions import DEPTH, REGIONS, arguments_of, checked_settings
+from prunus.formats.program.signature import Kind, item_of, number_of, result_of
+from prunus.formats.program.structure import from_plain_structure, is_name
+from prunus.formats.program.values import from_plain
 from prunus.runtime.precision import dtype_name
 from prunus.surgery.rewritten import RewrittenModel, Sizes
 

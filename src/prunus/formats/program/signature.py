@@ -15,8 +15,8 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from prunus.export.program.operators import NUMBERS, arity, plain_type
 from prunus.files.decoding import Malformed
+from prunus.formats.program.operators import NUMBERS, arity, plain_type
 
 Kind = Any
 LARGEST_LITERAL = 2**32

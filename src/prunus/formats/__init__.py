@@ -1,10 +1,10 @@
 """What leaves the house: artifacts, programs, ONNX, folders for `from_pretrained`."""
 
-from prunus.export.artifact import load, load_masks, save
-from prunus.export.int8 import export_onnx_int8
-from prunus.export.onnx import export_onnx, export_program
-from prunus.export.pretrained import save_pretrained
-from prunus.export.registry import EXPORTERS, Exportable, Exported, exporter
+from prunus.formats.artifact import load, load_masks, save
+from prunus.formats.int8 import export_onnx_int8
+from prunus.formats.onnx import export_onnx, export_program
+from prunus.formats.pretrained import save_pretrained
+from prunus.formats.registry import EXPORTERS, Exportable, Exported, exporter
 
 __all__ = [
     "EXPORTERS",

@@ -26,8 +26,6 @@ from typing import Any
 from torch import nn
 
 from prunus.errors import ArtifactError
-from prunus.export.artifact import CARD, MASKS, WEIGHTS, check_place, description, missing_program
-from prunus.export.program.files import GRAPH, TENSORS
 from prunus.files.atomic import (
     StrPath,
     check_writable,
@@ -43,6 +41,8 @@ from prunus.files.atomic import (
 from prunus.files.exchange import exchange
 from prunus.files.jsontext import strict_json
 from prunus.files.manifest import MANIFEST
+from prunus.formats.artifact import CARD, MASKS, WEIGHTS, check_place, description, missing_program
+from prunus.formats.program.files import GRAPH, TENSORS
 from prunus.masks.file import LayerMask
 from prunus.plan.plan import Plan
 from prunus.runtime.processes import checked_by_first

@@ -21,10 +21,10 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from prunus.errors import ExportError
-from prunus.export.program.operators import GETITEM, NUMBERS, refusal
-from prunus.export.program.regions import REGIONS, graphs_of
-from prunus.export.program.structure import to_plain_structure
-from prunus.export.program.values import Inexpressible, to_plain
+from prunus.formats.program.operators import GETITEM, NUMBERS, refusal
+from prunus.formats.program.regions import REGIONS, graphs_of
+from prunus.formats.program.structure import to_plain_structure
+from prunus.formats.program.values import Inexpressible, to_plain
 from prunus.runtime.precision import dtype_name
 from prunus.surgery.rewritten import RewrittenModel
 

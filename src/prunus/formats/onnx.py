@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from prunus.errors import ConfigError, ExportError, MissingDependencyError, first_line
-from prunus.export.plain_attention import plain_attention
-from prunus.export.registry import Exportable, Exported, exporter
 from prunus.files.atomic import StrPath, write_bytes, write_new
+from prunus.formats.plain_attention import plain_attention
+from prunus.formats.registry import Exportable, Exported, exporter
 from prunus.graph.capture import at_least_two, capture
 from prunus.runtime.arguments import as_arguments
 from prunus.runtime.calling import flat_outputs, outputs

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from prunus.data.texts import TOKENIZER, load_tokenizer
 from prunus.errors import ConfigError
-from prunus.export.pretrained import HUB
-from prunus.export.registry import Exportable, Exported, exporter
+from prunus.formats.pretrained import HUB
+from prunus.formats.registry import Exportable, Exported, exporter
 
 
 @exporter(

@@ -16,8 +16,8 @@ import torch
 from torch import fx
 from torch._ops import HigherOrderOperator
 
-from prunus.export.program.values import Inexpressible
 from prunus.files.decoding import Malformed
+from prunus.formats.program.values import Inexpressible
 
 REGIONS: dict[str, HigherOrderOperator] = {
     "autocast": torch.ops.higher_order.wrap_with_autocast,

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prunus.errors import ConfigError, PruneError
-from prunus.export.registry import EXPORTERS, Exportable, Exporter
-from prunus.export.run import RunFolder
+from prunus.formats.registry import EXPORTERS, Exportable, Exporter
+from prunus.formats.run import RunFolder
 from prunus.models.registry import import_all
 
-import_all("prunus.export")
+import_all("prunus.formats")
 
 
 @dataclass(frozen=True)

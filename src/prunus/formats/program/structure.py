@@ -17,8 +17,8 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
-from prunus.export.program.values import TEXT, Inexpressible
 from prunus.files.decoding import Malformed
+from prunus.formats.program.values import TEXT, Inexpressible
 
 DEPTH = 16
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")

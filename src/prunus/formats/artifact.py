@@ -24,14 +24,14 @@ from safetensors.torch import save as stored_tensors
 from torch import nn
 
 from prunus.errors import ArtifactError, ConfigError, PruneError, first_line
-from prunus.export.card import model_card
-from prunus.export.program.files import GRAPH, TENSORS, program_files, read_program
 from prunus.files.atomic import StrPath, check_replaceable, real_path, refusing, write_folder
 from prunus.files.jsontext import strict_json
 from prunus.files.manifest import MANIFEST, Manifest
 from prunus.files.manifest import read_manifest as manifest_of
 from prunus.files.steady import steady
 from prunus.files.weightfile import load_weights_, unique_tensors
+from prunus.formats.card import model_card
+from prunus.formats.program.files import GRAPH, TENSORS, program_files, read_program
 from prunus.masks.file import LayerMask, packed_masks, read_masks
 from prunus.plan.plan import Plan
 from prunus.proof.inputs import proof_inputs

@@ -17,9 +17,9 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from prunus.errors import ArtifactError, ExportError
-from prunus.export.program.read import to_module
-from prunus.export.program.write import to_document
 from prunus.files.decoding import Malformed, parse_json
+from prunus.formats.program.read import to_module
+from prunus.formats.program.write import to_document
 from prunus.graph.capture import capture
 from prunus.surgery.rewritten import RewrittenModel, as_module
 

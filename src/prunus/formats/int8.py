@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, ExportError
-from prunus.export.onnx import export_onnx, onnx_runtime
-from prunus.export.registry import Exportable, Exported, exporter
 from prunus.files.atomic import StrPath, real_path, refusing, staging, write_bytes, write_new
+from prunus.formats.onnx import export_onnx, onnx_runtime
+from prunus.formats.registry import Exportable, Exported, exporter
 from prunus.masks.activations import grids_of, quantized_inputs
 from prunus.masks.file import LayerMask
 from prunus.runtime.calling import outputs
