@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -11,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
-from prunus.cli.app import main
+import prunus
+from prunus.cli.app import COMMANDS, application, main
 from prunus.cli.former import FORMER, translated
-from prunus.cli.inputs import load_weights
-from prunus.cli.options import target_of
 from prunus.errors import ConfigError
+from prunus.pipeline.inputs import load_weights
+from prunus.pipeline.texts import target_of
 
 MODEL = """
 import torch
@@ -186,6 +190,45 @@ def test_refusals_end_with_status_2(
     shown = " ".join(capsys.readouterr().err.split())
     assert named in shown
     assert "fix:" in shown
+
+
+def test_version_and_help_need_no_torch() -> None:
+    code = "import sys; from prunus.cli import main\ntry: main([{!r}])\nfinally: print('torch' in sys.modules)"
+    for option, shown in (("--version", f"prunus {prunus.__version__}"), ("--help", "compress")):
+        found = subprocess.run([sys.executable, "-c", code.format(option)], capture_output=True, text=True, check=True)
+        assert shown in found.stdout
+        assert found.stdout.splitlines()[-1] == "False"
+
+
+def test_the_help_of_every_command_is_that_of_its_function() -> None:
+    for name, (place, help) in COMMANDS.items():
+        module, _, function = place.partition(":")
+        described = getattr(importlib.import_module(f"prunus.cli.{module}"), function).__doc__
+        assert described.split("\n")[0] == help
+        shown = CliRunner().invoke(application(name), [name, "--help"], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0
+        assert "--json" in shown.output
+        assert "--quiet" in shown.output
+
+
+def test_json_is_all_there_is_on_the_standard_output(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("analyze", f"{script}:net", "--shape", "2,1,8,8", "--json") == 0
+    shown = capsys.readouterr()
+    assert [(g["name"], g["prunable"]) for g in json.loads(shown.out)["groups"]] == [("0", True), ("5", False)]
+    assert "prunable" in shown.err
+    assert run("evaluate", f"{script}:net", "--data", f"{script}:data", "--json", "--quiet") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["num_examples"] == 64
+    assert shown.err == ""
+    assert run("analyze", f"{script}:net", "--json") == 2
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["error"]["where"] == "example inputs"
+    assert "fix:" in shown.err
+
+
+def test_quiet_says_nothing(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("analyze", f"{script}:net", "--shape", "2,1,8,8", "-q") == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

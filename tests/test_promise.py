@@ -15,13 +15,13 @@ from scipy.special import gammaln, xlogy
 from torch import Tensor, nn
 
 import prunus
-from prunus.cli.options import target_of
 from prunus.data.batches import Splits, as_batches
 from prunus.data.datasets import ArrayDataset, DataSource
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.outcomes import losses_of
 from prunus.errors import BudgetError, ConfigError, DataError
 from prunus.pipeline import repairing
+from prunus.pipeline.texts import target_of
 from prunus.plan.bounded import betting_p, rate_p
 from prunus.plan.evidence import Evidence, fewest
 from prunus.plan.paired import paired_p

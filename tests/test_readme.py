@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 import prunus
-from prunus.cli.app import app
+from prunus.cli.app import application
 from prunus.data.registry import DATA_SOURCES
 from prunus.formats import EXPORTERS
 from prunus.graph.registry import RULES
@@ -82,7 +82,7 @@ def test_python_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_commands_of_the_readme_have_the_options_they_show() -> None:
     commands = re.findall(r"^prunus +(\w+) (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     for command, arguments in commands:
-        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}, color=False)
+        shown = CliRunner().invoke(application(command), [command, "--help"], env={"COLUMNS": "200"}, color=False)
         assert shown.exit_code == 0
         assert [o for o in re.findall(r"--[\w-]+", arguments) if o not in shown.output] == []
     assert commands

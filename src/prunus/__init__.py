@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from prunus.pipeline.compress import compress
     from prunus.pipeline.deprecated import fit_masks, sparsify
     from prunus.pipeline.prune import Result, prune
+    from prunus.pipeline.run import run
     from prunus.pipeline.settings import RunSettings
     from prunus.plan.allocation import Allocation, allocate, select
     from prunus.plan.budget import Budget
@@ -90,6 +91,7 @@ __all__ = [
     "register_operation",
     "repair",
     "report",
+    "run",
     "save",
     "save_pretrained",
     "select",

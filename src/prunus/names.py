@@ -49,6 +49,7 @@ PLACES: dict[str, str] = {
     "register_operation": "graph.custom",
     "repair": "refit.repair",
     "report": "reports.html",
+    "run": "pipeline.run",
     "save": "formats.artifact",
     "save_pretrained": "formats.pretrained",
     "select": "plan.allocation",

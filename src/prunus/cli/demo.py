@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
-from prunus.cli.finish import finish
-from prunus.cli.options import DataSpec, Out, Seed, Target, exports_of, run_of, target_of
-from prunus.cli.terminal import say
+from prunus.cli.finish import told
+from prunus.cli.options import DataSpec, Out, Seed, Target
+from prunus.cli.terminal import command, say
 from prunus.data.datasets import size_of
 from prunus.data.sources import load_data
 from prunus.errors import ConfigError
@@ -18,6 +18,8 @@ from prunus.formats.run import check_run_folder
 from prunus.methods.registry import resolve
 from prunus.pipeline.compress import compress
 from prunus.pipeline.demo import LeNet5, train_dense
+from prunus.pipeline.run import exported
+from prunus.pipeline.texts import exports_of, run_of, target_of
 from prunus.plan.request import requested
 from prunus.recovery.config import FinetuneConfig
 
@@ -31,7 +33,7 @@ def demo(
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="of training the dense network")] = 15,
     target: Target = "macs<=50%, params<=20%",
     seed: Seed = 0,
-) -> None:
+) -> dict[str, Any]:
     """Train LeNet-5 on real digits, compress it with Dirichlet pruning, show and save the result."""
     check_run_folder(out)
     chosen, wanted = resolve("dirichlet"), target_of(target)
@@ -54,4 +56,10 @@ def demo(
         seed=seed,
         run=run_of(["modes=eager,compiled,onnx"], exports, say),
     )
-    finish(done, source, exports, origin="prunus.pipeline.demo:lenet5", data_spec=data)
+    if done.saved is not None:
+        done.saved.add_summary({**done.summary, "command": command.get()})
+    failed = exported(done, source, exports, say, origin="prunus.pipeline.demo:lenet5", data_spec=data)
+    told(done)
+    if failed is not None:
+        raise failed
+    return {**done.summary, "directory": str(done.directory)}

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from prunus.cli.inputs import examples, loaded, place_of
 from prunus.cli.options import Examples, ModelSpec, Reads, Shape, Weights
 from prunus.cli.terminal import say
 from prunus.errors import ConfigError
 from prunus.formats.artifact import is_artifact, load_masks
 from prunus.formats.registry import EXPORTERS, Exportable, exporter_for
 from prunus.masks.activations import grids_of
+from prunus.pipeline.inputs import examples, loaded, place_of
 from prunus.plan.plan import Plan
 
 SUFFIXES = sorted({suffix for e in EXPORTERS.values() if (suffix := Path(e.file).suffix)})
@@ -30,7 +30,7 @@ def export(
     load: Reads = None,
     shape: Shape = None,
     weights: Weights = None,
-) -> None:
+) -> dict[str, Any]:
     """Write a model or an artifact as ONNX, as an exported program or in another form, with a free batch size."""
     if form is not None and form not in EXPORTERS:
         raise ConfigError(f"--as {form}", "there is none of that name", f"use one of {', '.join(EXPORTERS)}")
@@ -42,7 +42,7 @@ def export(
     masks = load_masks(spec) if held else {}
     subject = Exportable(
         network,
-        examples(inputs, data, shape, spec, network, load),
+        examples(inputs, data, shape, spec, network, load or ()),
         Plan.load(Path(spec) / "plan.json") if held else None,
         masks,
         tuple(grids_of(masks)),
@@ -50,3 +50,4 @@ def export(
     )
     done = exporter(subject, path)
     say(f"{path}: {done.note}")
+    return {"path": str(path), "error": done.error, "note": done.note}

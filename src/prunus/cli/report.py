@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,8 @@ def report_command(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="HTML file to write; by default RUN/report.html")
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Write the report of a run: one HTML file that needs no network, from the run's folder alone."""
-    say(f"written to {report(run, out)}")
+    path = report(run, out)
+    say(f"written to {path}")
+    return {"path": str(path)}

@@ -75,7 +75,9 @@ def as_text(config: Any) -> list[str]:
 
 
 def _written(value: Any) -> str:
-    return ",".join(map(_written, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(map(_written, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _advice(name: str, allowed: Mapping[str, Field[Any]]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunus.cli.terminal import say
 from prunus.data.datasets import DataSource
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.fitting import check_fits
@@ -22,8 +21,10 @@ from prunus.formats.artifact import is_artifact, load
 from prunus.formats.run import ARTIFACT
 from prunus.methods.settings import configure
 from prunus.models.sources import load_model
+from prunus.pipeline.settings import silent
 from prunus.plan.plan import Plan
 from prunus.proof.inputs import proof_inputs
+from prunus.runtime.progress import Say
 
 
 def place_of(spec: str) -> str:
@@ -49,14 +50,21 @@ def loaded(spec: str, weights: Path | None) -> tuple[nn.Module, Any]:
 
 
 def data_for(
-    spec: str, network: nn.Module, model: str, reads: Sequence[str] | None, seed: int, *, labelled: bool = True
+    spec: str,
+    network: nn.Module,
+    model: str,
+    reads: Sequence[str] = (),
+    seed: int = 0,
+    *,
+    labelled: bool = True,
+    say: Say = silent,
 ) -> DataSource:
     """The data that a command names, as this model takes them; what was found is said.
 
     Raises:
         PruneError: the spec names nothing, a wrong setting, or data that can't be read or don't fit the model.
     """
-    reading = configure(Reading, reads or ())
+    reading = configure(Reading, reads)
     source = load_data(spec, seed=seed, model=model, network=network, labelled=labelled, reading=reading)
     source = source if labelled else replace(source, loss_fn=DenseOutputs())
     check_fits(network, source)
@@ -78,7 +86,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def examples(
-    inputs: Any, data: str | None, shape: str | None, spec: str, network: nn.Module, reads: Sequence[str] | None = None
+    inputs: Any, data: str | None, shape: str | None, spec: str, network: nn.Module, reads: Sequence[str] = ()
 ) -> Any:
     """Example inputs: of a shape, of data, those that came with the model, or those of an artifact's plan.
 
@@ -95,7 +103,7 @@ def examples(
     if reads and data is None:
         raise ConfigError(f"--load {reads[0]}", "it says how data are read, and there are none", "give --data too")
     if data is not None:
-        reading = configure(Reading, reads or ())
+        reading = configure(Reading, reads)
         return load_data(data, model=spec, network=network, labelled=False, reading=reading).example_inputs
     if inputs is not None:
         return inputs
