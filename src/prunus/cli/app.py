@@ -22,14 +22,26 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "compress:compress_command",
         "Compress a trained model, recover its accuracy, prove, measure and save it.",
     ),
+    "plan": (
+        "plan:plan_command",
+        "Say what compress would remove, what that costs and about how long it takes; takes the same options.",
+    ),
     "evaluate": ("evaluate:evaluate_command", "Accuracy and loss of a model or an artifact on the test split."),
     "export": (
         "export:export",
         "Write a model or an artifact as ONNX, as an exported program or in another form, with a free batch size.",
     ),
+    "benchmark": (
+        "benchmark:benchmark_command",
+        "Time two models side by side in interleaved repeats, and say how large they are.",
+    ),
     "report": (
         "report:report_command",
         "Write the report of a run: one HTML file that needs no network, from the run's folder alone.",
+    ),
+    "doctor": (
+        "doctor:doctor",
+        "Say what is installed, whether torch and torchvision fit, and what this machine is good for.",
     ),
     "demo": (
         "demo:demo",
@@ -46,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
         command.set(shlex.join(["prunus", *words]))
-        if words and words[0] in ("compress", "demo"):
+        if words and words[0] in ("compress", "plan", "demo"):
             words[1:] = _translated(words[0], words[1:])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the smaller network is slower", RuntimeWarning)  # it is in the table
@@ -107,4 +119,4 @@ def _translated(name: str, words: list[str]) -> list[str]:
     def told(text: str) -> None:
         errors.print(text, highlight=False, markup=False)
 
-    return translated(words, told, {"compress": FORMER, "demo": OF_DEMO}[name])
+    return translated(words, told, {"compress": FORMER, "plan": FORMER, "demo": OF_DEMO}[name])

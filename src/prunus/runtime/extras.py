@@ -7,6 +7,19 @@ from typing import Any
 
 from prunus.errors import MissingDependencyError
 
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "images": ("pillow",),
+    "tables": ("pyarrow",),
+    "datasets": ("datasets",),
+    "timm": ("timm",),
+    "hf": ("transformers",),
+    "figures": ("matplotlib",),
+    "sparse": ("numba",),
+    "demo": ("mlxtend",),
+}
+"""Extra -> the distributions that it brings itself."""
+
 
 def from_extra(module: str, extra: str, where: str, *, otherwise: str = "") -> Any:
     """A module that comes with an extra of this package.
@@ -25,3 +38,6 @@ def from_extra(module: str, extra: str, where: str, *, otherwise: str = "") -> A
     except ImportError as error:
         fix = f"pip install 'prunus[{extra}]'{otherwise}"
         raise MissingDependencyError(where, f"{module} cannot be imported: {error}", fix) from error
+    except RuntimeError as error:  # what was compiled for another torch
+        fix = "prunus doctor says which versions fit"
+        raise MissingDependencyError(where, f"{module} is installed and cannot be imported: {error}", fix) from error

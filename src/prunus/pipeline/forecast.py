@@ -1,0 +1,241 @@
+"""A look ahead on a few examples: what a run would remove, what that costs, and about how long it takes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunus.data.batches import Splits, as_batches, length_of
+from prunus.data.datasets import DataSource, batches_of, read_by_number
+from prunus.data.evaluation import Evaluation, judged_by
+from prunus.data.fitting import check_fits, learned_by
+from prunus.data.given import source_of
+from prunus.data.losses import main_output
+from prunus.errors import ConfigError
+from prunus.layers.submodules import Ignored
+from prunus.methods.base import MaskMethod, Method, PosteriorMethod, StagedMethod
+from prunus.methods.criteria import Taylor
+from prunus.methods.registry import resolve
+from prunus.pipeline.prune import prune
+from prunus.plan.allocation import Allocation
+from prunus.plan.plan import Plan
+from prunus.plan.request import Allow, Target, requested
+from prunus.recovery.config import FinetuneConfig
+from prunus.refit.config import RepairConfig
+from prunus.runtime.calling import call
+from prunus.runtime.copies import copied
+from prunus.runtime.entry import entry
+from prunus.runtime.precision import to_device
+from prunus.runtime.processes import model_device
+from prunus.runtime.shown import Shown
+
+EXAMPLES = 512
+"""Looked at of the training part, and of the held-out one."""
+BATCH = 64
+TIMED = 3
+"""Training steps of which the fastest counts."""
+TEACHER = 4 / 3
+"""Time of a step with a teacher's forward pass beside forward and backward, against one without."""
+
+
+@dataclass(frozen=True, repr=False)
+class Forecast(Shown):
+    """What was foreseen.
+
+    Attributes:
+        plan: what would stay.
+        dense: the dense network, on the held-out examples that were looked at.
+        cut: the pruned network on the same, repaired if it was to be, before any recovery.
+        looked_by: the method that chose the units here.
+        steps: training steps of learning and recovery together; None where nobody knows how many batches there are.
+        seconds: what they take at the speed of the first ones here; None as for `steps`.
+    """
+
+    plan: Plan
+    dense: Evaluation
+    cut: Evaluation
+    looked_by: str
+    steps: int | None
+    seconds: float | None
+
+    def line(self) -> str:
+        """What stays, and what it was measured to cost."""
+        return f"{self.plan.line()}, {self.dense} -> {self.cut} before recovery"
+
+    def explain(self) -> str:
+        """The plan, the losses and the time."""
+        lines = [self.plan.explain(), f"dense: {self.dense}; cut, before recovery: {self.cut}"]
+        lines.append(f"measured on {self.cut.num_examples} held-out examples, units chosen by {self.looked_by}")
+        if self.seconds is None:
+            lines.append("how long it takes can't be told: nobody knows how many batches there are")
+        else:
+            lines.append(f"learning and recovery: {self.steps:,} training steps, about {spoken(self.seconds)} here")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        plan = {"kept": {g.name: [len(g.kept), g.units] for g in self.plan.groups}, "asked": self.plan.asked}
+        costs = {"before": vars(self.plan.before), "after": vars(self.plan.after), "notes": list(self.plan.notes)}
+        judged = {"dense": asdict(self.dense), "cut": asdict(self.cut), "looked_by": self.looked_by}
+        return {**plan, **costs, **judged, "steps": self.steps, "seconds": self.seconds}
+
+
+@entry(unchanged=True)
+def forecast(
+    model: nn.Module,
+    data: DataSource,
+    *,
+    method: Method | str = "dirichlet",
+    target: Target | None = None,
+    ignored_layers: Sequence[Ignored] = (),
+    allow: Sequence[Allow] = (),
+    allocation: Allocation | None = None,
+    repair: bool | RepairConfig = True,
+    recovery: FinetuneConfig | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    examples: int = EXAMPLES,
+) -> Forecast:
+    """What `compress` would do, from a few examples.
+
+    A method that learns is replaced by one that only looks: of units by `taylor`, of masks by the largest weights. So
+    which units go is a stand-in; how many, what they cost, and that the target can be met, is not.
+
+    Args:
+        model: as for `compress`, as are all but:
+        data: as for `compress`.
+        method: as for `compress`.
+        target: as for `compress`; no promise, which only testing can keep.
+        ignored_layers: as for `compress`.
+        allow: as for `compress`.
+        allocation: as for `compress`.
+        repair: as for `compress`.
+        recovery: as for `compress`.
+        seed: as for `compress`.
+        batch_size: of the learning.
+        examples: looked at of each part.
+
+    Raises:
+        ConfigError: a promise, or a method that decides by itself how much goes, without a target.
+        PruneError: what `prune` refuses.
+    """
+    chosen, data = resolve(method), source_of(data, model)
+    asked = requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
+    if asked.promise is not None:
+        what = "how much a promise lets go is found by testing alone"
+        raise ConfigError(f"target {asked.promise.text!r}", what, "give a budget for a plan, such as 'macs<=50%'")
+    look = stand_in(chosen)
+    if target is None and not look.decides:
+        what = f"how much goes is what {chosen.name!r} finds out while it learns"
+        raise ConfigError("target", what, "give one for a plan, such as 'macs<=50%'")
+    check_fits(model, data)
+    size = batch_size or BATCH
+    number = math.ceil(examples / size)
+    few = list(itertools.islice(data.batches(size, seed=seed), number))
+    held_out = list(itertools.islice(batches_of(data.validation, size, workers=data.workers), number))
+    result = prune(
+        model,
+        data.example_inputs,
+        method=look,
+        target=target,
+        data=Splits(few, held_out),
+        loss_fn=learned_by(data),
+        ignored_layers=ignored_layers,
+        allow=allow,
+        allocation=allocation,
+        repair=repair,
+        seed=seed,
+        progress=False,
+    )
+    judge = judged_by(data, model)
+    steps = _steps(chosen, data, size, recovery, len(result.plan.groups))
+    seconds = None if steps is None else _seconds_of_a_step(model, few) * (steps[0] + TEACHER * steps[1])
+    return Forecast(
+        result.plan,
+        judge(model, held_out),
+        judge(result.model, held_out),
+        look.name if look is chosen else f"{look.name} in place of {chosen.name}",
+        None if steps is None else sum(steps),
+        seconds,
+    )
+
+
+@singledispatch
+def stand_in(method: Method) -> Method:
+    """A method that looks where the given one learns."""
+    return method
+
+
+@stand_in.register
+def _of_units(method: PosteriorMethod) -> Method:
+    return Taylor()
+
+
+@stand_in.register
+def _of_weights(method: MaskMethod) -> Method:
+    return replace(method, epochs=0, tune_epochs=0)  # type: ignore[type-var, call-arg]
+
+
+@singledispatch
+def learning_steps(method: Method, batches: int, groups: int) -> int:
+    """Training steps that a method takes."""
+    return batches if method.needs_data else 0
+
+
+@learning_steps.register
+def _posterior(method: PosteriorMethod, batches: int, groups: int) -> int:
+    return max(method.epochs * batches, method.min_steps)
+
+
+@learning_steps.register
+def _stages(method: StagedMethod, batches: int, groups: int) -> int:
+    stages = 1 if method.simultaneous else groups
+    return stages * (max(method.epochs * batches, method.min_steps) + method.tune_epochs * batches)
+
+
+@learning_steps.register
+def _masks(method: MaskMethod, batches: int, groups: int) -> int:
+    return (method.epochs + method.tune_epochs) * batches
+
+
+def _steps(
+    method: Method, data: DataSource, size: int, recovery: FinetuneConfig | None, groups: int
+) -> tuple[int, int] | None:
+    """Of learning, and of recovery in batches of the learning's size."""
+    length = length_of(data.train)
+    if length is None:
+        return None
+    batches = math.ceil(length / size) if read_by_number(data.train) else length
+    learned = learning_steps(method, batches, groups)
+    return learned, 0 if recovery is None else recovery.steps(batches)
+
+
+def _seconds_of_a_step(model: nn.Module, batches: Sequence[Any]) -> float:
+    """Forward and backward pass of a copy on the first batch; the optimiser's share is small."""
+    network = copied(model).requires_grad_(True)
+    inputs, _ = to_device(as_batches(batches, model).first(), model_device(model))
+    taken = []
+    for _ in range(TIMED):
+        began = time.perf_counter()
+        with torch.enable_grad():
+            main_output(call(network, inputs)).float().square().mean().backward()
+        if model_device(model).type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def spoken(seconds: float) -> str:
+    """A time in the unit that people would say it in."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds" if seconds >= 2 else f"{seconds:.1f} seconds"
