@@ -62,6 +62,17 @@ def test_tables(tmp_path: Path, kind: str) -> None:
             load_data(f"{kind}:{tmp_path / name}.{kind}")
 
 
+def test_without_labels_every_column_is_read_but_a_named_one(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    x = numbers()
+    rows = sorted(map(tuple, x.tolist()))
+    for last in ({}, {"label": ["cat", "ant"] * (ROWS // 2)}):
+        spec = write_table(tmp_path, "parquet", a=x[:, 0], b=x[:, 1], c=x[:, 2], **last)
+        data = load_data(spec, labelled=False)
+        assert sorted(tuple(r.tolist()) for part in (data.train, data.validation, data.test) for r, _ in part) == rows
+        assert data.num_classes == 0
+
+
 def test_rows_with_nothing_in_them_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     spec = write_table(tmp_path, "parquet", a=[1.0, None] * 10, label=[0, 1] * 10)

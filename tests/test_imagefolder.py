@@ -92,6 +92,13 @@ def test_folders_of_parts(tmp_path: Path) -> None:
     assert data.test.path(0) == tmp_path / "two/val/ant/00.png"
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    gallery(tmp_path, names=("bus", "test", "train"))
+    data = load_data(f"imagefolder:{tmp_path}")
+    assert data.classes == ("bus", "test", "train")
+    assert len(data.train) + len(data.validation) + len(data.test) == 30
+
+
 def test_what_is_drawn_depends_on_no_worker_and_no_process(tmp_path: Path) -> None:
     gallery(tmp_path)
     data = load_data(f"imagefolder:{tmp_path}", validation=2, reading=Reading(augment=("crop", "mirror"), test=2))

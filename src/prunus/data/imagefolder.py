@@ -31,6 +31,7 @@ def imagefolder(folder: str, asked: DataRequest) -> DataSource:
 
     With train/, val/ and test/ each is what it is called; with train/ and one of the others that one is the test, and
     validation is cut from train/, so that nothing is chosen on what the last number is of; one folder is cut in three.
+    A folder of such a name that stands among others and has no folders itself is a class.
 
     Raises:
         DataError: there is no such folder, no class, or a class without a picture, or one that train/ does not have.
@@ -42,7 +43,7 @@ def imagefolder(folder: str, asked: DataRequest) -> DataSource:
     if not root.is_dir():
         raise DataError(where, f"there is no folder {root}", "give a folder of pictures")
     suffixes = frozenset(s for s, kind in image.registered_extensions().items() if kind in image.OPEN)
-    parts = _parts(root, where)
+    parts = _parts(root, where, asked.labelled)
     classes = _classes(parts[0], where) if asked.labelled else ()
     found = [_files(part, root, classes, suffixes, where) for part in parts]
     made, augment = preparation_of(asked, sizes_of(root, found[0][0], image), where)
@@ -59,9 +60,11 @@ def imagefolder(folder: str, asked: DataRequest) -> DataSource:
     )  # fmt: skip
 
 
-def _parts(root: Path, where: str) -> list[Path]:
+def _parts(root: Path, where: str, labelled: bool) -> list[Path]:
     """The folders of the parts there are, training first; the root alone if it is one piece."""
-    inside = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
+    inside = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    if labelled and set(inside) - {*TRAIN, *VALIDATION, *TEST}:
+        inside = {name: p for name, p in inside.items() if any(q.is_dir() for q in p.iterdir())}
     found = [next((inside[n] for n in names if n in inside), None) for names in (TRAIN, VALIDATION, TEST)]
     if found[0] is None and any(found):
         there = ", ".join(p.name for p in found if p is not None)

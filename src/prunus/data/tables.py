@@ -17,7 +17,8 @@ from prunus.errors import ConfigError, DataError, first_line
 from prunus.runtime.extras import from_extra
 
 TARGETS = ("label", "labels", "target", "targets", "class", "y")
-"""Columns that are predicted if nobody says which; without any of them it is the last one."""
+"""Columns that are predicted if nobody says which; without any of them it is the last one, or where no label is to be
+looked at none."""
 
 
 @data_source("csv", form="csv:FILE", help="a table with a header; --load target=COLUMN is predicted", reads=TABLES)
@@ -51,7 +52,7 @@ def table_source(parts: Sequence[Any], name: str, where: str, asked: DataRequest
     training, validation and test.
 
     A target of texts or truth values is a class by its place in their order, one of whole numbers as it is; others are
-    float32 [N, 1], judged by the squared error.
+    float32 [N, 1], judged by the squared error. Without labels a column that names itself one is left out.
 
     Raises:
         ConfigError: no such column, or an impossible split.
@@ -59,21 +60,25 @@ def table_source(parts: Sequence[Any], name: str, where: str, asked: DataRequest
     """
     reading, table = asked.reading, _together(parts, where)
     names = list(table.column_names)
-    target = reading.target or next((t for t in TARGETS if t in names), names[-1])
+    target = reading.target or next((t for t in TARGETS if t in names), names[-1] if asked.labelled else None)
     columns = list(reading.columns) or [n for n in names if n != target]
-    missing = [n for n in (target, *columns) if n not in names]
+    missing = [n for n in (*filter(None, [target]), *columns) if n not in names]
     if missing:
         raise ConfigError(where, f"there is no column {', '.join(missing)}", f"use some of {', '.join(names)}")
     inputs = torch.stack([_numbers(table[n], n, where) for n in columns], 1)
-    labels, classes = _targets(table[target], target, where, reading.loss)
+    labels, classes, judged = torch.zeros(len(inputs), dtype=torch.int64, device="cpu"), tuple[str, ...](), "no labels"
+    if target is not None and asked.labelled:
+        labels, classes = _targets(table[target], target, where, reading.loss)
+        kind = "a number" if labels.is_floating_point() else f"{len(classes) or int(labels.max()) + 1} classes"
+        judged = f"{target} ({kind})"
     loss: Callable[..., Tensor] = nn.MSELoss() if labels.is_floating_point() else cross_entropy
     whole = ArrayDataset(inputs, labels, reading.mean or (0.0,), reading.std or (1.0,))
     kinds = torch.zeros(len(labels), dtype=torch.int64, device="cpu") if labels.is_floating_point() else labels
     train, validation, test = (whole.subset(indices) for indices in _cut(kinds, parts, asked))
     counts = " + ".join(f"{len(part):,}" for part in (train, validation, test))
-    judged = f"{len(classes) or int(labels.max()) + 1} classes" if not labels.is_floating_point() else "a number"
-    told = f"{name}: {counts} rows to train, validate, test; {target} ({judged}) from {len(columns)} columns"
-    number = 0 if labels.is_floating_point() else len(classes) or int(labels.max()) + 1
+    told = f"{name}: {counts} rows to train, validate, test; {judged} from {len(columns)} columns"
+    without = labels.is_floating_point() or not asked.labelled
+    number = 0 if without else len(classes) or int(labels.max()) + 1
     return DataSource(name, train, validation, test, number, loss_fn=loss, classes=classes, told=told)
 
 
