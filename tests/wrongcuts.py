@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import prunus.proof.apply
 from prunus.errors import SurgeryError
 from prunus.graph.grouping import Graph
-from prunus.plan.plan import Plan, TensorEdit
+from prunus.plan.edits import TensorEdit
+from prunus.plan.plan import Plan
 from prunus.proof.apply import apply_and_verify_
 from prunus.proof.comparison import compare, named_tensors
 from prunus.proof.observation import double

@@ -41,6 +41,7 @@ from prunus.surgery.configuration import keep_configuration_true_
 from prunus.surgery.cut import check_plan, cut_
 from prunus.surgery.rewrite import rewrite
 from prunus.surgery.rewritten import RewrittenModel
+from prunus.surgery.shallower import shorten_
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -204,6 +205,7 @@ def load(directory: StrPath, factory: Callable[[], nn.Module] | None = None) -> 
             model = rewrite(model, plan, proof_inputs(plan, None, model)[0])
         else:
             cut_(model, plan)
+            shorten_(model, plan.removal)
     except PruneError as error:
         raise ArtifactError(
             str(folder),

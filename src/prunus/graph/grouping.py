@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.utils._pytree import tree_leaves_with_path
 
 from prunus.graph.engine import Engine, Result, source_line
@@ -27,6 +29,8 @@ from prunus.graph.notes import Call
 from prunus.graph.readings import Reading, gated_at_input, readings
 from prunus.graph.rows import equal_rows, filled_rows, tie_groups, tie_unlike_slices, unshared_rows
 from prunus.graph.summed import Sites, sites_of
+from prunus.graph.units.blocks import find_blocks
+from prunus.graph.units.removal import Blocks
 from prunus.graph.unlisted import Unlisted, unlisted_layers
 from prunus.graph.writers import judged_by, with_computed
 from prunus.runtime.precision import dtype_name
@@ -55,6 +59,7 @@ class Graph(Shown):
         norms: weights that are directions and lengths (weight norm).
         unlisted: layers that no group tells of, and why.
         selections: operations that select units by an index that is known before anything runs.
+        blocks: what lies on one side of a residual sum.
     """
 
     program: ExportedProgram
@@ -74,6 +79,7 @@ class Graph(Shown):
     norms: tuple[Norm, ...] = ()
     unlisted: tuple[Unlisted, ...] = ()
     selections: dict[fx.Node, Selection] = field(default_factory=dict, repr=False)
+    blocks: Blocks = field(default_factory=Blocks, repr=False)
 
     def groups(self, *, locked: bool = False, inexact: bool = False) -> tuple[ChannelGroup, ...]:
         """The prunable groups in data-flow order; with `locked`, all; with `inexact`, inexact ones too."""
@@ -112,6 +118,8 @@ class Graph(Shown):
                 reason = group.locked
                 lines.append(f"locked    {group.name}: {group.units} units{rows}; {reason}  [{group.source}]")
         lines += map(str, self.unlisted)
+        for block in self.blocks.units:
+            lines.append(f"{'locked   ' if block.locked else 'if asked '} {block}  [{block.source}]")
         lines.append(self.line().partition(", ")[2])
         return "\n".join(lines)
 
@@ -162,7 +170,23 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
         norms=tuple(dict.fromkeys(engine.norms)),
         selections=engine.selections,
         unlisted=unlisted_layers(engine, program, model, groups, roots, found.reasons),
+        blocks=_blocks(program, model, aliases, groups),
     )
+
+
+def _blocks(
+    program: ExportedProgram, model: nn.Module, aliases: dict[str, str], groups: Sequence[ChannelGroup]
+) -> Blocks:
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    stored = {
+        node: aliases.get(specs[node.name].target, specs[node.name].target)
+        for node in program.graph.nodes
+        if node.op == "placeholder" and specs[node.name].kind in (InputKind.PARAMETER, InputKind.BUFFER)
+    }
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    units, flow = find_blocks(program.graph, stored, modules, {g.name for g in groups})
+    tensors = frozenset(aliases.values())
+    return Blocks(units, flow, tensors) if units else Blocks()
 
 
 def _contraction(call: Call, roots: IntArray) -> Contraction:

@@ -18,6 +18,7 @@ from prunus.graph.free import settle
 from prunus.graph.grouping import Graph, build_graph
 from prunus.graph.labels import Value, along
 from prunus.graph.registry import RULES
+from prunus.graph.resultforms import results_of
 from prunus.graph.rules.creation import create, unknown
 from prunus.graph.rules.elementwise import pointwise
 from prunus.graph.rules.selecting import tie_selections
@@ -64,7 +65,11 @@ def trace(
     program = capture(
         model, example_inputs, dynamic_batch=dynamic_batch, follow_branches=follow_branches, free_sizes=free_sizes
     )
-    return replace(analyse(program, model, strict=strict), followed=follow_branches)
+    graph = replace(analyse(program, model, strict=strict), followed=follow_branches)
+    if graph.blocks.flow is None:
+        return graph
+    results = results_of(model, example_inputs, graph.blocks.flow.calls.inside)
+    return replace(graph, blocks=replace(graph.blocks, results=results))
 
 
 def analyse(program: ExportedProgram, model: nn.Module, *, strict: bool = False) -> Graph:

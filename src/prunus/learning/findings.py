@@ -28,6 +28,14 @@ class Findings(OldNames):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Depth:
+    """A network without some of its blocks, and its loss; nothing else of it is smaller."""
+
+    blocks: tuple[str, ...]
+    loss: float
+
+
 @dataclass(frozen=True, repr=False)
 class Scores(Findings):
     """What a method found about units.
@@ -43,6 +51,7 @@ class Scores(Findings):
         replicas: group name -> scores that a learning anew, from other data of the same size and another seed, might
             have given, fp32 [2 R, K], in pairs that lie on both sides of `values`, as far from them as one learning
             lies from the mean of many; empty where nothing was learned.
+        depths: the network with ever fewer blocks, the whole one first; empty where no block may go.
     """
 
     values: Mapping[str, Tensor]
@@ -53,6 +62,7 @@ class Scores(Findings):
     measured: Mapping[str, Tensor] = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     replicas: Mapping[str, Tensor] = field(default_factory=dict)
+    depths: tuple[Depth, ...] = ()
 
     def line(self) -> str:
         """By which method, of how many groups."""

@@ -23,6 +23,8 @@ from prunus.gates.frozen import frozen
 from prunus.gates.gate import GateSet, attach
 from prunus.graph.groups import ChannelGroup
 from prunus.plan.allocation import select
+from prunus.plan.plan import Plan
+from prunus.proof.masked import masked
 from prunus.runtime.precision import ROUNDING, Precision
 from prunus.runtime.progress import progress_bar
 from prunus.runtime.seeds import seeded
@@ -109,6 +111,14 @@ def masked_loss(
     """
     with attach(model, groups) as gates, frozen(model):
         return _loss(model, gates, kept, batches, loss_fn, precision)
+
+
+def plan_loss(
+    model: nn.Module, plan: Plan, batches: Sequence[Batch], loss_fn: LossFunction, *, precision: Precision = "auto"
+) -> float:
+    """Mean loss of the network masked as a plan says, blocks among it; otherwise as `masked_loss`."""
+    with masked(model, plan), frozen(model):
+        return standing_loss(model, batches, loss_fn, precision, "batch")
 
 
 def first_batches(loader: Iterable[Any], seed: int, count: int = BATCHES) -> list[Batch]:

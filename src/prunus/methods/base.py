@@ -228,6 +228,7 @@ class StagedMethod(PosteriorMethod):
     """
 
     targets: ClassVar[tuple[Kind, ...]] = ("budget", "ratio", "counts")
+    allows: ClassVar[tuple[Allow, ...]] = tuple(a for a in ALLOW if a != "blocks")
     decides: ClassVar[bool] = True
     in_stages: ClassVar[bool] = True
     renamed: ClassVar[Mapping[str, str]] = {**PosteriorMethod.renamed, "kappa": "beta"}

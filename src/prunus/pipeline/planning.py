@@ -13,14 +13,17 @@ from prunus.data.taught import taught
 from prunus.errors import ConfigError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
+from prunus.graph.shallower import without_blocks
 from prunus.layers.submodules import Ignored, matching
 from prunus.learning.findings import Scores
 from prunus.learning.fit import fit, score_units
 from prunus.learning.measured import first_batches, masked_loss, measured_scores
 from prunus.learning.problem import Learning, Problem, needed
 from prunus.methods.base import Method
-from prunus.plan.allocation import Allocation, Scope, allocate, select
+from prunus.plan.allocation import Allocation, allocate, select
 from prunus.plan.budget import Budget
+from prunus.plan.cost import CostModel
+from prunus.plan.edits import checked_blocks
 from prunus.plan.keeping import keep_probability
 from prunus.plan.plan import Plan
 from prunus.plan.request import remarks
@@ -38,6 +41,29 @@ def planned(
 ) -> tuple[Plan, Scores]:
     """The plan asked for; for the scope `auto` the best of several, see `prune`."""
     request, model = problem.request, problem.model
+    asked, scores = scored(problem, groups, method, prepared)
+    plans = [
+        make_plan(
+            problem.graph, groups, scores, budget=request.budget, pruning_ratio=request.ratio,
+            kept_counts=request.counts, allocation=way, seed=problem.seed,
+        )
+        for way in ways(asked, scores, prepared)
+    ]  # fmt: skip
+    if len(plans) == 1:
+        return plans[0], scores
+    if prepared is not None:
+        return prepared.best(plans, problem.progress), scores
+    loader, loss_fn = problem.learned_from()
+    few = first_batches(loader, problem.seed)  # type: ignore[arg-type]
+    losses = [masked_loss(model, groups, plan.kept, few, loss_fn) for plan in plans]  # type: ignore[arg-type]
+    return plans[lower(losses[1], than=losses[0])], scores
+
+
+def scored(
+    problem: Problem, groups: list[ChannelGroup], method: Method, prepared: Prepared | None
+) -> tuple[Allocation, Scores]:
+    """The allocation as far as it is settled, and the scores that it asks for."""
+    request, model = problem.request, problem.model
     loader, loss_fn = problem.learned_from()
     asked = request.allocation
     several = request.counts is None and len(groups) > 1
@@ -45,30 +71,23 @@ def planned(
         asked = replace(asked, scope="global")
     if asked.scope == "auto" and prepared is not None and asked.cost_exponent is not None:
         asked = replace(asked, scope="global")
-    tried = prepared if asked.scope == "auto" else None
     measured = request.counts is None and (asked.scope == "measured" or (asked.scope == "auto" and loss_fn is not None))
     scores = problem.scores or score(
         model, groups, method, loader, loss_fn, seed=problem.seed, progress=problem.progress, measured=measured
     )
+    return asked, scores
 
-    def plan_of(scope: Scope, exponent: float | None = None) -> Plan:
-        return make_plan(
-            problem.graph, groups, scores, budget=request.budget, pruning_ratio=request.ratio,
-            kept_counts=request.counts, allocation=replace(asked, scope=scope, cost_exponent=exponent),
-            seed=problem.seed,
-        )  # fmt: skip
 
-    if tried is not None:
-        exponents = sorted({*EXPONENTS, scores.cost_exponent})
-        plans = [*(plan_of("global", e) for e in exponents), plan_of("uniform")]
-        plans += [plan_of("measured")] if scores.measured else []
-        return tried.best(plans, problem.progress), scores
+def ways(asked: Allocation, scores: Scores, prepared: Prepared | None) -> list[Allocation]:
+    """The allocations to choose from: one, unless the scope is `auto`."""
     if asked.scope != "auto":
-        return plan_of(asked.scope, asked.cost_exponent), scores
-    few = first_batches(loader, problem.seed)  # type: ignore[arg-type]
-    plans = [plan_of("global", asked.cost_exponent), plan_of("measured")]
-    losses = [masked_loss(model, groups, plan.kept, few, loss_fn) for plan in plans]  # type: ignore[arg-type]
-    return plans[lower(losses[1], than=losses[0])], scores
+        return [asked]
+    measured = [replace(asked, scope="measured", cost_exponent=None)]
+    if prepared is None:
+        return [replace(asked, scope="global"), *measured]
+    exponents = sorted({*EXPONENTS, scores.cost_exponent})
+    found = [replace(asked, scope="global", cost_exponent=e) for e in exponents]
+    return [*found, replace(asked, scope="uniform", cost_exponent=None), *(measured if scores.measured else [])]
 
 
 @entry()
@@ -109,11 +128,19 @@ def make_plan(
     kept_counts: Mapping[str, int] | None = None,
     allocation: Allocation | None = None,
     seed: int = 0,
+    blocks: Sequence[str] = (),
 ) -> Plan:
-    """Decide what stays, from scores and a budget, a ratio or counts by hand."""
+    """Decide what stays, from scores and a budget, a ratio or counts by hand; `blocks` go first."""
+    by_hand = kept_counts or {}
+    blocks = [*blocks, *(n for n, count in by_hand.items() if graph.blocks.find(n) and not count)]
+    whole, graph = graph, without_blocks(graph, checked_blocks(graph, blocks))
+    if blocks:
+        groups = [graph.group(g.name) for g in groups if graph.group(g.name).locked is None]
     if kept_counts is not None:
-        counts = dict(kept_counts)
+        counts = {n: count for n, count in kept_counts.items() if not graph.blocks.find(n)}
         asked = "counts by hand"
+    elif not groups:
+        counts, asked = {}, budget.text if budget is not None else ""
     else:
         settings = allocation or Allocation()
         if settings.cost_exponent is None and settings.scope in ("auto", "global"):
@@ -121,8 +148,9 @@ def make_plan(
         if settings.scope == "measured" and not scores.measured:
             raise ConfigError("scope 'measured'", "these scores hold no measured losses", "score with measured=True")
         values = scores.measured if settings.scope == "measured" else scores.values
+        bounds = budget if budget is None or not blocks else budget.absolute(CostModel(whole).dense())
         counts = allocate(
-            graph, groups, values, budget=budget, pruning_ratio=pruning_ratio, allocation=settings, seed=seed
+            graph, groups, values, budget=bounds, pruning_ratio=pruning_ratio, allocation=settings, seed=seed
         )  # fmt: skip
         asked = budget.text if budget is not None else f"pruning_ratio={pruning_ratio}"
         asked += "" if settings.scope in ("auto", "global") else f", {settings.scope}"
@@ -135,7 +163,8 @@ def make_plan(
         for name, values in scores.values.items()
         if (name in scores.replicas or name in scores.posteriors) and counts.get(name, len(values)) < len(values)
     }
-    plan = Plan.from_kept(graph, kept, keep_probability=probability, method=scores.method, asked=asked)
+    kept |= dict.fromkeys(blocks, ())
+    plan = Plan.from_kept(whole, kept, keep_probability=probability, method=scores.method, asked=asked)
     return plan.with_notes(*remarks(plan, groups, scores.values, budget=budget, pruning_ratio=pruning_ratio))
 
 

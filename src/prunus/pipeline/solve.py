@@ -19,6 +19,7 @@ from prunus.learning.stages import prune_in_stages
 from prunus.learning.strength import worth_of, worth_told
 from prunus.masks.filters import plan_of_filters
 from prunus.methods.base import GradientCriterion, MaskMethod, Method, PosteriorMethod, StagedMethod, WeightCriterion
+from prunus.pipeline.depth import open_blocks, planned_with_blocks
 from prunus.pipeline.planning import make_plan, planned, prunable_groups, score
 from prunus.pipeline.repairing import prepare, repaired
 from prunus.plan.plan import Plan
@@ -95,9 +96,13 @@ def solve(method: Method, problem: Problem) -> Result:
 def _at_once(method: Method, problem: Problem) -> Result:
     """Score all units, plan, cut, prove."""
     groups, kind = _open_groups(problem)
-    check(problem.request, problem.graph, groups)
+    blocks = open_blocks(problem)
+    check(problem.request, problem.graph, groups, blocks)
     prepared, unprepared = prepare(problem)
-    plan, scores = planned(problem, groups, method, prepared)
+    if blocks and problem.request.budget is not None:
+        plan, scores = planned_with_blocks(problem, groups, method, prepared, blocks)
+    else:
+        plan, scores = planned(problem, groups, method, prepared)
     if kind.equal:
         counts = equalised({g.name: len(g.kept) for g in plan.groups}, kind.equal)
         alike = make_plan(problem.graph, groups, scores, kept_counts=counts, seed=problem.seed)

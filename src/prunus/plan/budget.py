@@ -87,6 +87,10 @@ class Budget:
             raise BudgetError(f"budget {text!r}", "it names no bound", "write for example macs<=50%, params<=20%")
         return cls(tuple(limits), text)
 
+    def absolute(self, dense: Cost) -> Budget:
+        """The same bounds in absolute units."""
+        return Budget(tuple(Limit(x.resource, x.bound(dense), relative=False) for x in self.limits), self.text)
+
     def excess(self, cost: Cost, dense: Cost) -> float:
         """Largest ratio of a cost to its bound; at most 1 if the budget is met."""
         return max(limit.of(cost) / limit.bound(dense) for limit in self.limits)

@@ -49,11 +49,17 @@ def _check(plan: Any) -> None:
     for group in plan.groups:
         where = f"group {group.name!r}"
         _positions(group.kept, group.units, f"{where}: kept")
-        if not group.kept:
+        if not group.kept and not (group.block and group.units == 1):
             raise Malformed(f"{where} keeps nothing")
         chances = group.keep_probability
         if chances is not None and (len(chances) != group.units or not all(0 <= p <= 1 for p in chances)):
             raise Malformed(f"{where} has no {group.units} keep probabilities between 0 and 1")
+    if bool(plan.removal.gates) != any(g.block and not g.kept for g in plan.groups):
+        raise Malformed("blocks go without modules, or modules without blocks")
+    if any(not name for name in (*plan.removal.gates, *(s.module for s in plan.removal.stand_ins))):
+        raise Malformed("the whole model is said to be a block")
+    if any(not 0 <= s.results < 1024 for s in plan.removal.stand_ins):
+        raise Malformed("a module is said to have no results, or too many")
     if len({g.name for g in plan.groups}) != len(plan.groups):
         raise Malformed("a group is decided twice")
     for name, edit in plan.tensors.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,11 +13,14 @@ from prunus.errors import PlanError
 from prunus.files.atomic import StrPath, write_text
 from prunus.files.decoding import Malformed
 from prunus.graph.grouping import Graph
-from prunus.graph.groups import ChannelGroup, ExampleInput, Norm, Slot
+from prunus.graph.groups import ExampleInput, Norm
+from prunus.graph.shallower import without_blocks
+from prunus.graph.units.removal import Removal
 from prunus.plan import file as planfile
 from prunus.plan.cost import Cost, CostModel
+from prunus.plan.edits import MaskedInput, TensorEdit, checked_blocks, edits_of, masked_inputs
 from prunus.plan.keeping import UNDECIDED, undecided_in_words
-from prunus.plan.kept import checked_units, selecting_buffers
+from prunus.plan.kept import checked_units
 from prunus.plan.resources import described
 from prunus.runtime.shown import Shown
 
@@ -37,6 +39,7 @@ class GroupPlan:
         macs_saved: MACs per example saved if only this group were pruned.
         heads_of: the layer that makes the heads, if the units are heads.
         inside_heads: the units are dimensions inside heads.
+        block: it is a block, whose one unit stays or goes.
     """
 
     name: str
@@ -46,55 +49,13 @@ class GroupPlan:
     macs_saved: int = 0
     heads_of: str | None = None
     inside_heads: bool = False
+    block: bool = False
 
     @property
     def undecided(self) -> tuple[int, ...]:
         """Units whose keep probability lies between 5 % and 95 %."""
         low, high = UNDECIDED
         return tuple(i for i, p in enumerate(self.keep_probability or ()) if low < p < high)
-
-
-@dataclass(frozen=True)
-class TensorEdit:
-    """How one parameter or buffer is cut: kept positions per dimension.
-
-    Attributes:
-        shape: shape before.
-        keep: dimension -> kept positions, ascending.
-        columns: for the weight of a grouped convolution, the kept input positions of each group.
-        values: for a buffer that selects units by index, what it holds then: positions among those that stay.
-    """
-
-    shape: tuple[int, ...]
-    keep: Mapping[int, tuple[int, ...]]
-    columns: tuple[tuple[int, ...], ...] | None = None
-    values: tuple[int, ...] | None = None
-
-    def only(self, dim: int) -> bool:
-        """True if nothing is cut along another dimension than `dim`."""
-        return self.columns is None and self.values is None and set(self.keep) <= {dim}
-
-
-@dataclass(frozen=True)
-class MaskedInput:
-    """A reader's input positions that the plan removes: masking them must equal removal (the proof).
-
-    With `output` they are positions of the module's output, among those `of` one side of a product of activations
-    that sums over them (queries or keys; none if a norm takes their length); `axis` is the dimension of the module's
-    weight that writes them. With
-    `product` they are those of an activation in a product that is no module's: the how many-th, in a forward pass, with
-    something made of the tensor `stored`.
-    """
-
-    module: str
-    dim: int
-    size: int
-    removed: tuple[int, ...]
-    output: bool = False
-    of: tuple[int, ...] = ()
-    axis: int = 0
-    product: int = -1
-    stored: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +111,7 @@ class Plan(Shown):
         followed: branches on data went the way of the example inputs, on which alone it can be proven.
         patterns: patterns inside weights; they set zeros and remove nothing.
         norms: weight norms that lose inputs: their lengths change so that what stays of the weight is as it was.
+        removal: what goes with blocks.
 
     Example:
         >>> graph = prunus.trace(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8))
@@ -172,6 +134,7 @@ class Plan(Shown):
     followed: bool = False
     patterns: tuple[WeightPattern, ...] = ()
     norms: tuple[Norm, ...] = ()
+    removal: Removal = field(default=Removal())
 
     @classmethod
     def from_kept(
@@ -188,7 +151,7 @@ class Plan(Shown):
 
         Args:
             graph: the analysed model.
-            kept: group name -> indices that stay (any order).
+            kept: group name -> indices that stay (any order); of a block none, `()`.
             keep_probability: group name -> probability of each unit to be among the kept.
             method: what scored the units, for the record.
             asked: the budget, for the record.
@@ -197,12 +160,17 @@ class Plan(Shown):
         Raises:
             PlanError: an unknown or locked group; indices out of range or doubled; unequal rows; nothing kept.
         """
-        decided = {name: checked_units(graph, name, indices) for name, indices in kept.items()}
+        blocks = [name for name, indices in kept.items() if graph.blocks.find(name) and not len(indices)]
+        left = without_blocks(graph, checked_blocks(graph, blocks))
+        decided = {name: checked_units(left, name, i) for name, i in kept.items() if not graph.blocks.find(name)}
         decided = {n: k for n, k in decided.items() if len(k) < graph.group(n).units}
-        costs = CostModel(graph)
-        dense = costs.dense()
+        dense = CostModel(graph).dense()
+        costs = CostModel(left)
+        groups = [
+            GroupPlan(b, 1, (), None, dense.macs - CostModel(without_blocks(graph, [b])).dense().macs, block=True)
+            for b in blocks
+        ]
         probabilities = keep_probability or {}
-        groups = []
         for group in graph.channel_groups:
             if group.name not in kept:
                 continue
@@ -211,14 +179,14 @@ class Plan(Shown):
             alone = costs.at(costs.counts({group.name: len(units)}))
             shares = None if probability is None else tuple(round(float(p), 4) for p in probability)
             groups.append(GroupPlan(
-                group.name, group.units, tuple(units.tolist()), shares, dense.macs - alone.macs,
+                group.name, group.units, tuple(units.tolist()), shares, costs.dense().macs - alone.macs,
                 group.heads_of, group.inside_heads,
             ))  # fmt: skip
-        tensors = _edits(graph, decided)
+        tensors = edits_of(left, decided)
         return cls(
             groups=tuple(groups),
             tensors=tensors,
-            masked=_masked(graph, decided),
+            masked=masked_inputs(left, decided),
             before=dense,
             after=costs.of(decided),
             model=graph.model,
@@ -228,8 +196,14 @@ class Plan(Shown):
             exact=all(graph.group(n).exact for n in decided),
             notes=tuple(dict.fromkeys((*notes, *((FOLLOWED,) if graph.followed else ())))),
             followed=graph.followed,
-            norms=tuple(n for n in graph.norms if n.tensor in tensors and not tensors[n.tensor].only(n.dim)),
+            removal=graph.blocks.removal(blocks),
+            norms=tuple(n for n in left.norms if n.tensor in tensors and not tensors[n.tensor].only(n.dim)),
         )
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Blocks that go."""
+        return tuple(g.name for g in self.groups if g.block and not g.kept)
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -318,58 +292,3 @@ class Plan(Shown):
     def with_notes(self, *notes: str) -> Plan:
         """The same plan with further remarks."""
         return replace(self, notes=(*self.notes, *notes))
-
-
-def _edits(graph: Graph, kept: Mapping[str, Any]) -> dict[str, TensorEdit]:
-    removed_from: dict[str, list[tuple[Slot, Any]]] = {}
-    for name, units in kept.items():
-        group = graph.group(name)
-        gone = ~np.isin(np.arange(group.units), units)
-        for slot in group.slots:
-            hit = np.where(slot.plane >= 0, gone[slot.plane], False)
-            removed_from.setdefault(slot.tensor, []).append((slot, hit))
-    edits = {tensor: _edit(graph.shapes[tensor], hits) for tensor, hits in removed_from.items()}
-    for tensor, values in selecting_buffers(graph, kept).items():
-        edits[tensor] = replace(edits.get(tensor, TensorEdit(graph.shapes[tensor], {})), values=values)
-    return edits
-
-
-def _edit(shape: tuple[int, ...], hits: Sequence[tuple[Slot, Any]]) -> TensorEdit:
-    gone = {d: np.zeros(size, bool) for d, size in enumerate(shape)}
-    elements = None
-    for slot, hit in hits:
-        if slot.dim >= 0:
-            gone[slot.dim] |= hit.reshape(-1)
-        else:
-            flat = hit.reshape(shape[0], shape[1])
-            elements = flat if elements is None else elements | flat
-    keep = {d: tuple(np.flatnonzero(~g).tolist()) for d, g in gone.items() if g.any()}
-    columns = None
-    if elements is not None:
-        columns = tuple(tuple(np.flatnonzero(~elements[o]).tolist()) for o in keep.get(0, range(shape[0])))
-    return TensorEdit(shape, keep, columns)
-
-
-def _masked(graph: Graph, kept: Mapping[str, Any]) -> tuple[MaskedInput, ...]:
-    removed: dict[tuple[str, int, int, bool, int, bool, int, str], Any] = {}
-    within: dict[tuple[str, int, int, bool, int, bool, int, str], Any] = {}
-    for name, units in kept.items():
-        group: ChannelGroup = graph.group(name)
-        gone = ~np.isin(np.arange(group.units), units)
-        for reader in group.readers:
-            axis = reader.axis if reader.output else 0
-            product = (reader.product, reader.stored)
-            key = (reader.module, reader.input_dim, len(reader.units), reader.output, axis, reader.length, *product)
-            hit = np.where(reader.units >= 0, gone[reader.units], False)
-            removed[key] = removed.get(key, False) | hit
-            within[key] = within.get(key, False) | (reader.units >= 0)
-    return tuple(
-        MaskedInput(
-            *key[:3], _places(hit), key[3], _places(within[key]) if key[3] and not key[5] else (), key[4], *key[6:]
-        )
-        for key, hit in removed.items()
-    )
-
-
-def _places(hit: Any) -> tuple[int, ...]:
-    return tuple(np.flatnonzero(hit).tolist())

@@ -28,7 +28,7 @@ SHOWN = 3
 Target = str | Budget | Promise | float | Mapping[str, int] | Mapping[str, str]
 """How much goes: bounds (`"macs<=50%"`), a fraction of all units, counts by group, a pattern, or patterns by layer; or
 how little may be lost (`"accuracy>=dense-1%@95%"`)."""
-Allow = Literal["head_dims", "inexact", "follow_branches", "own_class"]
+Allow = Literal["head_dims", "inexact", "follow_branches", "own_class", "blocks"]
 """What goes beyond, or stays within, the ordinary; see `prune`."""
 ALLOW: tuple[Allow, ...] = get_args(Allow)
 Kind = Literal["budget", "promise", "ratio", "counts", "pattern"]
@@ -167,27 +167,42 @@ def _nothing(graph: Graph) -> ConfigError:
     return ConfigError("groups", f"there is nothing to score: {reasons}", fix)
 
 
-def check(request: Request, graph: Graph, groups: Sequence[ChannelGroup]) -> None:
+def check(request: Request, graph: Graph, groups: Sequence[ChannelGroup], blocks: Collection[str] = ()) -> None:
     """Refuse what can't be met, whatever the scores.
+
+    Args:
+        request: what is asked.
+        graph: the analysed model.
+        groups: those that may lose units.
+        blocks: those that may go.
 
     Raises:
         BudgetError: a budget or a ratio out of range or below what the floors allow, or counts that can't be kept.
         ConfigError: counts of a group that may not be pruned or is not there, or no group at all.
     """
-    if not groups:
+    if not groups and not blocks:
         raise _nothing(graph)
+    if blocks and request.ratio is not None:
+        what = "a fraction of the units says nothing of blocks, which are no units of one size"
+        raise ConfigError(f"target {request.ratio}", what, "give a budget, such as 'macs<=50%'")
     if request.counts is None:
+        if blocks:
+            return  # what can be met without blocks is looked at plan by plan
         if request.budget is not None or request.ratio is not None:
             check_reachable(
                 graph, groups, budget=request.budget, pruning_ratio=request.ratio, allocation=request.allocation
             )
         return
     known = {g.name: g for g in groups}
-    unknown = sorted(map(repr, set(request.counts) - set(known)))
+    unknown = sorted(map(repr, set(request.counts) - set(known) - set(blocks)))
     if unknown:
         choice = f"choose from: {', '.join(known)}" if known else "graph.explain() says what is locked and why"
         raise ConfigError(f"target {', '.join(unknown)}", "no prunable group of that name", choice)
     for name, count in request.counts.items():
+        if name in blocks:
+            if count not in (0, 1) or isinstance(count, bool):
+                raise BudgetError(f"target of block {name!r}", f"{count!r} is neither 0 nor 1", "give 0: it goes")
+            continue
         group, whole = known[name], isinstance(count, numbers.Integral) and not isinstance(count, bool)
         if not whole or not 1 <= count <= group.units or count % group.multiple:
             rows = f" in {group.multiple} rows" if group.multiple > 1 else ""
@@ -211,7 +226,7 @@ def remarks(
     found = []
     total, kept = sum(g.units for g in groups), plan.kept
     gone = total - sum(len(kept.get(g.name, range(g.units))) for g in groups)
-    if not gone:
+    if not gone and not plan.blocks:
         why = "the dense network meets the request already; " if budget is not None else ""
         found.append(f"{why}nothing is removed")
     if pruning_ratio is not None and abs(gone - pruning_ratio * total) >= 1:

@@ -18,10 +18,12 @@ from prunus.proof.weightmasks import masks_first
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.entry import entry
 from prunus.surgery.configuration import keep_configuration_true_
-from prunus.surgery.cut import check_fits, cut_, rescale_queries_
+from prunus.surgery.cut import Undo, check_fits, cut_, rescale_queries_
 from prunus.surgery.rewrite import fixed_batch, rewrite
 from prunus.surgery.rewritten import RewrittenModel, what_is_lost
+from prunus.surgery.shallower import shorten_
 
+SHORTER = "with fewer layers in its lists it computes something else"
 NOISE, CLEARLY = 0.01, 4.0
 """Queries are rescaled if the gap is above so much of the tolerance, and so many times smaller with it."""
 
@@ -116,11 +118,26 @@ def _own_class(model: nn.Module, plan: Plan, judge: Judge) -> Judgement:
             if rescaled is not None:
                 rescale_queries_(model, plan)
             found = judge.held(model)
-        done = found.problem is None
+        done = found.problem is None and _shortened(model, plan, judge, found)
     finally:
         if not done:
             undo()
-    return found
+    return found if done or found.problem else replace(found, problem=SHORTER)
+
+
+def _shortened(model: nn.Module, plan: Plan, judge: Judge, found: Judgement) -> bool:
+    """Whether the model computes the same once lists of layers are shorter; it is as before if not."""
+    undo = shorten_(model, plan.removal)
+    if not undo:
+        return True
+    layers, judge.layers = judge.layers, False  # their names are others now
+    try:
+        again = judge.held(model)
+    finally:
+        judge.layers = layers
+    if again.problem is not None:
+        Undo(tuple(undo))()
+    return again.problem is None
 
 
 def _rescaled_if_better(model: nn.Module, plan: Plan, judge: Judge, found: Judgement) -> Judgement | None:

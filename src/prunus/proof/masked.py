@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from prunus.graph.stored_products import before_products
 from prunus.layers.submodules import is_conv1d
-from prunus.plan.plan import MaskedInput, Plan
+from prunus.plan.edits import MaskedInput
+from prunus.plan.plan import Plan
 from prunus.runtime.arguments import change_input
 from prunus.runtime.entry import one_at_a_time
 
@@ -27,6 +29,8 @@ def masked(model: nn.Module, plan: Plan, gates: Mapping[int, Tensor] | None = No
     """
     with one_at_a_time(), ExitStack() as hooks:
         products: dict[tuple[str, int], list[tuple[Tensor, int]]] = {}
+        for name in plan.removal.gates:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(_silenced))
         for number, entry in enumerate(plan.masked):
             keep = (gates or {}).get(number)
             keep = kept_positions(entry) if keep is None else keep
@@ -41,6 +45,11 @@ def masked(model: nn.Module, plan: Plan, gates: Mapping[int, Tensor] | None = No
                 hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
         hooks.enter_context(before_products(model, {place: _all_masked(m) for place, m in products.items()}))
         yield
+
+
+def _silenced(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """The output of a module whose block goes: zeros."""
+    return tree_map_only(Tensor, torch.zeros_like, output)
 
 
 def _all_masked(masks: Sequence[tuple[Tensor, int]]) -> Callable[[Tensor], Tensor]:

@@ -61,6 +61,8 @@ class MaskedGraph(Precisely):
         present = {n: [presence(v, kept) for v in values] for n, values in found.items()}
         names = self._names(graph)
         self.masks: dict[str, list[BoolArray | None]] = {names[n]: present[n] for n in found if n in names}
+        for removed in graph.blocks.sums(plan.blocks):  # zeros where the branch is
+            self.masks[removed.branch.name] = [np.zeros([1] * removed.branch.meta["val"].dim(), bool)]
         signature = graph.program.graph_signature
         stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.places = {target: name for name, target in stored.items()}

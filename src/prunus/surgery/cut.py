@@ -17,7 +17,9 @@ from prunus.errors import PlanError, SurgeryError, first_line
 from prunus.graph.groups import Norm
 from prunus.layers.reparametrised import layers_of, recompute_weights_
 from prunus.layers.submodules import is_conv1d
-from prunus.plan.plan import Plan, TensorEdit
+from prunus.plan.edits import TensorEdit
+from prunus.plan.plan import Plan
+from prunus.surgery.shallower import stand_in_
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,28 @@ class Undo:
             step()
 
 
-def cut_(model: nn.Module, plan: Plan) -> Undo:
-    """Cut the plan's tensors and set the sizes that known layers hold in attributes.
+def cut_(model: nn.Module, plan: Plan, *, removing: bool = True) -> Undo:
+    """Cut the plan's tensors, set the sizes that known layers hold in attributes, and take blocks out.
 
     Tied tensors stay tied; frozen parameters stay frozen; devices, dtypes, hooks and training flags stay.
+
+    Args:
+        model: the dense network.
+        plan: what stays.
+        removing: take blocks out; False where they are out already (a rewritten graph).
 
     Returns:
         A callable that puts everything back.
 
     Raises:
         PlanError: the plan names a tensor that the model lacks or that has another shape; the model is unchanged.
-        SurgeryError: code of the model's that runs while it is cut (a parametrization) fails; the model is unchanged.
+        SurgeryError: code of the model's that runs while it is cut (a parametrization) fails, or no module of its own
+            holds a block that goes; the model is unchanged.
     """
-    check_fits(model, plan)
+    check_fits(model, plan, removing=removing)
+    if removing and plan.removal.gates and not plan.removal.stand_ins:
+        what = "a block that goes is written out in the code of the class, not in modules of its own"
+        raise SurgeryError(type(model).__name__, what, "take the rewritten graph, or leave the block")
     places = _places(model)
     new = {n: _replacement(_held(places[n][0]), edit) for n, edit in plan.tensors.items()}
     for norm in plan.norms:
@@ -60,6 +71,7 @@ def cut_(model: nn.Module, plan: Plan) -> Undo:
             steps += recompute_weights_(owner)
             steps += _set_sizes(owner)
         steps += _set_heads(model, plan)
+        steps += stand_in_(model, plan.removal) if removing else []
     except Exception as failure:
         Undo(tuple(steps))()
         what = f"what computes its weights does not run on the smaller ones: {first_line(failure)}"
@@ -74,8 +86,13 @@ def check_plan(plan: Any) -> None:
         raise PlanError("plan", f"a {type(plan).__name__} is none", fix)
 
 
-def check_fits(model: nn.Module, plan: Plan) -> None:
+def check_fits(model: nn.Module, plan: Plan, *, removing: bool = True) -> None:
     """Check that the model has every tensor of the plan in the shape it was planned for, and every masked layer.
+
+    Args:
+        model: the dense network.
+        plan: what stays.
+        removing: check modules that go with blocks too.
 
     Raises:
         PlanError: it has not.
@@ -106,6 +123,11 @@ def check_fits(model: nn.Module, plan: Plan) -> None:
             what = f"the plan masks {entry.size:,} inputs, and the whole model has {elements:,} weights"
         if what:
             raise PlanError(f"module {entry.module!r}", what, "use the model the plan was made for")
+    needed = [*plan.removal.gates, *(s.module for s in plan.removal.stand_ins)] if removing else []
+    for name in needed:
+        if name not in modules or not name:
+            what = "the model has none of that name"
+            raise PlanError(f"module {name!r}", what, "use the model the plan was made for")
 
 
 def _held(place: tuple[nn.Module, str]) -> Tensor:

@@ -18,6 +18,7 @@ from prunus.plan.plan import Plan
 from prunus.runtime.arguments import examples_in, tensors_in
 from prunus.runtime.entry import entry
 from prunus.surgery.cut import cut_
+from prunus.surgery.dropping import drop_blocks_
 from prunus.surgery.graphlayers import give_layers_
 from prunus.surgery.nodesizes import resize_
 from prunus.surgery.rewritten import RewrittenModel
@@ -39,6 +40,7 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any, graph: Graph | No
     graph = captured_freely(model, plan, example_inputs) if graph is None else graph
     exported = graph.program.module(check_guards=False)
     kept = Kept(graph, plan.kept)
+    drop_blocks_(exported, graph, plan)
     give_layers_(exported, exported.graph)
     nodes = _counterparts(graph.program.graph_module, exported)
     for source, result in graph.values.items():
@@ -51,7 +53,7 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any, graph: Graph | No
             part.recompile()
     rewritten = RewrittenModel(exported, exported.graph, class_name=f"Pruned{type(model).__name__}")
     _copy_tensors(model, rewritten)
-    cut_(rewritten, plan)
+    cut_(rewritten, plan, removing=False)
     return rewritten.train(model.training)
 
 
@@ -99,7 +101,7 @@ def _only_batch(graph: Graph) -> int | None:
 
 def _lost(graph: Graph, plan: Plan) -> str | None:
     """The first group of the plan that the graph does not have in the planned size."""
-    sizes = {g.name: g.units for g in graph.channel_groups}
+    sizes = {g.name: g.units for g in graph.channel_groups} | {b.name: 1 for b in graph.blocks.free}
     return next((g.name for g in plan.groups if sizes.get(g.name) != g.units), None)
 
 

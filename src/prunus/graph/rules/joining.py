@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from prunus.graph.engine import Engine, Result, argument, meta_shape, operation
+from prunus.graph.engine import Engine, Result, argument, example_size, meta_shape, operation
 from prunus.graph.labels import Value, along, varying_dims
 from prunus.graph.registry import rule
 from prunus.graph.resizing import Resizing
@@ -82,7 +82,7 @@ def _padding(call: Resizing) -> None:
 def pad(engine: Engine, node: fx.Node) -> Result:
     """Padding: along a labelled dimension padded positions are new units (zero-padded shortcuts), cut off ones end."""
     source = engine.value(node.args[0])
-    amounts = [int(a) for a in argument(node, 1, "pad")]
+    amounts = [example_size(a) if isinstance(a, fx.Node) else int(a) for a in argument(node, 1, "pad")]
     constant = argument(node, 2, "mode", "constant") == "constant" or operation(node) == "constant_pad_nd"
     planes = []
     for plane in source.planes:

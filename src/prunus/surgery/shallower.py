@@ -1,0 +1,114 @@
+"""Blocks out of the user's own module: what takes the place of theirs, and lists of layers that become shorter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from prunus.graph.units.removal import Removal
+from prunus.layers.standins import ReturnsInput, ReturnsZeros
+
+STAND_INS = {"input": ReturnsInput, "zeros": ReturnsZeros}
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+"""Names under which configurations hold their number of layers."""
+PER_LAYER = "layer_types"
+"""Name under which configurations hold the kind of each layer."""
+INDEX = "layer_idx"
+"""Name under which modules hold the number of their layer, under which a cache keeps their keys and values."""
+
+Steps = list[Callable[[], None]]
+
+
+def stand_in_(model: nn.Module, removal: Removal) -> Steps:
+    """Put what takes the place of modules there; what puts the modules back, in order.
+
+    Code around a module may look at numbers and names that it holds (the kind of its attention): they are kept.
+    """
+    steps: Steps = []
+    places = dict(model.named_modules(remove_duplicate=False))
+    for entry in removal.stand_ins:
+        old = places[entry.module]
+        new = STAND_INS[entry.returns](entry.results)
+        new.training = old.training
+        for name, value in vars(old).items():
+            if isinstance(value, int | float | str) and not name.startswith("_") and name not in vars(new):
+                setattr(new, name, value)
+        owner, _, name = entry.module.rpartition(".")
+        steps += _child(model.get_submodule(owner), name, new)
+    return steps
+
+
+def shorten_(model: nn.Module, removal: Removal) -> Steps:
+    """Take layers that only return their input out of the one list that a configuration counts; number the rest anew.
+
+    So a model of transformers keeps no more caches than layers, and its configuration says how many there are. Where
+    a layer lost its attention alone, those behind move up in the cache, which takes its length from the first.
+
+    Returns:
+        What undoes it, in order; empty where nothing is to be done.
+    """
+    config = getattr(model, "config", None)
+    steps: Steps = []
+    if config is None or not removal.stand_ins:
+        return steps
+    for owner, name, layers in _lists(model):
+        gone = [n for n, layer in enumerate(layers) if type(layer) is ReturnsInput]
+        keys = [key for key in COUNTS if getattr(config, key, None) == len(layers)]
+        if not gone or len(gone) == len(layers) or not keys:
+            continue
+        stays = [layer for n, layer in enumerate(layers) if n not in gone]
+        for key in keys:
+            steps += _attribute(config, key, len(stays))
+        kinds = getattr(config, PER_LAYER, None)
+        if isinstance(kinds, list) and len(kinds) == len(layers):
+            steps += _attribute(config, PER_LAYER, [k for n, k in enumerate(kinds) if n not in gone])
+        steps += _child(owner, name, nn.ModuleList(stays).train(layers.training))
+        for number, layer in enumerate(stays):
+            steps += _attribute(layer, INDEX, number) if INDEX in vars(layer) else []
+    return steps + _numbered(model)
+
+
+def _lists(model: nn.Module) -> list[tuple[nn.Module, str, nn.ModuleList]]:
+    """The list of layers, unless there are several of its length."""
+    found = [
+        (owner, name, child)
+        for owner in model.modules()
+        for name, child in owner.named_children()
+        if type(child) is nn.ModuleList and len(child) > 1
+    ]
+    lengths = [len(child) for *_, child in found]
+    return [entry for entry, length in zip(found, lengths, strict=True) if lengths.count(length) == 1]
+
+
+def _numbered(model: nn.Module) -> Steps:
+    """Number what keeps something in a cache by its rank, if all of it is of one kind."""
+    kinds = getattr(model.config, PER_LAYER, None)
+    if isinstance(kinds, list) and len(set(kinds)) > 1:
+        return []
+    holders = [m for m in model.modules() if not _stands_in(m) and type(vars(m).get(INDEX)) is int]
+    caches = [m for m in holders if not any(INDEX in vars(c) for c in m.modules() if c is not m)]
+    rank = {index: n for n, index in enumerate(sorted({vars(m)[INDEX] for m in caches}))}
+    return [step for m in caches if rank[vars(m)[INDEX]] != vars(m)[INDEX]
+            for step in _attribute(m, INDEX, rank[vars(m)[INDEX]])]  # fmt: skip
+
+
+def _stands_in(module: nn.Module) -> bool:
+    return isinstance(module, ReturnsInput | ReturnsZeros)
+
+
+def _child(owner: nn.Module, name: str, new: nn.Module) -> Steps:
+    old = owner._modules[name]
+    owner._modules[name] = new
+
+    def undo() -> None:
+        owner._modules[name] = old
+
+    return [undo]
+
+
+def _attribute(holder: Any, name: str, value: Any) -> Steps:
+    old = getattr(holder, name)
+    setattr(holder, name, value)
+    return [lambda: setattr(holder, name, old)]
