@@ -289,6 +289,15 @@ def test_requests_for_blocks_are_refused_before_the_work() -> None:
     assert len(result.plan.kept["2.conv1"]) == 4
 
 
+def test_repair_leaves_alone_what_goes() -> None:
+    model = llama(2)
+    plan = Plan.from_kept(prunus.trace(model, words()), {"model.layers.0.mlp": ()})
+    batches = [{"input_ids": torch.randint(60, (16, 7)), "use_cache": False} for _ in range(2)]
+    done = prunus.repair(model, plan, batches, progress=False)
+    assert {r.layer for r in done.refits} >= {"model.layers.1.mlp.down_proj"}
+    assert not any(r.layer.startswith("model.layers.0.mlp") for r in done.refits)
+
+
 def test_repair_makes_up_for_a_block_in_layers_behind() -> None:
     model = untidy(resnet(3))
     plan = Plan.from_kept(prunus.trace(model, images()), {"1": ()})

@@ -61,7 +61,7 @@ def refit_layers(
             bar.advance()
             bar.describe(f"repair {call.name}")
             asked = config.layers == "all" or call.name in readers
-            asked = asked and run.masked.places.get(str(call.weight.target)) not in plan.removal.tensors
+            asked = asked and str(call.weight.target) not in plan.removal.tensors
             if asked and (run.differs(call.source) or run.support(call.weight) is not None):
                 behind = Behind(paths[node], known.get(node, ()))
                 told.append(_refit(run, call, behind, config, generator, judged))
