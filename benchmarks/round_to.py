@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -95,7 +94,7 @@ def session(model: nn.Module, x: Tensor, folder: Path) -> Callable[[], float]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     loaded: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {loaded.get_inputs()[0].name: x.numpy().astype(np.float32)}
+    feed = {loaded.get_inputs()[0].name: x.numpy()}
 
     def passes(count: int) -> float:
         start = time.process_time()

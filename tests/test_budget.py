@@ -144,7 +144,7 @@ def test_rows_keep_equal_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "macs", "macs<=", "macs<=0%", "macs<=120%", "time<=3", "macs>=50%", "macs<=1.2.3M", "latency<=5ms"]
+    "text", ["", "macs", "macs<=", "macs<=0%", "macs<=120%", "time<=3", "macs>=50%", "macs<=1.2.3M", "energy<=5mj"]
 )
 def test_unreadable_budgets_are_refused(text: str) -> None:
     with pytest.raises(BudgetError):

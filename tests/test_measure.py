@@ -17,8 +17,7 @@ from prunus.measure.speed import ModeComparison, Timing, compare, warnings_for
 from prunus.plan.advice import remedies
 from prunus.runtime.timing import interleaved
 
-# The package may give the name of the module to its function.
-measure = importlib.import_module("prunus.measure.speed")
+runtimes = importlib.import_module("prunus.measure.runtimes")
 
 
 def net(width: int) -> nn.Sequential:
@@ -26,7 +25,7 @@ def net(width: int) -> nn.Sequential:
 
 
 def timing(milliseconds: float) -> Timing:
-    return Timing(milliseconds, 0.9 * milliseconds, 1.1 * milliseconds)
+    return Timing(0.8 * milliseconds, milliseconds, 0.9 * milliseconds, 1.1 * milliseconds, milliseconds)
 
 
 def test_sizes_and_memory_are_the_closed_form() -> None:
@@ -42,8 +41,8 @@ def test_sizes_and_memory_are_the_closed_form() -> None:
     (mode,) = found.modes
     assert mode.before is not None
     assert mode.after is not None
-    assert mode.before.low <= mode.before.median <= mode.before.high
-    assert mode.ratio == mode.after.median / mode.before.median
+    assert 0 < mode.before.least <= mode.before.low <= mode.before.median <= mode.before.high
+    assert mode.ratio == mode.after.least / mode.before.least
     assert json.loads(json.dumps(found.to_dict()))["modes"][0]["ratio"] == mode.ratio
 
 
@@ -108,7 +107,7 @@ def test_it_says_where_macs_fell_and_time_did_not() -> None:
     assert warnings_for([stuck, fast], (100, 100), "") == ()
     assert warnings_for([stuck, fast], None, "") == ()
     assert "slower" in warnings_for([slower], None, "")[0]
-    assert "scatter" in warnings_for([ModeComparison("eager", Timing(1, 0.5, 1.5), timing(0.5))], None, "")[0]
+    assert "scatter" in warnings_for([ModeComparison("eager", Timing(0.5, 1, 0.5, 1.5, 1), timing(0.5))], None, "")[0]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +139,7 @@ def test_a_mode_that_cannot_run_is_listed_with_its_reason(monkeypatch: pytest.Mo
         raise MissingDependencyError("ONNX export", "onnxruntime is not installed", "pip install 'prunus[onnx]'")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    monkeypatch.setattr(measure, "export_onnx", no_runtime)
+    monkeypatch.setattr(runtimes, "onnx_bytes", no_runtime)
     found = compare(net(20), net(10), torch.zeros(2, 10), repeats=2, warmup=0)
     eager, compiled, onnx = found.modes
     assert eager.ratio is not None
@@ -165,7 +164,9 @@ def test_compiled_measures_or_says_why() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"modes": ("eagre",)}, {"repeats": 0}, {"warmup": -1}], ids=["modes", "repeats", "warmup"]
+    "arguments",
+    [{"modes": ("eagre",)}, {"repeats": 0}, {"warmup": -1}, {"threads": 0}],
+    ids=["modes", "repeats", "warmup", "threads"],
 )
 def test_impossible_requests_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

@@ -102,27 +102,27 @@ def test_units_are_the_resources_own() -> None:
     assert Budget.parse("stored<=3kb").limits[0].value == 3e3
     with pytest.raises(BudgetError, match=r"(?s)'m' is no unit of stored.*'kb', 'mb'"):
         Budget.parse("stored<=3M")
-    with pytest.raises(BudgetError, match=r"(?s)no such resource.*macs, params, stored, weights"):
-        Budget.parse("latency<=5ms")
-    with pytest.raises(BudgetError, match="write 'macs<=50%', or params or stored or weights"):
+    with pytest.raises(BudgetError, match=r"(?s)no such resource.*latency, macs, memory, params, stored, weights"):
+        Budget.parse("energy<=5mj")
+    with pytest.raises(BudgetError, match="write 'macs<=50%', or latency or memory or params"):
         Budget.parse(0.5)  # type: ignore[arg-type]
 
 
 def test_what_has_not_been_measured_of_a_network_is_refused_before_the_work() -> None:
     measured: list[float] = []
 
-    @resource("latency", help="seconds per batch, as measured", units={"ms": 1e-3, "s": 1.0})
-    def latency(left: Remains) -> float | None:
+    @resource("energy", help="joules per batch, as measured", units={"mj": 1e-3, "j": 1.0})
+    def energy(left: Remains) -> float | None:
         return measured[0] * float(left.elements.sum()) if measured else None
 
-    assert "latency" not in count_cost(prunus.trace(net(), X))
+    assert "energy" not in count_cost(prunus.trace(net(), X))
     with pytest.raises(BudgetError, match="not known of this network"):
-        prunus.prune(net(), X, method="l1", target="latency<=50%", progress=False)
+        prunus.prune(net(), X, method="l1", target="energy<=50%", progress=False)
     with pytest.raises(BudgetError, match="no amount without a unit"):
-        Budget.parse("latency<=5")
+        Budget.parse("energy<=5")
     measured.append(1e-6)
-    plan = prunus.prune(net(), X, method="l1", target="latency<=8ms", progress=False).plan
-    assert plan.after["latency"] <= 8e-3 < plan.before["latency"]
+    plan = prunus.prune(net(), X, method="l1", target="energy<=8mJ", progress=False).plan
+    assert plan.after["energy"] <= 8e-3 < plan.before["energy"]
     assert prunus.Plan.from_json(plan.to_json()) == plan
 
 
@@ -163,5 +163,5 @@ def test_a_cost_is_a_mapping_and_has_attributes_and_does_not_change() -> None:
 
 
 def test_a_limit_by_hand_names_what_it_bounds() -> None:
-    with pytest.raises(BudgetError, match="use one of macs, params, weights"):
-        Limit("latency", 1.0, False)
+    with pytest.raises(BudgetError, match="use one of latency, macs, memory, params, weights"):
+        Limit("energy", 1.0, False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,9 @@ from prunus.errors import BudgetError
 from prunus.graph.grouping import Graph
 from prunus.plan.allocation import Allocation, allocate
 from prunus.plan.budget import Budget
+from prunus.plan.cost import CostModel
+from prunus.plan.gauge import Gauge
+from prunus.plan.resources import Remains
 from prunus.plan.rounding import step_of
 
 
@@ -76,6 +81,24 @@ def test_what_8_cannot_meet_is_met_by_finer_steps_unless_8_was_asked_for() -> No
     assert max(counts.values()) < 8
     with pytest.raises(BudgetError, match="smallest reachable"):
         allocate(graph, graph.groups(), scores_of(graph), budget=few, allocation=Allocation(round_to=8))
+
+
+@pytest.mark.parametrize(("block", "multiple"), [(16, 16), (8, 8)])
+def test_counts_are_multiples_of_what_was_measured_to_run_at_once(block: int, multiple: int) -> None:
+    plain = chain(64, 96)
+    dense = CostModel(plain).dense()
+
+    def rough(left: Remains) -> float:
+        return float(left.elements[left.layout.weights].sum())
+
+    graph = replace(plain, gauges={"latency": Gauge(rough, ((dense.weights, 4.0),), block)})
+    budget, scores = Budget.parse("latency<=50%"), scores_of(plain)
+    for settings in (Allocation(), Allocation(round_to="auto"), Allocation(round_to=None)):
+        counts = allocate(graph, graph.groups(), scores, budget=budget, allocation=settings)
+        assert all(count % multiple == 0 for count in counts.values())
+        assert CostModel(graph).at(CostModel(graph).counts(counts))["latency"] <= 2.0
+    finer = allocate(graph, graph.groups(), scores, budget=Budget.parse("latency<=1%"))
+    assert min(finer.values()) < 8
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.3, 0.4, 0.6])

@@ -11,10 +11,12 @@ from rich.table import Table
 from prunus.cli.options import Examples, ModelSpec, Reads, Shape, Weights
 from prunus.cli.terminal import say, show
 from prunus.errors import ConfigError
-from prunus.measure.speed import MODES, check_modes, compare
+from prunus.measure.speed import check_modes, compare
 from prunus.pipeline.inputs import examples, loaded, place_of
 from prunus.pipeline.texts import names_in
+from prunus.plan.setup import RUNTIMES
 from prunus.reports.tables import changes
+from prunus.runtime.arguments import examples_in, sized
 
 
 def benchmark_command(
@@ -25,11 +27,14 @@ def benchmark_command(
     shape: Shape = None,
     weights: Weights = None,
     modes: Annotated[
-        str, typer.Option("--modes", metavar="NAMES", help=f"ways to run them, of {', '.join(MODES)}")
+        str, typer.Option("--modes", metavar="NAMES", help=f"ways to run them, of {', '.join(RUNTIMES)}")
     ] = "eager,onnx",
     repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="of every way, in turns")] = 30,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", metavar="N", min=1, help="that is timed; by default the examples'")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", min=1, help="cores of one pass on the CPU; by default all")
     ] = None,
 ) -> dict[str, Any]:
     """Time two models side by side in interleaved repeats, and say how large they are."""
@@ -38,8 +43,10 @@ def benchmark_command(
     before, later = place_of(model), place_of(after)
     (dense, inputs), (small, _) = loaded(before, weights), loaded(later, None)
     given = examples(inputs, data, shape, before, dense, load or ())
-    timed = given if batch_size is None else resized(given, batch_size)
-    found = compare(dense, small, timed, modes=ways, repeats=repeats)
+    if batch_size is not None and not examples_in(given, none=0):
+        raise ConfigError(f"--batch-size {batch_size}", "the example inputs have no batch", "leave it out")
+    timed = given if batch_size is None else sized(given, batch_size)
+    found = compare(dense, small, timed, modes=ways, repeats=repeats, threads=threads)
     plain = found.to_dict()
     table = Table(title=escape(f"{before} and {later}, {found.device}, {found.threads} threads"), title_justify="left")
     for name in ("", "before", "after", "ratio"):
@@ -51,21 +58,3 @@ def benchmark_command(
     for warning in found.warnings:
         say(f"warning: {warning}")
     return plain
-
-
-def resized(inputs: Any, size: int) -> Any:
-    """Example inputs of another batch size, examples repeated in turn. Raises ConfigError where there is no batch."""
-    import torch
-    from torch.utils._pytree import tree_map_only
-
-    from prunus.runtime.arguments import examples_in
-
-    there = examples_in(inputs, none=0)
-    if not there:
-        raise ConfigError(f"--batch-size {size}", "the example inputs have no batch", "leave it out")
-    rows = torch.arange(size) % there
-
-    def repeated(t: torch.Tensor) -> torch.Tensor:
-        return t[rows.to(t.device)] if t.dim() and t.shape[0] == there else t
-
-    return tree_map_only(torch.Tensor, repeated, inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,6 +60,8 @@ class Graph(Shown):
         unlisted: layers that no group tells of, and why.
         selections: operations that select units by an index that is known before anything runs.
         blocks: what lies on one side of a residual sum.
+        gauges: by the name of a resource that is measured and not counted: how much of it what remains of the network
+            will take (see `plan.gauge`); none of a network of which nothing was measured.
     """
 
     program: ExportedProgram
@@ -80,6 +82,7 @@ class Graph(Shown):
     unlisted: tuple[Unlisted, ...] = ()
     selections: dict[fx.Node, Selection] = field(default_factory=dict, repr=False)
     blocks: Blocks = field(default_factory=Blocks, repr=False)
+    gauges: Mapping[str, Callable[[Any], float]] = field(default_factory=dict, repr=False)
 
     def groups(self, *, locked: bool = False, inexact: bool = False) -> tuple[ChannelGroup, ...]:
         """The prunable groups in data-flow order; with `locked`, all; with `inexact`, inexact ones too."""

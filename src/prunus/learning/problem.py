@@ -19,6 +19,7 @@ from prunus.files.stagefile import Checkpoint
 from prunus.graph.grouping import Graph
 from prunus.layers.submodules import Ignored
 from prunus.learning.findings import Scores
+from prunus.measure.gauged import Measured
 from prunus.methods.base import GradientCriterion, Method
 from prunus.plan.request import Allow, Request
 from prunus.refit.config import RepairConfig
@@ -46,6 +47,7 @@ class Problem:
         prepared: what repair needs, if it was made before.
         precision: of forward and backward passes; `auto` is fp32 wherever something is decided.
         scores: what the method found before, so that it need not look again.
+        measured: what the budget bounds and is measured, not counted.
     """
 
     model: nn.Module
@@ -63,6 +65,7 @@ class Problem:
     prepared: Prepared | None = field(default=None, repr=False)
     precision: Precision = "auto"
     scores: Scores | None = field(default=None, repr=False)
+    measured: tuple[Measured, ...] = field(default=(), repr=False)
 
     def learned_from(self) -> tuple[Loader | None, Callable[..., Tensor] | None]:
         """Batches in one form and their loss.

@@ -73,6 +73,19 @@ def peak_memory(model: nn.Module, inputs: Any) -> int:
         before = torch.cuda.memory_allocated(device)
         model(*args, **kwargs)
         return sum(held) + torch.cuda.max_memory_allocated(device) - before
+    return live_memory(model, inputs)
+
+
+def live_memory(model: nn.Module, inputs: Any) -> int:
+    """Most bytes of parameters, buffers, inputs and live activations at once in a pass, the same on every machine.
+
+    Storages of tensors count, and what kernels allocate for themselves does not.
+
+    Args:
+        model: run as it is (set eval mode and no_grad around it).
+        inputs: on the model's device.
+    """
+    args, kwargs = as_arguments(inputs, model)
     counter = LiveBytes()
     counter.count((list(model.parameters()), list(model.buffers()), args, kwargs))
     with counter:

@@ -1,15 +1,16 @@
 """True speed and memory, before and after, measured in one run with interleaved repeats.
 
-MACs are a promise; this is the check. A mode that cannot run here (no compiler, no ONNX Runtime) is listed with its
-reason, and where MACs fell and time did not, the comparison says so.
+MACs are a promise; this is the check. On a machine that others use too the least of many short samples is what an idle
+one would show, and what is compared; median and quartiles say how much the others were in the way. A mode that cannot
+run here (no compiler, no ONNX Runtime) is listed with its reason, and where MACs fell and time did not, the comparison
+says so.
 """
 
 from __future__ import annotations
 
-import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,33 +18,38 @@ import torch
 from torch import nn
 
 from prunus.errors import ConfigError, PruneError
-from prunus.formats.onnx import export_onnx
 from prunus.measure.memory import peak_memory
+from prunus.measure.runtimes import cores, runner
 from prunus.plan.advice import remedies
-from prunus.runtime.arguments import as_arguments, examples_in, tensors_in
+from prunus.plan.setup import RUNTIMES, Runtime
+from prunus.runtime.arguments import examples_in
 from prunus.runtime.entry import entry
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import to_device
 from prunus.runtime.processes import model_device
 from prunus.runtime.timing import NOTICEABLE, Run, interleaved, waiter
 
-MODES = ("eager", "compiled", "onnx")
+MODES: tuple[Runtime, ...] = ("eager", "compiled", "onnx")
 SCATTERED = 0.5
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock time of one forward pass, milliseconds.
+    """Time of one forward pass, milliseconds.
 
     Attributes:
+        least: by the clock on the wall, of all repeats.
         median: over the repeats.
         low: lower quartile.
         high: upper quartile.
+        cpu: least time of the processor, of all cores together; without meaning where a GPU does the work.
     """
 
+    least: float
     median: float
     low: float
     high: float
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class ModeComparison:
     """One way to run both models.
 
     Attributes:
-        mode: `eager`, `compiled` or `onnx`.
+        mode: `eager`, `compiled`, `onnx` or `openvino`.
         before: the dense model's time, or None if the mode failed.
         after: the pruned model's.
         reason: why it failed; empty if it did not.
@@ -64,8 +70,8 @@ class ModeComparison:
 
     @property
     def ratio(self) -> float | None:
-        """Time after / time before; below 1 is faster."""
-        return None if self.before is None or self.after is None else self.after.median / self.before.median
+        """Least time after / least time before; below 1 is faster."""
+        return None if self.before is None or self.after is None else self.after.least / self.before.least
 
     @property
     def slower(self) -> bool:
@@ -86,7 +92,7 @@ class Comparison:
         macs: multiply-accumulates per example, if given.
         batch_size: of the example inputs.
         device: where it was measured.
-        threads: PyTorch's intra-op threads.
+        threads: cores that one pass may use on the CPU.
         warnings: what a reader of the ratios must know, in plain words.
     """
 
@@ -117,6 +123,7 @@ def compare(
     repeats: int = 30,
     warmup: int = 5,
     macs: tuple[int, int] | None = None,
+    threads: int | None = None,
 ) -> Comparison:
     """Measure both models in eval mode, without gradients, on the device where `dense` lies.
 
@@ -128,10 +135,11 @@ def compare(
         pruned: after; on the same device.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments; their batch size is what is
             measured.
-        modes: which of `eager`, `compiled` (torch.compile) and `onnx` (ONNX Runtime on the CPU).
+        modes: which of `eager`, `compiled` (torch.compile), `onnx` (ONNX Runtime) and `openvino`, both on the CPU.
         repeats: samples per model and mode.
         warmup: untimed passes before.
         macs: per example, before and after, for the warnings.
+        threads: cores that one pass may use on the CPU; None takes as many as PyTorch has been given.
 
     Returns:
         Times, memory and sizes; never an error because a mode cannot run here.
@@ -140,10 +148,11 @@ def compare(
         ConfigError: unknown modes, impossible repeats, or models on different devices.
     """
     check_modes(modes)
-    _check(dense, pruned, repeats, warmup)
+    threads = torch.get_num_threads() if threads is None else threads
+    _check(dense, pruned, repeats, warmup, threads)
     device = model_device(dense)
     inputs = to_device(example_inputs, device)
-    with eval_mode(dense), eval_mode(pruned), torch.no_grad():
+    with eval_mode(dense), eval_mode(pruned), torch.no_grad(), cores(threads):
         results = tuple(_compare_mode(m, dense, pruned, inputs, repeats, warmup) for m in modes)
         peaks = peak_memory(dense, inputs), peak_memory(pruned, inputs)
     batch_size = examples_in(inputs)
@@ -155,7 +164,7 @@ def compare(
         macs=macs,
         batch_size=batch_size,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        threads=torch.get_num_threads(),
+        threads=threads,
         warnings=warnings_for(results, macs, remedies(dense, pruned, batch_size)),
     )
 
@@ -183,15 +192,16 @@ def _spread(timing: Timing | None) -> float:
 
 
 def check_modes(modes: Sequence[str]) -> None:
-    """Raise ConfigError if one of them is none of `MODES`."""
-    unknown = sorted(set(modes) - set(MODES))
+    """Raise ConfigError if one of them is none of `RUNTIMES`."""
+    unknown = sorted(set(modes) - set(RUNTIMES))
     if unknown:
-        raise ConfigError(f"modes {unknown}", "unknown", f"choose from {', '.join(MODES)}")
+        raise ConfigError(f"modes {unknown}", "unknown", f"choose from {', '.join(RUNTIMES)}")
 
 
-def _check(dense: nn.Module, pruned: nn.Module, repeats: int, warmup: int) -> None:
-    if repeats < 1 or warmup < 0:
-        raise ConfigError(f"repeats={repeats}, warmup={warmup}", "outside their range", "repeats >= 1, warmup >= 0")
+def _check(dense: nn.Module, pruned: nn.Module, repeats: int, warmup: int, threads: int) -> None:
+    if repeats < 1 or warmup < 0 or threads < 1:
+        given = f"repeats={repeats}, warmup={warmup}, threads={threads}"
+        raise ConfigError(given, "outside their range", "repeats >= 1, warmup >= 0, threads >= 1")
     if model_device(dense) != model_device(pruned):
         where = f"{model_device(dense)} and {model_device(pruned)}"
         raise ConfigError("models", f"they lie on different devices: {where}", "move both to one device")
@@ -200,19 +210,33 @@ def _check(dense: nn.Module, pruned: nn.Module, repeats: int, warmup: int) -> No
 def _compare_mode(
     mode: str, dense: nn.Module, pruned: nn.Module, inputs: Any, repeats: int, warmup: int
 ) -> ModeComparison:
-    device = model_device(dense)
-    runners = {"eager": _eager, "compiled": _compiled, "onnx": _onnx}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            before = runners[mode](dense, inputs, Path(folder) / "before.onnx", mode == "compiled")
-            after = runners[mode](pruned, inputs, Path(folder) / "after.onnx", False)
-            samples = interleaved(before, after, repeats, warmup, waiter(device))
-        except Exception as error:
-            return ModeComparison(mode, None, None, _reason(error))
-        finally:
-            if mode == "compiled":
-                torch.compiler.reset()
-    return ModeComparison(mode, _timing(samples[0]), _timing(samples[1]))
+    runtime: Any = mode
+    spent: tuple[list[float], list[float]] = ([], [])
+    try:
+        if mode == "compiled":
+            # Many models of one class in a process would reach the recompilation limit and silently run uncompiled.
+            torch.compiler.reset()
+        runs = [runner(runtime, model, inputs, threads=torch.get_num_threads()) for model in (dense, pruned)]
+        before, after = (_counted(run, seconds) for run, seconds in zip(runs, spent, strict=True))
+        samples = interleaved(before, after, repeats, warmup, waiter(model_device(dense)))
+    except Exception as error:
+        return ModeComparison(mode, None, None, _reason(error))
+    finally:
+        if mode == "compiled":
+            torch.compiler.reset()
+    first, second = (_timing(*taken) for taken in zip(samples, spent, strict=True))
+    return ModeComparison(mode, first, second)
+
+
+def _counted(run: Run, seconds: list[float]) -> Run:
+    """The same pass, whose time of the processor is noted."""
+
+    def counted() -> None:
+        start = time.process_time()
+        run()
+        seconds.append(time.process_time() - start)
+
+    return counted
 
 
 def _reason(error: Exception) -> str:
@@ -222,36 +246,9 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}"
 
 
-def _timing(samples: Sequence[float]) -> Timing:
-    low, median, high = np.percentile(samples, [25, 50, 75]).tolist()
-    return Timing(median, low, high)
-
-
-def _eager(model: nn.Module, inputs: Any, _: Path, __: bool) -> Run:
-    args, kwargs = as_arguments(inputs, model)
-    return lambda: model(*args, **kwargs)
-
-
-def _compiled(model: nn.Module, inputs: Any, _: Path, first: bool) -> Run:
-    if first:
-        # Many models of one class in a process would reach the recompilation limit and silently run uncompiled.
-        torch.compiler.reset()
-    args, kwargs = as_arguments(inputs, model)
-    compiled = torch.compile(model, dynamic=False)
-    compiled(*args, **kwargs)
-    return lambda: compiled(*args, **kwargs)
-
-
-def _onnx(model: nn.Module, inputs: Any, path: Path, _: bool) -> Run:
-    export_onnx(model, inputs, path)
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    values = [t.detach().cpu().numpy() for t in tensors_in(as_arguments(inputs, model))]
-    feed = {spec.name: value for spec, value in zip(session.get_inputs(), values, strict=True)}
-    return lambda: session.run(None, feed)
+def _timing(samples: Sequence[float], seconds: Sequence[float]) -> Timing:
+    least, low, median, high = np.percentile(samples, [0, 25, 50, 75]).tolist()
+    return Timing(least, median, low, high, 1e3 * min(seconds, default=0.0))
 
 
 def _parameters(model: nn.Module) -> int:

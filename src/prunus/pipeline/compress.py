@@ -32,6 +32,7 @@ from prunus.measure.speed import Comparison, compare
 from prunus.methods.base import MaskMethod, Method
 from prunus.methods.registry import resolve
 from prunus.pipeline.former import OPENED, RUN, TARGET
+from prunus.pipeline.meeting import check_runtimes
 from prunus.pipeline.prune import Result, prune
 from prunus.pipeline.recovering import recover
 from prunus.pipeline.settings import RunSettings
@@ -180,6 +181,7 @@ def compress(
     inside = isinstance(chosen, MaskMethod)
     asked = requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
     check_patterns(asked.patterns)
+    check_runtimes(asked)
     free = isinstance(data.loss_fn, DenseOutputs)
     if free and asked.promise is not None and asked.promise.metric != "agreement":
         what = "it is of labels, and none are to be looked at"

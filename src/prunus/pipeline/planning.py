@@ -38,25 +38,28 @@ EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 def planned(
     problem: Problem, groups: list[ChannelGroup], method: Method, prepared: Prepared | None = None
-) -> tuple[Plan, Scores]:
-    """The plan asked for; for the scope `auto` the best of several, see `prune`."""
+) -> tuple[Plan, Scores, Allocation]:
+    """The plan asked for, for the scope `auto` the best of several, see `prune`; and the allocation that made it."""
     request, model = problem.request, problem.model
     asked, scores = scored(problem, groups, method, prepared)
+    tried = ways(asked, scores, prepared)
     plans = [
         make_plan(
             problem.graph, groups, scores, budget=request.budget, pruning_ratio=request.ratio,
             kept_counts=request.counts, allocation=way, seed=problem.seed,
         )
-        for way in ways(asked, scores, prepared)
+        for way in tried
     ]  # fmt: skip
     if len(plans) == 1:
-        return plans[0], scores
+        return plans[0], scores, tried[0]
     if prepared is not None:
-        return prepared.best(plans, problem.progress), scores
+        best = prepared.best(plans, problem.progress)
+        return best, scores, tried[next(i for i, plan in enumerate(plans) if plan is best)]
     loader, loss_fn = problem.learned_from()
     few = first_batches(loader, problem.seed)  # type: ignore[arg-type]
     losses = [masked_loss(model, groups, plan.kept, few, loss_fn) for plan in plans]  # type: ignore[arg-type]
-    return plans[lower(losses[1], than=losses[0])], scores
+    better = lower(losses[1], than=losses[0])
+    return plans[better], scores, tried[better]
 
 
 def scored(

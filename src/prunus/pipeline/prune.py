@@ -19,6 +19,7 @@ from prunus.masks.patterns import check_patterns
 from prunus.methods.base import Method
 from prunus.methods.registry import resolve
 from prunus.pipeline.former import OPENED, RESUMED, TARGET
+from prunus.pipeline.meeting import check_runtimes, with_measured
 from prunus.pipeline.promised import promised
 from prunus.pipeline.solve import Result, solve
 from prunus.plan.allocation import Allocation
@@ -58,11 +59,12 @@ def prune(
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments, batch first.
         method: a method object, or a text that `prunus.methods.resolve` takes: a name (`dirichlet`, `l1`, `taylor`,
             ...), `FILE.py:Class` or `package.module:Class`; of units, or of weights.
-        target: how much goes. Of units: bounds on the cost, such as `"macs<=50%"` or `"macs<=50%, params<=20%"`; or a
-            number, the fraction of all units that goes; or units to keep by group name, `{"conv1": 8}`: groups that
-            are not named stay whole; or how little may be lost, `"accuracy>=dense-1%@95%"`, see below. Of weights: a
-            pattern for all layers but the last (and a first convolution), such as `"weight 10%"` or `"2:4"`, in place
-            of the method's own; or one by layer, `{"fc1": "weight 5%"}`.
+        target: how much goes. Of units: bounds on the cost, such as `"macs<=50%"` or `"macs<=50%, params<=20%"`, or on
+            what is measured, `"latency@onnx<=60%"` or `"memory<=20MB"` (see `plan.budget.Budget.parse`); or a number,
+            the fraction of all units that goes; or units to keep by group name, `{"conv1": 8}`: groups that are not
+            named stay whole; or how little may be lost, `"accuracy>=dense-1%@95%"`, see below. Of weights: a pattern
+            for all layers but the last (and a first convolution), such as `"weight 10%"` or `"2:4"`, in place of the
+            method's own; or one by layer, `{"fc1": "weight 5%"}`.
         data: batches, to be looped over several times: (inputs, targets), (x1, x2, y), dicts or inputs alone, see
             `prunus.data.as_batches`; only methods that look at weights alone need none. `prunus.data.Splits` adds
             others, on which methods of weights compare the masks they draw, and a promise is shown.
@@ -131,6 +133,7 @@ def prune(
     chosen = resolve(method)
     request = requested(target, allocation, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
     check_patterns(request.patterns)
+    check_runtimes(request)
     opened = allowed(allow, method=chosen.name, takes=chosen.allows)
     stages, seed = Checkpoint.of(checkpoint), as_seed(seed)
     start_at(seed, alike=True)  # the order of loaders that shuffle
@@ -153,6 +156,7 @@ def prune(
         checkpoint=stages,
         repair=(RepairConfig() if repair else None) if isinstance(repair, bool) else repair,
     )
+    problem = with_measured(problem)
     result = solve(chosen, problem) if request.promise is None else promised(chosen, problem)
     note = problem.without_labels(chosen) if chosen.needs_data or result.scores.measured else None
     return result if note is None else replace(result, plan=result.plan.with_notes(note))

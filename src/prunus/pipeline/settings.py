@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from prunus.plan.setup import Runtime
 from prunus.runtime.fields import check_fields
 from prunus.runtime.progress import Say
 from prunus.runtime.ranges import Count
@@ -33,7 +33,7 @@ class RunSettings:
 
     batch_size: Count | None = None
     resume: bool = False
-    modes: tuple[Literal["eager", "compiled", "onnx"], ...] = ("eager", "onnx")
+    modes: tuple[Runtime, ...] = ("eager", "onnx")
     say: Say = silent
     features: bool = True
 

@@ -20,6 +20,7 @@ from prunus.learning.strength import worth_of, worth_told
 from prunus.masks.filters import plan_of_filters
 from prunus.methods.base import GradientCriterion, MaskMethod, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.pipeline.depth import open_blocks, planned_with_blocks
+from prunus.pipeline.meeting import met
 from prunus.pipeline.planning import make_plan, planned, prunable_groups, score
 from prunus.pipeline.repairing import prepare, repaired
 from prunus.plan.plan import Plan
@@ -99,16 +100,24 @@ def _at_once(method: Method, problem: Problem) -> Result:
     blocks = open_blocks(problem)
     check(problem.request, problem.graph, groups, blocks)
     prepared, unprepared = prepare(problem)
-    if blocks and problem.request.budget is not None:
-        plan, scores = planned_with_blocks(problem, groups, method, prepared, blocks)
-    else:
-        plan, scores = planned(problem, groups, method, prepared)
-    if kind.equal:
-        counts = equalised({g.name: len(g.kept) for g in plan.groups}, kind.equal)
-        alike = make_plan(problem.graph, groups, scores, kept_counts=counts, seed=problem.seed)
+
+    def plan_of(problem: Problem) -> tuple[Plan, Problem]:
         request = problem.request
-        left = remarks(alike, groups, scores.values, budget=request.budget, pruning_ratio=request.ratio)
-        plan = replace(alike, asked=plan.asked).with_notes(*left)
+        if blocks and request.budget is not None:
+            plan, scores = planned_with_blocks(problem, groups, method, prepared, blocks)
+        else:
+            plan, scores, settled = planned(problem, groups, method, prepared)
+            request = replace(request, allocation=settled)
+        if kind.equal:
+            counts = equalised({g.name: len(g.kept) for g in plan.groups}, kind.equal)
+            alike = make_plan(problem.graph, groups, scores, kept_counts=counts, seed=problem.seed)
+            left = remarks(alike, groups, scores.values, budget=request.budget, pruning_ratio=request.ratio)
+            plan = replace(alike, asked=plan.asked).with_notes(*left)
+        return plan, replace(problem, request=request, scores=scores)
+
+    plan, solved = met(problem, plan_of)
+    scores = solved.scores
+    assert scores is not None
     plan = plan.with_notes(*kind.notes, *kind.equal_notes)
     dense, refits, told = repaired(problem, plan, prepared)
     plan = plan.with_notes(*unprepared, *told)
@@ -147,10 +156,16 @@ def _in_stages(method: StagedMethod, problem: Problem) -> Result:
             progress=progress,
             measured=measured,
         )
-        plan = make_plan(
-            problem.graph, groups, first, budget=request.budget, pruning_ratio=request.ratio,
-            allocation=request.allocation, seed=seed,
-        )  # fmt: skip
+
+        def plan_of(problem: Problem) -> tuple[Plan, Problem]:
+            asked = problem.request
+            plan = make_plan(
+                problem.graph, groups, first, budget=asked.budget, pruning_ratio=asked.ratio,
+                allocation=request.allocation, seed=seed,
+            )  # fmt: skip
+            return plan, problem
+
+        plan, _ = met(problem, plan_of)
         counts, asked = {g.name: len(g.kept) for g in plan.groups}, plan.asked
         notes += plan.notes
     if counts is None and method.follows_information and groups:

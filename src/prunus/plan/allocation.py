@@ -20,8 +20,9 @@ from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.plan.budget import Budget
 from prunus.plan.cost import Cost, CostModel
+from prunus.plan.gauge import Gauge
 from prunus.plan.ranking import Line, merged_ranks
-from prunus.plan.resources import described
+from prunus.plan.resources import GAUGED, described
 from prunus.plan.rounding import DEFAULT, step_of
 from prunus.runtime.fields import allows, check_fields, check_kind
 from prunus.runtime.ranges import Count, Fraction, NonNegative
@@ -47,8 +48,9 @@ class Allocation:
             alone, 1 by score per cost saved (as measured losses always are); None takes what the method's scores are
             made for (`Method.cost_exponent`), or 0 where no method is known.
         round_to: widths are multiples of this where the group has twice as many channels, of half of it below;
-            1 for any width. None takes 8, or the largest of 4, 2 and 1 that can meet what is asked where 8 can't: a
-            budget at all, a ratio to within two hundredths.
+            1 for any width. `auto` (or None) takes 8, or 16 for a budget on latency whose table says that less costs as
+            much; or the largest of those below that can meet what is asked where it can't: a budget at all, a ratio to
+            within two hundredths.
         floor: smallest fraction of a group that stays (at least one unit, one per row).
 
     Example:
@@ -61,11 +63,13 @@ class Allocation:
 
     scope: Scope = "auto"
     cost_exponent: NonNegative | None = None
-    round_to: Count | None = None
+    round_to: Count | Literal["auto"] | None = "auto"
     floor: Fraction = 0.05
 
     def __post_init__(self) -> None:
         check_fields(self)
+        step = "auto" if self.round_to in (None, "auto") else int(self.round_to)
+        object.__setattr__(self, "round_to", step)
         if self.cost_exponent is None:
             return
         if self.scope in ("measured", "uniform"):
@@ -109,7 +113,7 @@ def allocate(
         check_kind("budget", budget, Budget, "Budget.parse('macs<=50%')")
     settings = allocation or Allocation()
     lines = [_sorted_scores(g, scores) for g in groups]
-    *preferred, last = _steps(settings)
+    *preferred, last = _steps(settings, graph)
     for step in preferred:
         try:
             counts = _Problem(graph, groups, replace(settings, round_to=step), seed).solve(budget, pruning_ratio, lines)
@@ -121,9 +125,13 @@ def allocate(
     return _Problem(graph, groups, replace(settings, round_to=last), seed).solve(budget, pruning_ratio, lines)
 
 
-def _steps(settings: Allocation) -> tuple[int, ...]:
+def _steps(settings: Allocation, graph: Graph) -> tuple[int, ...]:
     """What widths are rounded to: the first that can meet the request, at worst the last."""
-    return (DEFAULT, 4, 2, 1) if settings.round_to is None else (settings.round_to,)
+    if isinstance(settings.round_to, int):
+        return (settings.round_to,)
+    timed = graph.gauges.get("latency")
+    block = timed.block if isinstance(timed, Gauge) else DEFAULT
+    return (*((block,) if block > DEFAULT else ()), DEFAULT, 4, 2, 1)
 
 
 def check_reachable(
@@ -140,7 +148,7 @@ def check_reachable(
         BudgetError: as `allocate`.
     """
     settings = allocation or Allocation()
-    finest = replace(settings, round_to=_steps(settings)[-1])
+    finest = replace(settings, round_to=_steps(settings, graph)[-1])
     _Problem(graph, groups, finest).fitting(budget, pruning_ratio)
 
 
@@ -164,6 +172,7 @@ class _Problem:
         if not groups:
             raise BudgetError("groups", "no group of this model may be pruned", "see graph.explain() for the reasons")
         self.groups, self.settings, self.seed = list(groups), settings, seed
+        self.step = settings.round_to if isinstance(settings.round_to, int) else DEFAULT
         self.costs = CostModel(graph)
         self.dense = self.costs.dense()
         self.minimum = [self._round(g, max(1, math.ceil(settings.floor * g.units)), up=True) for g in groups]
@@ -201,7 +210,7 @@ class _Problem:
         return lambda counts: sum(counts) <= stays
 
     def _round(self, group: ChannelGroup, count: int, up: bool = False) -> int:
-        step = step_of(group, self.settings.round_to or DEFAULT)
+        step = step_of(group, self.step)
         rounded = math.ceil(count / step) * step if up else max(step, round(count / step) * step)
         return min(rounded, group.units)
 
@@ -234,10 +243,13 @@ class _Problem:
         result = []
         for number, (group, line) in enumerate(zip(self.groups, lines, strict=True)):
             counts = [g.units for g in self.groups]
-            counts[number] -= group.multiple
+            # What is measured falls in steps of whole blocks: what one unit saves is their average.
+            gone = group.units - self.minimum[number] if GAUGED & weights.keys() else group.multiple
+            gone = max(gone, group.multiple)
+            counts[number] -= gone
             less = self.cost(counts)
             saved = sum(w * (self.dense[r] - less[r]) / (self.dense[r] or 1) for r, w in weights.items())
-            result.append(line / max(saved / group.multiple, 1e-12) ** exponent)
+            result.append(line / max(saved / gone, 1e-12) ** exponent)
         return result
 
     def bisect(self, fits: Fits, priorities: Sequence[Line]) -> dict[str, int]:

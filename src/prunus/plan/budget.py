@@ -7,19 +7,26 @@ from dataclasses import dataclass
 
 from prunus.errors import BudgetError
 from prunus.plan.cost import Cost
-from prunus.plan.resources import RESOURCES
+from prunus.plan.resources import GAUGED, RESOURCES
+from prunus.plan.setup import Setup
 from prunus.runtime.fields import allows
 
-AMOUNT = re.compile(r"(\w+)\s*<?=\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-z]*)", re.ASCII | re.IGNORECASE)
+AMOUNT = re.compile(
+    r"(\w+)(?:@([\w=/]+))?\s*<?=\s*((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-z]*)", re.ASCII | re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One bound: `resource` must not exceed `value`, a fraction of the dense cost if `relative`."""
+    """One bound: `resource` must not exceed `value`, a fraction of the dense cost if `relative`.
+
+    What is measured and not counted is measured in a `setup`.
+    """
 
     resource: str
     value: float
     relative: bool
+    setup: Setup | None = None
 
     def __post_init__(self) -> None:
         if self.resource not in RESOURCES:
@@ -28,6 +35,14 @@ class Limit:
         if not allows(float, self.value) or self.value <= 0 or (self.relative and self.value > 1):
             what = f"the amount {self.value!r} is out of range"
             raise BudgetError(f"budget of {self.resource}", what, "give more than 0, and at most 100 %")
+        if self.resource in GAUGED:
+            object.__setattr__(self, "setup", self.setup or Setup())
+        elif self.setup is not None:
+            what, fix = (
+                "it is counted, and is the same however the network is run",
+                "leave out what stands behind the @",
+            )
+            raise BudgetError(f"budget of {self.resource}", what, fix)
 
     def bound(self, dense: Cost) -> float:
         """The bound in absolute units."""
@@ -62,7 +77,9 @@ class Budget:
     def parse(cls, text: str) -> Budget:
         """Read a budget from text: comma-separated `RESOURCE<=AMOUNT` with RESOURCE macs, params, weights or another
         that is registered (`plan/resources.py`) and AMOUNT a percentage of the dense cost (`50%`) or a number in one
-        of the resource's units (`400K`, `3M`, `1.2G`); `=` means the same as `<=`.
+        of the resource's units (`400K`, `3M`, `1.2G`); `=` means the same as `<=`. What is measured has a unit of its
+        own (`latency<=5ms`, `memory<=20MB`), and how it is run may stand behind an `@`: `latency@openvino/threads=2`,
+        `memory@batch=8` (see `plan.setup`); without it is ONNX Runtime, one example, one thread.
 
         Raises:
             BudgetError: the text is not of that form.
@@ -80,11 +97,18 @@ class Budget:
                     f"budget {part!r}", "it is not of the form RESOURCE<=AMOUNT", "write for example macs<=50%"
                 )
             try:
-                limits.append(_limit(match[1].lower(), float(match[2]), match[3].lower()))
+                setup = None if match[2] is None else Setup.parse(match[2].lower())
+                limits.append(_limit(match[1].lower(), float(match[3]), match[4].lower(), setup))
             except BudgetError as error:
                 raise BudgetError(f"budget {part!r}", error.what, error.fix) from None
         if not limits:
             raise BudgetError(f"budget {text!r}", "it names no bound", "write for example macs<=50%, params<=20%")
+        setups: dict[str, set[Setup | None]] = {}
+        for limit in limits:
+            setups.setdefault(limit.resource, set()).add(limit.setup)
+        if twice := [name for name, found in setups.items() if len(found) > 1]:
+            what = f"{twice[0]} can be measured in one way only, and {len(setups[twice[0]])} are named"
+            raise BudgetError(f"budget {text!r}", what, "write the same behind every @")
         return cls(tuple(limits), text)
 
     def absolute(self, dense: Cost) -> Budget:
@@ -96,13 +120,13 @@ class Budget:
         return max(limit.of(cost) / limit.bound(dense) for limit in self.limits)
 
 
-def _limit(resource: str, number: float, unit: str) -> Limit:
+def _limit(resource: str, number: float, unit: str, setup: Setup | None) -> Limit:
     if unit == "%":
-        return Limit(resource, number / 100, relative=True)
+        return Limit(resource, number / 100, relative=True, setup=setup)
     units = RESOURCES[resource].units if resource in RESOURCES else {unit: 1.0}  # the limit refuses the name
     if unit not in units:
         known = ", ".join(repr(u) for u in units if u)
         what = f"{unit!r} is no unit of {resource}" if unit else f"{resource} has no amount without a unit"
         fix = f"write a percentage of the dense cost, or a number with {known}"
         raise BudgetError(f"budget of {resource}", what, fix)
-    return Limit(resource, number * units[unit], relative=False)
+    return Limit(resource, number * units[unit], relative=False, setup=setup)

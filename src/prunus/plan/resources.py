@@ -92,6 +92,8 @@ class Resource:
 
 RESOURCES: dict[str, Resource] = {}
 """By name, in the order of tables."""
+GAUGED = frozenset({"latency", "memory"})
+"""What is measured of a network; what is foretold of smaller ones stands in the `gauges` of its graph."""
 
 
 def resource(
@@ -129,3 +131,30 @@ def described(name: str, amount: int | float) -> str:
 def forms() -> str:
     """What a budget may bound, with a line on each: for help texts."""
     return "; ".join(f"{name}: {found.help}" for name, found in sorted(RESOURCES.items()))
+
+
+@resource(
+    "latency",
+    help="time of one forward pass as measured, in ms, s or %; see features.md",
+    units={"us": 1e-3, "ms": 1.0, "s": 1e3},
+    describe=lambda amount: f"{amount:.3g} ms",
+)
+def latency(left: Remains) -> float | None:
+    """Milliseconds, where they were measured of the network."""
+    return _gauged("latency", left)
+
+
+@resource(
+    "memory",
+    help="most bytes in use in a forward pass: weights, inputs and live activations, in KB, MB, GB or %",
+    units={"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
+    describe=lambda amount: f"{amount / 1e6:,.3g} MB",
+)
+def memory(left: Remains) -> float | None:
+    """Bytes, where they were counted of the network while it ran."""
+    return _gauged("memory", left)
+
+
+def _gauged(name: str, left: Remains) -> float | None:
+    gauge = left.layout.graph.gauges.get(name)
+    return None if gauge is None else gauge(left)

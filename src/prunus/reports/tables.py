@@ -124,6 +124,7 @@ def _latency(times: Mapping[str, Any], batch_size: int) -> tuple[str, str, str, 
     label = f"latency, {times['mode']}, batch {batch_size}"
     if times.get("ratio") is None:
         return label, "-", "-", f"not measured: {times['reason'][:60]}"
-    before, after = (f"{times[when]['median']:.3f} ms" for when in ("before", "after"))
+    # Runs of earlier releases have no least time.
+    before, after = (f"{times[when].get('least', times[when]['median']):.3f} ms" for when in ("before", "after"))
     faster = 1 / times["ratio"]
     return label, before, after, f"{faster:.2f}x faster" if faster >= 1 else f"{times['ratio']:.2f}x slower"

@@ -78,6 +78,23 @@ def examples_in(inputs: Any, none: int = 1) -> int:
     return next((t.shape[0] for t in tensors_in(inputs) if t.dim()), none)
 
 
+def sized(inputs: Any, examples: int) -> Any:
+    """Inputs of another batch size: the examples there are, over and over.
+
+    Args:
+        inputs: nested tensors, batch first; those of another first dimension than the batch size stay.
+        examples: how many are wanted.
+    """
+    batch = examples_in(inputs)
+
+    def change(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or tensor.shape[0] != batch:
+            return tensor
+        return tensor[torch.arange(examples, device=tensor.device) % batch]
+
+    return tree_map_only(Tensor, change, inputs)
+
+
 def change_input(
     module: nn.Module,
     name: str,

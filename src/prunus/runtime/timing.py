@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -38,6 +38,15 @@ def interleaved(
         for which in (0, 1) if repeat % 2 == 0 else (1, 0):
             samples[which].append(1e3 * _timed(runs[which], counts[which], wait, clock) / counts[which])
     return samples
+
+
+def best_of(runs: Sequence[Run], rounds: int, wait: Run, clock: Callable[[], float]) -> list[float]:
+    """Least milliseconds per pass of each, after a first untimed one, of so many samples taken in turns."""
+    for run in runs:
+        run()
+    counts = [_passes(run, wait, clock) for run in runs]
+    samples = [[_timed(run, n, wait, clock) / n for run, n in zip(runs, counts, strict=True)] for _ in range(rounds)]
+    return [1e3 * min(column) for column in zip(*samples, strict=True)]
 
 
 def _passes(run: Run, wait: Run, clock: Callable[[], float]) -> int:
