@@ -180,7 +180,7 @@ def test_names_of_weights_lose_module_only_where_the_model_has_none_of_that_name
         (["analyze", "{}:net", "--shape", "1,8", "--data", "{}:data"], "give one of them"),
         (["demo", "--data", "{}:data"], "28 x 28"),
         (["demo", "--target", "mac<=50%"], "mac<=50%"),
-        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--resume"], "no stages"),
+        (["compress", "{}:net", "--data", "{}:data", "--target", "0.5", "--resume", "--force"], "give one of them"),
     ],
 )
 def test_refusals_end_with_status_2(

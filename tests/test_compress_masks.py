@@ -210,7 +210,7 @@ def test_what_would_fill_the_masks_again_is_refused() -> None:
     model, data = parts()
     with pytest.raises(ConfigError, match="trains the weights along"):
         compress(model, data, method="dpp", target="2:4", recovery=prunus.recovery.FinetuneConfig())
-    with pytest.raises(ConfigError, match="has no stages"):
+    with pytest.raises(ConfigError, match="no folder to go on in"):
         compress(model, data, method="dpp", target="2:4", run=prunus.RunSettings(resume=True))
 
 

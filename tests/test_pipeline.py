@@ -270,7 +270,7 @@ def test_compress_writes_everything(tmp_path: Path) -> None:
         ({"budget": "macs<=60%", "pruning_ratio": 0.5}, "give one of budget, pruning_ratio"),
         ({"target": "macs<=60%", "modes": ("eager", "fast")}, "fast"),
         ({"target": "macs<=60%", "recovery": FinetuneConfig(label_smoothing=0.1)}, "label_smoothing"),
-        ({"target": "macs<=60%", "run": RunSettings(resume=True)}, "no stages"),
+        ({"target": "macs<=60%", "run": RunSettings(resume=True)}, "no folder to go on in"),
     ],
 )
 def test_compress_refuses_before_it_works(options: dict[str, Any], named: str) -> None:

@@ -204,7 +204,7 @@ def test_numbers_that_are_none_and_names_that_are_no_text_are_shown(run: Path, t
 def test_the_report_goes_with_the_run_that_it_tells_of(tmp_path: Path) -> None:
     part = ArrayDataset(torch.randn(16, 6), torch.arange(16) % 3)
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    settings = {"method": "l1", "progress": False, "run": prunus.RunSettings(modes=())}
+    settings = {"method": "l1", "progress": False, "run": prunus.RunSettings(modes=(), force=True)}
     for target in (0.5, 0.25):
         prunus.compress(net, DataSource("x", part, part, part, 3), target=target, out=tmp_path / "run", **settings)
         assert not (tmp_path / "run" / "report.html").exists()

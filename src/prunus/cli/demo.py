@@ -14,10 +14,13 @@ from prunus.cli.terminal import command, say
 from prunus.data.datasets import size_of
 from prunus.data.sources import load_data
 from prunus.errors import ConfigError
+from prunus.files.atomic import real_path
 from prunus.formats.run import check_run_folder
+from prunus.learning.kept import named
 from prunus.methods.registry import resolve
 from prunus.pipeline.compress import compress
 from prunus.pipeline.demo import LeNet5, train_dense
+from prunus.pipeline.journal import check_place
 from prunus.pipeline.run import exported
 from prunus.pipeline.texts import exports_of, run_of, target_of
 from prunus.plan.request import requested
@@ -33,11 +36,14 @@ def demo(
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", help="of training the dense network")] = 15,
     target: Target = "macs<=50%, params<=20%",
     seed: Seed = 0,
+    force: Annotated[bool, typer.Option("--force", help="replace another run in --out")] = False,
 ) -> dict[str, Any]:
     """Train LeNet-5 on real digits, compress it with Dirichlet pruning, show and save the result."""
     check_run_folder(out)
     chosen, wanted = resolve("dirichlet"), target_of(target)
     requested(wanted, None, method=chosen.name, takes=chosen.targets, optional=chosen.decides)
+    how = run_of(["modes=eager,compiled,onnx", *(["force=true"] if force else [])], exports_of("onnx"), say)
+    check_place(real_path(out), {"method": named(chosen), "target": repr(wanted), "seed": str(seed)}, how)
     source, exports = load_data(data, seed=seed), exports_of("onnx")
     if tuple(source.example_inputs.shape[1:]) != IMAGE:
         fix = "use digits, mnist:DIR or fashion-mnist:DIR"
@@ -54,7 +60,7 @@ def demo(
         recovery=FinetuneConfig(seed=seed),
         out=out,
         seed=seed,
-        run=run_of(["modes=eager,compiled,onnx"], exports, say),
+        run=how,
     )
     if done.saved is not None:
         done.saved.add_summary({**done.summary, "command": command.get()})

@@ -82,6 +82,7 @@ FORMER: dict[str, Former] = {
     "--onnx": Former(lambda *_: ["--export", "auto,onnx"], flag=True),
     "--no-onnx": Former(lambda *_: ["--export", "no-onnx"], flag=True),
     "--batch-size": Former(_batch_size, quiet=True),
+    "--force": Former(lambda *_: ["--run", "force=true"], flag=True, quiet=True),
     "--resume": Former(lambda *_: ["--run", "resume=true"], flag=True, quiet=True),
 }
 OF_DEMO = {"--budget": FORMER["--budget"]}

@@ -119,6 +119,6 @@ Run = Annotated[
     list[str] | None,
     typer.Option(
         "--run", metavar="NAME=VALUE", help="how it is run: batch_size=64, modes=eager,compiled,onnx (what is timed), "
-        "resume=true (or --resume: from the stages in --out)",
+        "resume=true (or --resume: go on from what --out holds), force=true (or --force: replace another run in --out)",
     ),
 ]  # fmt: skip

@@ -154,12 +154,16 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell whatever shuffles or shards the data which pass begins."""
-        batches = getattr(self.data, "batch_sampler", None)
-        places = (self.data, getattr(self.data, "sampler", None), batches, getattr(batches, "sampler", None),
-                  getattr(self.data, "dataset", None))  # fmt: skip
-        for setter in {id(p): getattr(p, "set_epoch", None) for p in places}.values():
+        for setter in {id(p): getattr(p, "set_epoch", None) for p in self.places()}.values():
             if callable(setter):
                 setter(epoch)
+
+    def places(self) -> tuple[Any, ...]:
+        """The data, its samplers and its data set: whatever may know an epoch, or hold a generator of its own."""
+        data = self.data
+        batches = getattr(data, "batch_sampler", None)
+        samplers = (getattr(data, "sampler", None), batches, getattr(batches, "sampler", None))
+        return (data, *samplers, getattr(data, "dataset", None))
 
     def num_labels(self) -> int:
         """Labels in one pass over the data of all processes: what the mean loss is a mean over.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ArtifactError, first_line
 from prunus.files.resumable import check_fits, check_same_run, read_checked, refusal, write_checked
+from prunus.files.steps import Steps
 from prunus.runtime.oldnames import OldNames
 
 FORMAT = "prunus-stages-3"
@@ -25,6 +26,7 @@ class Checkpoint:
     Attributes:
         path: the file, written after every stage.
         resume: go on from the file if it is there.
+        steps: where `compress` keeps what it has finished, of methods without stages too.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -38,6 +40,7 @@ class Checkpoint:
 
     path: str | os.PathLike[str]
     resume: bool = False
+    steps: Steps | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, given: str | os.PathLike[str] | Checkpoint | None) -> Checkpoint | None:

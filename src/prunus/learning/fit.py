@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from prunus.data.batches import as_batches, forward
 from prunus.data.losses import mean_of, sum_of
+from prunus.data.passes import Loop
 from prunus.data.taught import Taught, taught
 from prunus.errors import ConfigError, DataError
+from prunus.files.steps import Stateful
 from prunus.gates.frozen import frozen
 from prunus.gates.gate import GateSet, attach, recompute_products
 from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Scores
+from prunus.learning.kept import keep_scores, kept_scores, made_from, scored_groups
 from prunus.learning.problem import Learning
 from prunus.learning.spread import SIGNS, Spread, signs_of
 from prunus.learning.strength import Strength
@@ -91,7 +94,13 @@ def fit(
 
 def score_units(method: Method, model: nn.Module, groups: Sequence[ChannelGroup], learning: Learning) -> Scores:
     """Score the units of the groups, by the kind of the method; the model is unchanged."""
-    return replace(_scored(method, model, groups, learning), cost_exponent=method.cost_exponent)
+    steps = learning.steps if method.needs_data else None
+    origin = made_from(model, method, learning, {"groups": scored_groups(groups)}) if steps is not None else {}
+    found = kept_scores(steps, origin, method)
+    if found is None:
+        found = replace(_scored(method, model, groups, learning), cost_exponent=method.cost_exponent)
+        keep_scores(steps, origin, found)
+    return found
 
 
 @singledispatch
@@ -169,7 +178,7 @@ def _accumulate(
 ) -> Scores:
     # Row 0 sums what every batch adds; the others take every batch with a sign of their own.
     totals = {g.name: torch.zeros(1 + SIGNS, g.units, dtype=torch.float64, device="cpu") for g in groups}
-    examples, device, loss_of = 0, model_device(model), sum_of(learning.loss_fn)
+    device, loss_of = model_device(model), sum_of(learning.loss_fn)
     with attach(model, groups) as gates, progress_bar(method.name, len(learning.loader), learning.progress) as bar:
         gates.probe()
         training = Training(model, deciding(learning.precision), bar, around=recompute_products)
@@ -177,15 +186,20 @@ def _accumulate(
         def summed_loss(inputs: Any, targets: Any) -> Tensor:
             return loss_of(forward(model, inputs), targets, examples_in(inputs))
 
-        learning.loader.set_epoch(0)
-        for step, batch in enumerate(learning.loader):
-            signs = signs_of(step)
-            training.step(batch, summed_loss, f"epoch 0, step {step}")
-            for group in groups:
-                probe = gates.probes.get(group.name)
-                if probe is not None and probe.grad is not None:
-                    totals[group.name] += signs * method.contribution(probe.grad.float()).cpu()
-            examples += examples_in(batch[0])
+        values: dict[str, Any] = {"totals": totals, "examples": 0}
+        origin = made_from(model, method, learning, {"groups": scored_groups(groups)})
+        loop = Loop(learning.steps, "learning", origin, learning.loader, {}, values)
+        bar.advance(loop.step + loop.epoch * len(learning.loader))
+        for epoch in loop.epochs([0]):
+            for step, batch in loop.within(epoch):
+                signs = signs_of(step)
+                training.step(batch, summed_loss, f"epoch {epoch}, step {step}")
+                for group in groups:
+                    probe = gates.probes.get(group.name)
+                    if probe is not None and probe.grad is not None:
+                        values["totals"][group.name] += signs * method.contribution(probe.grad.float()).cpu()
+                values["examples"] += examples_in(batch[0])
+        totals, examples = values["totals"], values["examples"]
     if distributed():
         totals = {name: summed(total.to(device)).cpu() for name, total in totals.items()}
         examples = int(summed(torch.tensor(float(examples), device=device, dtype=torch.float64)))
@@ -252,12 +266,20 @@ def _learn_round(
     spread = Spread(optimizer, parameters) if method.finds_spread else None
     training = Training(model, deciding(learning.precision), bar, optimizer, recompute_products)
     loss_of = _sampled_loss(model, method, learning.loss_fn)
-    last = max(passes * len(batches) - 1, 1)
-    history = []
-    for epoch in range(passes):
-        running = torch.zeros((), device=model_device(model), dtype=torch.float32)
-        batches.set_epoch(epoch)
-        for step, batch in enumerate(batches):
+    last, nothing = max(passes * len(batches) - 1, 1), torch.zeros((), device=model_device(model), dtype=torch.float32)
+    values: dict[str, Any] = {"running": nothing, "history": []}
+    origin = made_from(model, method, learning, {"groups": scored_groups(gates.groups), "round": names})
+    parts: dict[str, Stateful | None] = {
+        "posteriors": gates.posteriors,
+        "optimizer": optimizer,
+        "spread": spread,
+        "strength": strength,
+    }
+    parts |= {"model": model} if also or method.bn_mode == "train" else {}
+    loop = Loop(learning.steps, "learning", origin, batches, {n: p for n, p in parts.items() if p is not None}, values)
+    bar.advance(loop.step + loop.epoch * len(batches))
+    for epoch in loop.epochs(range(passes)):
+        for step, batch in loop.within(epoch):
             progress = (epoch * len(batches) + step) / last
             for group in gates.groups:
                 method.anneal_(gates.posterior(group.name), progress)
@@ -270,13 +292,14 @@ def _learn_round(
             if spread is not None:
                 spread.displace_()
             loss = training.step(batch, loss_of, f"epoch {epoch}, step {step}", penalty)
-            running += loss
+            values["running"] = values["running"] + loss
             if strength is not None:
                 average_over_ranks_([loss])
                 strength.see(float(loss))
-        average_over_ranks_([running])
-        history.append(float(running) / len(batches))
-    return history, spread
+        average_over_ranks_([values["running"]])
+        values["history"].append(float(values["running"]) / len(batches))
+        values["running"] = nothing
+    return values["history"], spread
 
 
 def _weighted_penalty(gates: GateSet, weight: float, num_data: int, unit_weight: Callable[[int], float]) -> Tensor:

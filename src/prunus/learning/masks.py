@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,11 @@ from torch.nn.utils import parametrize
 from prunus.data.batches import forward
 from prunus.data.evaluation import mean_loss
 from prunus.data.losses import mean_of
+from prunus.data.passes import Loop
 from prunus.errors import ConfigError
+from prunus.files.steps import Stateful
 from prunus.learning.findings import LearnedMasks, MaskEpoch
+from prunus.learning.kept import made_from
 from prunus.learning.problem import Learning, Problem
 from prunus.masks.activations import QuantizedInput, quantized_inputs
 from prunus.masks.filter_masks import MaskedUnits
@@ -307,10 +310,16 @@ def _train(model: nn.Module, masks: MaskSet, run: _Run, epochs: range, *, drawin
         return []
     optimizer = torch.optim.Adam(groups, fused=True)
     total = method.passes * len(batches)
-    history = []
-    if drawing:
+    nothing = torch.zeros((), device=model_device(model), dtype=torch.float32)
+    values: dict[str, Any] = {"running": nothing, "history": []}
+    origin = made_from(model, method, run.learning, {"epochs": epochs, "layers": list(masks.masks)})
+    parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "masks": masks}
+    parts |= {f"grid {n}": grid for n, grid in run.grids.items()}
+    loop = Loop(run.learning.steps, "drawing" if drawing else "tuning", origin, batches, parts, values)
+    run.bar.advance(loop.step + loop.epoch * len(batches))
+    if drawing and not loop.resumed:
         masks.schedule_(*method.schedule(0))
-        history.append(_observed(masks, math.nan))
+        values["history"].append(asdict(_observed(masks, math.nan)))
     precision = deciding(precision) if drawing else precision  # fixed masks decide nothing any more
     # Cached: a layer that is called twice has one mask in a step, not two.
     training = Training(model, precision, run.bar, optimizer, parametrize.cached)
@@ -318,22 +327,24 @@ def _train(model: nn.Module, masks: MaskSet, run: _Run, epochs: range, *, drawin
     loss_of = mean_of(run.learning.loss_fn)
     with only_trainable(model, training.trained), modes_kept(model), full_precision() if drawing else nullcontext():
         model.train()
-        for epoch in epochs:
-            batches.set_epoch(epoch)
-            running = torch.zeros((), device=model_device(model), dtype=torch.float32)
-            for step, batch in enumerate(batches):
+        for epoch in loop.epochs(epochs):
+            for step, batch in loop.within(epoch):
                 if drawing:
                     masks.schedule_(*method.schedule(epoch + step / len(batches)))
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * 0.5 * (1 + math.cos(math.pi * (epoch * len(batches) + step) / total))
-                running += training.step(
+                loss = training.step(
                     batch, lambda x, y: loss_of(forward(model, x), y), f"epoch {epoch}, step {step}", penalty
                 )
-            average_over_ranks_([running])
+                values["running"] = values["running"] + loss
+            average_over_ranks_([values["running"]])
             if drawing:
-                history.append(_observed(masks, float(running) / len(batches)))
+                values["history"].append(asdict(_observed(masks, float(values["running"]) / len(batches))))
+            values["running"] = nothing
+    if drawing and loop.resumed:  # the last step's, where no step was taken here
+        masks.schedule_(*method.schedule(epochs[-1] + (len(batches) - 1) / len(batches)))
     average_over_ranks_([*running_statistics(model), *(q.largest for q in run.grids.values())])
-    return history
+    return [MaskEpoch(**seen) for seen in values["history"]]
 
 
 def _weighted_entropy(masks: MaskSet, method: MaskMethod) -> Tensor:

@@ -16,6 +16,7 @@ from prunus.data.losses import own_loss
 from prunus.data.taught import taught
 from prunus.errors import ConfigError
 from prunus.files.stagefile import Checkpoint
+from prunus.files.steps import Steps
 from prunus.graph.grouping import Graph
 from prunus.layers.submodules import Ignored
 from prunus.learning.findings import Scores
@@ -67,6 +68,16 @@ class Problem:
     scores: Scores | None = field(default=None, repr=False)
     measured: tuple[Measured, ...] = field(default=(), repr=False)
 
+    @property
+    def steps(self) -> Steps | None:
+        """Where what is finished is kept; None: nowhere."""
+        return None if self.checkpoint is None else self.checkpoint.steps
+
+    def data_digest(self) -> str:
+        """Digest of the data that are learned from, for `steps`."""
+        loader = self.learned_from()[0]
+        return "" if loader is None or self.steps is None else self.steps.digest_of(loader.data)
+
     def learned_from(self) -> tuple[Loader | None, Callable[..., Tensor] | None]:
         """Batches in one form and their loss.
 
@@ -117,7 +128,10 @@ class Problem:
         loader, loss_fn = needed(method, *self.learned_from())
         others = as_batches(self.data.validation).data if isinstance(self.data, Splits) else None
         validation = None if others is None else loader.of(others)
-        return Learning(loader, loss_fn, validation, seed=self.seed, precision=self.precision, progress=self.progress)
+        return Learning(
+            loader, loss_fn, validation,
+            seed=self.seed, precision=self.precision, progress=self.progress, steps=self.steps,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,6 +162,7 @@ class Learning:
         precision: of the forward and backward passes; `auto` is fp32 wherever something is decided.
         progress: show bars where there is a terminal.
         worth: what the strength of the complexity follows from; None takes the bound's, 1 / N.
+        steps: where what is finished is kept; None: nowhere.
     """
 
     loader: Loader = field(repr=False)
@@ -158,6 +173,7 @@ class Learning:
     precision: Precision = "auto"
     progress: bool = False
     worth: Worth | None = None
+    steps: Steps | None = field(default=None, repr=False)
 
     @property
     def labels(self) -> int:

@@ -65,6 +65,18 @@ class Spread:
             self._path[parameter] = parameter.detach().clone()
             parameter.add_(displacement, alpha=self.sign)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Displacement and momentum, in the order of the parameters, and the number of the step."""
+        return {"step": self.step, "moved": list(self.displacement.values()), "momentum": list(self._momentum.values())}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another one of the same parameters stood."""
+        self.step, self.sign = int(state["step"]), int(signs_of(int(state["step"]))[1])
+        for held, stored in ((self.displacement, state["moved"]), (self._momentum, state["momentum"])):
+            for mine, other in zip(held.values(), stored, strict=True):
+                mine.copy_(other)
+
     @torch.no_grad()
     def _before(self, *_: Any) -> None:
         for parameter, place in self._path.items():

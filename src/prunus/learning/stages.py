@@ -22,6 +22,7 @@ from prunus.graph.groups import ChannelGroup, Slot
 from prunus.graph.trace import trace
 from prunus.learning.findings import Scores
 from prunus.learning.fit import fit_with_weights
+from prunus.learning.kept import made_from
 from prunus.learning.problem import Learning, Problem
 from prunus.learning.strength import after
 from prunus.methods.base import StagedMethod
@@ -133,6 +134,8 @@ def prune_in_stages(
         verification = replace(proof, max_error=worst)
         if path is not None and rank() == 0:
             save_stages(path, identity, StageState(state.kept, state.stages, current.state_dict(), worst))
+        if learning.steps is not None:
+            learning.steps.forget("learning", "tuning")  # of a stage that is over
     assert verification is not None
     values = {n: torch.tensor(v, dtype=torch.float32, device="cpu") for s in state.stages for n, v in s.score.items()}
     scores = Scores(values, posteriors, method.name, tuple(s.loss for s in state.stages), method.cost_exponent)
@@ -189,7 +192,8 @@ def _stage(
     if method.tune_epochs and tuned:
         tune_(
             smaller, tuned, learning.loader, learning.loss_fn, epochs=method.tune_epochs, lr=method.weight_lr,
-            seed=seed + 1, precision=learning.precision, progress=learning.progress,
+            seed=seed + 1, precision=learning.precision, progress=learning.progress, steps=learning.steps,
+            made_from=made_from(smaller, method, learning, {"stage": list(names)}),
         )  # fmt: skip
     stage = Stage(
         groups=tuple(names),

@@ -12,8 +12,9 @@ VAEs", 2018, without their code), and above the bound, which counts for more whe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,9 @@ RANGE = 7.0
 REACH = 6.0
 """What a parameter of a posterior can travel in a stage, at least: a multiplier from 1 to 0 and back, a logarithm of a
 standard deviation from -5 to 0."""
+
+SEEN = ("lowest", "running", "variance", "seen", "log_factor")
+"""What changes from step to step."""
 
 
 def root(group: ChannelGroup) -> float:
@@ -101,6 +105,15 @@ class Strength:
         return cls(
             prices(worth, groups, method), 1 / num_data, LOSS * beta * worth.information, steps, worth.lowest, warmup
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the losses so far made of it."""
+        return {name: getattr(self, name) for name in SEEN}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another one of the same stage stood."""
+        for name in SEEN:
+            setattr(self, name, state[name])
 
     def step_size(self, lr: float) -> float:
         """Adam's step: `lr`, or as long as it has to be to get anywhere in so few steps."""

@@ -200,6 +200,16 @@ class MaskSet(OldNames):
         for name, mask in self.masks.items():
             mask.freeze_(None if masks is None else masks[name])
 
+    def state_dict(self) -> dict[str, Any]:
+        """How often each mask was used, and the one that serves several uses; tensors are the model's."""
+        return {n: {"uses": m.uses, "mask": m._mask} for n, m in self.masks.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on drawing from where another set of the same masks stood."""
+        for name, mask in self.masks.items():
+            held = state[name]["mask"]
+            mask.uses, mask._mask = int(state[name]["uses"]), None if held is None else held.to(mask.logits.device)
+
     def entropy(self) -> Tensor:
         """Sum over all rows of the entropy of softmax(logits), nats, differentiable."""
         return torch.stack([_entropy(m.logits).sum() for m in self.masks.values()]).sum()

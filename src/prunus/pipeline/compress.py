@@ -12,18 +12,21 @@ from typing import Any
 
 from torch import nn
 
-from prunus.data.batches import Splits
+from prunus.data.batches import Splits, as_batches
 from prunus.data.datasets import DataSource, batches_of, first_of, judged_at_once, size_of
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import Evaluation, judged_by, metrics_of
 from prunus.data.fitting import at_chance, check_fits, learned_by
 from prunus.data.given import source_of
+from prunus.data.passes import Position
 from prunus.data.prepared import PREPARATION, written
 from prunus.errors import ConfigError, MissingDependencyError
+from prunus.files.fingerprint import data_digest, weights_digest
 from prunus.files.stagefile import Checkpoint, is_stage_file
 from prunus.formats.artifact import artifact_files
 from prunus.formats.run import FEATURES, RECORD, RunFolder, commit_or_rescue, prepare_run
 from prunus.layers.submodules import Ignored
+from prunus.learning.kept import named
 from prunus.learning.stored import stored_masks
 from prunus.masks.activations import quantized_inputs
 from prunus.masks.file import LayerMask
@@ -32,9 +35,10 @@ from prunus.measure.speed import Comparison, compare
 from prunus.methods.base import MaskMethod, Method
 from prunus.methods.registry import resolve
 from prunus.pipeline.former import OPENED, RUN, TARGET
+from prunus.pipeline.journal import journal
 from prunus.pipeline.meeting import check_runtimes
 from prunus.pipeline.prune import Result, prune
-from prunus.pipeline.recovering import recover
+from prunus.pipeline.recovering import judged_once, recover
 from prunus.pipeline.settings import RunSettings
 from prunus.plan.allocation import Allocation
 from prunus.plan.request import Allow, Target, allowed, requested
@@ -175,7 +179,7 @@ def compress(
         >>> done.summary["kept"]
         {'0': [4, 8]}
     """
-    run = RunSettings() if run is None else run
+    how = RunSettings() if run is None else run
     seed, chosen, data = as_seed(seed), resolve(method), source_of(data, model)
     start_at(seed, alike=True)  # the order of loaders that shuffle
     inside = isinstance(chosen, MaskMethod)
@@ -192,103 +196,127 @@ def compress(
         raise ConfigError("recovery", what, "leave it out; the settings of the method say how long it trains")
     if recovery is not None:
         check_settings(recovery, data)
-    stages = _stages(out, run, chosen)
+    _check_resuming(out, how)
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
     if out is not None:
-        prepare_run(out, model, data.example_inputs, run.say, follow_branches="follow_branches" in opened)
+        prepare_run(out, model, data.example_inputs, how.say, follow_branches="follow_branches" in opened)
     check_fits(model, data)
-    judge = judged_by(data, model)
-    judged: dict[str, Evaluation] = {"dense": judge(model, data.validation)}
-    run.say(f"dense: {judged['dense']} on {size_of(data.validation)} of validation")
-    if unsure := at_chance(judged["dense"], data):
-        run.say(f"the dense network is {unsure}")
-    size = run.batch_size or (128 if inside else 64)
-    batches = data.batches(size, seed=seed, rank=rank, world=world)
-    at_once = judged_at_once(data.validation, JUDGED)
-    held_out = batches_of(data.validation, at_once, workers=data.workers)
-    result = prune(
-        model,
-        data.example_inputs,
-        method=chosen,
-        target=target,
-        data=Splits(batches, held_out),
-        loss_fn=learned_by(data),
-        ignored_layers=ignored_layers,
-        allow=allow,
-        allocation=allocation,
-        repair=repair,
-        seed=seed,
-        progress=progress,
-        checkpoint=stages,
-    )
-    run.say(result.plan.explain())
-    smaller, masked, failed = result.model, result.masked, None
-    recovered: list[Epoch] = []
-    grids = {} if masked is None else masked.inputs
-    masks = stored_masks(chosen, masked, result.plan) if masked is not None and result.plan.patterns else {}
-    if masked is not None:
-        with quantized_inputs(smaller, grids):
-            judged["masked"] = judge(smaller, data.validation)
-        run.say(f"{result.plan.asked} in {len(masked.masks)} layers: {judged['masked']}")
-    else:
-        failed = recover(smaller, model, data, recovery, batches, judged, recovered, progress, run.say)
-    saved = None
-    if out is not None and rank == 0:
-        inputs = data.example_inputs
-        files = artifact_files(smaller, result.plan, metrics=metrics_of(judged), example_inputs=inputs, masks=masks)
-        preparation = getattr(data.train, "preparation", None)  # of pictures, which others are then prepared by
-        files |= {} if preparation is None else {PREPARATION: written(preparation)}
-        saved = commit_or_rescue(out, files, summary_of(model, data, chosen, result, judged, seed), run.say)
-        if stages is None and is_stage_file(saved.path / "stages.pt"):
-            (saved.path / "stages.pt").unlink(missing_ok=True)  # of an earlier run, by another method
-        run.say(f"saved in {saved.path}")
-        with saved.standing():
-            others = offers_of(result.graph, result.plan, result.scores, allocation, seed)
-            _record(model, smaller, data, result, others, recovered, run, saved)
-    if failed is not None:
-        raise failed
-    with nullcontext() if saved is None else saved.standing():
-        if data.test is not None:
-            judged["dense_test"] = judge(model, data.test)
+
+    def made_from() -> dict[str, str]:
+        return {
+            "model": f"{type(model).__name__} ({weights_digest(model)})",
+            "data": f"{data.name} ({' '.join(data_digest(part) for part in (data.train, data.validation))})",
+            "loss": named(data.loss_fn),
+            "method": named(chosen),
+            "target": repr(target),
+            "ignored_layers": repr(list(ignored_layers)),
+            "allow": repr(sorted(opened)),
+            "allocation": repr(allocation),
+            "repair": repr((RepairConfig() if repair else None) if isinstance(repair, bool) else repair),
+            "recovery": repr(recovery),
+            "batch_size": repr(how.batch_size),
+            "seed": str(seed),
+        }
+
+    with journal(out, made_from, how) as account:
+        run = replace(how, say=account.say)
+        steps = account.steps
+        stages = None if out is None else Checkpoint(Path(out) / "stages.pt", run.resume, steps)
+        judge = judged_by(data, model)
+        judged: dict[str, Evaluation] = {"dense": judged_once(steps, judge, model, data)}
+        run.say(f"dense: {judged['dense']} on {size_of(data.validation)} of validation")
+        if unsure := at_chance(judged["dense"], data):
+            run.say(f"the dense network is {unsure}")
+        size = run.batch_size or (128 if inside else 64)
+        batches = data.batches(size, seed=seed, rank=rank, world=world)
+        at_once = judged_at_once(data.validation, JUDGED)
+        if steps is not None:
+            steps.moved["learned from"] = Position(as_batches(batches))
+        held_out = batches_of(data.validation, at_once, workers=data.workers)
+        result = prune(
+            model,
+            data.example_inputs,
+            method=chosen,
+            target=target,
+            data=Splits(batches, held_out),
+            loss_fn=learned_by(data),
+            ignored_layers=ignored_layers,
+            allow=allow,
+            allocation=allocation,
+            repair=repair,
+            seed=seed,
+            progress=progress,
+            checkpoint=stages if chosen.in_stages or steps is not None else None,
+        )
+        run.say(result.plan.explain())
+        smaller, masked, failed = result.model, result.masked, None
+        recovered: list[Epoch] = []
+        grids = {} if masked is None else masked.inputs
+        masks = stored_masks(chosen, masked, result.plan) if masked is not None and result.plan.patterns else {}
+        if masked is not None:
             with quantized_inputs(smaller, grids):
-                judged["test"] = judge(smaller, data.test)
-        summary = summary_of(model, data, chosen, result, judged, seed)
-        if saved is not None:
-            saved.add_metrics(result.plan, metrics_of(judged), masks)
-            saved.add_summary(summary)
-            _draw(result, saved, run.say)
-        comparison, timed = _measured(model, smaller, masks, data, result, run)
-        summary |= timed
-        if saved is not None:
-            saved.add_summary(summary)
-    for mode in comparison.modes if not masks else ():
-        if mode.slower:
-            told = "; ".join(w for w in comparison.warnings if w.startswith(f"{mode.mode}:"))
-            warnings.warn(f"the smaller network is slower: {told}", RuntimeWarning, stacklevel=4)
-    directory = None if saved is None or out is None else Path(out)
-    shares = [summary.get(measure, {}) for measure in ("accuracy", "agreement")]
-    return Compression(
-        smaller,
-        result,
-        shares[0],
-        summary["loss"],
-        comparison,
-        summary,
-        directory,
-        saved,
-        masks,
-        agreement=shares[1],
-        scores={stage: found.score for stage, found in judged.items()},
-    )
+                judged["masked"] = judge(smaller, data.validation)
+            run.say(f"{result.plan.asked} in {len(masked.masks)} layers: {judged['masked']}")
+        else:
+            failed = recover(smaller, model, data, recovery, batches, judged, recovered, progress, run.say, steps)
+        saved = None
+        if out is not None and rank == 0:
+            inputs = data.example_inputs
+            files = artifact_files(smaller, result.plan, metrics=metrics_of(judged), example_inputs=inputs, masks=masks)
+            preparation = getattr(data.train, "preparation", None)  # of pictures, which others are then prepared by
+            files |= {} if preparation is None else {PREPARATION: written(preparation)}
+            saved = commit_or_rescue(out, files, summary_of(model, data, chosen, result, judged, seed), run.say)
+            if not chosen.in_stages and is_stage_file(saved.path / "stages.pt"):
+                (saved.path / "stages.pt").unlink(missing_ok=True)  # of an earlier run, by another method
+            run.say(f"saved in {saved.path}")
+            with saved.standing():
+                others = offers_of(result.graph, result.plan, result.scores, allocation, seed)
+                _record(model, smaller, data, result, others, recovered, run, saved)
+        if failed is not None:
+            raise failed
+        with nullcontext() if saved is None else saved.standing():
+            if data.test is not None:
+                judged["dense_test"] = judge(model, data.test)
+                with quantized_inputs(smaller, grids):
+                    judged["test"] = judge(smaller, data.test)
+            summary = summary_of(model, data, chosen, result, judged, seed)
+            if saved is not None:
+                saved.add_metrics(result.plan, metrics_of(judged), masks)
+                saved.add_summary(summary)
+                _draw(result, saved, run.say)
+            comparison, timed = _measured(model, smaller, masks, data, result, run)
+            summary |= timed
+            if saved is not None:
+                saved.add_summary(summary)
+        for mode in comparison.modes if not masks else ():
+            if mode.slower:
+                told = "; ".join(w for w in comparison.warnings if w.startswith(f"{mode.mode}:"))
+                warnings.warn(f"the smaller network is slower: {told}", RuntimeWarning, stacklevel=4)
+        directory = None if saved is None or out is None else Path(out)
+        shares = [summary.get(measure, {}) for measure in ("accuracy", "agreement")]
+        return Compression(
+            smaller,
+            result,
+            shares[0],
+            summary["loss"],
+            comparison,
+            summary,
+            directory,
+            saved,
+            masks,
+            agreement=shares[1],
+            scores={stage: found.score for stage, found in judged.items()},
+        )
 
 
-def _stages(out: str | os.PathLike[str] | None, run: RunSettings, method: Method) -> Checkpoint | None:
-    """Where a method in stages writes them down. Raises ConfigError if there is nothing to resume."""
-    if run.resume and (out is None or not method.in_stages):
-        what = "there is no folder to go on in" if method.in_stages else f"method {method.name!r} has no stages"
-        raise ConfigError("resume", what, "leave it out" if not method.in_stages else "give out=")
-    return Checkpoint(Path(out) / "stages.pt", run.resume) if out is not None and method.in_stages else None
+def _check_resuming(out: str | os.PathLike[str] | None, run: RunSettings) -> None:
+    """Raise ConfigError if there is nothing to go on in, or two things are asked that exclude each other."""
+    if run.resume and out is None:
+        raise ConfigError("resume", "there is no folder to go on in", "give out=")
+    if run.resume and run.force:
+        what = "one goes on with what the folder holds, the other replaces it"
+        raise ConfigError("resume and force", what, "give one of them")
 
 
 def _measured(

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from prunus.data.batches import as_batches
 from prunus.data.taught import taught
 from prunus.errors import ConfigError
+from prunus.files.fingerprint import tree_digest, weights_digest
+from prunus.files.steps import Steps
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.graph.shallower import without_blocks
 from prunus.layers.submodules import Ignored, matching
 from prunus.learning.findings import Scores
 from prunus.learning.fit import fit, score_units
+from prunus.learning.kept import made_from, scored_groups
 from prunus.learning.measured import first_batches, masked_loss, measured_scores
 from prunus.learning.problem import Learning, Problem, needed
 from prunus.methods.base import Method
@@ -53,13 +56,34 @@ def planned(
     if len(plans) == 1:
         return plans[0], scores, tried[0]
     if prepared is not None:
-        best = prepared.best(plans, problem.progress)
-        return best, scores, tried[next(i for i, plan in enumerate(plans) if plan is best)]
+        best = _best(problem, method, prepared, plans)
+        return plans[best], scores, tried[best]
     loader, loss_fn = problem.learned_from()
     few = first_batches(loader, problem.seed)  # type: ignore[arg-type]
     losses = [masked_loss(model, groups, plan.kept, few, loss_fn) for plan in plans]  # type: ignore[arg-type]
     better = lower(losses[1], than=losses[0])
     return plans[better], scores, tried[better]
+
+
+def _best(problem: Problem, method: Method, prepared: Prepared, plans: Sequence[Plan]) -> int:
+    """Which plan's network is nearest to the dense one after repair, found out or as it was found out before."""
+    steps = problem.steps
+    origin = {} if steps is None else {
+        "model": weights_digest(problem.model),
+        "data": problem.data_digest(),
+        "method": repr(method),
+        "plans": tree_digest([plan.to_json() for plan in plans]),
+        "repair": repr(problem.repair),
+        "seed": str(problem.seed),
+    }  # fmt: skip
+    kept = None if steps is None else steps.finished("plan", origin)
+    if kept is not None:
+        return int(kept["number"])
+    best = prepared.best(plans, problem.progress)
+    number = next(i for i, plan in enumerate(plans) if plan is best)
+    if steps is not None:
+        steps.finish("plan", origin, {"number": number})
+    return number
 
 
 def scored(
@@ -76,8 +100,9 @@ def scored(
         asked = replace(asked, scope="global")
     measured = request.counts is None and (asked.scope == "measured" or (asked.scope == "auto" and loss_fn is not None))
     scores = problem.scores or score(
-        model, groups, method, loader, loss_fn, seed=problem.seed, progress=problem.progress, measured=measured
-    )
+        model, groups, method, loader, loss_fn,
+        seed=problem.seed, progress=problem.progress, measured=measured, steps=problem.steps,
+    )  # fmt: skip
     return asked, scores
 
 
@@ -104,8 +129,11 @@ def score(
     seed: int = 0,
     progress: bool = False,
     measured: bool = False,
+    steps: Steps | None = None,
 ) -> Scores:
     """Score the units of the groups by any method, and measure their losses if the allocation will ask for them.
+
+    What `steps` keeps of the same network, data and method is not learned or measured again.
 
     Raises:
         ConfigError: the method or the measurement needs data and there are none.
@@ -114,11 +142,19 @@ def score(
         return fit(model, groups, method, [], nn.functional.cross_entropy, num_data=1, seed=seed, progress=progress)
     batches, loss = needed(method.name, None if loader is None else as_batches(loader, model), loss_fn)
     batches, loss = taught(model, batches, loss, as_seed(seed))
-    found = score_units(method, model, groups, Learning(batches, loss, seed=as_seed(seed), progress=progress))
+    learning = Learning(batches, loss, seed=as_seed(seed), progress=progress, steps=steps)
+    found = score_units(method, model, groups, learning)
     if not measured:
         return found
-    few = first_batches(batches, seed)
-    return replace(found, measured=measured_scores(model, groups, found.values, few, loss, progress=progress))
+    also = {"groups": scored_groups(groups), "scores": tree_digest(dict(found.values))}
+    origin = made_from(model, method, learning, also)
+    tables = None if steps is None else steps.finished("tables", origin)
+    if tables is None:
+        few = first_batches(batches, seed)
+        tables = measured_scores(model, groups, found.values, few, loss, progress=progress)
+        if steps is not None:
+            steps.finish("tables", origin, tables)
+    return replace(found, measured=tables)
 
 
 def make_plan(

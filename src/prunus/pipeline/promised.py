@@ -84,6 +84,7 @@ def _family(method: Method, problem: Problem) -> Iterator[Result]:
                 raise
             return
         scores = result.scores
+        problem = replace(problem, checkpoint=None)  # sixty plans and repairs are not worth keeping
         if result.plan.kept != kept:
             yield result
         kept = result.plan.kept

@@ -137,7 +137,7 @@ def prune(
     opened = allowed(allow, method=chosen.name, takes=chosen.allows)
     stages, seed = Checkpoint.of(checkpoint), as_seed(seed)
     start_at(seed, alike=True)  # the order of loaders that shuffle
-    if stages is not None and not chosen.in_stages:
+    if stages is not None and not chosen.in_stages and stages.steps is None:
         what = f"method {chosen.name!r} has no stages"
         raise ConfigError("checkpoint", what, "leave it out, or use a method that works in stages, such as 'rbp'")
     check_copyable(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from prunus.data.datasets import DataSource
 from prunus.data.evaluation import Evaluation, judged_by
 from prunus.errors import PruneError
+from prunus.files.fingerprint import weights_digest
+from prunus.files.stagefile import Checkpoint
+from prunus.files.steps import Steps
+from prunus.learning.kept import named
 from prunus.pipeline.settings import silent
 from prunus.recovery.batchnorm import reestimate_if_better
 from prunus.recovery.config import FinetuneConfig
@@ -18,8 +22,24 @@ from prunus.recovery.finetuning import Epoch, FinetuneResult, finetune
 from prunus.runtime.copies import copied
 from prunus.runtime.progress import Say
 
+STAGES = ("one_shot", "batch_norm", "recovered")
+"""What a recovery judges."""
 NEAR = 0.7
 """Of the dense network's accuracy: from there on more is forgotten by large steps than is learned."""
+
+
+def judged_once(
+    steps: Steps | None, judge: Callable[[nn.Module, Any], Evaluation], dense: nn.Module, data: DataSource
+) -> Evaluation:
+    """The dense network on the validation split, measured or as it was measured before."""
+    origin = {} if steps is None else _origin(dense, dense, data, None, (), steps)
+    kept = None if steps is None else steps.finished("dense", origin)
+    if kept is not None:
+        return Evaluation(**kept)
+    found = judge(dense, data.validation)
+    if steps is not None:
+        steps.finish("dense", origin, vars(found))
+    return found
 
 
 def recover(
@@ -32,6 +52,7 @@ def recover(
     recovered: list[Epoch],
     progress: bool = False,
     say: Say = silent,
+    steps: Steps | None = None,
 ) -> PruneError | None:
     """Recover in place; on the validation split the score never ends below what it started from.
 
@@ -45,6 +66,7 @@ def recover(
         judged: gets `one_shot`, `batch_norm` and, if it comes so far, `recovered`.
         progress: show a bar.
         say: is told about every step.
+        steps: where a recovery of the same network is kept, finished or under way.
 
     What is better on the validation split is kept: of statistics what has less loss, of epochs what has the better
     score (less loss among equals), the network as it came included.
@@ -52,6 +74,59 @@ def recover(
     Returns:
         What stopped the fine-tuning, if something did; the network is then as it was before it.
     """
+    origin = _origin(smaller, dense, data, recovery, batches, steps)
+    kept = None if steps is None else steps.finished("recovered", origin)
+    if kept is not None:
+        smaller.load_state_dict(kept["weights"])
+        judged |= {stage: Evaluation(**found) for stage, found in kept["judged"].items()}
+        recovered += [Epoch(**epoch) for epoch in kept["epochs"]]
+        return None
+    failed = _recover(smaller, dense, data, recovery, batches, judged, recovered, progress, say, steps)
+    if steps is not None and failed is None:
+        made = {
+            "weights": _weights(smaller),
+            "judged": {stage: vars(found).copy() for stage, found in judged.items() if stage in STAGES},
+            "epochs": [asdict(epoch) for epoch in recovered],
+        }
+        steps.finish("recovered", origin, made)
+        steps.forget("recovery")
+    return failed
+
+
+def _origin(
+    smaller: nn.Module,
+    dense: nn.Module,
+    data: DataSource,
+    recovery: FinetuneConfig | None,
+    batches: Iterable[Any],
+    steps: Steps | None,
+) -> dict[str, str]:
+    """What goes into a recovery."""
+    if steps is None:
+        return {}
+    return {
+        "model": weights_digest(smaller),
+        "teacher": weights_digest(dense),
+        "data": " ".join(steps.digest_of(part) for part in (data.train, data.validation)),
+        "batches": str(getattr(batches, "batch_size", "")),
+        "settings": repr(recovery),
+        "loss": f"{named(data.loss_fn)} of {data.outputs}",
+        "metric": "" if data.metric is None else data.metric.name,
+    }
+
+
+def _recover(
+    smaller: nn.Module,
+    dense: nn.Module,
+    data: DataSource,
+    recovery: FinetuneConfig | None,
+    batches: Iterable[Any],
+    judged: dict[str, Evaluation],
+    recovered: list[Epoch],
+    progress: bool,
+    say: Say,
+    steps: Steps | None,
+) -> PruneError | None:
     judge, given = judged_by(data, dense), _weights(smaller)
 
     def loss(present: nn.Module) -> float:
@@ -67,7 +142,12 @@ def recover(
     if recovery is None:
         return None
     whole = judged["dense"] if "dense" in judged else judge(dense, data.validation)
-    done = _finetuned(smaller, dense, data, _fitting(recovery, better, start, whole, say), progress)
+    config = _fitting(recovery, better, start, whole, say)
+    checkpoint = None
+    if steps is not None:
+        here = steps.path("recovery", _origin(smaller, dense, data, config, batches, steps))
+        checkpoint = Checkpoint(here, steps.resume, steps)
+    done = _finetuned(smaller, dense, data, config, progress, checkpoint)
     if isinstance(done, PruneError):
         say(f"recovery failed, and the network is saved as it was pruned: {done.what}")
         return done
@@ -113,12 +193,17 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _finetuned(
-    smaller: nn.Module, dense: nn.Module, data: DataSource, recovery: FinetuneConfig, progress: bool
+    smaller: nn.Module,
+    dense: nn.Module,
+    data: DataSource,
+    recovery: FinetuneConfig,
+    progress: bool,
+    checkpoint: Checkpoint | None,
 ) -> FinetuneResult | PruneError:
     """Recover in place. What stopped it, if something did; the network is then as it was before."""
     before = _weights(smaller)
     try:
-        return finetune(smaller, data, recovery, teacher=copied(dense), progress=progress)
+        return finetune(smaller, data, recovery, teacher=copied(dense), progress=progress, checkpoint=checkpoint)
     except PruneError as error:
         smaller.load_state_dict(before)
         return error

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import median
 
+import torch
 from torch import nn
 
 from prunus.data.batches import Loader
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.taught import Taught, taught
 from prunus.errors import PruneError
+from prunus.files.fingerprint import tree_digest, weights_digest
 from prunus.learning.problem import Problem
 from prunus.plan.plan import Plan
 from prunus.refit.calibration import Calibration, calibration
@@ -51,13 +53,35 @@ def repaired(
     smaller = bool(plan.patterns) or any(len(g.kept) < g.units for g in plan.groups)
     if prepared is None or problem.repair is None or not smaller:
         return copied(problem.model), (), ()
+    steps = problem.steps
+    origin = {} if steps is None else _origin(problem, plan)
+    kept = None if steps is None else steps.finished("repaired", origin)
+    if kept is not None:
+        model, refits = copied(problem.model), tuple(Refit(**refit) for refit in kept["refits"])
+        model.load_state_dict({**model.state_dict(), **kept["changed"]})
+        return model, refits, (described(refits, prepared.data),)
     try:
         done = repaired_copy(
             problem.model, plan, prepared.data, problem.repair, seed=problem.seed, progress=problem.progress
         )
     except PruneError as refusal:
         return copied(problem.model), (), (_refused(refusal),)
+    if steps is not None:
+        dense = problem.model.state_dict()
+        changed = {n: t for n, t in done.model.state_dict().items() if not torch.equal(t, dense[n])}
+        steps.finish("repaired", origin, {"changed": changed, "refits": [asdict(r) for r in done.refits]})
     return done.model, done.refits, (described(done.refits, prepared.data),)
+
+
+def _origin(problem: Problem, plan: Plan) -> dict[str, str]:
+    """What goes into a repair."""
+    return {
+        "model": weights_digest(problem.model),
+        "data": problem.data_digest(),
+        "plan": tree_digest(plan.to_json()),
+        "repair": repr(problem.repair),
+        "seed": str(problem.seed),
+    }
 
 
 def described(refits: Iterable[Refit], data: Calibration) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prunus.plan.setup import Runtime
 from prunus.runtime.fields import check_fields
 from prunus.runtime.progress import Say
-from prunus.runtime.ranges import Count
+from prunus.runtime.ranges import Count, NonNegative
 
 
 def silent(_: str) -> None:
@@ -21,7 +21,11 @@ class RunSettings:
     Attributes:
         batch_size: examples per step of the learning; None takes 64, or 128 for methods that train the weights along
             with masks inside them. The recovery has a batch size of its own.
-        resume: go on from the stages that an unfinished run left in the folder, for methods that work in stages.
+        resume: take what a run in this folder has finished, where the same went into it, and go on from there; what
+            another target doesn't change (scores, measured losses) serves it too.
+        force: replace another run that the folder holds.
+        save_every: seconds between two savings of a loop under way, more where they would take over 2 % of the time;
+            0: after every step.
         modes: ways to run that are timed before and after; of masked weights eager mode alone.
         say: receives a line of text at every step.
         features: keep three validation inputs in the folder, with what channels see of them, for the report.
@@ -33,6 +37,8 @@ class RunSettings:
 
     batch_size: Count | None = None
     resume: bool = False
+    force: bool = False
+    save_every: NonNegative = 60.0
     modes: tuple[Runtime, ...] = ("eager", "onnx")
     say: Say = silent
     features: bool = True

@@ -155,6 +155,7 @@ def _in_stages(method: StagedMethod, problem: Problem) -> Result:
             seed=seed,
             progress=progress,
             measured=measured,
+            steps=problem.steps,
         )
 
         def plan_of(problem: Problem) -> tuple[Plan, Problem]:

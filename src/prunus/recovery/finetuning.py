@@ -25,16 +25,20 @@ from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import Evaluation, evaluate
 from prunus.data.given import source_of
 from prunus.data.losses import own_loss
+from prunus.data.passes import Loop, Position
 from prunus.data.shared import SharedLoader
 from prunus.data.sharing import Shares
 from prunus.errors import ConfigError, DataError
 from prunus.files.atomic import check_file
+from prunus.files.stagefile import Checkpoint
+from prunus.files.steps import Stateful, Steps
 from prunus.recovery.compensation import compensate_batch_norm
 from prunus.recovery.config import FinetuneConfig
 from prunus.recovery.objective import Objective, distillation_loss
 from prunus.recovery.optimizer import learning_rate_factor, make_optimizer
 from prunus.recovery.placement import placed, resident
 from prunus.recovery.state import Epoch, RecoveryState, load_state, origin_of, save_state
+from prunus.runtime import stopping
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.calling import call
 from prunus.runtime.copies import copied
@@ -100,7 +104,7 @@ def finetune(
     *,
     teacher: nn.Module | None = None,
     progress: bool = True,
-    checkpoint: Path | None = None,
+    checkpoint: Path | Checkpoint | None = None,
     resume: bool = False,
 ) -> FinetuneResult:
     """Train `model` in place and leave it with the weights that were best on the validation split.
@@ -117,7 +121,8 @@ def finetune(
         config: the settings; None takes the defaults.
         teacher: the dense model, to distil from (see `FinetuneConfig.distillation`); it isn't changed.
         progress: show a bar where there is a terminal.
-        checkpoint: file to write after every epoch, whole at any time.
+        checkpoint: file to write after every epoch, whole at any time; a `Checkpoint` says too whether to go on from
+            it, and with its `steps` an epoch under way is kept as well.
         resume: go on from the checkpoint if it is there.
 
     Returns:
@@ -139,6 +144,10 @@ def finetune(
         (2, True)
     """
     config = config or FinetuneConfig()
+    steps = None
+    if isinstance(checkpoint, Checkpoint):
+        steps, resume = checkpoint.steps, resume or checkpoint.resume
+        checkpoint = Path(checkpoint.path)
     data = source_of(data, model)
     if isinstance(data.loss_fn, DenseOutputs):
         config = replace(config, distillation=1.0)
@@ -148,7 +157,7 @@ def finetune(
     with accelerator() as processes, placed(model, teacher, data, config, processes) as channels_last:
         if checkpoint is not None:
             checked_by_first(lambda: check_file(checkpoint))
-        recovery = _Recovery(model, data, config, teacher, processes, checkpoint)
+        recovery = _Recovery(model, data, config, teacher, processes, checkpoint, steps)
         state = recovery.run(resume, progress)
         result = FinetuneResult(
             model=model,
@@ -232,9 +241,10 @@ class _Recovery:
         teacher: nn.Module | None,
         processes: Accelerator,
         checkpoint: Path | None,
+        kept: Steps | None = None,
     ) -> None:
         self.model, self.data, self.config, self.processes = model, data, config, processes
-        self.checkpoint = checkpoint
+        self.checkpoint, self.kept = checkpoint, kept
         self.origin = None if checkpoint is None else origin_of(model, teacher, (data.train, data.validation))
         self.device = training_device(processes)
         self.teacher = teacher.eval() if teacher is not None and config.distillation else None
@@ -276,9 +286,13 @@ class _Recovery:
                     processes=self.processes, max_norm=self.config.clip_grad_norm,
                 )  # fmt: skip
                 rounds = self.config.rounds
+                if self.kept is not None:
+                    stopping.step_begins()
                 while state.epoch < rounds and state.waited < self.config.patience_or(rounds):
                     self._epoch(training, state)
+                    stopping.check()
         finally:
+            stopping.steps_end()
             self.objective.close()
             unprepare_(self.model, wrapped, self.processes)
             self.optimizer.zero_grad(set_to_none=True)
@@ -306,35 +320,52 @@ class _Recovery:
         self.objective.measure_by(state.spread)
         if self.config.batch_norm == "compensated":
             self.held = not compensate_batch_norm(copied(self.model), self.batches, num_batches=1)
+        if state.position and self.processes.num_processes == 1:
+            Position(self.batches).load_state_dict(state.position)
         return state
 
     def _epoch(self, training: _Clipped, state: RecoveryState) -> None:
         number = state.epoch + 1
-        self.batches.set_epoch(number)
         # Seeded anew every epoch: a resumed run needs no saved generator.
         start_at(self.config.seed + 7919 * number)
         self.model.train()
         if self.held:
             hold_statistics_(self.model)
-        total, before = torch.zeros((), device=self.device, dtype=torch.float32), state.epoch * self.steps
-        all_steps = self.config.steps(self.steps)
+        before, all_steps = state.epoch * self.steps, self.config.steps(self.steps)
         steps = min(self.steps, all_steps - before)
-        for step, batch in enumerate(itertools.islice(self.batches, steps)):
+        values: dict[str, Any] = {"total": torch.zeros((), device=self.device, dtype=torch.float32)}
+        parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer, "objective": self.objective}
+        origin = {
+            "epoch": str(number),
+            "settings": repr(self.config),
+            **({} if self.origin is None else vars(self.origin)),
+        }
+        loop = Loop(self.kept, "epoch", origin, self.batches, parts, values)
+        training.bar.advance(loop.step)
+        for step, batch in itertools.islice(loop.within(number), steps - loop.step):
             factor = learning_rate_factor(before + step, all_steps, self.config.warmup)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.peak * factor
             where = f"fine-tuning, epoch {number}, step {step + 1}"
-            total += training.step(batch, partial(self._weighted_loss, training.model), where)
+            values["total"] += training.step(batch, partial(self._weighted_loss, training.model), where)
         average_over_ranks_(running_statistics(self.model))
         measured = self._evaluate()
-        state.epoch, state.spread = number, self.objective.spread
+        state.epoch, state.spread, state.position = number, self.objective.spread, Position(self.batches).state_dict()
         state.history.append(
-            Epoch(number, self.optimizer.param_groups[0]["lr"], float(total) / steps, measured.score, measured.loss)
+            Epoch(
+                number,
+                self.optimizer.param_groups[0]["lr"],
+                float(values["total"]) / steps,
+                measured.score,
+                measured.loss,
+            )
         )
         self._keep_best(state, measured)
         training.bar.describe(f"epoch {number}: {measured} on validation")
         if self.checkpoint is not None and self.origin is not None and self.processes.is_main_process:
             save_state(self.checkpoint, state, self.model, self.optimizer, self.config, self.origin)
+        if self.kept is not None:
+            self.kept.forget("epoch")
 
     def _keep_best(self, state: RecoveryState, measured: Evaluation) -> None:
         best = state.best_validation

@@ -64,6 +64,14 @@ class Objective:
         """Take this variance, where there is one, instead of the first batch's."""
         self.distance = DenseOutputs("values", spread) if spread else None
 
+    def state_dict(self) -> dict[str, Any]:
+        """The variance that distances are measured in, of an epoch under way."""
+        return {"spread": list(self.spread)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it."""
+        self.measure_by(tuple(state["spread"]))
+
     def close(self) -> None:
         """Watch the networks no more."""
         self.ours.remove()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from prunus.files.fingerprint import data_digest, tree_digest, weights_digest
 from prunus.files.resumable import check_fits, check_same_run, read_checked, refusal, write_checked
 from prunus.recovery.config import FinetuneConfig
 
-FORMAT = "prunus-finetune-3"
+FORMAT = "prunus-finetune-4"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class RecoveryState:
         best_validation: the fields of its `Evaluation`.
         history: all epochs.
         spread: variance of the teacher's outputs in the very first batch, see `Objective.spread`.
+        position: where whatever orders the batches stands, see `data.passes`.
     """
 
     epoch: int
@@ -65,6 +66,7 @@ class RecoveryState:
     best_validation: dict[str, Any]
     history: list[Epoch]
     spread: tuple[float, ...] = ()
+    position: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from torch import nn
 
 from prunus.data.batches import as_batches, forward
 from prunus.data.losses import mean_of
+from prunus.data.passes import Loop
+from prunus.files.steps import MadeFrom, Stateful, Steps
 from prunus.runtime.entry import entry
 from prunus.runtime.modes import modes_kept
 from prunus.runtime.precision import Precision, deciding, full_precision
@@ -32,11 +34,13 @@ def tune_(
     seed: int = 0,
     precision: Precision = "auto",
     progress: bool = False,
+    steps: Steps | None = None,
+    made_from: MadeFrom | None = None,
 ) -> None:
     """Train `weights` by Adam with a learning rate that falls linearly to zero; the model is changed.
 
     The next stage decides by these weights, so `precision="auto"` is fp32 on every processor. Every rank draws its own
-    dropout.
+    dropout. `steps` keeps where it stands, of what was `made_from` the same.
 
     Raises:
         DataError: NaN or infinity in the loss, naming epoch and step.
@@ -54,9 +58,11 @@ def tune_(
     ):
         training = Training(model, deciding(precision), bar, optimizer)
         model.train()
-        for epoch in range(epochs):
-            batches.set_epoch(epoch)
-            for step, batch in enumerate(batches):
+        parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        loop = Loop(steps, "tuning", made_from or {}, batches, parts, {})
+        bar.advance(loop.step + loop.epoch * len(batches))
+        for epoch in loop.epochs(range(epochs)):
+            for step, batch in loop.within(epoch):
                 where = f"tuning, epoch {epoch}, step {step}"
                 training.step(batch, lambda x, y: loss_of(forward(model, x), y), where)
                 schedule.step()
