@@ -21,7 +21,7 @@ def test_a_step_is_forward_backward_and_update() -> None:
     x, y = batch()
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     other.load_state_dict(model.state_dict())
-    training = Training(model, "fp32", Bar(None, 0), torch.optim.SGD(model.parameters(), lr=0.5))
+    training = Training(model, "fp32", Bar(), torch.optim.SGD(model.parameters(), lr=0.5))
     loss = training.step((x, y), lambda a, b: F.cross_entropy(model(a), b), "here", lambda: model.weight.square().sum())
     expected = F.cross_entropy(other(x), y)
     (expected + other.weight.square().sum()).backward()
@@ -35,7 +35,7 @@ def test_without_an_optimizer_there_are_gradients_alone() -> None:
     x, y = batch()
     model = nn.Linear(3, 2)
     before = model.weight.detach().clone()
-    training = Training(model, "fp32", Bar(None, 0))
+    training = Training(model, "fp32", Bar())
     for _ in range(2):
         training.step((x, y), lambda a, b: F.cross_entropy(model(a), b), "here")
     assert torch.equal(model.weight, before)
@@ -48,7 +48,7 @@ def test_nothing_is_learned_from_what_is_not_finite(broken: str) -> None:
     x, y = batch()
     model = nn.Linear(3, 2)
     before = model.weight.detach().clone()
-    training = Training(model, "fp32", Bar(None, 0), torch.optim.SGD(model.parameters(), lr=0.5))
+    training = Training(model, "fp32", Bar(), torch.optim.SGD(model.parameters(), lr=0.5))
     factor = {"loss": float("nan"), "penalty": float("inf")}[broken]
     with pytest.raises(DataError, match="epoch 3, step 1"):
         training.step(

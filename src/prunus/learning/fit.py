@@ -189,7 +189,7 @@ def _accumulate(
         values: dict[str, Any] = {"totals": totals, "examples": 0}
         origin = made_from(model, method, learning, {"groups": scored_groups(groups)})
         loop = Loop(learning.steps, "learning", origin, learning.loader, {}, values)
-        bar.advance(loop.step + loop.epoch * len(learning.loader))
+        bar.skip(loop.step + loop.epoch * len(learning.loader))
         for epoch in loop.epochs([0]):
             for step, batch in loop.within(epoch):
                 signs = signs_of(step)
@@ -275,9 +275,10 @@ def _learn_round(
         "spread": spread,
         "strength": strength,
     }
+    parts["pieces"] = training.pieces
     parts |= {"model": model} if also or method.bn_mode == "train" else {}
     loop = Loop(learning.steps, "learning", origin, batches, {n: p for n, p in parts.items() if p is not None}, values)
-    bar.advance(loop.step + loop.epoch * len(batches))
+    bar.skip(loop.step + loop.epoch * len(batches))
     for epoch in loop.epochs(range(passes)):
         for step, batch in loop.within(epoch):
             progress = (epoch * len(batches) + step) / last

@@ -313,16 +313,16 @@ def _train(model: nn.Module, masks: MaskSet, run: _Run, epochs: range, *, drawin
     nothing = torch.zeros((), device=model_device(model), dtype=torch.float32)
     values: dict[str, Any] = {"running": nothing, "history": []}
     origin = made_from(model, method, run.learning, {"epochs": epochs, "layers": list(masks.masks)})
-    parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "masks": masks}
-    parts |= {f"grid {n}": grid for n, grid in run.grids.items()}
-    loop = Loop(run.learning.steps, "drawing" if drawing else "tuning", origin, batches, parts, values)
-    run.bar.advance(loop.step + loop.epoch * len(batches))
-    if drawing and not loop.resumed:
-        masks.schedule_(*method.schedule(0))
-        values["history"].append(asdict(_observed(masks, math.nan)))
     precision = deciding(precision) if drawing else precision  # fixed masks decide nothing any more
     # Cached: a layer that is called twice has one mask in a step, not two.
     training = Training(model, precision, run.bar, optimizer, parametrize.cached)
+    parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "masks": masks, "pieces": training.pieces}
+    parts |= {f"grid {n}": grid for n, grid in run.grids.items()}
+    loop = Loop(run.learning.steps, "drawing" if drawing else "tuning", origin, batches, parts, values)
+    run.bar.skip(loop.step + loop.epoch * len(batches))
+    if drawing and not loop.resumed:
+        masks.schedule_(*method.schedule(0))
+        values["history"].append(asdict(_observed(masks, math.nan)))
     penalty = partial(_weighted_entropy, masks, method) if drawing and method.entropy_weight else None
     loss_of = mean_of(run.learning.loss_fn)
     with only_trainable(model, training.trained), modes_kept(model), full_precision() if drawing else nullcontext():

@@ -35,6 +35,7 @@ from prunus.runtime.copies import copied
 from prunus.runtime.entry import entry
 from prunus.runtime.precision import to_device
 from prunus.runtime.processes import model_device
+from prunus.runtime.progress import spoken
 from prunus.runtime.shown import Shown
 
 EXAMPLES = 512
@@ -231,11 +232,3 @@ def _seconds_of_a_step(model: nn.Module, batches: Sequence[Any]) -> float:
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)
     return min(taken)
-
-
-def spoken(seconds: float) -> str:
-    """A time in the unit that people would say it in."""
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds" if seconds >= 2 else f"{seconds:.1f} seconds"

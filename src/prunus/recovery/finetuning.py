@@ -284,6 +284,7 @@ class _Recovery:
                 training = _Clipped(
                     wrapped, self.precision, bar, self.optimizer,
                     processes=self.processes, max_norm=self.config.clip_grad_norm,
+                    weighted=isinstance(self.batches.data, Shares | SharedLoader),
                 )  # fmt: skip
                 rounds = self.config.rounds
                 if self.kept is not None:
@@ -335,13 +336,14 @@ class _Recovery:
         steps = min(self.steps, all_steps - before)
         values: dict[str, Any] = {"total": torch.zeros((), device=self.device, dtype=torch.float32)}
         parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer, "objective": self.objective}
+        parts["pieces"] = training.pieces
         origin = {
             "epoch": str(number),
             "settings": repr(self.config),
             **({} if self.origin is None else vars(self.origin)),
         }
         loop = Loop(self.kept, "epoch", origin, self.batches, parts, values)
-        training.bar.advance(loop.step)
+        training.bar.skip(loop.step)
         for step, batch in itertools.islice(loop.within(number), steps - loop.step):
             factor = learning_rate_factor(before + step, all_steps, self.config.warmup)
             for group in self.optimizer.param_groups:

@@ -58,9 +58,14 @@ def tune_(
     ):
         training = Training(model, deciding(precision), bar, optimizer)
         model.train()
-        parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        parts: dict[str, Stateful] = {
+            "model": model,
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "pieces": training.pieces,
+        }
         loop = Loop(steps, "tuning", made_from or {}, batches, parts, {})
-        bar.advance(loop.step + loop.epoch * len(batches))
+        bar.skip(loop.step + loop.epoch * len(batches))
         for epoch in loop.epochs(range(epochs)):
             for step, batch in loop.within(epoch):
                 where = f"tuning, epoch {epoch}, step {step}"

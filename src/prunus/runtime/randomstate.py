@@ -35,3 +35,15 @@ def restore_random_state(state: Plain) -> None:
     spent, has_gauss, gauss = state["numpy_rest"]
     words = state["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", words, int(spent), int(has_gauss), float(gauss)))
+
+
+def generator_states(device: torch.device) -> list[tuple[torch.device, torch.Tensor]]:
+    """Where PyTorch's generators of the CPU and of a CUDA device stand: little enough to note in every step."""
+    cpu = [(torch.device("cpu"), torch.get_rng_state())]
+    return [*cpu, (device, torch.cuda.get_rng_state(device))] if device.type == "cuda" else cpu
+
+
+def restore_generators(states: list[tuple[torch.device, torch.Tensor]]) -> None:
+    """Put them back."""
+    for device, state in states:
+        torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)

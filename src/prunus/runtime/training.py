@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from prunus.errors import ConfigError, DataError
 from prunus.runtime.arguments import examples_in, tensors_in
 from prunus.runtime.modes import single_values
+from prunus.runtime.pieces import Pieces, out_of_memory
 from prunus.runtime.precision import Precision, autocast, to_device
-from prunus.runtime.processes import average_gradients_, model_device, summed
+from prunus.runtime.processes import average_gradients_, distributed, model_device, summed
 from prunus.runtime.progress import Bar
+from prunus.runtime.randomstate import generator_states, restore_generators
 
 LossFunction = Callable[..., Tensor]
 
@@ -38,6 +40,8 @@ class Training:
         bar: counts the steps.
         optimizer: over all that trains; None where gradients alone are wanted.
         around: a context for every forward pass.
+        weighted: the loss is a sum over the examples of the batch it is given, divided by a number that stays the same.
+        pieces: that batches are taken in, more of them where the memory does not hold a step.
     """
 
     model: nn.Module
@@ -45,6 +49,8 @@ class Training:
     bar: Bar
     optimizer: torch.optim.Optimizer | None = None
     around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    weighted: bool = False
+    pieces: Pieces = field(default_factory=Pieces)
 
     def step(
         self,
@@ -54,6 +60,8 @@ class Training:
         penalty: Callable[[], Tensor | None] | None = None,
     ) -> Tensor:
         """Learn from one batch; the same on every rank.
+
+        In one process, where the memory does not hold it, in pieces, whose gradients add up to the batch's.
 
         Args:
             batch: inputs and targets, anywhere.
@@ -68,21 +76,47 @@ class Training:
             DataError: NaN or infinity, or a loss without gradient; nothing has been learned from the batch then.
         """
         inputs, targets = to_device(batch, model_device(self.model))
-        lone = single_values() if examples_in(inputs) == 1 else contextlib.nullcontext()
-        with self.around(), autocast(model_device(self.model), self.precision), lone:
-            loss = loss_of(inputs, targets)
-        added = None if penalty is None else penalty()
-        objective = loss if added is None else loss + added
-        self.check(objective, inputs, where)
-        if self.optimizer is not None:
-            self.optimizer.zero_grad(set_to_none=True)
-        backward(objective, loss)
-        loss = loss.detach()
+        divisible = self.optimizer is not None and not distributed()
+        loss: Tensor | None = None
+        while loss is None:
+            stood = generator_states(model_device(self.model)) if divisible else None
+            try:
+                loss = self._gradients(inputs, targets, loss_of, where, penalty)
+            except RuntimeError as error:
+                if stood is None or not out_of_memory(error) or not self.pieces.halve_(examples_in(inputs)):
+                    raise
+                restore_generators(stood)  # what the attempt drew is drawn again
         if self.optimizer is not None:
             loss = self.agree_(loss, where)
             self.optimizer.step()
         self.bar.advance()
         return loss
+
+    def _gradients(
+        self,
+        inputs: Any,
+        targets: Any,
+        loss_of: Callable[[Any, Any], Tensor],
+        where: str,
+        penalty: Callable[[], Tensor | None] | None,
+    ) -> Tensor:
+        """Gradients of the whole batch, piece by piece; its loss."""
+        total: Tensor | None = None
+        for x, y, share in self.pieces.of(inputs, targets):
+            lone = single_values() if examples_in(x) == 1 else contextlib.nullcontext()
+            with self.around(), autocast(model_device(self.model), self.precision), lone:
+                loss = loss_of(x, y)
+            if share < 1 and not self.weighted:
+                loss = loss * share
+            added = penalty() if penalty is not None and total is None else None
+            objective = loss if added is None else loss + added
+            self.check(objective, x, where)
+            if self.optimizer is not None and total is None:
+                self.optimizer.zero_grad(set_to_none=True)
+            backward(objective, loss)
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        return total
 
     def check(self, objective: Tensor, inputs: Any, where: str) -> None:
         """Refuse the objective before its backward pass."""
