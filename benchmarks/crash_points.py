@@ -45,6 +45,7 @@ from prunus.formats.run import commit, commit_or_rescue
 from prunus.methods.rbp import RecursiveBayesianPruning
 from prunus.pipeline.compress import compress
 from prunus.pipeline.prune import prune
+from prunus.pipeline.settings import RunSettings
 
 TOY = """
 import sys
@@ -53,7 +54,7 @@ from crash_points import network, source
 """
 MINE = {"notes.txt": "mine", "out/notes.txt": "mine", "out/artifact.old/thesis.txt": "mine",
         "out/artifact.part-x": "mine", "out/plan.json.part": "mine"}  # fmt: skip
-OURS = {"artifact", "plan.json", "summary.json", "model.onnx", "figures", "stages.pt"}
+OURS = {"artifact", "plan.json", "summary.json", "model.onnx", "figures", "stages.pt", "steps", "recipe.yaml"}
 
 
 def network() -> nn.Module:
@@ -72,8 +73,8 @@ def run(out: Path, seed: int) -> None:
     """A real run with everything that writes: stages, artifact, results on the test split, timing, pictures, ONNX."""
     method = RecursiveBayesianPruning(epochs=1, tune_epochs=1)
     done = compress(
-        network(), source(), method=method, pruning_ratio=0.25 * (1 + seed), modes=("eager",), batch_size=8, out=out,
-        seed=seed, progress=False,
+        network(), source(), method=method, target=0.25 * (1 + seed), out=out, seed=seed, progress=False,
+        run=RunSettings(8, force=True, modes=("eager",)),
     )  # fmt: skip
     assert done.saved is not None
     done.saved.add("model.onnx", b"onnx of seed %d" % seed)
@@ -361,7 +362,7 @@ def signals(work: Path, smoke: bool) -> list[str]:
     script = work / "toy.py"
     script.write_text(TOY.format(folder=str(Path(__file__).parent)))
     arguments = ["compress", f"{script}:network", "--data", f"{script}:source", "--method", "taylor",
-                 "--recover", "epochs=1", "--export", "no-onnx", "--out", str(site.out)]  # fmt: skip
+                 "--recover", "epochs=1", "--export", "no-onnx", "--force", "--out", str(site.out)]  # fmt: skip
 
     def compressing(seed: int) -> None:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
