@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 import prunus
 from prunus.cli.app import COMMANDS, application, main
 from prunus.cli.former import FORMER, translated
-from prunus.errors import ConfigError
+from prunus.data import ArrayDataset
+from prunus.errors import ConfigError, PruneError
 from prunus.pipeline.inputs import load_weights
 from prunus.pipeline.texts import target_of
 
@@ -151,6 +152,50 @@ def test_names_of_weights_lose_module_only_where_the_model_has_none_of_that_name
         load_weights(model, tmp_path / "w.pt")
         for found, wanted in zip(model.parameters(), parallel.parameters(), strict=True):
             assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapped", [None, "state_dict", "model_state_dict", "model"])
+def test_names_of_wrappers_are_taken_off(tmp_path: Path, prefix: str, wrapped: str | None) -> None:
+    trained, fresh = nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 3))
+    state = {f"{prefix}{name}": tensor for name, tensor in trained.state_dict().items()}
+    torch.save(state if wrapped is None else {wrapped: state, "epoch": 3}, tmp_path / "w.pt")
+    load_weights(fresh, tmp_path / "w.pt")
+    for found, wanted in zip(fresh.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_weights_that_do_not_fit_are_listed_and_leave_the_model_alone(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    before = copy.deepcopy(net.state_dict())
+    state = {"0.weight": torch.zeros(4, 2), "0.bias": torch.zeros(3), "1.weight": torch.zeros(2, 3)}
+    torch.save({**state, "head.bias": torch.zeros(9)}, tmp_path / "w.pt")
+    with pytest.raises(ConfigError) as refused:
+        load_weights(net, tmp_path / "w.pt")
+    assert refused.value.what == (
+        "2 of 4 tensors fit; of another shape: 0.weight is [4, 2], the model's [3, 2]; not in the file: 1.bias; "
+        "not in the model: head.bias"
+    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_what_no_plan_can_meet_is_refused_before_the_dense_network_is_judged() -> None:
+    class Counted(nn.Linear):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Counted.calls += len(x)
+            return super().forward(x)
+
+    part = ArrayDataset(torch.randn(500, 6), torch.arange(500) % 3)
+    net = nn.Sequential(Counted(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    for target, named in (("macs<=0.1%", "cannot be met"), (1.5, "no fraction"), ({"9": 3}, "no prunable group"),
+                          ("macs<=9", "write macs<=9% for a share")):  # fmt: skip
+        with pytest.raises(PruneError, match=named):
+            prunus.compress(net, (part, part), method="l1", target=target, progress=False)
+    with pytest.raises(PruneError, match="zzz"):
+        prunus.compress(net, (part, part), method="l1", target=0.5, ignored_layers=["zzz"], progress=False)
+    assert Counted.calls < 100
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ Command = Callable[..., Mapping[str, Any] | None]
 def from_recipe(function: Command) -> Command:
     """A command with an option for every part, in place of its first parameter, which is the recipe that they make."""
     _, *own = inspect.signature(function).parameters.values()
-    hints = {**PARTS, FILE: options.Recipe, **get_type_hints(function, include_extras=True)}
+    hints = {**get_type_hints(function, include_extras=True), **PARTS, FILE: options.Recipe}
 
     @functools.wraps(function)
     def called(**given: Any) -> Mapping[str, Any] | None:

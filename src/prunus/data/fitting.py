@@ -19,7 +19,7 @@ from prunus.errors import DataError, PruneError, first_line
 from prunus.runtime.arguments import tensors_in
 from prunus.runtime.calling import call
 from prunus.runtime.modes import eval_mode
-from prunus.runtime.precision import full_precision, to_device
+from prunus.runtime.precision import dtype_name, full_precision, to_device
 from prunus.runtime.processes import model_device
 
 
@@ -42,6 +42,9 @@ def check_fits(model: nn.Module, data: DataSource) -> None:
     except Exception as error:
         shapes = ", ".join(str(list(t.shape)) for t in tensors_in(inputs))
         what = f"the network fails on examples of shape {shapes}: {first_line(error)}"
+        if unlike := _unlike_types(model, inputs):
+            what = f"its weights are {unlike[0]} and the examples {unlike[1]}: {first_line(error)}"
+            raise DataError(where, what, "give the network in their type, such as model.float()") from error
         fix = "prepare them as in training; of pictures by --load size=..., channels=... (prunus.data.Reading)"
         raise DataError(where, what, fix) from error
     if isinstance(data.loss_fn, DenseOutputs):
@@ -92,6 +95,8 @@ def _check_first(model: nn.Module, data: DataSource, where: str) -> None:
     """Refuse a first batch of which there is no loss, or whose labels the network has no output for."""
     given = batches_of(data.train, 2, workers=0)
     inputs, targets = as_batches(given, model, own_loss=data.loss_fn is own_loss).first()
+    if any(t.is_floating_point() and not bool(torch.isfinite(t).all()) for t in tensors_in(inputs)):
+        raise DataError(where, "NaN or infinity in the inputs of its first batch", "mend or leave out these examples")
     if targets is None:
         fix = "give pairs (inputs, targets), or learn from the network's own outputs: loss_fn=DenseOutputs()"
         raise DataError(where, "its batches have no targets", fix)
@@ -112,6 +117,15 @@ def _check_first(model: nn.Module, data: DataSource, where: str) -> None:
     except Exception as error:
         what = f"its loss fails on outputs {structure(found)} and targets {structure(targets)}: {first_line(error)}"
         raise DataError(where, what, "give the loss_fn that the network was trained with") from error
+
+
+def _unlike_types(model: nn.Module, inputs: Any) -> tuple[str, str] | None:
+    """Types of weights and examples, where these are floating-point numbers of different ones."""
+    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    given = next((t.dtype for t in tensors_in(inputs) if t.is_floating_point()), weights)
+    if weights is None or given is None or weights == given:
+        return None
+    return dtype_name(weights), dtype_name(given)
 
 
 def _check_labels(labels: Tensor, outputs: int, where: str) -> None:

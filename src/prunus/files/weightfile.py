@@ -19,6 +19,10 @@ DTYPES = {
     torch.complex64: "C64",
 }  # fmt: skip
 """As the safetensors format writes them."""
+WRAPPED = ("state_dict", "model_state_dict", "model")
+"""Where checkpoints of training loops hold the weights."""
+PREFIXES = ("module.", "_orig_mod.")
+"""Of the names in data-parallel and in compiled modules."""
 
 
 def load_weights_(model: nn.Module, path: Path) -> None:
@@ -67,7 +71,8 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Weights by name from `.safetensors`, or from a file of `torch.save` that holds tensors alone.
 
-    A file that wraps them as `{"state_dict": ...}` is understood. The names are the file's.
+    A file that wraps them as `{"state_dict": ...}`, `"model_state_dict"` or `"model"` is understood. The names are the
+    file's.
 
     Raises:
         ConfigError: the file can't be read without running code that is in it, holds something else than tensors, or
@@ -88,13 +93,53 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             held if "weights_only" in str(error) or "Unsupported" in str(error) else "it is damaged or of no known kind"
         )
         raise ConfigError(where, what, fix) from error
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
+    for name in WRAPPED:
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+            break
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ConfigError(where, f"it holds a {type(found).__name__}, not tensors by name", fix)
     if odd := not_finite(found):
         raise ConfigError(where, f"{odd[0]!r} holds NaN or infinity", "give weights of a training that converged")
     return {str(name): tensor for name, tensor in found.items()}
+
+
+def load_state_dict_(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load weights by name, also those of a data-parallel or compiled wrapper.
+
+    Raises:
+        ConfigError: names or shapes that don't fit, with the first of each kind; the model is as it was.
+    """
+    wanted = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    while not state.keys() & wanted.keys():
+        shorter = {_unwrapped(name): tensor for name, tensor in state.items()}
+        if shorter.keys() == state.keys():
+            break
+        state = shorter
+    lacking, more = ([n for n in a if n not in b] for a, b in ((wanted, state), (state, wanted)))
+    unlike = [
+        f"{n} is {list(state[n].shape)}, the model's {list(t.shape)}"
+        for n, t in wanted.items()
+        if n in state and state[n].shape != t.shape
+    ]
+    kinds = (("of another shape: ", unlike), ("not in the file: ", lacking), ("not in the model: ", more))
+    wrong = [f"{told}{_first(names)}" for told, names in kinds if names]
+    if wrong:
+        fitting = sum(n in state for n in wanted) - len(unlike)
+        what = f"{fitting} of {len(wanted)} tensors fit; {'; '.join(wrong)}"
+        raise ConfigError(where, what, "give a state_dict of this model, or make the model as it was trained")
+    model.load_state_dict(dict(state))
+
+
+def _unwrapped(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _first(names: list[str], count: int = 4) -> str:
+    rest = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"{', '.join(names[:count])}{rest}"
 
 
 def _described(file: Any) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError, ExportError
 from prunus.files.atomic import StrPath, real_path, refusing, staging, write_bytes, write_new
-from prunus.formats.onnx import export_onnx, onnx_runtime
+from prunus.formats.onnx import MODULES, export_onnx, onnx_runtime
 from prunus.formats.registry import Exportable, Exported, exporter
 from prunus.masks.activations import grids_of, quantized_inputs
 from prunus.masks.file import LayerMask
@@ -92,6 +92,7 @@ def holds_eight_bits(subject: Exportable) -> bool:
     help="8-bit ONNX of weights and inputs that were trained on grids",
     check=onnx_runtime,
     suits=holds_eight_bits,
+    modules=MODULES,
 )
 def write_int8(subject: Exportable, path: Path) -> Exported:
     """What `int8_bytes` makes, in a file."""

@@ -27,6 +27,7 @@ from prunus.runtime.extras import from_extra
 from prunus.runtime.modes import eval_mode
 
 TOLERANCE = 1e-3
+MODULES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @entry()
@@ -129,7 +130,7 @@ def _exported(model: nn.Module, example_inputs: Any, shapes: Any) -> bytes:
 
 def onnx_runtime() -> Any:
     """The module `onnxruntime`. Raises MissingDependencyError if it, onnx or onnxscript is not installed."""
-    _, _, runtime = (from_extra(name, "onnx", "ONNX export") for name in ("onnx", "onnxscript", "onnxruntime"))
+    _, _, runtime = (from_extra(name, "onnx", "ONNX export") for name in MODULES)
     return runtime
 
 
@@ -146,6 +147,7 @@ def refuse_grids(subject: Exportable, name: str) -> None:
     help="ONNX with a free batch size, compared with the model in ONNX Runtime",
     check=onnx_runtime,
     suits=lambda subject: not subject.grids,
+    modules=MODULES,
 )
 def write_onnx(subject: Exportable, path: Path) -> Exported:
     """What `onnx_bytes` makes, in a file. Raises ConfigError for a model that is another one without its grids."""

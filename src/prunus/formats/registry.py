@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from prunus.errors import ConfigError, ExportError, MissingDependencyError
+from prunus.errors import ConfigError, ExportError
 from prunus.files.atomic import StrPath, real_path, refusing, staging, sync_folder
 from prunus.masks.file import LayerMask
 from prunus.plan.plan import Plan
+from prunus.runtime.extras import there
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Exporter:
         write: fills the path that it is given, which is free.
         check: raises what can be known before any work, such as MissingDependencyError.
         suits: whether a run writes it without being asked.
+        modules: that it imports besides torch.
     """
 
     name: str
@@ -78,14 +80,11 @@ class Exporter:
     write: Callable[[Exportable, Path], Exported]
     check: Callable[[], object]
     suits: Callable[[Exportable], bool]
+    modules: tuple[str, ...] = ()
 
     def works(self) -> bool:
-        """Whether what it needs is installed."""
-        try:
-            self.check()
-        except MissingDependencyError:
-            return False
-        return True
+        """Whether what it needs is installed; nothing is imported for that."""
+        return all(map(there, self.modules))
 
     def __call__(self, subject: Exportable, path: StrPath) -> Exported:
         """Write a file or folder, which appears only when it is whole; a file that is there is replaced.
@@ -122,6 +121,7 @@ def exporter(
     help: str,
     check: Callable[[], object] = lambda: None,
     suits: Callable[[Exportable], bool] = lambda _: False,
+    modules: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Exportable, Path], Exported]], Exporter]:
     """A decorator that registers a function as an exporter; see `Exporter` for what is given.
 
@@ -132,7 +132,7 @@ def exporter(
         raise ConfigError(f"exporter {name!r}", "there is one of that name", "choose another name")
 
     def registered(write: Callable[[Exportable, Path], Exported]) -> Exporter:
-        EXPORTERS[name] = Exporter(name, file, help, write, check, suits)
+        EXPORTERS[name] = Exporter(name, file, help, write, check, suits, modules)
         return EXPORTERS[name]
 
     return registered

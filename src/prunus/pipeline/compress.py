@@ -34,6 +34,7 @@ from prunus.masks.patterns import check_patterns
 from prunus.measure.speed import Comparison, compare
 from prunus.methods.base import MaskMethod, Method
 from prunus.methods.registry import resolve
+from prunus.pipeline.early import check_early
 from prunus.pipeline.former import OPENED, RUN, TARGET
 from prunus.pipeline.journal import journal
 from prunus.pipeline.meeting import check_runtimes
@@ -191,6 +192,8 @@ def compress(
         what = "it is of labels, and none are to be looked at"
         raise ConfigError(f"target {asked.promise.text!r}", what, "promise for example 'agreement>=98%@95%'")
     opened = allowed(allow, method=chosen.name, takes=chosen.allows)
+    if not inside:
+        check_early(model, data.example_inputs, asked, opened, ignored_layers)
     if recovery is not None and inside:
         what = f"method {chosen.name!r} trains the weights along with its masks, which a recovery would fill again"
         raise ConfigError("recovery", what, "leave it out; the settings of the method say how long it trains")

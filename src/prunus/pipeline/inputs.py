@@ -15,8 +15,8 @@ from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.fitting import check_fits
 from prunus.data.registry import Reading
 from prunus.data.sources import load_data
-from prunus.errors import ConfigError, first_line
-from prunus.files.weightfile import read_state_dict
+from prunus.errors import ConfigError
+from prunus.files.weightfile import load_state_dict_, read_state_dict
 from prunus.formats.artifact import is_artifact, load
 from prunus.formats.run import ARTIFACT
 from prunus.methods.settings import configure
@@ -74,15 +74,8 @@ def data_for(
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict, also that of a data-parallel wrapper. Raises ConfigError if it does not fit."""
-    state = read_state_dict(path)
-    if not state.keys() & model.state_dict().keys():
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        fix = "give a state_dict of this model"
-        raise ConfigError(f"--weights {path}", f"they don't fit: {first_line(error)}", fix) from error
+    """Load a state dict, also that of a data-parallel or compiled wrapper. Raises ConfigError if it does not fit."""
+    load_state_dict_(model, read_state_dict(path), f"--weights {path}")
 
 
 def examples(

@@ -232,7 +232,8 @@ class _Problem:
                     f"the smallest reachable {limit.resource} is {described(limit.resource, reachable)} "
                     f"({share:.1f} %) with a floor of {self.settings.floor:.0%} per group; "
                     f"{total - free} of {total} groups are locked or ignored",
-                    "raise the budget, lower the floor, or see graph.explain() for what is locked and why",
+                    limit.as_share() + "raise the budget, lower the floor, or see graph.explain() for what is locked "
+                    "and why",
                 )
 
     def priorities(self, lines: Sequence[Line], weights: Mapping[str, float], exponent: float) -> list[Line]:

@@ -44,6 +44,10 @@ class Limit:
             )
             raise BudgetError(f"budget of {self.resource}", what, fix)
 
+    def as_share(self) -> str:
+        """Advice to write a percentage, where a plain number up to 100 may have been meant as one; or nothing."""
+        return "" if self.relative or self.value > 100 else f"write {self.resource}<={self.value:g}% for a share; "
+
     def bound(self, dense: Cost) -> float:
         """The bound in absolute units."""
         return self.value * self.of(dense) if self.relative else self.value

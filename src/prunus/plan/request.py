@@ -99,6 +99,8 @@ def requested(
     if kind is not None and kind not in takes:
         what = f"it is {MEANT[kind]}, which method {method!r} can't take"
         raise ConfigError(f"target {target!r}", what, f"give target={forms}, or use a method of another kind")
+    if kind == "ratio" and not 0 < float(target) < 1:  # type: ignore[arg-type]
+        raise BudgetError(f"target {target!r}", "it is no fraction of the units", "give a number between 0 and 1")
     if allocation is not None and not isinstance(allocation, Allocation):
         raise ConfigError("allocation", f"{allocation!r} is none", "give prunus.Allocation(...)")
     if allocation is not None and kind not in ("budget", "promise", "ratio"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from prunus.errors import MissingDependencyError
@@ -19,6 +20,14 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "demo": ("mlxtend",),
 }
 """Extra -> the distributions that it brings itself."""
+
+
+def there(module: str) -> bool:
+    """Whether a module could be imported, as far as that is known without its import, which may take seconds."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent that is not there, or a module that is kept from being imported
+        return False
 
 
 def from_extra(module: str, extra: str, where: str, *, otherwise: str = "") -> Any:
