@@ -93,7 +93,9 @@ def test_compress_evaluate_export(script: str, tmp_path: Path, capsys: pytest.Ca
     assert "name it .onnx or .pt2" in capsys.readouterr().err
     assert run("export", artifact, str(tmp_path / "m.txt"), "--as", "pt2") == 0
     assert run("export", artifact, str(tmp_path / "m"), "--as", "int8") == 2
-    assert "no layer was quantised" in capsys.readouterr().err
+    assert "found on examples" in capsys.readouterr().err
+    assert run("export", artifact, str(tmp_path / "m8.onnx"), "--as", "int8", "--data", f"{script}:data") == 0
+    assert "held-out examples" in " ".join(capsys.readouterr().out.split())
 
 
 def test_compress_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

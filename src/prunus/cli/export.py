@@ -9,11 +9,12 @@ import typer
 
 from prunus.cli.options import Examples, ModelSpec, Reads, Shape, Weights
 from prunus.cli.terminal import say
+from prunus.data.datasets import first_of
 from prunus.errors import ConfigError
 from prunus.formats.artifact import is_artifact, load_masks
-from prunus.formats.registry import EXPORTERS, Exportable, exporter_for
+from prunus.formats.registry import COMPARED, EXPORTERS, Exportable, exporter_for
 from prunus.masks.activations import grids_of
-from prunus.pipeline.inputs import examples, loaded, place_of
+from prunus.pipeline.inputs import data_for, examples, loaded, place_of
 from prunus.plan.plan import Plan
 
 SUFFIXES = sorted({suffix for e in EXPORTERS.values() if (suffix := Path(e.file).suffix)})
@@ -39,13 +40,19 @@ def export(
     spec = place_of(model)
     network, inputs = loaded(spec, weights)
     held = is_artifact(spec)
+    given = examples(inputs, data, shape, spec, network, load or ())
+    batch = None
+    if exporter.name == "int8" and data is not None:
+        source = data_for(data, network, spec, load or (), labelled=False, say=say)
+        batch = first_of(source.validation, COMPARED, network)
     masks = load_masks(spec) if held else {}
     subject = Exportable(
         network,
-        examples(inputs, data, shape, spec, network, load or ()),
+        given,
         Plan.load(Path(spec) / "plan.json") if held else None,
         masks,
         tuple(grids_of(masks)),
+        batch=batch,
         origin=spec,
     )
     done = exporter(subject, path)

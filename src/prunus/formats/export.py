@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from prunus.data.datasets import Part, first_of
 from prunus.errors import ConfigError
 from prunus.files.atomic import StrPath
-from prunus.formats.registry import EXPORTERS, Exportable, Exported, Exporter, exporter_for
+from prunus.formats.registry import COMPARED, EXPORTERS, Exportable, Exported, Exporter, exporter_for
 from prunus.models.registry import import_all
 from prunus.plan.plan import Plan
 from prunus.proof.weightmasks import layer_masks
@@ -18,7 +19,13 @@ from prunus.runtime.entry import entry
 
 @entry()
 def export(
-    model: nn.Module, example_inputs: Any, path: StrPath, *, form: str | None = None, plan: Plan | None = None
+    model: nn.Module,
+    example_inputs: Any,
+    path: StrPath,
+    *,
+    form: str | None = None,
+    plan: Plan | None = None,
+    calibration: Part | None = None,
 ) -> Exported:
     """Write a model in a form for other tools, and compare the file with the model where the form can be run.
 
@@ -28,6 +35,8 @@ def export(
         path: file or folder to write; it appears only when it is whole.
         form: name of an exporter (`onnx`, `pt2`, ...; `prunus.formats.EXPORTERS`); None: what the path's suffix says.
         plan: how the model was made smaller, for forms that ask for it (`pretrained`).
+        calibration: real examples, a data set or batches, of which the first 64 are taken: `int8` finds its grids on
+            half of them, and compares on the other half.
 
     Returns:
         The path, the largest relative difference from the model, and one line about it.
@@ -43,7 +52,8 @@ def export(
         >>> prunus.export(small, torch.randn(2, 8), "small.pt2").note
         'a program for torch.export.load'
     """
-    subject = Exportable(model, example_inputs, plan, {} if plan is None else layer_masks(plan))
+    batch = None if calibration is None else first_of(calibration, COMPARED, model)
+    subject = Exportable(model, example_inputs, plan, {} if plan is None else layer_masks(plan), batch=batch)
     return exporter_of(Path(path), form)(subject, path)
 
 

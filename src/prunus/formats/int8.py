@@ -7,9 +7,7 @@ such (INT4, since opset 21), on their own steps: an 8-bit grid with the same lar
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,9 @@ from torch import Tensor, nn
 from prunus.errors import ConfigError, ExportError
 from prunus.files.atomic import StrPath, real_path, refusing, staging, write_bytes, write_new
 from prunus.formats.onnx import MODULES, export_onnx, onnx_runtime
+from prunus.formats.quiet import quiet
 from prunus.formats.registry import Exportable, Exported, exporter
+from prunus.formats.static_int8 import static_int8
 from prunus.masks.activations import grids_of, quantized_inputs
 from prunus.masks.file import LayerMask
 from prunus.runtime.calling import outputs
@@ -89,13 +89,18 @@ def holds_eight_bits(subject: Exportable) -> bool:
 @exporter(
     "int8",
     file="model_int8.onnx",
-    help="8-bit ONNX of weights and inputs that were trained on grids",
+    help="8-bit ONNX, on the grids of training or else on such as examples give",
     check=onnx_runtime,
     suits=holds_eight_bits,
     modules=MODULES,
 )
 def write_int8(subject: Exportable, path: Path) -> Exported:
-    """What `int8_bytes` makes, in a file."""
+    """What `int8_bytes` makes, in a file; of a model without grids what `static_int8` makes."""
+    if not subject.grids and not any(mask.bits is not None for mask in subject.masks.values()):
+        with staging(path.parent) as scratch:
+            made = static_int8(subject.model, () if subject.batch is None else subject.batch, scratch)
+        write_new(path, made.data)
+        return Exported(path, made.difference, made.told())
     images = subject.example_inputs if subject.batch is None else subject.batch
     if isinstance(images, tuple) and len(images) == 1:
         (images,) = images
@@ -130,7 +135,7 @@ def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: 
             before[0] = own
         if mask.bits == 4:
             grids[nodes[name].input[1]] = _four_bits(graph, nodes[name], name)
-    with _quiet():
+    with quiet():
         quantization.quantize_static(
             plain,
             small,
@@ -186,14 +191,3 @@ def _disagreement(runtime: Any, file: Path, model: nn.Module, masks: Mapping[str
     with quantized_inputs(model, grids_of(masks)):
         wanted = outputs(model, images)[0].cpu()
     return float((found - wanted).abs().mean() / wanted.abs().mean().clamp_min(1e-12))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The tool logs advice about preprocessing; what it made is compared here."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        yield
-    finally:
-        logging.disable(before)

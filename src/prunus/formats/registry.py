@@ -111,6 +111,8 @@ class Exporter:
         return Exported(Path(path), done.error, done.note)
 
 
+COMPARED = 64
+"""Held-out examples that an exported file is calibrated and compared on."""
 EXPORTERS: dict[str, Exporter] = {}
 
 

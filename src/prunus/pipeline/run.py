@@ -15,7 +15,7 @@ from prunus.data.registry import Reading
 from prunus.errors import PruneError
 from prunus.files.atomic import StrPath
 from prunus.formats.exports import Choice, add_exports
-from prunus.formats.registry import Exportable
+from prunus.formats.registry import COMPARED, Exportable
 from prunus.formats.run import check_run_folder
 from prunus.masks.patterns import check_patterns
 from prunus.methods.base import MaskMethod, Method
@@ -32,9 +32,6 @@ from prunus.recovery.config import FinetuneConfig
 from prunus.refit.config import RepairConfig
 from prunus.runtime.fields import as_seed
 from prunus.runtime.progress import Say
-
-COMPARED = 64
-"""Validation examples that statistical comparisons of exported files are made on."""
 
 
 @dataclass(frozen=True)
