@@ -20,8 +20,11 @@ from prunus.cli.app import COMMANDS, application, main
 from prunus.cli.former import FORMER, translated
 from prunus.data import ArrayDataset
 from prunus.errors import ConfigError, PruneError
+from prunus.methods.criteria import L1
+from prunus.pipeline.early import check_early
 from prunus.pipeline.inputs import load_weights
 from prunus.pipeline.texts import target_of
+from prunus.plan.request import requested
 
 MODEL = """
 import torch
@@ -198,6 +201,9 @@ def test_what_no_plan_can_meet_is_refused_before_the_dense_network_is_judged() -
     with pytest.raises(PruneError, match="zzz"):
         prunus.compress(net, (part, part), method="l1", target=0.5, ignored_layers=["zzz"], progress=False)
     assert Counted.calls < 100
+    for target, allow in (("memory<=1MB", ()), ("macs<=5%", ("blocks",))):  # known later than at a first look
+        request = requested(target, None, method="l1", takes=L1.targets)
+        check_early(net, torch.randn(2, 6), request, allow, ())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import nn
 from prunus.graph.trace import trace
 from prunus.layers.submodules import Ignored
 from prunus.pipeline.planning import prunable_groups
+from prunus.plan.cost import CostModel
 from prunus.plan.request import Allow, Request, check
 
 
@@ -29,4 +30,7 @@ def check_early(
     """
     graph = trace(model, example_inputs, follow_branches="follow_branches" in opened)
     groups = prunable_groups(graph, model, ignored_layers, head_dims="head_dims" in opened, inexact="inexact" in opened)
-    check(request, graph, groups)
+    known = CostModel(graph).dense()
+    measured = request.budget is not None and any(limit.resource not in known for limit in request.budget.limits)
+    if not measured and "blocks" not in opened:  # what is measured, and what whole blocks make room for, comes later
+        check(request, graph, groups)
