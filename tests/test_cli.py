@@ -202,7 +202,7 @@ def test_what_no_plan_can_meet_is_refused_before_the_dense_network_is_judged() -
         prunus.compress(net, (part, part), method="l1", target=0.5, ignored_layers=["zzz"], progress=False)
     assert Counted.calls < 100
     for target, allow in (("memory<=1MB", ()), ("macs<=5%", ("blocks",))):  # known later than at a first look
-        request = requested(target, None, method="l1", takes=L1.targets)
+        request = requested(target, None, method="l1", takes=L1.targets, optional=False)
         check_early(net, torch.randn(2, 6), request, allow, ())
 
 
