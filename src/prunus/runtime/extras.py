@@ -10,6 +10,7 @@ from prunus.errors import MissingDependencyError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("openvino",),
     "images": ("pillow",),
     "tables": ("pyarrow",),
     "datasets": ("datasets",),
