@@ -11,11 +11,11 @@ from torch import nn
 
 import prunus
 from prunus.cli.app import main
-from prunus.cli.benchmark import resized
 from prunus.data import ArrayDataset, DataSource
 from prunus.errors import ConfigError
 from prunus.methods.registry import METHODS
 from prunus.pipeline.forecast import forecast, learning_steps, spoken, stand_in
+from prunus.runtime.arguments import sized
 
 MINE = """
 import torch
@@ -100,10 +100,8 @@ def test_plan_on_the_command_line_writes_the_plan_and_no_folder(
 
 def test_examples_are_repeated_to_a_batch_size() -> None:
     x = torch.arange(4.0).reshape(2, 2)
-    assert torch.equal(resized({"x": x, "n": torch.tensor(7.0)}, 5)["x"], x[[0, 1, 0, 1, 0]])
-    assert torch.equal(resized(x, 1), x[:1])
-    with pytest.raises(ConfigError, match="no batch"):
-        resized((), 2)
+    assert torch.equal(sized({"x": x, "n": torch.tensor(7.0)}, 5)["x"], x[[0, 1, 0, 1, 0]])
+    assert torch.equal(sized(x, 1), x[:1])
 
 
 def test_times_are_spoken_as_people_do() -> None:
