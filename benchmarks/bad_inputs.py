@@ -220,7 +220,7 @@ CASES = [
     compress("out: below a file", "t.csv", out="t.csv/run"),
     compress("out: a disk that can't be written", "/proc", out="/proc/run"),
     compress("out: somebody's folder in the way", "artifact", out="occupied"),
-    compress("nothing to go on with", "resume", out="new", run="resume=true", method="l1"),
+    Case("resume and force at once", [*COMPRESS, "--run", "resume=true", "--run", "force=true"], "give one of them"),
     Case("recipe: no such file", ["compress", "--recipe", "no.yaml"], "no.yaml"),
     Case("recipe: no YAML", ["compress", "--recipe", "broken.yaml"], "no YAML"),
     Case("recipe: an unknown part", ["compress", "--recipe", "unknown.yaml"], "write target"),
