@@ -298,6 +298,20 @@ def test_repair_leaves_alone_what_goes() -> None:
     assert not any(r.layer.startswith("model.layers.0.mlp") for r in done.refits)
 
 
+def test_an_optimiser_goes_on_without_the_layers_that_went() -> None:
+    model, x = llama(3), words()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    model(**x).logits.square().mean().backward()
+    optimizer.step()
+    plan = Plan.from_kept(prunus.trace(model, x), {"model.layers.1": (), "model.layers.2.mlp.gate_proj": range(24)})
+    smaller: Any = prunus.apply_(copy.deepcopy(model), plan, x)
+    carried = prunus.carry_optimizer(optimizer, model, smaller, plan)
+    assert len(carried.param_groups[0]["params"]) == len(list(smaller.parameters()))
+    down = carried.state[smaller.model.layers[1].mlp.down_proj.weight]["exp_avg"]
+    whole = optimizer.state[model.get_parameter("model.layers.2.mlp.down_proj.weight")]["exp_avg"]
+    assert torch.equal(down, whole[:, :24])
+
+
 def test_repair_makes_up_for_a_block_in_layers_behind() -> None:
     model = untidy(resnet(3))
     plan = Plan.from_kept(prunus.trace(model, images()), {"1": ()})

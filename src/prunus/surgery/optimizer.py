@@ -12,6 +12,7 @@ from prunus.errors import PlanError
 from prunus.plan.plan import Plan
 from prunus.runtime.entry import entry
 from prunus.surgery.cut import edited
+from prunus.surgery.shallower import names_after
 
 
 @entry()
@@ -27,8 +28,8 @@ def carry_optimizer(
         plan: what was removed.
 
     Returns:
-        The optimiser over the parameters of `pruned`, in the same groups. Parameters that the optimiser does not hold
-        stay out.
+        The optimiser over the parameters of `pruned`, in the same groups, without those of blocks that went.
+        Parameters that the optimiser does not hold stay out.
 
     Raises:
         PlanError: a parameter is not the dense model's, or its state does not fit the plan.
@@ -46,6 +47,7 @@ def carry_optimizer(
         torch.Size([4, 8])
     """
     names = {id(p): n for n, p in dense.named_parameters()}
+    now = names_after(dense, plan.removal)
     smaller = dict(pruned.named_parameters())
     groups: list[dict[str, Any]] = []
     state: dict[Tensor, dict[str, Any]] = {}
@@ -53,12 +55,14 @@ def carry_optimizer(
         own = []
         for parameter in group["params"]:
             name = names.get(id(parameter))
-            if name is None or name not in smaller:
+            if name in plan.removal.tensors:
+                continue
+            if name is None or now[name] not in smaller:
                 where = f"parameter of shape {tuple(parameter.shape)}" if name is None else f"parameter {name!r}"
                 raise PlanError(where, "it is in the optimiser, but not in both models", "pass the models of this plan")
-            own.append(smaller[name])
+            own.append(smaller[now[name]])
             old = optimizer.state.get(parameter, {})
-            state[smaller[name]] = {k: _cut(v, parameter, name, plan) for k, v in old.items()}
+            state[smaller[now[name]]] = {k: _cut(v, parameter, name, plan) for k, v in old.items()}
         groups.append({**group, "params": own})
     accepted = inspect.signature(type(optimizer)).parameters
     made = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in accepted})

@@ -49,17 +49,16 @@ def shorten_(model: nn.Module, removal: Removal) -> Steps:
     Returns:
         What undoes it, in order; empty where nothing is to be done.
     """
-    config = getattr(model, "config", None)
     steps: Steps = []
-    if config is None or not removal.stand_ins:
+    if not hasattr(model, "config") or not removal.stand_ins:
         return steps
-    for owner, name, layers in _lists(model):
-        gone = [n for n, layer in enumerate(layers) if type(layer) is ReturnsInput]
-        keys = [key for key in COUNTS if getattr(config, key, None) == len(layers)]
-        if not gone or len(gone) == len(layers) or not keys:
-            continue
+    config = model.config
+    for path, gone in _shorter(model, removal).items():
+        place, _, name = path.rpartition(".")
+        owner, layers = model.get_submodule(place), model.get_submodule(path)
+        assert isinstance(layers, nn.ModuleList)
         stays = [layer for n, layer in enumerate(layers) if n not in gone]
-        for key in keys:
+        for key in _counted(config, layers):
             steps += _attribute(config, key, len(stays))
         kinds = getattr(config, PER_LAYER, None)
         if isinstance(kinds, list) and len(kinds) == len(layers):
@@ -70,16 +69,33 @@ def shorten_(model: nn.Module, removal: Removal) -> Steps:
     return steps + _numbered(model)
 
 
-def _lists(model: nn.Module) -> list[tuple[nn.Module, str, nn.ModuleList]]:
-    """The list of layers, unless there are several of its length."""
-    found = [
-        (owner, name, child)
-        for owner in model.modules()
-        for name, child in owner.named_children()
-        if type(child) is nn.ModuleList and len(child) > 1
-    ]
-    lengths = [len(child) for *_, child in found]
-    return [entry for entry, length in zip(found, lengths, strict=True) if lengths.count(length) == 1]
+def names_after(model: nn.Module, removal: Removal) -> dict[str, str]:
+    """Name of every parameter of the dense model that stays -> its name once lists of layers are shorter."""
+    found = {n: n for n, _ in model.named_parameters() if n not in removal.tensors}
+    for path, gone in _shorter(model, removal).items() if hasattr(model, "config") else ():
+        for name in found:
+            if name.startswith(f"{path}."):
+                number, _, rest = name.removeprefix(f"{path}.").partition(".")
+                found[name] = f"{path}.{int(number) - sum(g < int(number) for g in gone)}.{rest}"
+    return found
+
+
+def _shorter(model: nn.Module, removal: Removal) -> dict[str, list[int]]:
+    """The list of layers that becomes shorter, and which of its layers go; none if there are several of its length."""
+    lists = {n: m for n, m in model.named_modules() if type(m) is nn.ModuleList and len(m) > 1}
+    lengths = [len(m) for m in lists.values()]
+    whole = {s.module for s in removal.stand_ins if s.returns == "input"}
+    found = {}
+    for path, layers in lists.items():
+        gone = [n for n in range(len(layers)) if f"{path}.{n}" in whole]
+        if 0 < len(gone) < len(layers) and lengths.count(len(layers)) == 1 and _counted(model.config, layers):
+            found[path] = gone
+    return found
+
+
+def _counted(config: Any, layers: nn.ModuleList) -> list[str]:
+    """Names under which a configuration holds the number of these layers."""
+    return [key for key in COUNTS if getattr(config, key, None) == len(layers)]
 
 
 def _numbered(model: nn.Module) -> Steps:
