@@ -23,8 +23,8 @@ def drop_blocks_(exported: fx.GraphModule, graph: Graph, plan: Plan) -> None:
         return
     nodes = {n.name: n for n in exported.graph.nodes if n.op == "call_function"}
     for removed in graph.blocks.sums(plan.blocks):
-        here, skip = nodes[removed.node.name], nodes.get(removed.skip.name)
-        skip = _side(here, removed) if skip is None else skip
+        here = nodes[removed.node.name]
+        skip = _side(here, removed)
         if written(here) or any(here in written(user) for user in here.users):
             with exported.graph.inserting_before(here):  # what is written to now must not be what others read
                 skip = exported.graph.call_function(torch.ops.aten.clone.default, (skip,))
@@ -41,7 +41,7 @@ def drop_blocks_(exported: fx.GraphModule, graph: Graph, plan: Plan) -> None:
 
 
 def _side(here: fx.Node, removed: Sum) -> fx.Node:
-    """The skip, where it is an input of the graph, which may have another name here."""
+    """The skip, which may be that of a sum before it by now."""
     place = list(removed.node.args).index(removed.skip)
     side = here.args[place]
     assert isinstance(side, fx.Node)
