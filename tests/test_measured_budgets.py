@@ -123,6 +123,8 @@ def test_a_table_sums_calls_and_takes_those_it_lacks_at_the_average() -> None:
     share = 48 * 64 * 9 * 64 / dense.macs
     assert dense["latency"] == pytest.approx((1 + 64 * 48) / share)
     assert [layer and layer.kind for layer in layers.values()] == ["conv", "conv", "linear"]
+    entered = CostModel(gauged.with_gauge(graph, "latency", replace(table, entering=0.5))).dense()
+    assert entered["latency"] == pytest.approx(0.5 + (1 + 64 * 48 - 0.5) / share)
     assert table.digest == replace(table, source="elsewhere").digest
     assert table.digest != replace(table, layers={"2.weight": stairs(16)}).digest
 
@@ -193,7 +195,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
         seen: list[float] = []
 
         def made(resource: str, model: nn.Module, graph: Any, inputs: Any, setup: Any, *, progress: bool) -> Any:
-            table = LayerTable({w: _line(layer) for w, layer in layers_of(model, graph, x).items()}, 8, "a test")
+            table = LayerTable({w: _line(layer) for w, layer in layers_of(model, graph, x).items()}, 8, source="a test")
             started = gauged._started(resource, table, graph, amount(model))
 
             def of(smaller: nn.Module) -> float:

@@ -22,6 +22,8 @@ from prunus.runtime.timing import best_of, waiter
 
 POINTS, ROUNDS = 12, 7
 """Widths of a layer that are timed along one dimension, about; samples of each, the least of which counts."""
+SMALLEST = Layer("linear", (1, 1), (1, 1))
+"""Takes as long as it takes to enter the runtime."""
 
 
 def layer_table(
@@ -47,7 +49,9 @@ def layer_table(
     layers = layers_of(model, graph, inputs)
     store = stored or Stored.of(setup, device)
     known = store.read()
-    missing = [layer for layer in dict.fromkeys(layers.values()) if layer is not None and key_of(layer) not in known]
+    alone = setup.runtime in ("onnx", "openvino")  # there a layer by itself is a file of its own
+    asked = dict.fromkeys([*layers.values(), *([SMALLEST] if alone else [])])
+    missing = [layer for layer in asked if layer is not None and key_of(layer) not in known]
     with progress_bar("layers timed", len(missing), progress and bool(missing)) as bar, cores(setup.threads):
         for layer in missing:
             known[key_of(layer)] = timed(layer, setup, device, clock_for(model, setup.threads, setup.runtime))
@@ -55,7 +59,8 @@ def layer_table(
     if missing:
         store.add({key_of(layer): known[key_of(layer)] for layer in missing})
     found = {weight: None if layer is None else known[key_of(layer)] for weight, layer in layers.items()}
-    return LayerTable(found, block_of([costs for costs in found.values() if costs is not None]), store.name)
+    block = block_of([costs for costs in found.values() if costs is not None])
+    return LayerTable(found, block, known[key_of(SMALLEST)].least if alone else 0.0, store.name)
 
 
 def key_of(layer: Layer) -> str:

@@ -97,17 +97,19 @@ class LayerTable:
         layers: costs by the name of the weight, None where the layer is of a kind that can't be measured by itself: it
             is taken to cost as much for a multiply-accumulate as the others do on average.
         block: see `block_of`.
+        entering: what it costs to enter the runtime, which every layer was timed with and a network pays once.
         source: machine, runtime and threads that they are of.
     """
 
     layers: Mapping[str, LayerCosts | None]
     block: int
+    entering: float = 0.0
     source: str = field(default="", compare=False)
 
     @property
     def digest(self) -> str:
         """Eight digits that two tables share if all their costs are the same."""
-        return hashlib.sha256(repr((sorted(self.layers.items()), self.block)).encode()).hexdigest()[:8]
+        return hashlib.sha256(repr((sorted(self.layers.items()), self.block, self.entering)).encode()).hexdigest()[:8]
 
     def __call__(self, left: Remains) -> float:
         """Sum over the layers; other operations are not in it."""
@@ -121,6 +123,7 @@ class LayerTable:
                 continue
             sizes = left.shapes[rows[number]]
             share = left.positions[number] / (call.positions or 1)
-            found += share * costs.at(sizes[0], sizes[1] if len(sizes) > 1 else 1, self.block)
+            alone = costs.at(sizes[0], sizes[1] if len(sizes) > 1 else 1, self.block)
+            found += share * max(alone - self.entering, 0.0)
             known += macs[number]
-        return float(found * (1 + unknown / known) if known else unknown)
+        return self.entering + float(found * (1 + unknown / known) if known else unknown)
