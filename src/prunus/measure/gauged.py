@@ -27,8 +27,8 @@ from prunus.runtime.precision import to_device
 from prunus.runtime.processes import model_device
 from prunus.runtime.timing import best_of, interleaved, waiter
 
-SECONDS, FEWEST, MOST = 2.0, 15, 200
-"""A smaller network is timed for about so long, in at least and at most so many samples."""
+SECONDS, SAMPLE, FEWEST = 2.0, 0.03, 15
+"""A smaller network is timed for about so long, in samples of so many seconds, of which there are at least so many."""
 WARMUP = 3
 
 
@@ -89,13 +89,13 @@ def _latency(model: nn.Module, graph: Graph, inputs: Any, setup: Setup, progress
     with eval_mode(model), torch.no_grad(), cores(setup.threads):
         before = runner(setup.runtime, model, inputs, threads=setup.threads)
         once = best_of([before], FEWEST, wait, clock)[0]
-        repeats = min(MOST, max(FEWEST, round(1e3 * SECONDS / (2 * max(once, 2.0)))))
+        repeats = max(FEWEST, round(SECONDS / (2 * max(once / 1e3, SAMPLE))))
         dense = best_of([before], repeats, wait, clock)[0]
 
     def of(smaller: nn.Module) -> float:
         with eval_mode(model), eval_mode(smaller), torch.no_grad(), cores(setup.threads):
             after = runner(setup.runtime, smaller, inputs, threads=setup.threads)
-            samples = interleaved(before, after, repeats, WARMUP, wait, clock)
+            samples = interleaved(before, after, repeats, WARMUP, wait, clock, SAMPLE)
         return dense * min(samples[1]) / min(samples[0])
 
     told = f"latency of {setup} on {table.source}, layers by table {table.digest}"

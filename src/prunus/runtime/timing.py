@@ -16,7 +16,13 @@ Run = Callable[[], object]
 
 
 def interleaved(
-    before: Run, after: Run, repeats: int, warmup: int, wait: Run, clock: Callable[[], float] = time.perf_counter
+    before: Run,
+    after: Run,
+    repeats: int,
+    warmup: int,
+    wait: Run,
+    clock: Callable[[], float] = time.perf_counter,
+    shortest: float = SHORTEST_SAMPLE,
 ) -> tuple[list[float], list[float]]:
     """Milliseconds per pass of both, `repeats` samples each, taken in turns whose order alternates.
 
@@ -27,12 +33,14 @@ def interleaved(
         warmup: untimed passes of each.
         wait: returns when the device is idle.
         clock: seconds.
+        shortest: seconds of a sample, which holds so many passes; the longer, the less the other one's use of the
+            caches is in it.
     """
     for run in (before, after):
         for _ in range(warmup):
             run()
     runs = (before, after)
-    counts = [_passes(run, wait, clock) for run in runs]
+    counts = [_passes(run, wait, clock, shortest) for run in runs]
     samples: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats):
         for which in (0, 1) if repeat % 2 == 0 else (1, 0):
@@ -49,10 +57,10 @@ def best_of(runs: Sequence[Run], rounds: int, wait: Run, clock: Callable[[], flo
     return [1e3 * min(column) for column in zip(*samples, strict=True)]
 
 
-def _passes(run: Run, wait: Run, clock: Callable[[], float]) -> int:
+def _passes(run: Run, wait: Run, clock: Callable[[], float], shortest: float = SHORTEST_SAMPLE) -> int:
     """How many passes make a sample long enough for the clock."""
     once = max(_timed(run, 1, wait, clock), 1e-7)
-    return max(1, min(1000, round(SHORTEST_SAMPLE / once)))
+    return max(1, min(1000, round(shortest / once)))
 
 
 def _timed(run: Run, passes: int, wait: Run, clock: Callable[[], float]) -> float:
