@@ -12,7 +12,7 @@ from prunus.recovery import finetune
 
 OLD = {"fit_masks", "sparsify"}
 """Deprecated: they show what to write instead."""
-RESULTS = {"Result"}
+RESULTS = {"Comparison", "Evaluation", "Result"}
 METHODS = {"DirichletPruning", "DynamicProbabilisticPruning", "RecursiveBayesianPruning"}
 """Their cards are the docstrings of their modules."""
 TAKES_TRANSFORMERS = {"save_pretrained"}

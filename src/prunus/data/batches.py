@@ -37,6 +37,12 @@ class Splits:
     Attributes:
         train: what is learned from, in any form that `as_batches` takes.
         validation: what drawn masks are compared on, and losses reported; never the test data.
+
+    Example:
+        >>> net, batches = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), [(torch.randn(6, 4),)]
+        >>> both = prunus.Splits(batches, [(torch.randn(6, 4),)])
+        >>> prunus.prune(net, torch.randn(2, 4), method="l1", target=0.5, data=both).scores.method
+        'l1'
     """
 
     train: Iterable[Any]

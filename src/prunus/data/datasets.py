@@ -276,6 +276,12 @@ class DataSource:
         metric: what networks are judged by besides the loss; None: top-1 where targets are classes, and else the loss.
         outputs: whether loss and metric get the `main` tensor of the model's answer, or `all` of it.
         sample: example inputs; None: those of the first two training examples.
+
+    Example:
+        >>> part = [(torch.randn(6, 4), torch.arange(6) % 3)]
+        >>> data = prunus.DataSource("mine", part, part, loss_fn=nn.CrossEntropyLoss())
+        >>> data.example_inputs.shape
+        torch.Size([2, 4])
     """
 
     name: str

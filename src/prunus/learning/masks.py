@@ -320,7 +320,8 @@ def _train(model: nn.Module, masks: MaskSet, run: _Run, epochs: range, *, drawin
     parts |= {f"grid {n}": grid for n, grid in run.grids.items()}
     loop = Loop(run.learning.steps, "drawing" if drawing else "tuning", origin, batches, parts, values)
     run.bar.skip(loop.step + loop.epoch * len(batches))
-    if drawing and not loop.resumed:
+    resumed = loop.resumed
+    if drawing and not resumed:
         masks.schedule_(*method.schedule(0))
         values["history"].append(asdict(_observed(masks, math.nan)))
     penalty = partial(_weighted_entropy, masks, method) if drawing and method.entropy_weight else None
@@ -341,7 +342,7 @@ def _train(model: nn.Module, masks: MaskSet, run: _Run, epochs: range, *, drawin
             if drawing:
                 values["history"].append(asdict(_observed(masks, float(values["running"]) / len(batches))))
             values["running"] = nothing
-    if drawing and loop.resumed:  # the last step's, where no step was taken here
+    if drawing and resumed:  # the last step's, where no step was taken here
         masks.schedule_(*method.schedule(epochs[-1] + (len(batches) - 1) / len(batches)))
     average_over_ranks_([*running_statistics(model), *(q.largest for q in run.grids.values())])
     return [MaskEpoch(**seen) for seen in values["history"]]

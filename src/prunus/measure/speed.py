@@ -146,6 +146,12 @@ def compare(
 
     Raises:
         ConfigError: unknown modes, impossible repeats, or models on different devices.
+
+    Example:
+        >>> net, smaller = nn.Linear(64, 64), nn.Linear(64, 8)
+        >>> found = prunus.benchmark(net, smaller, torch.randn(4, 64), modes=("eager",), repeats=2)
+        >>> found.parameters, found.batch_size, found.modes[0].mode
+        ((4160, 520), 4, 'eager')
     """
     check_modes(modes)
     threads = torch.get_num_threads() if threads is None else threads

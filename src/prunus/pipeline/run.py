@@ -113,8 +113,8 @@ def run(recipe: Recipe | Mapping[str, Any] | StrPath, *, out: StrPath | None = N
 
     Example:
         >>> source = "import torch; from torch import nn"
-        >>> net = "def net(): return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))"
-        >>> data = "def data(): return 2 * ([(torch.randn(8, 6), torch.arange(8) % 3)],)"
+        >>> net = "def net(): torch.manual_seed(0); return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))"
+        >>> data = "def data(): return 2 * ([(torch.eye(6), torch.arange(6) % 3)],)"
         >>> _ = open("mine.py", "w").write("\\n".join([source, net, data]))
         >>> parts = {"model": "mine.py:net", "data": "mine.py:data", "method": "l1", "target": 0.5, "recover": "none"}
         >>> done = prunus.run({**parts, "export": "none", "run": {"modes": "eager"}}, out="small")

@@ -51,6 +51,10 @@ class FinetuneConfig:
 
     Raises:
         ConfigError: a setting outside its range.
+
+    Example:
+        >>> prunus.FinetuneConfig(epochs=5, optimizer="adamw").peak
+        0.001
     """
 
     epochs: Positive = 10
