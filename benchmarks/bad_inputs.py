@@ -192,7 +192,7 @@ CASES = [
     compress("target: none", "macs<=50%", target=""),
     compress("target: misspelt", "mac", target="mac<=50%"),
     compress("target: < in place of <=", "<=", target="macs<50%"),
-    compress("target: an unknown resource", "macs, params", target="flops<=50%"),
+    compress("target: an unknown resource", "macs, memory, params", target="flops<=50%"),
     compress("target: more than there is", "120%", target="macs<=120%"),
     compress("target: the sign of percent forgotten", "macs<=50%", target="macs<=50"),
     compress("target: can't be met", "reach", target="macs<=0.1%"),

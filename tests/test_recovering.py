@@ -104,3 +104,34 @@ def test_rates_follow_optimiser_and_epochs() -> None:
     assert rates[-1] == FinetuneConfig().peak
     assert FinetuneConfig(lr=0.3, blocks=1).near() == FinetuneConfig(lr=0.3, blocks=1)
     assert FinetuneConfig().block_weight == 0 < FinetuneConfig().near().block_weight
+
+
+def steep() -> tuple[DataSource, nn.Module, nn.Module]:
+    """A linear network on large inputs, on which the usual learning rate diverges; and one that is near it."""
+    stream = torch.Generator().manual_seed(0)
+    x = 60 * torch.randn(384, 4, generator=stream)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dense = nn.Linear(4, 2).eval()
+    near = copy.deepcopy(dense)
+    with torch.no_grad():
+        near.weight.add_(0.1)
+        y = dense(x)
+    parts = [ArrayDataset(x[i::3], y[i::3]) for i in range(3)]
+    return DataSource("toy", *parts, loss_fn=nn.MSELoss()), dense, near
+
+
+def test_what_diverges_starts_again_with_smaller_steps() -> None:
+    data, dense, near = steep()
+    judged: dict[str, Evaluation] = {}
+    said: list[str] = []
+    config = replace(SMALL, epochs=8, distillation=0.0)
+    assert recover(near, dense, data, config, Batches(data.train, 16), judged, [], say=said.append) is None
+    assert any("again from the network as it came, learning rate 0.002" in line for line in said)
+    assert judged["recovered"].loss < judged["one_shot"].loss
+    data, dense, near = steep()
+    before = copy.deepcopy(near)
+    asked = replace(config, lr=0.02)
+    failed = recover(near, dense, data, asked, Batches(data.train, 16), {}, [], say=said.append)
+    assert failed is not None  # a rate that somebody gave is not changed
+    assert torch.equal(near.weight, before.weight)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunus.data.datasets import DataSource
 from prunus.data.evaluation import Evaluation, judged_by
-from prunus.errors import PruneError
+from prunus.errors import DataError, PruneError
 from prunus.files.fingerprint import weights_digest
 from prunus.files.stagefile import Checkpoint
 from prunus.files.steps import Steps
@@ -26,6 +26,8 @@ STAGES = ("one_shot", "batch_norm", "recovered")
 """What a recovery judges."""
 NEAR = 0.7
 """Of the dense network's accuracy: from there on more is forgotten by large steps than is learned."""
+LOWERED = 2
+"""How often a recovery that diverges starts again with a tenth of its learning rate, where nobody said one."""
 
 
 def judged_once(
@@ -67,6 +69,8 @@ def recover(
         progress: show a bar.
         say: is told about every step.
         steps: where a recovery of the same network is kept, finished or under way.
+
+    A fine-tuning that diverges starts again with a tenth of the learning rate, if that is `auto`.
 
     What is better on the validation split is kept: of statistics what has less loss, of epochs what has the better
     score (less loss among equals), the network as it came included.
@@ -142,12 +146,17 @@ def _recover(
     if recovery is None:
         return None
     whole = judged["dense"] if "dense" in judged else judge(dense, data.validation)
-    config = _fitting(recovery, better, start, whole, say)
-    checkpoint = None
-    if steps is not None:
-        here = steps.path("recovery", _origin(smaller, dense, data, config, batches, steps))
-        checkpoint = Checkpoint(here, steps.resume, steps)
-    done = _finetuned(smaller, dense, data, config, progress, checkpoint)
+    config, lowered = _fitting(recovery, better, start, whole, say), 0
+    while True:
+        checkpoint = None
+        if steps is not None:
+            here = steps.path("recovery", _origin(smaller, dense, data, config, batches, steps))
+            checkpoint = Checkpoint(here, steps.resume, steps)
+        done = _finetuned(smaller, dense, data, config, progress, checkpoint)
+        if not isinstance(done, DataError) or recovery.lr != "auto" or lowered == LOWERED:
+            break
+        config, lowered = replace(config, lr=config.peak / 10), lowered + 1
+        say(f"{done.what}: again from the network as it came, learning rate {config.peak:.3g}")
     if isinstance(done, PruneError):
         say(f"recovery failed, and the network is saved as it was pruned: {done.what}")
         return done

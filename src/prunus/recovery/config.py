@@ -26,7 +26,8 @@ class FinetuneConfig:
         epochs: passes over the training split, a fraction too: 0.1 takes a tenth of its batches (at least one). The
             schedule is stretched over all steps, and what is there at the end of a pass, and at the end, is judged.
         lr: peak learning rate. `auto` is 0.02 for SGD and 0.001 for AdamW; `compress` takes less where epochs are few
-            and the network as it came is near the dense one, as a repaired one is: see `near`.
+            and the network as it came is near the dense one, as a repaired one is: see `near`; and a tenth where that
+            diverges.
         momentum: of SGD (Nesterov), or AdamW's first beta; in [0, 1).
         weight_decay: on matrices and kernels alone.
         optimizer: `sgd` or `adamw`.
