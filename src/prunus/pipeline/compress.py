@@ -192,9 +192,6 @@ def compress(
         what = "it is of labels, and none are to be looked at"
         raise ConfigError(f"target {asked.promise.text!r}", what, "promise for example 'agreement>=98%@95%'")
     opened = allowed(allow, method=chosen.name, takes=chosen.allows)
-    check_fits(model, data)
-    if not inside:
-        check_early(model, data.example_inputs, asked, opened, ignored_layers)
     if recovery is not None and inside:
         what = f"method {chosen.name!r} trains the weights along with its masks, which a recovery would fill again"
         raise ConfigError("recovery", what, "leave it out; the settings of the method say how long it trains")
@@ -205,6 +202,9 @@ def compress(
         rank, world = processes.process_index, processes.num_processes
     if out is not None:
         prepare_run(out, model, data.example_inputs, how.say, follow_branches="follow_branches" in opened)
+    check_fits(model, data)
+    if not inside:
+        check_early(model, data.example_inputs, asked, opened, ignored_layers)
 
     def made_from() -> dict[str, str]:
         return {
