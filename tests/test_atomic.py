@@ -181,11 +181,16 @@ def test_writers_of_one_folder_do_not_disturb_each_other(
         except PruneError as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=save, args=(mark,)) for mark in (b"1", b"2")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    threads = [threading.Thread(target=save, args=(mark,)) for mark in (b"1", b"2", b"4")]
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(usual)
     assert failed == []
     assert len({(tmp_path / "arr" / n).read_bytes() for n in "abc"}) == 1
     write_folder(tmp_path / "arr", {"a": b"3"})

@@ -27,6 +27,7 @@ except ImportError:  # no locks on this system: then nothing that others might b
 StrPath = str | os.PathLike[str]
 
 TEMPORARY = re.compile(r"\.prunus-[0-9a-f]{16}")
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 ASIDE = re.compile(r"\.prunus-aside-[0-9a-f]{16}")
 BLOCK = 1 << 26
 ELSEWHERE = "choose another folder"
@@ -127,8 +128,9 @@ def replacing(directory: StrPath) -> Iterator[Path]:
         with staging(target.parent) as temporary:
             temporary.mkdir()
             yield temporary
-            if target.is_dir():
-                shutil.copymode(target, temporary)
+            with contextlib.suppress(FileNotFoundError):  # none is there, or another writer takes it away
+                if target.is_dir():
+                    shutil.copymode(target, temporary)
             sync_tree(temporary)
             _put(temporary, target)
             sync_folder(target.parent)
@@ -253,13 +255,15 @@ def _put(temporary: Path, target: Path) -> None:
             os.rename(temporary, target)  # nothing or an empty folder is there
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not target.is_dir():
+            if error.errno not in TAKEN or (os.path.lexists(target) and not target.is_dir()):
                 raise
-        with contextlib.suppress(FileNotFoundError):  # another writer took it away a moment ago: try again
-            if exchange(temporary, target):
-                return
-            _step_aside(temporary, target)
+        try:
+            if not exchange(temporary, target):
+                _step_aside(temporary, target)
             return
+        except OSError as error:  # another writer took it away, or put its own there, a moment ago: try again
+            if error.errno not in (errno.ENOENT, *TAKEN):
+                raise
 
 
 def _step_aside(temporary: Path, target: Path) -> None:
@@ -276,7 +280,11 @@ def _step_aside(temporary: Path, target: Path) -> None:
 def _put_back(aside: Path) -> None:
     for old in aside.iterdir():
         if not os.path.lexists(aside.parent / old.name):
-            os.rename(old, aside.parent / old.name)
+            try:
+                os.rename(old, aside.parent / old.name)
+            except OSError as error:  # another writer's has come there meanwhile
+                if error.errno not in TAKEN:
+                    raise
     remove(aside)
 
 
