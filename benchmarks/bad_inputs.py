@@ -320,7 +320,7 @@ def outcome_of(case: Case, folder: Path) -> Outcome:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
-    text = " ".join(done.stderr.split())
+    text = " ".join(done.stderr.split()).replace(str(folder), "DIR")
     checks = {
         f"status {done.returncode}": done.returncode != 2,
         f"{seconds:.1f} s": seconds >= SECONDS,

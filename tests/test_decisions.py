@@ -18,6 +18,7 @@ from masked import masked
 from prunus.data.evaluation import mean_loss
 from prunus.learning.fit import fit
 from prunus.learning.measured import masked_loss, measured_scores
+from prunus.measure.runtimes import cores
 from prunus.methods.base import MaskMethod, Method, PosteriorMethod, StagedMethod
 from prunus.methods.criteria import Taylor
 from prunus.methods.registry import METHODS, resolve
@@ -31,7 +32,7 @@ OUTSIDE = {
     "bf16 helps": nullcontext,
     "under bf16 autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "fp32 products rounded": lambda: products("medium"),
-    "two threads": lambda: threads(2),
+    "two threads": lambda: cores(2),
 }
 
 
@@ -43,16 +44,6 @@ def products(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def net() -> nn.Module:
@@ -123,9 +114,9 @@ def test_threads_do_not_change_a_plan() -> None:
             allocation=Allocation(scope="measured"), progress=False,
         ).plan.kept  # fmt: skip
 
-    with threads(1):
+    with cores(1):
         one = plan()
-    with threads(2):
+    with cores(2):
         assert plan() == one
 
 

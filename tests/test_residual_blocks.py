@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import prunus
 from prunus.errors import BudgetError, ConfigError, PlanError, PruneError, SurgeryError
 from prunus.layers.standins import ReturnsInput, ReturnsZeros
+from prunus.learning.depth import depths
 from prunus.plan.plan import Plan
 from prunus.proof.apply import apply_and_verify_
 from prunus.proof.masked import masked
@@ -66,6 +67,19 @@ def untidy(model: nn.Module) -> nn.Module:
 def test_blocks_of_a_resnet_are_those_of_equal_shape() -> None:
     graph = prunus.trace(resnet(), images())
     assert [b.name for b in graph.blocks.free] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("order", [("1", "2", "3"), ("3", "1", "2")])
+def test_of_blocks_that_lose_nothing_but_rounding_the_first_goes(
+    monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...]
+) -> None:
+    losses = {(): 1.0, order[:1]: 1.0 + 3e-8, order[1:2]: 1.0 - 2e-8, order[2:]: 1.0 - 6e-8}
+    monkeypatch.setattr(
+        "prunus.learning.depth.plan_loss", lambda _, plan, *__: losses.get(tuple(plan.blocks), 1.0 + 1e-8)
+    )
+    model, x = untidy(resnet()), images()
+    found = depths(model, prunus.trace(model, x), order, [], F.cross_entropy, lambda _: False)
+    assert [d.blocks for d in found] == [order[:n] for n in range(4)]
 
 
 def test_parts_and_whole_layers_of_a_transformer_are_blocks() -> None:

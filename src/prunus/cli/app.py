@@ -15,6 +15,7 @@ from rich.text import Text
 
 from prunus.cli.terminal import command, errors, manner, refused, spoken
 from prunus.errors import PruneError
+from prunus.runtime.stopping import stoppable
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "analyze": ("analyze:analyze", "Say what may be removed from a model, what is locked, and why."),
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.set(shlex.join(["prunus", *words]))
         if words and words[0] in ("compress", "plan", "demo"):
             words[1:] = _translated(words[0], words[1:])
-        with warnings.catch_warnings():
+        with stoppable(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the smaller network is slower", RuntimeWarning)  # it is in the table
             warnings.filterwarnings("default", ".*goes with the next release", DeprecationWarning)  # hidden by Python
             application(_named(words))(args=words, prog_name="prunus")

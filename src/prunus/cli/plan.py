@@ -30,20 +30,7 @@ def plan_command(
     if save is not None:
         check_file(save)
     network, data = order.read(say)
-    found = forecast(
-        network,
-        data,
-        method=order.method,
-        target=order.target,
-        ignored_layers=recipe.ignore,
-        allow=recipe.allow,  # type: ignore[arg-type]
-        allocation=order.allocation,
-        repair=order.repair,
-        recovery=order.recovery,
-        seed=recipe.seed,
-        batch_size=order.run.batch_size,
-        examples=examples,
-    )
+    found = forecast(network, data, **order.asked, batch_size=order.run.batch_size, examples=examples)
     say(found.explain())
     if save is not None:
         found.plan.save(save)

@@ -13,6 +13,7 @@ from prunus.learning.findings import Depth
 from prunus.learning.measured import Batch, plan_loss
 from prunus.plan.cost import Cost, CostModel
 from prunus.plan.plan import Plan
+from prunus.runtime.precision import lower
 from prunus.runtime.progress import progress_bar
 from prunus.runtime.training import LossFunction
 
@@ -43,7 +44,8 @@ def depths(
     """The network with ever fewer blocks, until what is left is small enough or no block is.
 
     At every step the block goes whose removal costs the least loss for each MAC that it saves. A block is measured anew
-    when it comes first by what was known of it: what was dear with more blocks there is taken to be dear still.
+    when it comes first by what was known of it: what was dear with more blocks there is taken to be dear still. Without
+    a difference beyond the rounding of fp32 a block costs nothing; of equal ones the first goes, on every processor.
 
     Args:
         model: the trained network; unchanged.
@@ -66,6 +68,11 @@ def depths(
         plan = Plan.from_kept(graph, dict.fromkeys(names, ()))
         return Depth(names, plan_loss(model, plan, batches, loss_fn))
 
+    places = {name: place for place, name in enumerate(blocks)}
+
+    def cheapest(block: _Tried) -> tuple[float, int]:
+        return block.price, places[block.name]
+
     found = list(known) or [measured(())]
     tried: list[_Tried] = []
     with progress_bar("blocks", len(blocks), progress) as bar:
@@ -79,11 +86,11 @@ def depths(
             ]
             if not tried:
                 break
-            best = min(tried, key=lambda t: t.price)
+            best = min(tried, key=cheapest)
             while best.after != len(found):
                 tried.remove(best)
                 tried.append(_priced(graph, now, best.name, measured, len(found)))
-                best = min(tried, key=lambda t: t.price)
+                best = min(tried, key=cheapest)
             found.append(best.depth)
             bar.advance()
     return tuple(found)
@@ -93,7 +100,8 @@ def _priced(graph: Graph, now: Depth, name: str, measured: Callable[[tuple[str, 
     inner = graph.blocks.inner([name])
     then = measured((*(b for b in now.blocks if b not in inner), name))
     saved = _cost(graph, now.blocks)[RESOURCE] - _cost(graph, then.blocks)[RESOURCE]
-    return _Tried(name, (then.loss - now.loss) / max(saved, 1), then, after)
+    alike = not (lower(then.loss, than=now.loss) or lower(now.loss, than=then.loss))
+    return _Tried(name, 0.0 if alike else (then.loss - now.loss) / max(saved, 1), then, after)
 
 
 def _cost(graph: Graph, blocks: Collection[str]) -> Cost:

@@ -49,6 +49,20 @@ class Order:
     run: RunSettings
     place: str
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What `compress` and `forecast` both take, by name."""
+        return {
+            "method": self.method,
+            "target": self.target,
+            "ignored_layers": self.recipe.ignore,
+            "allow": self.recipe.allow,
+            "allocation": self.allocation,
+            "repair": self.repair,
+            "recovery": self.recovery,
+            "seed": self.recipe.seed,
+        }
+
     def pinned(self) -> Recipe:
         """The recipe with the settings that were meant without a word, which another release may mean otherwise."""
         from prunus import __version__
@@ -149,20 +163,7 @@ def carried_out(order: Order, say: Say, *, command: str = "") -> tuple[Compressi
     """
     recipe = order.recipe
     network, data = order.read(say)
-    done = compress(
-        network,
-        data,
-        method=order.method,
-        target=order.target,
-        ignored_layers=recipe.ignore,
-        allow=recipe.allow,  # type: ignore[arg-type]
-        allocation=order.allocation,
-        repair=order.repair,
-        recovery=order.recovery,
-        out=recipe.out,
-        seed=recipe.seed,
-        run=order.run,
-    )
+    done = compress(network, data, **order.asked, out=recipe.out, run=order.run)
     if done.saved is not None:
         done.saved.add(RECIPE, order.pinned().to_text().encode())
         done.saved.add_summary({**done.summary, **({"command": command} if command else {})})
