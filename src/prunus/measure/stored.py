@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from prunus.files.jsontext import strict_json
 from prunus.measure.runtimes import version_of
 from prunus.plan.layercosts import LayerCosts
 from prunus.plan.setup import Setup
+from prunus.runtime.processor import processor_name
 
 PLACE = "PRUNUS_TABLES"
 """Names another folder than `~/.cache/prunus/layers`, for a table that travels."""
@@ -39,7 +39,7 @@ class Stored:
     def of(cls, setup: Setup, device: torch.device) -> Stored:
         """The file for a setup on this machine."""
         runtime = "eager" if setup.runtime == "compiled" else setup.runtime
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" and runtime == "eager" else processor()
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" and runtime == "eager" else processor_name()
         name = f"{where}, {version_of(runtime)}, {setup.threads} thread{'s' * (setup.threads > 1)}"
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = os.environ.get(PLACE) or Path(home) / "prunus" / "layers"
@@ -73,13 +73,3 @@ class Stored:
         merged = {**self.read(), **costs}
         plain = {key: asdict(merged[key]) for key in sorted(merged)}
         write_text(self.path, strict_json(plain, "table"))
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (named or [platform.processor() or platform.machine()])[0]

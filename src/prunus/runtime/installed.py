@@ -6,12 +6,12 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 
 import torch
 
 from prunus.runtime.extras import EXTRAS
 from prunus.runtime.precision import bf16_helps
+from prunus.runtime.processor import processor_features, processor_name
 
 NEEDED = ("torch", "numpy", "scipy", "safetensors", "accelerate", "typer", "rich", "jinja2", "pyyaml")
 INT8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
@@ -46,7 +46,7 @@ def machine() -> dict[str, str]:
     features = processor_features()
     found = {
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used, {cpu}",
+        "processor": f"{processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used, {cpu}",
         "training in bf16": "faster than fp32: taken by itself" if bf16_helps("cpu") else "not faster on the processor",
         "8-bit ONNX": _eight_bits(features),
         "torch.compile": "a C++ compiler is there" if _compiler() else "no C++ compiler: compiled mode can't be timed",
@@ -58,17 +58,6 @@ def machine() -> dict[str, str]:
     else:
         found["GPU"] = "none that torch can use"
     return found
-
-
-def processor_features() -> frozenset[str]:
-    """Names of the processor's features as Linux lists them; empty elsewhere."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return frozenset()
-    lines = (line.partition(":") for line in info.read_text(encoding="utf-8", errors="replace").splitlines())
-    return frozenset(
-        word for key, _, words in lines if key.strip().lower() in ("flags", "features") for word in words.split()
-    )
 
 
 def _eight_bits(features: frozenset[str]) -> str:
