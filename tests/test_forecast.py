@@ -14,8 +14,10 @@ from prunus.cli.app import main
 from prunus.data import ArrayDataset, DataSource
 from prunus.errors import ConfigError
 from prunus.methods.registry import METHODS
-from prunus.pipeline.forecast import forecast, learning_steps, spoken, stand_in
+from prunus.pipeline.duration import duration_before, learning_steps
+from prunus.pipeline.forecast import forecast, stand_in
 from prunus.runtime.arguments import sized
+from prunus.runtime.progress import spoken
 
 MINE = """
 import torch
@@ -58,9 +60,9 @@ def test_methods_that_learn_are_replaced_by_ones_that_look() -> None:
     seen = forecast(net(), data(), target="macs<=50%", recovery=prunus.FinetuneConfig(epochs=3), examples=64)
     assert seen.looked_by == "taylor in place of dirichlet"
     assert seen.plan.after.macs <= 0.5 * seen.plan.before.macs
-    assert seen.steps == 200 + 3 * 2  # 96 examples are two batches of 64
-    assert seen.seconds is not None
-    assert seen.seconds > 0
+    assert seen.duration is not None
+    assert seen.duration.steps == 200 + 3 * 2  # 96 examples are two batches of 64
+    assert seen.duration.seconds > 0
     masks = forecast(net(), data(), method="dpp", target="2:3", examples=64)
     assert [p.pattern for p in masks.plan.patterns] == ["2:3"]
     for name, kind in METHODS.items():
@@ -102,6 +104,23 @@ def test_examples_are_repeated_to_a_batch_size() -> None:
     x = torch.arange(4.0).reshape(2, 2)
     assert torch.equal(sized({"x": x, "n": torch.tensor(7.0)}, 5)["x"], x[[0, 1, 0, 1, 0]])
     assert torch.equal(sized(x, 1), x[:1])
+
+
+def test_a_duration_moves_nothing_that_is_random_and_is_none_where_nobody_knows() -> None:
+    model, dirichlet, recovery = net(), METHODS["dirichlet"](), prunus.FinetuneConfig(epochs=3)
+    model.insert(1, nn.Dropout(0.5))
+    model.train()
+    torch.manual_seed(1)
+    first = torch.rand(1)
+    torch.manual_seed(1)
+    told = duration_before(model, data(), dirichlet, 64, recovery, 1)
+    assert told is not None
+    assert (told.learning, told.recovery, told.steps) == (200, 6, 206)
+    shared = duration_before(model, data(), dirichlet, 64, recovery, 1, processes=2)
+    assert shared is not None
+    assert (shared.learning, shared.recovery) == (100, 3)
+    assert torch.equal(torch.rand(1), first)
+    assert duration_before(model, data(), METHODS["l1"](), 64, None, 1) is None
 
 
 def test_times_are_spoken_as_people_do() -> None:

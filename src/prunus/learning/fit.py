@@ -26,6 +26,7 @@ from prunus.learning.spread import SIGNS, Spread, signs_of
 from prunus.learning.strength import Strength
 from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
 from prunus.runtime.arguments import examples_in
+from prunus.runtime.curves import point
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed, check_kind
 from prunus.runtime.modes import eval_mode, modes_kept
@@ -300,6 +301,7 @@ def _learn_round(
         average_over_ranks_([values["running"]])
         values["history"].append(float(values["running"]) / len(batches))
         values["running"] = nothing
+        point("learning/loss", values["history"][-1], epoch + 1)
     return values["history"], spread
 
 

@@ -45,6 +45,7 @@ from prunus.proof.ownclass import survives
 from prunus.proof.verification import Verification
 from prunus.recovery.batchnorm import reestimate_if_better
 from prunus.runtime.copies import copied
+from prunus.runtime.curves import point
 from prunus.runtime.modes import modes_kept
 from prunus.runtime.precision import deciding, full_precision, lower
 from prunus.runtime.processes import average_over_ranks_, model_device, running_statistics
@@ -339,8 +340,10 @@ def _train(model: nn.Module, masks: MaskSet, run: _Run, epochs: range, *, drawin
                 )
                 values["running"] = values["running"] + loss
             average_over_ranks_([values["running"]])
+            mean = float(values["running"]) / len(batches)
+            point("drawing/loss" if drawing else "tuning/loss", mean, epoch + 1)
             if drawing:
-                values["history"].append(asdict(_observed(masks, float(values["running"]) / len(batches))))
+                values["history"].append(asdict(_observed(masks, mean)))
             values["running"] = nothing
     if drawing and resumed:  # the last step's, where no step was taken here
         masks.schedule_(*method.schedule(epochs[-1] + (len(batches) - 1) / len(batches)))

@@ -34,6 +34,7 @@ from prunus.masks.patterns import check_patterns
 from prunus.measure.speed import Comparison, compare
 from prunus.methods.base import MaskMethod, Method
 from prunus.methods.registry import resolve
+from prunus.pipeline.duration import duration_before
 from prunus.pipeline.early import check_early
 from prunus.pipeline.former import OPENED, RUN, TARGET
 from prunus.pipeline.journal import journal
@@ -41,6 +42,7 @@ from prunus.pipeline.meeting import check_runtimes
 from prunus.pipeline.prune import Result, prune
 from prunus.pipeline.recovering import judged_once, recover
 from prunus.pipeline.settings import RunSettings
+from prunus.pipeline.tracking import check_trackers, tracked
 from prunus.plan.allocation import Allocation
 from prunus.plan.request import Allow, Target, allowed, requested
 from prunus.recovery.config import FinetuneConfig
@@ -54,6 +56,7 @@ from prunus.reports.record import record_of
 from prunus.reports.summary import summary_of
 from prunus.reports.tables import changes
 from prunus.runtime.copies import copied
+from prunus.runtime.curves import point
 from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed
 from prunus.runtime.processes import accelerator
@@ -198,13 +201,13 @@ def compress(
     if recovery is not None:
         check_settings(recovery, data)
     _check_resuming(out, how)
+    check_trackers(how.track, out)
     with accelerator() as processes:  # starts the process group that the whole run shares, if there are several
         rank, world = processes.process_index, processes.num_processes
     if out is not None:
         prepare_run(out, model, data.example_inputs, how.say, follow_branches="follow_branches" in opened)
     check_fits(model, data)
-    if not inside:
-        check_early(model, data.example_inputs, asked, opened, ignored_layers)
+    groups = 0 if inside else check_early(model, data.example_inputs, asked, opened, ignored_layers)
 
     def made_from() -> dict[str, str]:
         return {
@@ -222,7 +225,7 @@ def compress(
             "seed": str(seed),
         }
 
-    with journal(out, made_from, how) as account:
+    with journal(out, made_from, how) as account, tracked(account, how.track, made_from):
         run = replace(how, say=account.say)
         steps = account.steps
         stages = None if out is None else Checkpoint(Path(out) / "stages.pt", run.resume, steps)
@@ -232,6 +235,8 @@ def compress(
         if unsure := at_chance(judged["dense"], data):
             run.say(f"the dense network is {unsure}")
         size = run.batch_size or (128 if inside else 64)
+        if (expected := duration_before(model, data, chosen, size, recovery, groups, world)) is not None:
+            run.say(expected.line())
         batches = data.batches(size, seed=seed, rank=rank, world=world)
         at_once = judged_at_once(data.validation, JUDGED)
         if steps is not None:
@@ -283,6 +288,8 @@ def compress(
                 judged["dense_test"] = judge(model, data.test)
                 with quantized_inputs(smaller, grids):
                     judged["test"] = judge(smaller, data.test)
+            for number, (stage, found) in enumerate(judged.items()):
+                point(f"{found.metric}/{stage}", found.score, number)
             summary = summary_of(model, data, chosen, result, judged, seed)
             if saved is not None:
                 saved.add_metrics(result.plan, metrics_of(judged), masks)

@@ -20,8 +20,8 @@ def check_early(
     request: Request,
     opened: Collection[Allow],
     ignored_layers: Sequence[Ignored],
-) -> None:
-    """Refuse a target of units that no plan can meet, and layers that are not there.
+) -> int:
+    """Refuse a target of units that no plan can meet, and layers that are not there; how many groups may be pruned.
 
     Raises:
         BudgetError: a target that can't be met, whatever is learned.
@@ -34,3 +34,4 @@ def check_early(
     measured = request.budget is not None and any(limit.resource not in known for limit in request.budget.limits)
     if not measured and "blocks" not in opened:  # what is measured, and what whole blocks make room for, comes later
         check(request, graph, groups)
+    return len(groups)

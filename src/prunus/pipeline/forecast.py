@@ -4,47 +4,36 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import singledispatch
 from typing import Any
 
-import torch
 from torch import nn
 
-from prunus.data.batches import Splits, as_batches, length_of
-from prunus.data.datasets import DataSource, batches_of, read_by_number
+from prunus.data.batches import Splits, as_batches
+from prunus.data.datasets import DataSource, batches_of
 from prunus.data.evaluation import Evaluation, judged_by
 from prunus.data.fitting import check_fits, learned_by
 from prunus.data.given import source_of
-from prunus.data.losses import main_output
 from prunus.errors import ConfigError
 from prunus.layers.submodules import Ignored
-from prunus.methods.base import MaskMethod, Method, PosteriorMethod, StagedMethod
+from prunus.methods.base import MaskMethod, Method, PosteriorMethod
 from prunus.methods.criteria import Taylor
 from prunus.methods.registry import resolve
+from prunus.pipeline.duration import Duration, seconds_of_a_step, steps_of
 from prunus.pipeline.prune import prune
 from prunus.plan.allocation import Allocation
 from prunus.plan.plan import Plan
 from prunus.plan.request import Allow, Target, requested
 from prunus.recovery.config import FinetuneConfig
 from prunus.refit.config import RepairConfig
-from prunus.runtime.calling import call
-from prunus.runtime.copies import copied
 from prunus.runtime.entry import entry
-from prunus.runtime.precision import to_device
-from prunus.runtime.processes import model_device
-from prunus.runtime.progress import spoken
 from prunus.runtime.shown import Shown
 
 EXAMPLES = 512
 """Looked at of the training part, and of the held-out one."""
 BATCH = 64
-TIMED = 3
-"""Training steps of which the fastest counts."""
-TEACHER = 4 / 3
-"""Time of a step with a teacher's forward pass beside forward and backward, against one without."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,16 +45,14 @@ class Forecast(Shown):
         dense: the dense network, on the held-out examples that were looked at.
         cut: the pruned network on the same, repaired if it was to be, before any recovery.
         looked_by: the method that chose the units here.
-        steps: training steps of learning and recovery together; None where nobody knows how many batches there are.
-        seconds: what they take at the speed of the first ones here; None as for `steps`.
+        duration: of learning and recovery together; None where nobody knows how many batches there are.
     """
 
     plan: Plan
     dense: Evaluation
     cut: Evaluation
     looked_by: str
-    steps: int | None
-    seconds: float | None
+    duration: Duration | None
 
     def line(self) -> str:
         """What stays, and what it was measured to cost."""
@@ -75,10 +62,8 @@ class Forecast(Shown):
         """The plan, the losses and the time."""
         lines = [self.plan.explain(), f"dense: {self.dense}; cut, before recovery: {self.cut}"]
         lines.append(f"measured on {self.cut.num_examples} held-out examples, units chosen by {self.looked_by}")
-        if self.seconds is None:
-            lines.append("how long it takes can't be told: nobody knows how many batches there are")
-        else:
-            lines.append(f"learning and recovery: {self.steps:,} training steps, about {spoken(self.seconds)} here")
+        untold = "how long it takes can't be told: nobody knows how many batches there are"
+        lines.append(untold if self.duration is None else self.duration.line())
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,7 +71,8 @@ class Forecast(Shown):
         plan = {"kept": {g.name: [len(g.kept), g.units] for g in self.plan.groups}, "asked": self.plan.asked}
         costs = {"before": vars(self.plan.before), "after": vars(self.plan.after), "notes": list(self.plan.notes)}
         judged = {"dense": asdict(self.dense), "cut": asdict(self.cut), "looked_by": self.looked_by}
-        return {**plan, **costs, **judged, "steps": self.steps, "seconds": self.seconds}
+        took = self.duration
+        return {**plan, **costs, **judged, "steps": took and took.steps, "seconds": took and took.seconds}
 
 
 @entry(unchanged=True)
@@ -157,15 +143,15 @@ def forecast(
         progress=False,
     )
     judge = judged_by(data, model)
-    steps = _steps(chosen, data, size, recovery, len(result.plan.groups))
-    seconds = None if steps is None else _seconds_of_a_step(model, few) * (steps[0] + TEACHER * steps[1])
+    steps = steps_of(chosen, data, size, recovery, len(result.plan.groups))
+    first = as_batches(few, model).first()[0]
+    duration = None if steps is None else Duration(*steps, seconds_of_a_step(model, first))
     return Forecast(
         result.plan,
         judge(model, held_out),
         judge(result.model, held_out),
         look.name if look is chosen else f"{look.name} in place of {chosen.name}",
-        None if steps is None else sum(steps),
-        seconds,
+        duration,
     )
 
 
@@ -183,52 +169,3 @@ def _of_units(method: PosteriorMethod) -> Method:
 @stand_in.register
 def _of_weights(method: MaskMethod) -> Method:
     return replace(method, epochs=0, tune_epochs=0)  # type: ignore[type-var, call-arg]
-
-
-@singledispatch
-def learning_steps(method: Method, batches: int, groups: int) -> int:
-    """Training steps that a method takes."""
-    return batches if method.needs_data else 0
-
-
-@learning_steps.register
-def _posterior(method: PosteriorMethod, batches: int, groups: int) -> int:
-    return max(method.epochs * batches, method.min_steps)
-
-
-@learning_steps.register
-def _stages(method: StagedMethod, batches: int, groups: int) -> int:
-    stages = 1 if method.simultaneous else groups
-    return stages * (max(method.epochs * batches, method.min_steps) + method.tune_epochs * batches)
-
-
-@learning_steps.register
-def _masks(method: MaskMethod, batches: int, groups: int) -> int:
-    return (method.epochs + method.tune_epochs) * batches
-
-
-def _steps(
-    method: Method, data: DataSource, size: int, recovery: FinetuneConfig | None, groups: int
-) -> tuple[int, int] | None:
-    """Of learning, and of recovery in batches of the learning's size."""
-    length = length_of(data.train)
-    if length is None:
-        return None
-    batches = math.ceil(length / size) if read_by_number(data.train) else length
-    learned = learning_steps(method, batches, groups)
-    return learned, 0 if recovery is None else recovery.steps(batches)
-
-
-def _seconds_of_a_step(model: nn.Module, batches: Sequence[Any]) -> float:
-    """Forward and backward pass of a copy on the first batch; the optimiser's share is small."""
-    network = copied(model).requires_grad_(True)
-    inputs, _ = to_device(as_batches(batches, model).first(), model_device(model))
-    taken = []
-    for _ in range(TIMED):
-        began = time.perf_counter()
-        with torch.enable_grad():
-            main_output(call(network, inputs)).float().square().mean().backward()
-        if model_device(model).type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return min(taken)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,10 @@ class Journal:
         """Write down that something happened."""
         entry = {"time": round(time.time(), 3), "event": kind, **({"step": what} if what else {}), **more}
         self._append(EVENTS, json.dumps(entry))
+
+    def point(self, curve: str, value: float, at: int) -> None:
+        """Write down a number of a curve."""
+        self.event("point", curve=curve, value=value if math.isfinite(value) else None, at=at)
 
     def _append(self, name: str, line: str) -> None:
         if self.out is None or rank() != 0:

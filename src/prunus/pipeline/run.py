@@ -26,6 +26,7 @@ from prunus.pipeline.inputs import data_for, loaded, place_of
 from prunus.pipeline.recipe import RECIPE, Recipe
 from prunus.pipeline.settings import RunSettings, silent
 from prunus.pipeline.texts import allocation_of, exports_of, label_free, recovery_of, repair_of, run_of, target_of
+from prunus.pipeline.tracking import check_trackers
 from prunus.plan.allocation import Allocation
 from prunus.plan.request import Target, allowed, requested
 from prunus.recovery.config import FinetuneConfig
@@ -105,6 +106,7 @@ def understood(recipe: Recipe, say: Say = silent) -> Order:
     check_patterns(asked.patterns)
     allowed(recipe.allow, method=method.name, takes=method.allows)  # type: ignore[arg-type]
     check_run_folder(recipe.out)
+    check_trackers(how.track, recipe.out)
     place = place_of(recipe.model)
     return Order(recipe, method, target, allocation, repair, recovery, exports, labelled, how, place)
 

@@ -28,6 +28,8 @@ class RunSettings:
             0: after every step.
         modes: ways to run that are timed before and after; of masked weights eager mode alone.
         say: receives a line of text at every step.
+        track: experiment trackers, by accelerate's names (`tensorboard`, `wandb`, `trackio`, `mlflow`, ...): settings,
+            the loss of every epoch and what networks were judged by. The same is in `steps/events.jsonl` anyway.
         features: keep three validation inputs in the folder, with what channels see of them, for the report.
 
     Example:
@@ -41,6 +43,7 @@ class RunSettings:
     save_every: NonNegative = 60.0
     modes: tuple[Runtime, ...] = ("eager", "onnx")
     say: Say = silent
+    track: tuple[str, ...] = ()
     features: bool = True
 
     def __post_init__(self) -> None:

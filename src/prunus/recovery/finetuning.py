@@ -362,6 +362,7 @@ class _Recovery:
                 measured.loss,
             )
         )
+        state.history[-1].tell()
         self._keep_best(state, measured)
         training.bar.describe(f"epoch {number}: {measured} on validation")
         if self.checkpoint is not None and self.origin is not None and self.processes.is_main_process:

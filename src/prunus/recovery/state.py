@@ -16,6 +16,7 @@ from prunus.errors import ArtifactError, ConfigError, first_line
 from prunus.files.fingerprint import data_digest, tree_digest, weights_digest
 from prunus.files.resumable import check_fits, check_same_run, read_checked, refusal, write_checked
 from prunus.recovery.config import FinetuneConfig
+from prunus.runtime.curves import point
 
 FORMAT = "prunus-finetune-4"
 
@@ -37,6 +38,11 @@ class Epoch:
     train_loss: float
     validation_score: float
     validation_loss: float
+
+    def tell(self) -> None:
+        """Tell its numbers to whoever listens."""
+        for curve in ("lr", "train_loss", "validation_score", "validation_loss"):
+            point(f"recovery/{curve}", getattr(self, curve), self.number)
 
     @property
     def validation_accuracy(self) -> float:
