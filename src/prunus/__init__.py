@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from prunus.sparse.choose import condense_where_faster_
     from prunus.sparse.layers import condense_, densify_
     from prunus.surgery.optimizer import carry_optimizer
+    from prunus.vocabulary.trim import trim_vocabulary
 
 __version__ = "0.1.0"
 
@@ -99,4 +100,5 @@ __all__ = [
     "separate_recurrence_",
     "sparsify",
     "trace",
+    "trim_vocabulary",
 ]

@@ -57,6 +57,7 @@ PLACES: dict[str, str] = {
     "separate_recurrence_": "layers.recurrence",
     "sparsify": "pipeline.deprecated",
     "trace": "graph.trace",
+    "trim_vocabulary": "vocabulary.trim",
 }
 """Public name -> the module that defines it, and the name that it has there if that is another one."""
 

@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "benchmark:benchmark_command",
         "Time two models side by side in interleaved repeats, and say how large they are.",
     ),
+    "trim": (
+        "trim:trim_command",
+        "Cut a language model's vocabulary, and its tokenizer, to what texts use.",
+    ),
     "report": (
         "report:report_command",
         "Write the report of a run: one HTML file that needs no network, from the run's folder alone.",

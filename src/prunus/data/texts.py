@@ -46,6 +46,14 @@ def load_tokenizer(name: str) -> Any:
         raise ConfigError(where, f"it cannot be loaded: {first_line(error)}", fix) from error
 
 
+def plain_text(path: Path) -> str:
+    """The contents of a file in UTF-8. Raises DataError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(str(path), f"cannot be read as text: {error}", "give a UTF-8 text file") from error
+
+
 def read_text(path: Path, tokenize: Tokenize, *, validation: float | int, length: int = LENGTH) -> DataSource:
     """A text file as sequences; its last tenth is the test split, validation is what comes before.
 
@@ -61,11 +69,7 @@ def read_text(path: Path, tokenize: Tokenize, *, validation: float | int, length
         DataError: the file cannot be read, or is too short for three parts.
         ConfigError: a validation split that leaves nothing.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(str(path), f"cannot be read as text: {error}", "give a UTF-8 text file") from error
-    ids = torch.tensor(tokenize(text), dtype=torch.int64, device="cpu")
+    ids = torch.tensor(tokenize(plain_text(path)), dtype=torch.int64, device="cpu")
     count = (len(ids) - 1) // length
     if count < 10:
         what = f"{len(ids)} tokens make {count} sequences of {length}"
