@@ -14,8 +14,11 @@ from prunus.data.datasets import ArrayDataset, DataSource, Part, batches_of, fir
 from prunus.data.losses import own_loss
 from prunus.errors import ConfigError
 from prunus.runtime.arguments import signature_of
+from prunus.runtime.processes import distributed, rank
 
 NAMES = (("train", "training"), ("validation", "val", "valid", "dev"), ("test", "testing"))
+BATCH = 64
+"""Examples of a batch, where the data don't say."""
 FIX = (
     "give prunus.data.Splits(train, validation), (train, validation, test), or "
     "prunus.data.DataSource(name, train, validation, test, loss_fn=..., metric=...)"
@@ -59,6 +62,37 @@ def source_of(data: Any, model: nn.Module | None = None, name: str = "data") -> 
     if train is None or validation is None:
         raise ConfigError("data", "it lacks a part to learn from, or one that is held out", FIX)
     return _known(DataSource(name, train, validation, test), model, guess=True)
+
+
+def split_up(data: Any, model: nn.Module | None, seed: int) -> Any:
+    """Batches to learn from and held-out ones, of data that come in parts as `source_of` takes them; else what it is.
+
+    A tuple or list of two or three is in parts where each of them is a loader, a data set, or, within a tuple, a list
+    of batches; a list of batches stays one.
+
+    Args:
+        data: of a user, for `prune`.
+        model: whose forward tells inputs from targets.
+        seed: of the order, where the parts have none of their own.
+    """
+    parts = isinstance(data, tuple | list) and 2 <= len(data) <= 3 and all(_many(p, type(data)) for p in data)
+    named = isinstance(data, Mapping) and any(name in data for name in NAMES[0])
+    if not isinstance(data, DataSource) and not parts and not named:
+        return data
+    source = source_of(data, model)
+    share = {"rank": rank(), "world": torch.distributed.get_world_size()} if distributed() else {}
+    return Splits(
+        source.batches(BATCH, seed=seed, **share), batches_of(source.validation, BATCH, workers=source.workers)
+    )
+
+
+def _many(part: Any, outer: type) -> bool:
+    """Whether a part of a pair is examples or batches, and not one batch."""
+    if isinstance(part, torch.Tensor | tuple | Mapping):
+        return False
+    if isinstance(part, list):
+        return outer is tuple and bool(part) and isinstance(part[0], tuple | list | Mapping)
+    return _is_part(part)
 
 
 def _known(data: DataSource, model: nn.Module | None, *, guess: bool = False) -> DataSource:

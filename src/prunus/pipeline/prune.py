@@ -10,6 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus.data.batches import Splits
+from prunus.data.datasets import DataSource
+from prunus.data.fitting import learned_by
+from prunus.data.given import split_up
 from prunus.errors import ConfigError
 from prunus.files.stagefile import Checkpoint
 from prunus.graph.trace import trace
@@ -42,7 +45,7 @@ def prune(
     *,
     method: Method | str = "dirichlet",
     target: Target | None = None,
-    data: Iterable[Any] | Splits | None = None,
+    data: Iterable[Any] | Splits | DataSource | None = None,
     loss_fn: Callable[..., Tensor] | None = None,
     ignored_layers: Sequence[Ignored] = (),
     allow: Sequence[Allow] = (),
@@ -66,8 +69,9 @@ def prune(
             for all layers but the last (and a first convolution), such as `"weight 10%"` or `"2:4"`, in place of the
             method's own; or one by layer, `{"fc1": "weight 5%"}`.
         data: batches, to be looped over several times: (inputs, targets), (x1, x2, y), dicts or inputs alone, see
-            `prunus.data.as_batches`; only methods that look at weights alone need none. `prunus.data.Splits` adds
-            others, on which methods of weights compare the masks they draw, and a promise is shown.
+            `prunus.data.as_batches`; only methods that look at weights alone need none. `prunus.data.Splits`, or a
+            pair of loaders or data sets, adds others, on which methods of weights compare the masks they draw, and a
+            promise is shown. A `DataSource` brings its loss too.
         loss_fn: `loss_fn(outputs, targets)` -> mean loss, a function or a module; gradient criteria ask for sums where
             it has a `reduction`. None takes the loss that the model itself returns for batches that are dicts, and the
             distance from the dense network's own outputs for batches without targets: nothing needs labels then.
@@ -141,13 +145,15 @@ def prune(
         what = f"method {chosen.name!r} has no stages"
         raise ConfigError("checkpoint", what, "leave it out, or use a method that works in stages, such as 'rbp'")
     check_copyable(model)
+    if loss_fn is None and isinstance(data, DataSource):
+        loss_fn = learned_by(data)
     graph = trace(model, example_inputs, follow_branches="follow_branches" in opened)
     problem = Problem(
         model,
         example_inputs,
         graph,
         request,
-        data,
+        split_up(data, model, seed),
         loss_fn,
         ignored_layers,
         opened,
