@@ -15,94 +15,38 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import prunus
 import real_models
-from given import cifar10, noise
-from nets import CifarResNet, LeNet300, load_checkpoint
-from options import Parser, needs, smoking
+from options import Parser, needs
 from prunus.data.datasets import Batches, DataSource
 from prunus.data.evaluation import evaluate
-from prunus.data.sources import load_data
 from prunus.graph.groups import ChannelGroup
-from prunus.pipeline.demo import LeNet5
 from prunus.plan.plan import Plan
 from prunus.plan.rounding import DEFAULT, step_of
-from prunus.recovery.config import FinetuneConfig
-from prunus.recovery.finetuning import finetune
 from record import Log, results
-from repair import judged_on
+from subjects import on_cifar10, on_digits
 
 NETS = ("lenet300", "lenet5", "vit", "resnet20", "resnet32", "resnet56", "mobilenet", "stories")
-CHECKPOINTS = {"resnet20": "12fca82f", "resnet32": "d509ac18", "resnet56": "4bfd9763"}
 LEARNED = 1024
 NEAR = 0.005
-EPOCHS = 10
-"""Of the dense networks that are trained here."""
-
-
-class SmallViT(nn.Module):
-    """A vision transformer on 28 x 28 grey images: patches of 7, two layers of 64 with four heads."""
-
-    def __init__(self, width: int = 64, depth: int = 2) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(1, width, 7, 7)
-        self.places = nn.Parameter(torch.randn(1, 16, width) * 0.02)
-        layers = [
-            nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, F.gelu, batch_first=True, norm_first=True)
-            for _ in range(depth)
-        ]
-        self.layers = nn.Sequential(*layers)
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 1, 28, 28] -> logits [B, 10]."""
-        x = self.patches(images).flatten(2).transpose(1, 2) + self.places
-        return self.head(self.norm(self.layers(x)).mean(1))
-
-
-def on_digits(make: Callable[[], nn.Module], lr: float) -> tuple[nn.Module, DataSource]:
-    """A network trained here, and its data."""
-    data = noise("digits", (1, 28, 28), (0.5,), (0.5,)) if smoking() else load_data("digits", seed=0)
-    torch.manual_seed(0)
-    model = make()
-    finetune(model, data, FinetuneConfig(epochs=1 if smoking() else EPOCHS, lr=lr), progress=False)
-    return model.eval(), data
-
-
-def on_cifar(name: str, args: argparse.Namespace) -> tuple[nn.Module, DataSource]:
-    """A ResNet and CIFAR-10, its held-out images moved."""
-    data = cifar10(argparse.Namespace(data=args.cifar))
-    data = replace(data, validation=judged_on(data, "validation"))
-    if smoking():
-        return CifarResNet(8).eval(), data
-    depth = int(name.removeprefix("resnet"))
-    path = real_models.shared("cifar10-resnet", f"{name}-{CHECKPOINTS[name]}.th")
-    return load_checkpoint(CifarResNet(depth), path).eval(), data
 
 
 def network(name: str, args: argparse.Namespace) -> tuple[nn.Module, DataSource]:
     """A trained network and its data."""
     match name:
-        case "lenet300":
-            return on_digits(LeNet300, 0.05)
-        case "lenet5":
-            return on_digits(LeNet5, 0.02)
-        case "vit":
-            return on_digits(SmallViT, 0.02)
+        case "lenet300" | "lenet5" | "vit":
+            return on_digits(name)
         case "mobilenet":
             return real_models.mobilenet(), real_models.pictures()
         case "stories":
             needs("transformers")
             return real_models.llama(), real_models.stories()
-    return on_cifar(name, args)
+    return on_cifar10(name, args.cifar)
 
 
 def met(
