@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test coverage lint bench smoke clean
+.PHONY: demo test docs coverage lint bench smoke clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist loadfile --doctest-modules $(PYTEST_ARGS) tests src
+
+# The site as folders of HTML that open from the disk: runs/site/index.html.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Apart from `test`: tracing lines costs the suite half as much again on Python before 3.12.
 coverage: $(STAMP)

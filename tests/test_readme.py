@@ -25,7 +25,8 @@ from prunus.models.loaded import MODEL_SOURCES
 from prunus.plan.resources import RESOURCES
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/features.md", "docs/custom-operations.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/features.md", "docs/custom-operations.md", "docs/getting-started.md"]
+DOCUMENTS += ["docs/refused.md", "docs/coming-from.md"]
 
 
 class MyModel(nn.Module):
