@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,22 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 
 import prunus
 from prunus.errors import BudgetError, ConfigError, PlanError, PruneError, SurgeryError
+from prunus.graph.shallower import without_blocks
 from prunus.layers.standins import ReturnsInput, ReturnsZeros
 from prunus.learning.depth import depths
+from prunus.learning.findings import Scores
+from prunus.plan.cost import CostModel
 from prunus.plan.plan import Plan
 from prunus.proof.apply import apply_and_verify_
 from prunus.proof.masked import masked
+from prunus.reports.offers import offers_of
+from prunus.reports.record import record_of
+from prunus.reports.tables import prunability
 from prunus.surgery.rewrite import rewrite
 from zoo import ZOO
 from zoo_nets import BasicBlock, ConvNeXtBlock, Net, cbr, head, seq
@@ -352,3 +360,25 @@ def test_repair_makes_up_for_a_block_in_layers_behind() -> None:
     left = [outcome(prunus.apply_(copy.deepcopy(m), plan, images()), x) for m in (model, done.model)]
     before, after = ((y - dense).square().mean() for y in left)
     assert after < before
+
+
+def test_reports_say_which_blocks_went(tmp_path: Path) -> None:
+    net = untidy(resnet())
+    graph = prunus.trace(net, images())
+    names = [block.name for block in graph.blocks.free]
+    kept = {names[0]: (), **{g.name: tuple(range(g.units - 2)) for g in graph.groups() if not g.name.startswith("1.")}}
+    plan = Plan.from_kept(graph, kept)
+    line = next(line for line in plan.explain().splitlines() if line.startswith(names[0]))
+    assert line.split()[1:3] == ["block", "goes"]
+    record = record_of(graph, plan, Scores({g.name: torch.arange(float(g.units)) for g in graph.groups()}))
+    widths = {step.name: (step.before, step.left) for step in record.steps if step.kind == "layer"}
+    gone = {name for name, (_, left) in widths.items() if left == 0}
+    assert gone == {t.rpartition(".")[0] for t in plan.removal.tensors if t.rpartition(".")[0] in widths}
+    assert gone
+    offers = offers_of(graph, plan, Scores({g.name: torch.arange(float(g.units)) for g in graph.groups()}), None, 0)
+    assert all(names[0] not in offer.kept for offer in offers)
+    without = CostModel(without_blocks(graph, names[:1])).dense().macs
+    assert max(offer.macs for offer in offers) <= without
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(prunability(graph))
+    assert f"{names[0]} " in console.export_text()

@@ -223,6 +223,8 @@ class Plan(Shown):
         for group in self.groups:
             undecided = "-" if group.keep_probability is None else str(len(group.undecided))
             sizes = f"{group.units:>6} {len(group.kept):>6}"
+            if group.block:
+                sizes = f"{'block':>6} {'stays' if group.kept else 'goes':>6}"
             lines.append(f"{group.name:<36} {sizes} {undecided:>9} {group.macs_saved:>12,}")
         lines += [*(["-" * len(head)] if self.groups else []), *undecided_in_words(self.groups)]
         for name in sorted(self.before.keys() & self.after.keys()):

@@ -10,6 +10,7 @@ from torch import Tensor
 from prunus.errors import BudgetError
 from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
+from prunus.graph.shallower import without_blocks
 from prunus.learning.findings import Scores
 from prunus.plan.allocation import Allocation, allocate
 from prunus.plan.budget import Budget
@@ -53,7 +54,8 @@ def offers_of(graph: Graph, plan: Plan, scores: Scores, allocation: Allocation |
         allocation: as it was asked for.
         seed: of the run.
     """
-    counts = {g.name: len(g.kept) for g in plan.groups}
+    graph = without_blocks(graph, plan.blocks)  # they go in every offer
+    counts = {g.name: len(g.kept) for g in plan.groups if not g.block}
     groups = [g for g in graph.channel_groups if g.name in scores.values and g.name in counts]
     if not groups or plan.patterns:
         return ()
@@ -63,7 +65,7 @@ def offers_of(graph: Graph, plan: Plan, scores: Scores, allocation: Allocation |
     own = Offer(plan.after.macs, plan.after.params, counts, _loss(groups, scores.measured, counts), own=True)
     found = [own]
     for share in SHARES:
-        budget = Budget.parse(f"macs<={100 * share:g}%")
+        budget = Budget.parse(f"macs<={round(share * plan.before.macs)}")
         try:
             kept = allocate(graph, groups, values, budget=budget, allocation=settings, seed=seed)
         except BudgetError:

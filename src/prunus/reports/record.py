@@ -168,6 +168,7 @@ def _steps(graph: Graph, plan: Plan) -> tuple[StepRecord, ...]:
             before = graph.shapes[tensor][dim] if tensor in graph.shapes else 0
             edit = plan.tensors.get(tensor)
             left = before if edit is None or dim not in edit.keep else len(edit.keep[dim])
+            left = 0 if tensor in plan.removal.tensors else left
             reason = unlisted.get(step.name, "") if not groups else "; ".join(dict.fromkeys(why)) if all(why) else ""
             told = StepRecord(step.name, step.kind, step.after, step.source, before, left, groups, reason)
         found.append(told)

@@ -51,7 +51,7 @@ def sections_of(run: RunFiles) -> Sections:
         "learning": charts.curve({"loss": record.learning}, "epoch", "loss", 1) if record.learning else None,
         "recovery": _recovery(record),
         "repair": charts.repair(_refits(summary)) if _refits(summary) else None,
-        "budget": charts.budget({n: g.units for n, g in groups.items()}) if record.offers else None,
+        "budget": charts.budget({n: g.units for n, g in groups.items() if not g.block}) if record.offers else None,
         "price": charts.price(record.offers, plan.before.macs),
         **{f"masks-{metric}": option for metric, option in charts.mask_curves(record.masks).items()},
     }
@@ -59,7 +59,7 @@ def sections_of(run: RunFiles) -> Sections:
     data = {
         "charts": drawings,
         "groups": {name: charts.posterior(*pair, most=charts.units_drawn(len(drawn))) for name, pair in drawn.items()},
-        "units": {g.name: g.units for g in plan.groups},
+        "units": {g.name: g.units for g in plan.groups if not g.block},
         "offers": [vars(offer) for offer in offers],
         "dense": {"macs": plan.before.macs, "params": plan.before.params},
     }
@@ -99,6 +99,7 @@ def _fits(group: GroupPlan, found: ScoreRecord | None) -> bool:
 def _row(group: GroupPlan, found: ScoreRecord | None, drawn: bool) -> dict[str, Any]:
     return {
         "name": group.name,
+        "block": group.block,
         "units": group.units,
         "kept": len(group.kept),
         "share": 100 * len(group.kept) / group.units,

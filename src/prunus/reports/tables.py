@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prunus.graph.grouping import Graph
+from prunus.graph.shallower import without_blocks
 from prunus.plan.cost import CostModel
 from prunus.plan.resources import RESOURCES
 
@@ -32,6 +33,10 @@ def prunability(graph: Graph) -> Table:
         else:
             status = f"[yellow]locked[/yellow]: {escape(group.locked)}"
         table.add_row(escape(group.name), str(group.units), f"{per_unit:,}", status)
+    for block in graph.blocks.free:
+        fewer = CostModel(without_blocks(graph, [block.name])).dense()
+        status = "[green]prunable if asked[/green]: --allow blocks"
+        table.add_row(escape(block.name), "block", f"{dense.macs - fewer.macs:,}", status)
     free = sum(g.units for g in graph.groups() if not g.inside_heads)
     total = sum(g.units for g in graph.channel_groups)
     table.caption = f"{free} of {total} units can go; {dense.macs:,} MACs, {dense.params:,} parameters"
