@@ -321,3 +321,12 @@ def test_recursion_takes_dimensions_before_the_heads_they_are_in() -> None:
     assert order.index("v") < order.index("q.heads")
     kept = {g.name: len(g.kept) for g in result.plan.groups}
     assert result.model.out.weight.shape[1] == kept["v"] * kept["q.heads"] // HEADS
+
+
+@pytest.mark.parametrize(("model", "expected"), [(Block, "head"), (Fused, "head"), (GroupedQueries, "key-value group")])
+def test_groups_say_what_their_units_are(model: type[Block], expected: str) -> None:
+    graph = prunus.trace(model().eval(), torch.randn(2, 5, 6))
+    kinds = {g.name: g.kind for g in graph.groups()}
+    assert {kind for name, kind in kinds.items() if name.endswith(".heads")} == {expected}
+    assert kinds["up"] == "channel"
+    assert all(kinds[g.name] == "head dimension" for g in graph.groups() if g.inside_heads)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+Kind = Literal["channel", "head", "key-value group", "head dimension"]
+"""What the units of a group are; blocks are found beside groups (`graph.units`)."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,16 @@ class ChannelGroup:
     heads_of: str | None = None
     order: int = field(default=0, repr=False)
     computed: tuple[Slot, ...] = field(default=(), repr=False)
+
+    @property
+    def kind(self) -> Kind:
+        """What its units are; of a key-value group, the query heads that read one key-value head go with it."""
+        if self.inside_heads:
+            return "head dimension"
+        if self.heads_of is None:
+            return "channel"
+        rows = {int((slot.units_along_dim == 0).sum()) for slot in self.writers if slot.dim == 0}
+        return "head" if len(rows - {0}) < 2 else "key-value group"
 
     @property
     def multiple(self) -> int:
