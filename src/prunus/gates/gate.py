@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
 from prunus.graph.groups import ChannelGroup
-from prunus.graph.stored_products import before_products
+from prunus.gates.routing import router_sites
+from prunus.graph.stored_products import around_products
 from prunus.posteriors.base import Posterior
 from prunus.runtime.arguments import change_input, examples_in, tensors_in
 from prunus.runtime.entry import one_at_a_time
@@ -192,7 +193,9 @@ def attach(
                 hooks.enter_context(target.register_forward_hook(site.after))
             else:
                 hooks.enter_context(target.register_forward_pre_hook(site.before, with_kwargs=True))
-        hooks.enter_context(before_products(model, _product_sites(gates, groups) if placement == "reader" else {}))
+        products = _product_sites(gates, groups) if placement == "reader" else {}
+        logits = router_sites(gates, model, groups, hooks)
+        hooks.enter_context(around_products(model, products, logits))
         yield gates
 
 
@@ -201,7 +204,7 @@ def _product_sites(gates: GateSet, groups: Sequence[ChannelGroup]) -> dict[tuple
     found: dict[tuple[str, int], tuple[int, Members]] = {}
     for group in groups:
         for reader in group.readers:
-            if reader.product >= 0:
+            if reader.product >= 0 and not reader.routing:
                 _, members = found.setdefault((reader.stored, reader.product), (reader.input_dim, []))
                 members.append((group, torch.from_numpy(reader.units)))
     return {place: _Site(gates, place[0], dim, members).scale for place, (dim, members) in found.items()}
@@ -239,7 +242,7 @@ Sites = dict[tuple[str, int, bool], Members]
 def _reader_sites(groups: Sequence[ChannelGroup]) -> Sites:
     sites: Sites = {}
     for group in groups:
-        for reader in (r for r in group.readers if r.product < 0):
+        for reader in (r for r in group.readers if r.product < 0 and not r.routing):
             place = (reader.module, reader.input_dim, reader.output)
             sites.setdefault(place, []).append((group, torch.from_numpy(reader.units)))
     return sites
@@ -247,7 +250,7 @@ def _reader_sites(groups: Sequence[ChannelGroup]) -> Sites:
 
 def _writer_sites(groups: Sequence[ChannelGroup]) -> Sites:
     sites: Sites = {}
-    for group in groups:
+    for group in (g for g in groups if g.routing is None):
         for slot in group.writers:
             if slot.dim < 0:
                 what = f"{slot.tensor!r} of a grouped transposed convolution writes it, in no one dimension"

@@ -30,6 +30,7 @@ from prunus.graph.readings import Reading, gated_at_input, readings
 from prunus.graph.rows import equal_rows, filled_rows, tie_groups, tie_unlike_slices, unshared_rows
 from prunus.graph.summed import Sites, sites_of
 from prunus.graph.units.blocks import find_blocks
+from prunus.graph.units.experts import find_experts
 from prunus.graph.units.removal import Blocks
 from prunus.graph.unlisted import Unlisted, unlisted_layers
 from prunus.graph.writers import judged_by, with_computed
@@ -85,8 +86,14 @@ class Graph(Shown):
     gauges: Mapping[str, Callable[[Any], float]] = field(default_factory=dict, repr=False)
 
     def groups(self, *, locked: bool = False, inexact: bool = False) -> tuple[ChannelGroup, ...]:
-        """The prunable groups in data-flow order; with `locked`, all; with `inexact`, inexact ones too."""
-        return tuple(g for g in self.channel_groups if locked or g.prunable or (inexact and g.locked is None))
+        """The prunable groups in data-flow order; with `locked`, all; with `inexact`, inexact ones too; no experts."""
+        groups = [g for g in self.channel_groups if g.routing is None]
+        return tuple(g for g in groups if locked or g.prunable or (inexact and g.locked is None))
+
+    @property
+    def experts(self) -> tuple[ChannelGroup, ...]:
+        """The groups whose units are experts, locked ones too, in data-flow order."""
+        return tuple(g for g in self.channel_groups if g.routing is not None)
 
     def group(self, name: str) -> ChannelGroup:
         """The group of that name. Raises KeyError if there is none."""
@@ -97,10 +104,9 @@ class Graph(Shown):
 
     def line(self) -> str:
         """Model, and how many units can go."""
-        units, total = sum(g.units for g in self._free()), sum(g.units for g in self.channel_groups)
-        return (
-            f"{self.model}, {units} of {total} units in {len(self._free())} of {len(self.channel_groups)} groups can go"
-        )
+        free, groups = self._free(), self.groups(locked=True)
+        units, total = sum(g.units for g in free), sum(g.units for g in groups)
+        return f"{self.model}, {units} of {total} units in {len(free)} of {len(groups)} groups can go"
 
     def _free(self) -> list[ChannelGroup]:
         return [g for g in self.groups() if not g.inside_heads]
@@ -108,7 +114,7 @@ class Graph(Shown):
     def explain(self) -> str:
         """The prunability report: what can be pruned, what is locked, why, at which source line."""
         lines = []
-        for group in self.channel_groups:
+        for group in self.groups(locked=True):
             rows = f", equal counts in {group.multiple} rows" if group.rows is not None else ""
             if group.prunable:
                 readers = ", ".join(_said(r) for r in group.readers)
@@ -120,11 +126,21 @@ class Graph(Shown):
             else:
                 reason = group.locked
                 lines.append(f"locked    {group.name}: {group.units} units{rows}; {reason}  [{group.source}]")
+        lines += [_routed(group) for group in self.experts]
         lines += map(str, self.unlisted)
         for block in self.blocks.units:
             lines.append(f"{'locked   ' if block.locked else 'if asked '} {block}  [{block.source}]")
         lines.append(self.line().partition(", ")[2])
         return "\n".join(lines)
+
+
+def _routed(group: ChannelGroup) -> str:
+    """The line of a layer's experts."""
+    assert group.routing is not None
+    rows = f" in {group.multiple} groups" if group.rows is not None else ""
+    what = f"{group.units} experts{rows}, {group.routing.choices} for a token"
+    why = f"; {group.locked}" if group.locked else f", chosen by {group.readers[0].module}"
+    return f"{'locked   ' if group.locked else 'if asked '} {group.name}: {what}{why}  [{group.source}]"
 
 
 def _said(reader: Reader) -> str:
@@ -156,9 +172,11 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     labels = {int(r): (n, i) for n, family in enumerate(members) for i, r in enumerate(family.tolist())}
     groups = with_computed(groups, labels, made, judged)
     named = [*model.named_parameters(), *model.named_buffers()]
+    stored = _stored(program, aliases)
+    taken = [g.name for g in groups]
     return Graph(
         program=program,
-        channel_groups=groups,
+        channel_groups=(*groups, *find_experts(program.graph, stored, engine.stored.products, model, taken)),
         contractions=tuple(_contraction(c, roots) for c in engine.calls if c.positions),
         shapes={name: tuple(tensor.shape) for name, tensor in named if name == aliases.get(name, name)},
         aliases=aliases,
@@ -173,21 +191,29 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
         norms=tuple(dict.fromkeys(engine.norms)),
         selections=engine.selections,
         unlisted=unlisted_layers(engine, program, model, groups, roots, found.reasons),
-        blocks=_blocks(program, model, aliases, groups),
+        blocks=_blocks(program, model, stored, aliases, taken),
     )
 
 
-def _blocks(
-    program: ExportedProgram, model: nn.Module, aliases: dict[str, str], groups: Sequence[ChannelGroup]
-) -> Blocks:
+def _stored(program: ExportedProgram, aliases: dict[str, str]) -> dict[fx.Node, str]:
+    """Placeholder of a parameter or buffer -> its first name."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    stored = {
-        node: aliases.get(specs[node.name].target, specs[node.name].target)
+    return {
+        node: aliases.get(specs[node.name].target, specs[node.name].target)  # type: ignore[arg-type]
         for node in program.graph.nodes
         if node.op == "placeholder" and specs[node.name].kind in (InputKind.PARAMETER, InputKind.BUFFER)
     }
+
+
+def _blocks(
+    program: ExportedProgram,
+    model: nn.Module,
+    stored: dict[fx.Node, str],
+    aliases: dict[str, str],
+    taken: Sequence[str],
+) -> Blocks:
     modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    units, flow = find_blocks(program.graph, stored, modules, {g.name for g in groups})
+    units, flow = find_blocks(program.graph, stored, modules, set(taken))
     tensors = frozenset(aliases.values())
     return Blocks(units, flow, tensors) if units else Blocks()
 

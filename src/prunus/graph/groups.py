@@ -77,6 +77,8 @@ class Reader:
         product: for a product that is no module's (`h @ self.w`), where the gate stands at the activation as it is
             multiplied: the how many-th product with something made of `stored` it is in a forward pass; else -1.
         stored: name of a stored tensor that the weight is made of, for such a product.
+        routing: the units are experts, whose logits are what that product makes, or get `stored` added (no product):
+            zero means the logit minus infinity.
     """
 
     module: str
@@ -88,6 +90,22 @@ class Reader:
     length: bool = False
     product: int = -1
     stored: str = ""
+    routing: bool = False
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How tokens come to the experts that the units of a group are.
+
+    Attributes:
+        module: the module that holds router and experts.
+        choices: how many experts a token is given.
+        least: how many have to stay for the router's code to run.
+    """
+
+    module: str
+    choices: int
+    least: int
 
 
 @dataclass(frozen=True)
@@ -162,6 +180,7 @@ class ChannelGroup:
         computed: where the units live in weights that are computed from stored tensors, under those weights' names.
         within: name of the group of whole rows (heads) that these units lie in, the same number in each, or None.
         heads_of: the layer whose outputs, reshaped to rows, have the units as whole rows (heads); None for channels.
+        routing: how tokens come to the units, if they are experts.
     """
 
     name: str
@@ -175,6 +194,7 @@ class ChannelGroup:
     source: str = ""
     within: str | None = None
     heads_of: str | None = None
+    routing: Routing | None = None
     order: int = field(default=0, repr=False)
     computed: tuple[Slot, ...] = field(default=(), repr=False)
 

@@ -1,4 +1,4 @@
-"""Products with stored tensors that are no module's (`h @ self.w`): a function of the activation is put before them.
+"""Products with stored tensors that are no module's (`h @ self.w`): functions of what goes in and of what comes out.
 
 No hook can stand there. Within a forward pass torch shows every function that is called; those that multiply an
 activation with something made of stored tensors alone are counted, for each of these tensors, as the analysis did.
@@ -18,7 +18,7 @@ from prunus.graph.registry import RULES
 from prunus.graph.stored import CASTS
 
 Places = Mapping[tuple[str, int], Callable[[Tensor], Tensor]]
-"""(stored tensor, the how many-th product with something made of it) -> what to do to the activation."""
+"""(stored tensor, the how many-th product with something made of it) -> what to do to the activation, or the result."""
 
 NAMES = {
     "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"), "matmul": ("input", "other"), "mm": ("input", "mat2"),
@@ -28,20 +28,21 @@ NAMES = {
 
 
 @contextmanager
-def before_products(model: nn.Module, places: Places) -> Iterator[None]:
-    """Within the context every forward pass of the model does something to activations before these products.
+def around_products(model: nn.Module, before: Places, after: Places) -> Iterator[None]:
+    """Within the context every forward pass of the model does something before and after these products.
 
     Args:
         model: the network; gets two hooks if there are places, and loses them on leaving.
-        places: by stored tensor (its first name) and number of the product.
+        before: by stored tensor (its first name) and number of the product: what becomes of the activation.
+        after: the same of what the product makes.
     """
-    if not places:
+    if not before and not after:
         yield
         return
     running: list[_Watch] = []
 
     def enter(*_: Any) -> None:
-        running.append(_Watch(model, places))
+        running.append(_Watch(model, before, after))
         running[-1].__enter__()
 
     def leave(*_: Any) -> None:
@@ -58,10 +59,10 @@ def before_products(model: nn.Module, places: Places) -> Iterator[None]:
 class _Watch(TorchFunctionMode):
     """Knows, within one forward pass, which tensors are stored or computed from stored ones alone, and from which."""
 
-    def __init__(self, model: nn.Module, places: Places) -> None:
+    def __init__(self, model: nn.Module, before: Places, after: Places) -> None:
         super().__init__()
-        self.places = places
-        wanted = {name for name, _ in places}
+        self.before, self.after = before, after
+        wanted = {name for name, _ in (*before, *after)}
         self.counts = dict.fromkeys(wanted, -1)
         self.made: dict[int, tuple[Tensor, frozenset[str]]] = {}
         for module in model.modules():
@@ -77,38 +78,44 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         name = {"__matmul__": "matmul", "__rmatmul__": "matmul"}.get(name, name)
         found = RULES.get(name)  # Python calls products the same as the captured graph
+        behind: list[Callable[[Tensor], Tensor]] = []
         if found is not None and found.sides is not None:
-            args, kwargs = self._changed(name, found.sides, args, kwargs)
+            args, kwargs, behind = self._changed(name, found.sides, args, kwargs)
         result = func(*args, **kwargs)
         self._note(name, args, kwargs, result)
+        for change in behind:
+            result = change(result)
         return result
 
     def _changed(
         self, name: str, sides: tuple[int, int], args: list[Any], kwargs: dict[str, Any]
-    ) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments, with the activation's side changed if this is one of the places."""
+    ) -> tuple[list[Any], dict[str, Any], list[Callable[[Tensor], Tensor]]]:
+        """The arguments, with the activation's side changed if this is one of the places; what is done to the result."""
         first: list[Any] = args
         keys: list[Any] = list(sides)
         if name == "einsum":
             first = list(args[1]) if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
             if len(first) != 2:
-                return args, kwargs
+                return args, kwargs, []
         else:
             words = NAMES.get(name, ("input", "weight"))
             keys = [k if k < len(args) else word for k, word in zip(keys, words, strict=True)]
         known = [self.made.get(id(kwargs.get(k) if isinstance(k, str) else first[k])) for k in keys]
         if sum(k is None for k in known) != 1:
-            return args, kwargs
+            return args, kwargs, []
         names = next(k[1] for k in known if k is not None)
         key = keys[known.index(None)]
+        behind = []
         for stored in sorted(names):
             self.counts[stored] += 1
-            change = self.places.get((stored, self.counts[stored]))
+            place = (stored, self.counts[stored])
+            behind += [self.after[place]] if place in self.after else []
+            change = self.before.get(place)
             if change is not None and isinstance(key, str):
                 kwargs[key] = change(kwargs[key])
             elif change is not None:
                 first[key] = change(first[key])
-        return ([args[0], *first] if name == "einsum" else args), kwargs
+        return ([args[0], *first] if name == "einsum" else args), kwargs, behind
 
     def _note(self, name: str, args: list[Any], kwargs: dict[str, Any], result: Any) -> None:
         operands = _tensors(args[:1] if name in CASTS else (args, kwargs))

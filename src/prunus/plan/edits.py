@@ -43,7 +43,8 @@ class MaskedInput:
     that sums over them (queries or keys; none if a norm takes their length); `axis` is the dimension of the module's
     weight that writes them. With
     `product` they are those of an activation in a product that is no module's: the how many-th, in a forward pass, with
-    something made of the tensor `stored`.
+    something made of the tensor `stored`. With `routing` they are experts: what that product makes, or without one the
+    numbers that `stored` adds to it, are minus infinity.
     """
 
     module: str
@@ -55,6 +56,7 @@ class MaskedInput:
     axis: int = 0
     product: int = -1
     stored: str = ""
+    routing: bool = False
 
 
 def checked_blocks(graph: Graph, names: Sequence[str]) -> Sequence[str]:
@@ -110,14 +112,14 @@ def _edit(shape: tuple[int, ...], hits: Sequence[tuple[Slot, Any]]) -> TensorEdi
 
 def masked_inputs(graph: Graph, kept: Mapping[str, Any]) -> tuple[MaskedInput, ...]:
     """What is masked where the groups are read; arguments as for `edits_of`."""
-    removed: dict[tuple[str, int, int, bool, int, bool, int, str], Any] = {}
-    within: dict[tuple[str, int, int, bool, int, bool, int, str], Any] = {}
+    removed: dict[tuple[str, int, int, bool, int, bool, int, str, bool], Any] = {}
+    within: dict[tuple[str, int, int, bool, int, bool, int, str, bool], Any] = {}
     for name, units in kept.items():
         group: ChannelGroup = graph.group(name)
         gone = ~np.isin(np.arange(group.units), units)
         for reader in group.readers:
             axis = reader.axis if reader.output else 0
-            product = (reader.product, reader.stored)
+            product = (reader.product, reader.stored, reader.routing)
             key = (reader.module, reader.input_dim, len(reader.units), reader.output, axis, reader.length, *product)
             hit = np.where(reader.units >= 0, gone[reader.units], False)
             removed[key] = removed.get(key, False) | hit

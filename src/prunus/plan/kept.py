@@ -141,3 +141,12 @@ def checked_units(graph: Graph, name: str, indices: Sequence[int] | Tensor) -> n
                 "choose equal counts per row (group.rows tells each unit's row)",
             )
     return unique
+
+
+def check_routes(graph: Graph, units: Mapping[str, Sequence[int]]) -> None:
+    """Raise PlanError if fewer experts stay somewhere than a router's code needs."""
+    for name, stays in units.items():
+        routing = graph.group(name).routing
+        if routing is not None and len(stays) < routing.least:
+            what = f"its router's code needs {routing.least} experts, and {len(stays)} stay"
+            raise PlanError(f"group {name!r}", what, f"keep {routing.least} or more")

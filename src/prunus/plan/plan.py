@@ -20,7 +20,7 @@ from prunus.plan import file as planfile
 from prunus.plan.cost import Cost, CostModel
 from prunus.plan.edits import MaskedInput, TensorEdit, checked_blocks, edits_of, masked_inputs
 from prunus.plan.keeping import UNDECIDED, undecided_in_words
-from prunus.plan.kept import checked_units
+from prunus.plan.kept import check_routes, checked_units
 from prunus.plan.resources import described
 from prunus.runtime.shown import Shown
 
@@ -40,6 +40,7 @@ class GroupPlan:
         heads_of: the layer that makes the heads, if the units are heads.
         inside_heads: the units are dimensions inside heads.
         block: it is a block, whose one unit stays or goes.
+        experts_of: the module whose experts the units are, if they are.
     """
 
     name: str
@@ -50,6 +51,7 @@ class GroupPlan:
     heads_of: str | None = None
     inside_heads: bool = False
     block: bool = False
+    experts_of: str | None = None
 
     @property
     def undecided(self) -> tuple[int, ...]:
@@ -181,7 +183,9 @@ class Plan(Shown):
             groups.append(GroupPlan(
                 group.name, group.units, tuple(units.tolist()), shares, costs.dense().macs - alone.macs,
                 group.heads_of, group.inside_heads,
+                experts_of=None if group.routing is None else group.routing.module,
             ))  # fmt: skip
+        check_routes(left, decided)
         tensors = edits_of(left, decided)
         return cls(
             groups=tuple(groups),

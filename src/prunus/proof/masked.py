@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from prunus.graph.stored_products import before_products
+from prunus.gates.routing import less_likely, seen_instead
+from prunus.graph.stored_products import around_products
 from prunus.layers.submodules import is_conv1d
 from prunus.plan.edits import MaskedInput
 from prunus.plan.plan import Plan
@@ -29,11 +30,18 @@ def masked(model: nn.Module, plan: Plan, gates: Mapping[int, Tensor] | None = No
     """
     with one_at_a_time(), ExitStack() as hooks:
         products: dict[tuple[str, int], list[tuple[Tensor, int]]] = {}
+        logits: dict[tuple[str, int], Callable[[Tensor], Tensor]] = {}
         for name in plan.removal.gates:
             hooks.enter_context(model.get_submodule(name).register_forward_hook(_silenced))
         for number, entry in enumerate(plan.masked):
             keep = (gates or {}).get(number)
             keep = kept_positions(entry) if keep is None else keep
+            if entry.routing and entry.product >= 0:
+                logits[entry.stored, entry.product] = _unlikely(keep, entry.dim)
+                continue
+            if entry.routing:
+                hooks.enter_context(seen_instead(model, entry.stored, _unlikely(keep, entry.dim)))
+                continue
             if entry.product >= 0:
                 products.setdefault((entry.stored, entry.product), []).append((keep, entry.dim))
                 continue
@@ -43,8 +51,13 @@ def masked(model: nn.Module, plan: Plan, gates: Mapping[int, Tensor] | None = No
             else:
                 hook = _before(keep, entry.dim, entry.module)
                 hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
-        hooks.enter_context(before_products(model, {place: _all_masked(m) for place, m in products.items()}))
+        inputs = {place: _all_masked(m) for place, m in products.items()}
+        hooks.enter_context(around_products(model, inputs, logits))
         yield
+
+
+def _unlikely(keep: Tensor, dim: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: less_likely(x, keep.to(x.device), dim)
 
 
 def _silenced(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import nn
 from prunus.errors import ConfigError, first_line
 from prunus.files.atomic import write_text
 from prunus.plan.plan import Plan
+from prunus.surgery.experts import say_experts_
 
 UNSAID = "pruned by Prunus to widths that no configuration says: use prunus.save and prunus.load"
 HEAD_KEYS = (
@@ -42,6 +43,7 @@ def keep_configuration_true_(model: nn.Module, plan: Plan) -> None:
     except ConfigError:
         model.save_pretrained = _Unsaid(model)  # type: ignore[assignment]
         return
+    say_experts_(model.config, plan)
     for key in (*HEAD_KEYS, *WIDTH_KEYS, "head_dim"):
         if getattr(said, key, None) != getattr(model.config, key, None):
             setattr(model.config, key, getattr(said, key))
@@ -71,6 +73,7 @@ def expressed(model: nn.Module, plan: Plan) -> Any:
         what = f"a {type(model).__name__} has no configuration (a rewritten graph has lost its class)"
         raise ConfigError("save_pretrained", what, "save an artifact with prunus.save")
     said = copy.deepcopy(model.config)
+    say_experts_(said, plan)
     if not _disagreement(model, said):
         return said
     for key, value in _changes(said, plan).items():
@@ -110,7 +113,7 @@ def _changes(config: Any, plan: Plan) -> Mapping[str, int]:
             changes["head_dim"] = width // counts["num_attention_heads"]
         # A single head of keys for all queries stays: its share is no whole number.
         changes |= {k: int(v * share) for k, v in counts.items() if (v * share).denominator == 1}
-    others = {(g.units, len(g.kept)) for g in plan.groups if g.heads_of is None}
+    others = {(g.units, len(g.kept)) for g in plan.groups if g.heads_of is None and g.experts_of is None}
     for key in WIDTH_KEYS:
         old = getattr(config, key, None)
         for units, kept in others:
