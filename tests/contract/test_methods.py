@@ -15,7 +15,7 @@ from prunus.errors import ConfigError
 from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Scores
 from prunus.learning.fit import fit
-from prunus.methods.base import METHODS, MaskMethod, Method, PosteriorMethod
+from prunus.methods.base import METHODS, MaskMethod, Method, PosteriorMethod, RoutingCriterion
 from prunus.methods.dirichlet import DirichletPruning
 from prunus.methods.registry import resolve
 from prunus.testing import check_method
@@ -23,7 +23,7 @@ from traced import traced
 from zoo import ZOO
 
 SUBJECTS = ["residual_option_b", "mobilenet_v2"]
-NAMES = [name for name, kind in METHODS.items() if not issubclass(kind, MaskMethod)]
+NAMES = [name for name, kind in METHODS.items() if not issubclass(kind, MaskMethod | RoutingCriterion)]
 
 
 @pytest.mark.parametrize("name", METHODS)

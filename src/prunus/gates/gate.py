@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
-from prunus.graph.groups import ChannelGroup
 from prunus.gates.routing import router_sites
+from prunus.graph.groups import ChannelGroup
 from prunus.graph.stored_products import around_products
 from prunus.posteriors.base import Posterior
 from prunus.runtime.arguments import change_input, examples_in, tensors_in

@@ -173,10 +173,10 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     groups = with_computed(groups, labels, made, judged)
     named = [*model.named_parameters(), *model.named_buffers()]
     stored = _stored(program, aliases)
-    taken = [g.name for g in groups]
+    groups = (*groups, *find_experts(program.graph, stored, engine.stored.products, model, [g.name for g in groups]))
     return Graph(
         program=program,
-        channel_groups=(*groups, *find_experts(program.graph, stored, engine.stored.products, model, taken)),
+        channel_groups=groups,
         contractions=tuple(_contraction(c, roots) for c in engine.calls if c.positions),
         shapes={name: tuple(tensor.shape) for name, tensor in named if name == aliases.get(name, name)},
         aliases=aliases,
@@ -191,7 +191,7 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
         norms=tuple(dict.fromkeys(engine.norms)),
         selections=engine.selections,
         unlisted=unlisted_layers(engine, program, model, groups, roots, found.reasons),
-        blocks=_blocks(program, model, stored, aliases, taken),
+        blocks=_blocks(program, model, stored, aliases, [g.name for g in groups]),
     )
 
 

@@ -90,7 +90,7 @@ class _Watch(TorchFunctionMode):
     def _changed(
         self, name: str, sides: tuple[int, int], args: list[Any], kwargs: dict[str, Any]
     ) -> tuple[list[Any], dict[str, Any], list[Callable[[Tensor], Tensor]]]:
-        """The arguments, with the activation's side changed if this is one of the places; what is done to the result."""
+        """The arguments, the activation's side changed if this is one of the places; what is done to the result."""
         first: list[Any] = args
         keys: list[Any] = list(sides)
         if name == "einsum":

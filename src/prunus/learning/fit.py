@@ -22,9 +22,17 @@ from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Scores
 from prunus.learning.kept import keep_scores, kept_scores, made_from, scored_groups
 from prunus.learning.problem import Learning
+from prunus.learning.routes import route_scores
 from prunus.learning.spread import SIGNS, Spread, signs_of
 from prunus.learning.strength import Strength
-from prunus.methods.base import GradientCriterion, Method, PosteriorMethod, StagedMethod, WeightCriterion
+from prunus.methods.base import (
+    GradientCriterion,
+    Method,
+    PosteriorMethod,
+    RoutingCriterion,
+    StagedMethod,
+    WeightCriterion,
+)
 from prunus.runtime.arguments import examples_in
 from prunus.runtime.curves import point
 from prunus.runtime.entry import entry
@@ -172,6 +180,15 @@ def _by_posteriors(
     learning, train_bn = learning.counted(), method.bn_mode == "train"
     with seeded(learning.seed, model_device(model)), frozen(model, train_bn=train_bn), full_precision():
         return _learn(model, groups, method, learning)
+
+
+@_scored.register(RoutingCriterion)
+def _by_routes(
+    method: RoutingCriterion, model: nn.Module, groups: Sequence[ChannelGroup], learning: Learning
+) -> Scores:
+    if isinstance(learning.loader, Taught):
+        learning = replace(learning, loader=learning.loader.inputs)
+    return route_scores(method, model, groups, learning)
 
 
 def _accumulate(

@@ -6,6 +6,7 @@ from prunus.methods.base import (
     MaskMethod,
     Method,
     PosteriorMethod,
+    RoutingCriterion,
     StagedMethod,
     WeightCriterion,
 )
@@ -20,6 +21,7 @@ from prunus.methods.relatives import (
     StructuredBayesianPruning,
     VariationalInformationBottleneck,
 )
+from prunus.methods.routing import RouterWeightedNorm, RoutingFrequency
 
 __all__ = [
     "FPGM",
@@ -38,6 +40,9 @@ __all__ = [
     "PosteriorMethod",
     "Random",
     "RecursiveBayesianPruning",
+    "RouterWeightedNorm",
+    "RoutingCriterion",
+    "RoutingFrequency",
     "StagedMethod",
     "StructuredBayesianPruning",
     "Taylor",

@@ -2,10 +2,11 @@
 
 A method is a frozen dataclass that is its own configuration. Three kinds are of units, by what they look at:
 weights alone (`WeightCriterion`), gradients of the loss with respect to gates held at one (`GradientCriterion`), and
-posteriors over the gates that are learned (`PosteriorMethod`). Whatever the kind, the answer is one score per
-unit, higher = keep, comparable between the groups of one model. A `StagedMethod` is a posterior method that, besides,
-decides by itself what goes, and may let the weights train along, one stage after the other. A `MaskMethod` is of
-weights: its answer is which k of n elements stay, in every row of every weight.
+posteriors over the gates that are learned (`PosteriorMethod`); a fourth is of experts alone (`RoutingCriterion`).
+Whatever the kind, the answer is one score per unit, higher = keep, comparable between the groups of one model. A
+`StagedMethod` is a posterior method that, besides, decides by itself what goes, and may let the weights train along,
+one stage after the other. A `MaskMethod` is of weights: its answer is which k of n elements stay, in every row of every
+weight.
 """
 
 from __future__ import annotations
@@ -152,6 +153,36 @@ class GradientCriterion(Method):
         """Turn the fp64 sum of contributions over `num_examples` examples into each unit's score, [K]."""
 
 
+@dataclass(frozen=True)
+class RoutingCriterion(Method):
+    """Scores of experts alone, from how tokens are routed to them and what they make of these; no loss, no gradient."""
+
+    targets: ClassVar[tuple[Kind, ...]] = ("budget", "counts")
+    allows: ClassVar[tuple[Allow, ...]] = ("experts", "own_class", "follow_branches")
+
+    @abstractmethod
+    def contribution(self, weights: Tensor, norms: Tensor) -> Tensor:
+        """What each routed token adds to the running sum of the expert that it came to.
+
+        Args:
+            weights: fp32 [N], with which the expert's output counts.
+            norms: fp32 [N], Euclidean norm of that output, without the weight.
+
+        Returns:
+            fp32 [N].
+        """
+
+    @abstractmethod
+    def finish(self, total: Tensor, routed: Tensor, tokens: int) -> Tensor:
+        """Turn the sums into each expert's score, [K].
+
+        Args:
+            total: fp64 [K], sums of contributions.
+            routed: fp64 [K], tokens that came to each expert.
+            tokens: all tokens.
+        """
+
+
 def ramp(progress: float, over: float) -> float:
     """From 0 to 1 within the first fraction `over` of the learning; 1 at once where that is 0."""
     return 1.0 if over == 0 else min(1.0, progress / over)
@@ -228,7 +259,7 @@ class StagedMethod(PosteriorMethod):
     """
 
     targets: ClassVar[tuple[Kind, ...]] = ("budget", "ratio", "counts")
-    allows: ClassVar[tuple[Allow, ...]] = tuple(a for a in ALLOW if a != "blocks")
+    allows: ClassVar[tuple[Allow, ...]] = tuple(a for a in ALLOW if a not in ("blocks", "experts"))
     decides: ClassVar[bool] = True
     in_stages: ClassVar[bool] = True
     renamed: ClassVar[Mapping[str, str]] = {**PosteriorMethod.renamed, "kappa": "beta"}

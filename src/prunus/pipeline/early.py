@@ -32,6 +32,7 @@ def check_early(
     groups = prunable_groups(graph, model, ignored_layers, head_dims="head_dims" in opened, inexact="inexact" in opened)
     known = CostModel(graph).dense()
     measured = request.budget is not None and any(limit.resource not in known for limit in request.budget.limits)
-    if not measured and "blocks" not in opened:  # what is measured, and what whole blocks make room for, comes later
+    # What is measured, and what whole blocks or experts make room for, comes later.
+    if not measured and not {"blocks", "experts"} & set(opened):
         check(request, graph, groups)
     return len(groups)

@@ -88,6 +88,8 @@ def prune(
             `blocks`: also remove what lies on one side of a residual sum (a block of a ResNet, an attention, a
             feed-forward part, a whole layer), see `planned_with_blocks`. The order in which blocks go is measured, so
             there have to be data.
+            `experts`: also remove whole experts, the same share of every layer's, with their rows of the router;
+            `"experts<=50%"` bounds their number, any other budget takes them before widths, see `planned_with_experts`.
             `own_class`: let only those groups and counts through that the class's own code survives, so that no
             rewritten graph takes its place: groups that its code can't lose stay, halves of a `chunk` keep equal counts
             (the smaller of the two). A note in the plan says which. Methods in stages leave such halves whole.

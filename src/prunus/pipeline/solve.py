@@ -18,8 +18,17 @@ from prunus.learning.problem import Problem
 from prunus.learning.stages import prune_in_stages
 from prunus.learning.strength import worth_of, worth_told
 from prunus.masks.filters import plan_of_filters
-from prunus.methods.base import GradientCriterion, MaskMethod, Method, PosteriorMethod, StagedMethod, WeightCriterion
+from prunus.methods.base import (
+    GradientCriterion,
+    MaskMethod,
+    Method,
+    PosteriorMethod,
+    RoutingCriterion,
+    StagedMethod,
+    WeightCriterion,
+)
 from prunus.pipeline.depth import open_blocks, planned_with_blocks
+from prunus.pipeline.experts import open_experts, planned_with_experts
 from prunus.pipeline.meeting import met
 from prunus.pipeline.planning import make_plan, planned, prunable_groups, score
 from prunus.pipeline.repairing import prepare, repaired
@@ -93,18 +102,22 @@ def solve(method: Method, problem: Problem) -> Result:
 
 @solve.register(WeightCriterion)
 @solve.register(GradientCriterion)
+@solve.register(RoutingCriterion)
 @solve.register(PosteriorMethod)
 def _at_once(method: Method, problem: Problem) -> Result:
     """Score all units, plan, cut, prove."""
     groups, kind = _open_groups(problem)
     blocks = open_blocks(problem)
-    check(problem.request, problem.graph, groups, blocks)
+    experts = open_experts(problem, method)
+    check(problem.request, problem.graph, groups, blocks, experts)
     prepared, unprepared = prepare(problem)
 
     def plan_of(problem: Problem) -> tuple[Plan, Problem]:
         request = problem.request
         if blocks and request.budget is not None:
             plan, scores = planned_with_blocks(problem, groups, method, prepared, blocks)
+        elif experts:
+            plan, scores = planned_with_experts(problem, groups, experts, method, prepared)
         else:
             plan, scores, settled = planned(problem, groups, method, prepared)
             request = replace(request, allocation=settled)

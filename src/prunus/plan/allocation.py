@@ -86,6 +86,7 @@ def allocate(
     pruning_ratio: float | None = None,
     allocation: Allocation | None = None,
     seed: int = 0,
+    decided: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Kept count of every group.
 
@@ -99,6 +100,7 @@ def allocate(
             units, rows and multiples ask for.
         allocation: scope, rounding, floor.
         seed: decides where scores are equal.
+        decided: what other groups keep.
 
     Raises:
         BudgetError: nothing to prune, no budget and no ratio, or one that the floors do not allow.
@@ -116,13 +118,15 @@ def allocate(
     *preferred, last = _steps(settings, graph)
     for step in preferred:
         try:
-            counts = _Problem(graph, groups, replace(settings, round_to=step), seed).solve(budget, pruning_ratio, lines)
+            finer = _Problem(graph, groups, replace(settings, round_to=step), seed, decided)
+            counts = finer.solve(budget, pruning_ratio, lines)
         except BudgetError:
             continue
         gone = 1 - sum(counts.values()) / sum(g.units for g in groups)
         if pruning_ratio is None or abs(gone - pruning_ratio) <= CLOSE:
             return counts
-    return _Problem(graph, groups, replace(settings, round_to=last), seed).solve(budget, pruning_ratio, lines)
+    finest = _Problem(graph, groups, replace(settings, round_to=last), seed, decided)
+    return finest.solve(budget, pruning_ratio, lines)
 
 
 def _steps(settings: Allocation, graph: Graph) -> tuple[int, ...]:
@@ -168,10 +172,18 @@ Fits = Callable[[Sequence[int]], bool]
 class _Problem:
     """The groups, what each count costs, and the least that may stay."""
 
-    def __init__(self, graph: Graph, groups: Sequence[ChannelGroup], settings: Allocation, seed: int = 0) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        groups: Sequence[ChannelGroup],
+        settings: Allocation,
+        seed: int = 0,
+        decided: Mapping[str, int] | None = None,
+    ) -> None:
         if not groups:
             raise BudgetError("groups", "no group of this model may be pruned", "see graph.explain() for the reasons")
         self.groups, self.settings, self.seed = list(groups), settings, seed
+        self.decided = dict(decided or {})
         self.step = settings.round_to if isinstance(settings.round_to, int) else DEFAULT
         self.costs = CostModel(graph)
         self.dense = self.costs.dense()
@@ -215,7 +227,8 @@ class _Problem:
         return min(rounded, group.units)
 
     def cost(self, counts: Sequence[int]) -> Cost:
-        return self.costs.at(self.costs.counts({g.name: c for g, c in zip(self.groups, counts, strict=True)}))
+        mine = {g.name: c for g, c in zip(self.groups, counts, strict=True)}
+        return self.costs.at(self.costs.counts({**self.decided, **mine}))
 
     def named(self, counts: Sequence[int]) -> dict[str, int]:
         return {g.name: int(c) for g, c in zip(self.groups, counts, strict=True)}

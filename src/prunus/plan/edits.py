@@ -75,7 +75,7 @@ def checked_blocks(graph: Graph, names: Sequence[str]) -> Sequence[str]:
 
 
 def edits_of(graph: Graph, kept: Mapping[str, Any]) -> dict[str, TensorEdit]:
-    """Edit of every parameter and buffer that loses something.
+    """Edit of every parameter and buffer that loses something but not all: whole experts go as modules.
 
     Args:
         graph: the analysed model.
@@ -89,9 +89,21 @@ def edits_of(graph: Graph, kept: Mapping[str, Any]) -> dict[str, TensorEdit]:
             hit = np.where(slot.plane >= 0, gone[slot.plane], False)
             removed_from.setdefault(slot.tensor, []).append((slot, hit))
     edits = {tensor: _edit(graph.shapes[tensor], hits) for tensor, hits in removed_from.items()}
+    edits = {tensor: edit for tensor, edit in edits.items() if edit.columns or (edit.keep and all(edit.keep.values()))}
     for tensor, values in selecting_buffers(graph, kept).items():
         edits[tensor] = replace(edits.get(tensor, TensorEdit(graph.shapes[tensor], {})), values=values)
     return edits
+
+
+def gone_whole(graph: Graph, kept: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tensors of experts that go as modules of their own; arguments as for `edits_of`."""
+    found = []
+    for name, units in kept.items():
+        group = graph.group(name)
+        stays = set(map(int, units))
+        if group.routing is not None:
+            found += [s.tensor for s in group.slots if not stays & set(s.plane.reshape(-1).tolist())]
+    return tuple(found)
 
 
 def _edit(shape: tuple[int, ...], hits: Sequence[tuple[Slot, Any]]) -> TensorEdit:

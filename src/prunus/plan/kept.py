@@ -143,10 +143,10 @@ def checked_units(graph: Graph, name: str, indices: Sequence[int] | Tensor) -> n
     return unique
 
 
-def check_routes(graph: Graph, units: Mapping[str, Sequence[int]]) -> None:
+def check_routes(graph: Graph, counts: Mapping[str, int]) -> None:
     """Raise PlanError if fewer experts stay somewhere than a router's code needs."""
-    for name, stays in units.items():
+    for name, stays in counts.items():
         routing = graph.group(name).routing
-        if routing is not None and len(stays) < routing.least:
-            what = f"its router's code needs {routing.least} experts, and {len(stays)} stay"
+        if routing is not None and stays < routing.least:
+            what = f"its router's code needs {routing.least} experts, and {stays} stay"
             raise PlanError(f"group {name!r}", what, f"keep {routing.least} or more")

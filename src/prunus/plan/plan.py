@@ -18,7 +18,7 @@ from prunus.graph.shallower import without_blocks
 from prunus.graph.units.removal import Removal
 from prunus.plan import file as planfile
 from prunus.plan.cost import Cost, CostModel
-from prunus.plan.edits import MaskedInput, TensorEdit, checked_blocks, edits_of, masked_inputs
+from prunus.plan.edits import MaskedInput, TensorEdit, checked_blocks, edits_of, gone_whole, masked_inputs
 from prunus.plan.keeping import UNDECIDED, undecided_in_words
 from prunus.plan.kept import check_routes, checked_units
 from prunus.plan.resources import described
@@ -185,7 +185,7 @@ class Plan(Shown):
                 group.heads_of, group.inside_heads,
                 experts_of=None if group.routing is None else group.routing.module,
             ))  # fmt: skip
-        check_routes(left, decided)
+        check_routes(left, {n: len(k) for n, k in decided.items()})
         tensors = edits_of(left, decided)
         return cls(
             groups=tuple(groups),
@@ -200,7 +200,7 @@ class Plan(Shown):
             exact=all(graph.group(n).exact for n in decided),
             notes=tuple(dict.fromkeys((*notes, *((FOLLOWED,) if graph.followed else ())))),
             followed=graph.followed,
-            removal=graph.blocks.removal(blocks),
+            removal=_with_tensors(graph.blocks.removal(blocks), gone_whole(left, decided)),
             norms=tuple(n for n in left.norms if n.tensor in tensors and not tensors[n.tensor].only(n.dim)),
         )
 
@@ -298,3 +298,7 @@ class Plan(Shown):
     def with_notes(self, *notes: str) -> Plan:
         """The same plan with further remarks."""
         return replace(self, notes=(*self.notes, *notes))
+
+
+def _with_tensors(removal: Removal, tensors: tuple[str, ...]) -> Removal:
+    return replace(removal, tensors=tuple(sorted({*removal.tensors, *tensors}))) if tensors else removal

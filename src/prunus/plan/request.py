@@ -28,7 +28,7 @@ SHOWN = 3
 Target = str | Budget | Promise | float | Mapping[str, int] | Mapping[str, str]
 """How much goes: bounds (`"macs<=50%"`), a fraction of all units, counts by group, a pattern, or patterns by layer; or
 how little may be lost (`"accuracy>=dense-1%@95%"`)."""
-Allow = Literal["head_dims", "inexact", "follow_branches", "own_class", "blocks"]
+Allow = Literal["head_dims", "inexact", "follow_branches", "own_class", "blocks", "experts"]
 """What goes beyond, or stays within, the ordinary; see `prune`."""
 ALLOW: tuple[Allow, ...] = get_args(Allow)
 Kind = Literal["budget", "promise", "ratio", "counts", "pattern"]
@@ -169,7 +169,13 @@ def _nothing(graph: Graph) -> ConfigError:
     return ConfigError("groups", f"there is nothing to score: {reasons}", fix)
 
 
-def check(request: Request, graph: Graph, groups: Sequence[ChannelGroup], blocks: Collection[str] = ()) -> None:
+def check(
+    request: Request,
+    graph: Graph,
+    groups: Sequence[ChannelGroup],
+    blocks: Collection[str] = (),
+    experts: Sequence[ChannelGroup] = (),
+) -> None:
     """Refuse what can't be met, whatever the scores.
 
     Args:
@@ -177,25 +183,29 @@ def check(request: Request, graph: Graph, groups: Sequence[ChannelGroup], blocks
         graph: the analysed model.
         groups: those that may lose units.
         blocks: those that may go.
+        experts: groups of experts that may lose some.
 
     Raises:
         BudgetError: a budget or a ratio out of range or below what the floors allow, or counts that can't be kept.
         ConfigError: counts of a group that may not be pruned or is not there, or no group at all.
     """
-    if not groups and not blocks:
+    if not groups and not blocks and not experts:
         raise _nothing(graph)
+    if experts and request.ratio is not None:
+        what = "a fraction of the units says nothing of experts, which are no units of one size"
+        raise ConfigError(f"target {request.ratio}", what, "give a budget, such as 'experts<=50%' or 'params<=60%'")
     if blocks and request.ratio is not None:
         what = "a fraction of the units says nothing of blocks, which are no units of one size"
         raise ConfigError(f"target {request.ratio}", what, "give a budget, such as 'macs<=50%'")
     if request.counts is None:
-        if blocks:
-            return  # what can be met without blocks is looked at plan by plan
+        if blocks or experts:
+            return  # what can be met without blocks or experts is looked at plan by plan
         if request.budget is not None or request.ratio is not None:
             check_reachable(
                 graph, groups, budget=request.budget, pruning_ratio=request.ratio, allocation=request.allocation
             )
         return
-    known = {g.name: g for g in groups}
+    known = {g.name: g for g in (*groups, *experts)}
     unknown = sorted(map(repr, set(request.counts) - set(known) - set(blocks)))
     if unknown:
         choice = f"choose from: {', '.join(known)}" if known else "graph.explain() says what is locked and why"
@@ -206,12 +216,13 @@ def check(request: Request, graph: Graph, groups: Sequence[ChannelGroup], blocks
                 raise BudgetError(f"target of block {name!r}", f"{count!r} is neither 0 nor 1", "give 0: it goes")
             continue
         group, whole = known[name], isinstance(count, numbers.Integral) and not isinstance(count, bool)
-        if not whole or not 1 <= count <= group.units or count % group.multiple:
+        least = group.multiple if group.routing is None else group.routing.least
+        if not whole or not least <= count <= group.units or count % group.multiple:
             rows = f" in {group.multiple} rows" if group.multiple > 1 else ""
             raise BudgetError(
                 f"target of {name!r}",
                 f"cannot keep {count!r} of {group.units} units{rows}",
-                f"give a whole number from {group.multiple} to {group.units}"
+                f"give a whole number from {least} to {group.units}"
                 + (f", a multiple of {group.multiple}" if group.multiple > 1 else ""),
             )
 

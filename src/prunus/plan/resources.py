@@ -155,6 +155,16 @@ def memory(left: Remains) -> float | None:
     return _gauged("memory", left)
 
 
+@resource("experts", help="experts of a layer, the mean of all layers that have some", describe="{:g}".format)
+def experts(left: Remains) -> float | None:
+    """Experts that stay of a layer; None where there are none."""
+    found = []
+    for group in left.layout.graph.experts:
+        rows = next(s for s in group.slots if s.tensor == group.readers[0].stored)
+        found.append(float(left.shapes[left.layout.tensors[rows.tensor], rows.dim]))
+    return sum(found) / len(found) if found else None
+
+
 def _gauged(name: str, left: Remains) -> float | None:
     gauge = left.layout.graph.gauges.get(name)
     return None if gauge is None else gauge(left)

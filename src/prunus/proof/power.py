@@ -24,7 +24,10 @@ CLEARLY = 100.0
 
 def weak_readers(model: nn.Module, plan: Plan, inputs: Any, tolerance: float) -> dict[int, int]:
     """Readers whose inputs hardly move the outputs: number of the masked entry -> a position that stays."""
-    gates = {n: kept_positions(e).requires_grad_() for n, e in enumerate(plan.masked) if e.removed}
+    entries = {n: e for n, e in enumerate(plan.masked) if e.removed}
+    # What a choice adds to the logits of experts has no slope; it goes with the rows that make them.
+    entries = {n: e for n, e in entries.items() if not e.routing or e.product >= 0}
+    gates = {n: kept_positions(e).requires_grad_() for n, e in entries.items()}
     if not gates:
         return {}
     args, kwargs = as_arguments(inputs, model)

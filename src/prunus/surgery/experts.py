@@ -45,7 +45,7 @@ def set_experts_(model: nn.Module, plan: Plan) -> Steps:
     sizes = {(g.units, len(g.kept)) for g in groups}
     for path, module in model.named_modules():
         # A module around all layers of experts counts for all of them.
-        inside = {(g.units, len(g.kept)) for g in groups if f"{path}.".startswith(f"{g.experts_of}.")}
+        inside = {(g.units, len(g.kept)) for g in groups if _lies_in(path, g.experts_of or "")}
         around = sizes if not inside and len(sizes) == 1 and _around(path, groups) else set()
         for units, kept in inside or around:
             for name, value in changes(vars(module), units, kept).items():
@@ -53,8 +53,29 @@ def set_experts_(model: nn.Module, plan: Plan) -> Steps:
     return steps
 
 
+def renumbered(names: Mapping[str, str], plan: Plan) -> dict[str, str]:
+    """Names of the tensors that stay, with the modules of lists of experts by their places in the shorter lists.
+
+    Args:
+        names: name before -> name so far.
+        plan: what goes.
+    """
+    found = dict(names)
+    for group in routed(plan):
+        for old, name in names.items():
+            number, _, rest = name.removeprefix(f"{group.name}.").partition(".")
+            if name.startswith(f"{group.name}.") and number.isdigit():
+                found[old] = f"{group.name}.{group.kept.index(int(number))}.{rest}"
+    return found
+
+
 def _around(path: str, groups: Sequence[GroupPlan]) -> bool:
-    return any(f"{g.experts_of}.".startswith(f"{path}." if path else "") for g in groups)
+    return any(_lies_in(g.experts_of or "", path) for g in groups)
+
+
+def _lies_in(path: str, other: str) -> bool:
+    """Whether a module is another one or lies in it; the model itself is ""."""
+    return not other or f"{path}.".startswith(f"{other}.")
 
 
 def changes(held: Mapping[str, Any], units: int, kept: int) -> dict[str, int]:

@@ -12,6 +12,7 @@ from prunus.errors import PlanError
 from prunus.plan.plan import Plan
 from prunus.runtime.entry import entry
 from prunus.surgery.cut import edited
+from prunus.surgery.experts import renumbered
 from prunus.surgery.shallower import names_after
 
 
@@ -47,7 +48,7 @@ def carry_optimizer(
         torch.Size([4, 8])
     """
     names = {id(p): n for n, p in dense.named_parameters()}
-    now = names_after(dense, plan.removal)
+    now = renumbered(names_after(dense, plan.removal), plan)
     smaller = dict(pruned.named_parameters())
     groups: list[dict[str, Any]] = []
     state: dict[Tensor, dict[str, Any]] = {}

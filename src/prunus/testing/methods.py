@@ -23,6 +23,7 @@ from prunus.methods.base import (
     MaskMethod,
     Method,
     PosteriorMethod,
+    RoutingCriterion,
     StagedMethod,
     WeightCriterion,
 )
@@ -33,6 +34,7 @@ from prunus.posteriors.base import DecidingPosterior
 from prunus.proof.apply import apply_
 from prunus.runtime.entry import generators_kept
 from prunus.testing.demand import demand, demand_vector
+from prunus.testing.experts import check_experts
 from prunus.testing.masks import check_masks
 from prunus.testing.planted import DEAD, EXAMPLES, GROUP, MUTE, PAIRS, UNITS, WHOLE, planted, planted_model
 from prunus.testing.posteriors import check_posterior
@@ -78,6 +80,9 @@ def _check_work(name: str, kind: type[Method], method: Method, looks: bool) -> N
         assert isinstance(frozen, MaskMethod)
         check_masks(name, frozen)
         return
+    if isinstance(method, RoutingCriterion):
+        check_experts(name, method)
+        return
     draws = False
     if isinstance(method, PosteriorMethod):
         _check_schedule(name, method)
@@ -100,7 +105,7 @@ def _check_definition(kind: type[Method], settings: Mapping[str, Any]) -> Method
     owner = METHODS.get(str(own), kind)
     clash = f"{name}: the name {own!r} belongs to {owner.__module__}.{owner.__qualname__}; give it another"
     demand(owner is kind, clash)
-    kinds = (WeightCriterion, GradientCriterion, PosteriorMethod, MaskMethod)
+    kinds = (WeightCriterion, GradientCriterion, PosteriorMethod, RoutingCriterion, MaskMethod)
     told = ", ".join(k.__name__ for k in kinds)
     demand(issubclass(kind, kinds), f"{name} must be of one of the kinds {told}")
     annotated = [n for n, t in vars(kind).get("__annotations__", {}).items() if "ClassVar" not in str(t)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from prunus.graph.engine import Engine, Result, argument, meta_shape, meta_value, operation
 from prunus.graph.labels import Value
 from prunus.graph.registry import rule
+from prunus.graph.rules.creation import unknown
 from prunus.graph.zeros import factors, powered, spread, stay, terms
 
 
@@ -30,6 +31,8 @@ from prunus.graph.zeros import factors, powered, spread, stay, terms
 )  # fmt: skip
 def pointwise(engine: Engine, node: fx.Node) -> Result:
     """Unite the operands' planes with broadcasting (every operation that torch tags `pointwise`)."""
+    if not isinstance(node.meta["val"], Tensor):  # places where a condition holds
+        return unknown(engine, node)
     operands = [engine.value(n) for n in node.all_input_nodes]
     shape = meta_shape(node.meta["val"])
     return engine.combine([o for o in operands if o.shape], shape, node)

@@ -9,7 +9,7 @@ gives it the logit minus infinity: so it is masked, and so removal is proven.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -72,7 +72,8 @@ def find_experts(
     calls = calls_of(graph, modules)
     groups = []
     for router in routers:
-        group = _group(router, stored, products, calls, modules)
+        others = {r.node for r in routers} - {router.node}
+        group = _group(router, others, stored, products, calls, modules)
         if group is not None:
             groups.append(replace(group, name=f"{group.name}.experts") if group.name in taken else group)
     return tuple(groups)
@@ -130,13 +131,13 @@ def _root(node: fx.Node) -> fx.Node:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    value = node.meta.get("val")
-    shape = tuple(value.shape) if hasattr(value, "shape") else ()
+    shape = getattr(node.meta.get("val"), "shape", ())
     return tuple(s if isinstance(s, int) else -1 for s in shape)
 
 
 def _group(
     router: _Router,
+    others: set[fx.Node],
     stored: Mapping[fx.Node, str],
     products: Mapping[fx.Node, tuple[str, int]],
     calls: Calls,
@@ -145,8 +146,11 @@ def _group(
     experts, weight = router.experts, stored[router.weight]
     if router.node not in products or _shape(router.weight).count(experts) != 1:
         return None
-    for path in reversed(calls.around(router.chosen[0])):
-        bank = _bank(path, router, stored, calls, modules)
+    for path in (*reversed(calls.around(router.chosen[0])), ""):
+        inside = calls.nodes(path) if path else set(router.node.graph.nodes)
+        if others & inside:
+            return None
+        bank = _bank(path, inside, router, stored, modules)
         if bank:
             break
     else:
@@ -154,13 +158,12 @@ def _group(
     name, slots = bank
     owner = weight.rpartition(".")[0]
     beside = [n for n in stored if n in router.between or n in map(_root, router.node.all_input_nodes)]
-    vectors = [n for n in beside if n is not router.weight and _shape(n).count(experts) == 1 == math.prod(_shape(n)) // experts]
-    readers = [Reader(owner, -1, _units(experts), weight, product=products[router.node][1], stored=weight, routing=True)]
-    readers += [
-        Reader(stored[n].rpartition(".")[0], _shape(n).index(experts), _units(experts), stored[n], stored=stored[n], routing=True)
-        for n in vectors
-        if n in router.between and _added(n)
-    ]  # fmt: skip
+    vectors = [n for n in beside if n is not router.weight and _is_vector(n, experts)]
+    units, number = _units(experts), products[router.node][1]
+    readers = [Reader(owner, -1, units, weight, product=number, stored=weight, routing=True)]
+    for node in (n for n in vectors if n in router.between and _added(n)):
+        name_, dim = stored[node], _shape(node).index(experts)
+        readers.append(Reader(name_.rpartition(".")[0], dim, units, name_, stored=name_, routing=True))
     held = [_slot(stored[n], _shape(n), _shape(n).index(experts)) for n in (router.weight, *vectors)]
     rows, least = _rows(router)
     return ChannelGroup(
@@ -170,10 +173,15 @@ def _group(
         writers=tuple(slots),
         readers=tuple(readers),
         rows=rows,
-        locked=_locked(router, path, least, calls, stored),
+        locked=_locked(router, path, inside, least, stored),
         source=source_line(router.node),
         routing=Routing(path, _choices(router), least),
     )
+
+
+def _is_vector(node: fx.Node, experts: int) -> bool:
+    """Whether a stored tensor has one number for each expert."""
+    return experts in _shape(node) and math.prod(_shape(node)) == experts
 
 
 def _units(experts: int) -> IntArray:
@@ -185,11 +193,11 @@ def _slot(name: str, shape: Sequence[int], dim: int) -> Slot:
 
 
 def _bank(
-    path: str, router: _Router, stored: Mapping[fx.Node, str], calls: Calls, modules: Mapping[str, nn.Module]
+    path: str, inside: set[fx.Node], router: _Router, stored: Mapping[fx.Node, str], modules: Mapping[str, nn.Module]
 ) -> tuple[str, list[Slot]] | None:
     """The module that holds the experts of a module, and where they lie in its tensors."""
-    experts, inside = router.experts, calls.nodes(path)
-    held = {n: name for n, name in stored.items() if name.startswith(f"{path}.") and n is not router.weight}
+    experts, within = router.experts, f"{path}." if path else ""
+    held = {n: name for n, name in stored.items() if name.startswith(within) and n is not router.weight}
     first = {n: name for n, name in held.items() if _shape(n)[:1] == (experts,) and n not in router.between}
     sliced = {n for n in first if len(_shape(n)) >= SLICES and any(u in inside for u in n.users)}
     if sliced:
@@ -200,8 +208,9 @@ def _bank(
         name = owners.pop() if len(owners) == 1 else path
         return name, [_slot(first[n], _shape(n), 0) for n in members]
     for name, module in modules.items():
-        if name.startswith(f"{path}.") and isinstance(module, nn.ModuleList) and len(module) == experts and _alike(module):
-            return name, [s for number, expert in enumerate(module) for s in _whole(f"{name}.{number}", expert, number)]
+        listed = isinstance(module, nn.ModuleList) and len(module) == experts
+        if listed and name.startswith(within) and _alike(module):  # type: ignore[arg-type]
+            return name, [s for i in range(experts) for s in _whole(f"{name}.{i}", modules[f"{name}.{i}"], i)]
     return None
 
 
@@ -213,7 +222,7 @@ def _uses(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _alike(experts: nn.ModuleList) -> bool:
+def _alike(experts: Iterable[nn.Module]) -> bool:
     """Whether all modules of a list hold tensors of the same names and shapes, and some at all."""
     held = [{n: tuple(t.shape) for n, t in e.state_dict().items()} for e in experts]
     return bool(held[0]) and all(h == held[0] for h in held)
@@ -251,10 +260,7 @@ def _rows(router: _Router) -> tuple[IntArray | None, int]:
     return np.arange(experts) // (experts // groups), least * groups
 
 
-def _locked(
-    router: _Router, path: str, least: int, calls: Calls, stored: Mapping[fx.Node, str]
-) -> str | None:
-    inside = calls.nodes(path)
+def _locked(router: _Router, path: str, inside: set[fx.Node], least: int, stored: Mapping[fx.Node, str]) -> str | None:
     if any(u not in inside for u in router.weight.users):
         return f"the router's weight {stored[router.weight]!r} is read outside of {path} too"
     if least >= router.experts:

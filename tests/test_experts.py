@@ -1,0 +1,249 @@
+"""Experts: found behind a router's choice, masked by logits of minus infinity, cut, said by configurations."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import prunus
+from prunus.errors import BudgetError, ConfigError, PlanError
+from prunus.gates.gate import attach
+from prunus.gates.routing import less_likely
+from prunus.learning.routes import tokens_per_expert
+from prunus.plan.plan import Plan
+from prunus.proof.apply import apply_and_verify_
+from prunus.proof.masked import masked
+from prunus.testing.experts import EXPERTS, NEVER, planted_experts
+
+SMALL = {
+    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 24, "max_position_embeddings": 32, "use_cache": False,
+}  # fmt: skip
+LATENT = {
+    "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
+    "n_shared_experts": 1, "moe_intermediate_size": 16, "first_k_dense_replace": 0,
+}  # fmt: skip
+CLASSES: dict[str, dict[str, Any]] = {
+    "Mixtral": {"num_local_experts": 8},
+    "GptOss": {"num_local_experts": 8, "num_experts_per_tok": 4, "head_dim": 8},
+    "DeepseekV3": LATENT,
+}
+
+
+def language_model(name: str = "Mixtral") -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **CLASSES[name]})
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.dim() > 1 or "bias" in tensor_name:
+            nn.init.normal_(tensor, std=0.3)
+    return model
+
+
+def words(rows: int = 4) -> dict[str, Tensor]:
+    return {"input_ids": torch.randint(3, 50, (rows, 9))}
+
+
+class Listed(nn.Module):
+    """Experts as a list of modules, each of which is called with the tokens that chose it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts, self.top_k = 6, 2
+        self.router = nn.Linear(8, 6, bias=False)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(6))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = torch.topk(torch.softmax(self.router(x), -1), self.top_k, dim=-1)
+        made = torch.zeros_like(x)
+        for number in range(self.num_experts):
+            token, choice = torch.where(chosen == number)
+            made = made.index_add(0, token, self.experts[number](x[token]) * weights[token, choice, None])
+        result: Tensor = self.head(x + made)
+        return result
+
+
+def half(graph: prunus.Graph) -> dict[str, list[int]]:
+    """Every second expert of every layer."""
+    return {g.name: list(range(0, g.units, 2)) for g in graph.experts}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_smaller_model_of_transformers_comes_home(name: str, tmp_path: Path) -> None:
+    model, inputs = language_model(name), words()
+    graph = prunus.trace(model, inputs)
+    assert [g.name for g in graph.experts] == [f"model.layers.{n}.mlp.experts" for n in range(2)]
+    plan = Plan.from_json(Plan.from_kept(graph, half(graph)).to_json())
+    smaller = prunus.apply_(copy.deepcopy(model), plan, inputs)
+    assert sum(p.numel() for p in smaller.parameters()) == plan.after.params
+    smaller.save_pretrained(tmp_path)  # type: ignore[operator]
+    again = type(model).from_pretrained(tmp_path).eval()  # type: ignore[attr-defined]
+    how = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(smaller.generate(**words(2) | inputs, **how), again.generate(**inputs, **how))  # type: ignore[operator]
+    assert again.config.num_local_experts == 4
+    assert again.config.num_experts_per_tok == model.config.num_experts_per_tok
+
+
+def test_a_list_of_experts_becomes_shorter_and_numbers_follow() -> None:
+    model, x = Listed().eval(), torch.randn(40, 8)
+    plan = Plan.from_kept(prunus.trace(model, x), {"experts": [4, 1, 2]})
+    smaller, proof = apply_and_verify_(copy.deepcopy(model), plan, x)
+    assert isinstance(smaller, Listed)
+    assert not proof.rewritten
+    assert len(smaller.experts) == smaller.num_experts == smaller.router.out_features == 3
+    assert torch.equal(smaller.experts[2][0].weight, model.experts[4][0].weight)  # type: ignore[index]
+    assert sum(p.numel() for p in smaller.parameters()) == plan.after.params
+
+
+def test_masked_is_a_router_without_the_removed_by_hand() -> None:
+    model, x = Listed().eval(), torch.randn(40, 8)
+    plan = Plan.from_kept(prunus.trace(model, x), {"experts": [0, 3, 5]})
+    logits = model.router(x)
+    logits[:, [1, 2, 4]] = -torch.inf
+    weights, chosen = torch.topk(torch.softmax(logits, -1), 2, dim=-1)
+    every = torch.stack([e(x) for e in model.experts], 1)
+    made = (every.gather(1, chosen[..., None].expand(-1, -1, 8)) * weights[..., None]).sum(1)
+    with torch.no_grad(), masked(model, plan):
+        found = model(x)
+    torch.testing.assert_close(found, model.head(x + made))
+
+
+def test_fewer_experts_than_choices_leave_a_token_all_that_stay() -> None:
+    model, x = Listed().eval(), torch.randn(40, 8)
+    smaller, _ = apply_and_verify_(copy.deepcopy(model), Plan.from_kept(prunus.trace(model, x), {"experts": [2]}), x)
+    assert smaller.top_k == 1
+    torch.testing.assert_close(smaller(x), model.head(x + model.experts[2](x)))
+
+
+def test_a_wrong_cut_is_seen() -> None:
+    """The plan says other rows of the router than experts: the proof refuses, and the model is whole again."""
+    model, x = Listed().eval(), torch.randn(40, 8)
+    plan = Plan.from_kept(prunus.trace(model, x), {"experts": [0, 1, 2]})
+    other = Plan.from_kept(prunus.trace(model, x), {"experts": [0, 1, 3]})
+    odd = plan.__class__(**{**vars(plan), "tensors": {**plan.tensors, "router.weight": other.tensors["router.weight"]}})
+    before = model(x)
+    with pytest.raises(prunus.errors.SurgeryError, match="differs from the masked model"):
+        apply_and_verify_(model, odd, x, rewrite_graph=False)
+    assert torch.equal(model(x), before)
+
+
+def test_groups_of_experts_keep_equal_numbers() -> None:
+    graph = prunus.trace(language_model("DeepseekV3"), words())
+    group = graph.experts[0]
+    assert group.rows is not None
+    assert group.rows.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    with pytest.raises(PlanError, match="same number must stay"):
+        Plan.from_kept(graph, {group.name: [0, 1, 2, 4]})
+    with pytest.raises(PlanError, match="needs 4 experts"):
+        Plan.from_kept(graph, {group.name: [0, 4]})
+
+
+def test_gates_at_one_and_at_zero_are_the_dense_and_the_masked_network() -> None:
+    model, inputs = language_model("DeepseekV3"), words()
+    graph = prunus.trace(model, inputs)
+    plan = Plan.from_kept(graph, half(graph))
+    gates = {g.name: torch.zeros(g.units).index_fill(0, torch.tensor(half(graph)[g.name]), 1.0) for g in graph.experts}
+    with torch.no_grad(), masked(model, plan):
+        wanted = model(**inputs).logits
+    dense = model(**inputs).logits
+    with torch.no_grad(), attach(model, graph.experts) as attached:
+        assert torch.equal(model(**inputs).logits, dense)
+        attached.fix(gates)
+        assert torch.equal(model(**inputs).logits, wanted)
+    assert torch.equal(model(**inputs).logits, dense)
+
+
+def test_a_gate_multiplies_the_odds() -> None:
+    x, gate = torch.randn(4, 3), torch.tensor([[0.5, 1.0, 2.0], [1.0, 0.0, 1.0]])
+    odds = torch.softmax(less_likely(x, gate, -1), -1)
+    by_hand = torch.softmax(x, -1) * gate.repeat_interleave(2, 0)
+    torch.testing.assert_close(odds, by_hand / by_hand.sum(-1, keepdim=True))
+
+
+def test_scores_by_hand() -> None:
+    model, batches = planted_experts()
+    x = torch.cat([b[0] for b in batches])
+    probabilities = torch.softmax(model.gate(x), -1)
+    weights, chosen = torch.topk(probabilities, 2, dim=-1)
+    weights = weights / weights.sum(-1, keepdim=True)
+    made = torch.einsum("nd,ked->nke", x, model.experts.down_proj).norm(dim=-1)
+    wanted = torch.zeros(EXPERTS)
+    share = torch.zeros(EXPERTS)
+    for expert in range(EXPERTS):
+        here = chosen == expert
+        share[expert] = here.any(1).float().mean()
+        if here.any():
+            wanted[expert] = (made[:, expert, None] * weights)[here].mean()
+    graph = prunus.trace(model, x)
+    for method, values in (("reap", wanted), ("frequency", share)):
+        kind = prunus.methods.resolve(method)
+        scores = prunus.fit(model, graph.experts, kind, batches, F.cross_entropy, num_data=len(x))
+        torch.testing.assert_close(scores.values["experts"], values)
+    counted = tokens_per_expert(model, {"experts": EXPERTS}, batches)["experts"]
+    assert counted == tuple((share * len(x)).round().int().tolist())
+
+
+@pytest.mark.parametrize("method", ["l1", "taylor", prunus.DirichletPruning(min_steps=4)])
+def test_every_method_of_units_judges_experts(method: Any) -> None:
+    model, batches = planted_experts()
+    ways = {"data": batches, "loss_fn": F.cross_entropy, "allow": ("experts",), "progress": False}
+    result = prunus.prune(model, batches[0][0], method=method, target="experts<=4", **ways)
+    assert len(result.plan.kept["experts"]) == 4
+    assert method == "l1" or NEVER not in result.plan.kept["experts"]
+
+
+def test_prune_takes_the_same_number_of_every_layer() -> None:
+    model, inputs = language_model(), words()
+    ways = {"method": "reap", "data": [words(), words()], "allow": ("experts",), "progress": False}
+    result = prunus.prune(model, inputs, target="experts<=50%", **ways)
+    assert [len(k) for k in result.plan.kept.values()] == [4, 4]
+    assert result.plan.after["experts"] == 4
+    assert result.model.config.num_local_experts == 4  # type: ignore[union-attr]
+    assert result.verification.passed
+
+
+def test_a_budget_on_parameters_takes_experts_first_and_widths_for_the_rest() -> None:
+    model, inputs = language_model(), words()
+    ways = {"method": "l1", "allow": ("experts",), "progress": False}
+    result = prunus.prune(model, inputs, target="params<=60%", **ways)
+    assert result.plan.after.params <= 0.6 * result.plan.before.params
+    assert all(len(g.kept) == g.units for g in result.plan.groups if g.experts_of is None)
+    few = prunus.prune(model, inputs, target="params<=34%", **ways)
+    assert few.plan.after.params <= 0.34 * few.plan.before.params
+    assert {len(g.kept) for g in few.plan.groups if g.experts_of} == {2}
+    assert any(len(g.kept) < g.units for g in few.plan.groups if g.experts_of is None)
+
+
+def test_the_expert_that_nobody_needs_goes_first() -> None:
+    model, batches = planted_experts()
+    ways = {"data": batches, "loss_fn": F.cross_entropy, "allow": ("experts",), "progress": False}
+    result = prunus.prune(model, batches[0][0], method="reap", target={"experts": EXPERTS - 1}, **ways)
+    assert NEVER not in result.plan.kept["experts"]
+    torch.testing.assert_close(result.model(batches[0][0]), model(batches[0][0]))
+
+
+def test_refusals_come_before_the_work() -> None:
+    model, data = planted_experts()
+    inputs = data[0][0]
+    plain, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    with pytest.raises(ConfigError, match="no router that chooses"):
+        prunus.prune(plain, x, method="l1", target="macs<=50%", allow=("experts",))
+    judged: dict[str, Any] = {"data": data, "loss_fn": F.cross_entropy, "method": "reap"}
+    with pytest.raises(ConfigError, match="judges experts alone"):
+        prunus.prune(model, inputs, target="experts<=50%", **judged)
+    with pytest.raises(ConfigError, match="says nothing of experts"):
+        prunus.prune(model, inputs, method="l1", target=0.5, allow=("experts",))
+    with pytest.raises(ConfigError, match="can't go in one call"):
+        prunus.prune(model, inputs, method="l1", target="params<=50%", allow=("experts", "blocks"))
+    with pytest.raises(BudgetError, match="with 2 experts in a layer"):
+        prunus.prune(model, inputs, target="params<=10%", allow=("experts",), **judged)
+    with pytest.raises(ConfigError, match="no use for it"):
+        prunus.prune(model, inputs, target="params<=50%", allow=("experts",), **{**judged, "method": "rbp"})
