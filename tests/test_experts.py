@@ -138,6 +138,7 @@ def test_a_wrong_cut_is_seen() -> None:
 def test_groups_of_experts_keep_equal_numbers() -> None:
     graph = prunus.trace(language_model("DeepseekV3"), words())
     group = graph.experts[0]
+    assert group.kind == "expert"
     assert group.rows is not None
     assert group.rows.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     with pytest.raises(PlanError, match="same number must stay"):

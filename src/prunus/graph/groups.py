@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
-Kind = Literal["channel", "head", "key-value group", "head dimension"]
+Kind = Literal["channel", "head", "key-value group", "head dimension", "expert"]
 """What the units of a group are; blocks are found beside groups (`graph.units`)."""
 
 
@@ -201,6 +201,8 @@ class ChannelGroup:
     @property
     def kind(self) -> Kind:
         """What its units are; of a key-value group, the query heads that read one key-value head go with it."""
+        if self.routing is not None:
+            return "expert"
         if self.inside_heads:
             return "head dimension"
         if self.heads_of is None:
