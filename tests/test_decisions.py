@@ -19,7 +19,7 @@ from prunus.data.evaluation import mean_loss
 from prunus.learning.fit import fit
 from prunus.learning.measured import masked_loss, measured_scores
 from prunus.measure.runtimes import cores
-from prunus.methods.base import MaskMethod, Method, PosteriorMethod, StagedMethod
+from prunus.methods.base import MaskMethod, Method, PosteriorMethod, RoutingCriterion, StagedMethod
 from prunus.methods.criteria import Taylor
 from prunus.methods.registry import METHODS, resolve
 from prunus.plan.allocation import Allocation
@@ -57,7 +57,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(16, 2, 6, 6, generator=generator), torch.arange(16) % 3) for _ in range(3)]
 
 
-UNITS = [n for n, kind in METHODS.items() if n != "bn_scale" and not issubclass(kind, MaskMethod)]
+UNITS = [n for n, kind in METHODS.items() if n != "bn_scale" and not issubclass(kind, MaskMethod | RoutingCriterion)]
 """Methods of units; `bn_scale` wants a batch norm in every group."""
 
 

@@ -19,8 +19,8 @@ def analyze(model: ModelSpec, data: Examples = None, load: Reads = None, shape: 
     graph = trace(network, examples(inputs, data, shape, spec, network, load or ()))
     show(prunability(graph))
     groups = [
-        {"name": g.name, "kind": g.kind, "units": g.units, "prunable": g.prunable, "inside_heads": g.inside_heads, "rows": g.multiple,
-         "locked": g.locked, "source": g.source} for g in graph.channel_groups
+        {"name": g.name, "kind": g.kind, "units": g.units, "prunable": g.prunable, "inside_heads": g.inside_heads,
+         "rows": g.multiple, "locked": g.locked, "source": g.source} for g in graph.channel_groups
     ]  # fmt: skip
     blocks = [{"name": b.name, "locked": b.locked, "source": b.source} for b in graph.blocks.units]
     return {"model": graph.model, "groups": groups, "blocks": blocks, "cost": dict(count_cost(graph))}
