@@ -37,9 +37,9 @@ CLASSES: dict[str, dict[str, Any]] = {
 }
 
 
-def language_model(name: str = "Mixtral") -> nn.Module:
+def language_model(name: str = "Mixtral", layers: int = 2) -> nn.Module:
     transformers = pytest.importorskip("transformers")
-    config = getattr(transformers, f"{name}Config")(**{**SMALL, **CLASSES[name]})
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **CLASSES[name], "num_hidden_layers": layers})
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     for tensor_name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.dim() > 1 or "bias" in tensor_name:
@@ -136,7 +136,7 @@ def test_a_wrong_cut_is_seen() -> None:
 
 
 def test_groups_of_experts_keep_equal_numbers() -> None:
-    graph = prunus.trace(language_model("DeepseekV3"), words())
+    graph = prunus.trace(language_model("DeepseekV3", layers=1), words())
     group = graph.experts[0]
     assert group.kind == "expert"
     assert group.rows is not None
@@ -148,7 +148,7 @@ def test_groups_of_experts_keep_equal_numbers() -> None:
 
 
 def test_gates_at_one_and_at_zero_are_the_dense_and_the_masked_network() -> None:
-    model, inputs = language_model("DeepseekV3"), words()
+    model, inputs = language_model("DeepseekV3", layers=1), words()
     graph = prunus.trace(model, inputs)
     plan = Plan.from_kept(graph, half(graph))
     gates = {g.name: torch.zeros(g.units).index_fill(0, torch.tensor(half(graph)[g.name]), 1.0) for g in graph.experts}
@@ -188,7 +188,7 @@ def test_scores_by_hand() -> None:
         kind = prunus.methods.resolve(method)
         scores = prunus.fit(model, graph.experts, kind, batches, F.cross_entropy, num_data=len(x))
         torch.testing.assert_close(scores.values["experts"], values)
-    counted = tokens_per_expert(model, {"experts": EXPERTS}, batches)["experts"]
+    counted = tokens_per_expert(model, {"experts": EXPERTS}, [b[0] for b in batches])["experts"]
     assert counted == tuple((share * len(x)).round().int().tolist())
 
 
@@ -229,6 +229,78 @@ def test_the_expert_that_nobody_needs_goes_first() -> None:
     result = prunus.prune(model, batches[0][0], method="reap", target={"experts": EXPERTS - 1}, **ways)
     assert NEVER not in result.plan.kept["experts"]
     torch.testing.assert_close(result.model(batches[0][0]), model(batches[0][0]))
+
+
+class Choosing(nn.Module):
+    """Chooses by the largest one alone, as routers of several `max` do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(8, 4)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, chosen = self.router(x).softmax(-1).max(dim=-1, keepdim=True)
+        made = sum(torch.where(chosen == n, weight * expert(x), 0.0) for n, expert in enumerate(self.experts))
+        result: Tensor = self.head(x + made)
+        return result
+
+
+def test_a_router_may_choose_by_the_largest() -> None:
+    model, x = Choosing().eval(), torch.randn(40, 8)
+    graph = prunus.trace(model, x)
+    assert [(g.name, g.routing.choices) for g in graph.experts if g.routing] == [("experts", 1)]
+    smaller, _ = apply_and_verify_(copy.deepcopy(model), Plan.from_kept(graph, {"experts": [1, 3]}), x)
+    assert len(smaller.experts) == 2  # type: ignore[arg-type]
+
+
+def test_repair_finds_weights_that_make_up_for_what_went() -> None:
+    """Kept alone, expert 2 has to stand for two maps by turns: the best is the least-squares solution by hand."""
+    model, batches = planted_experts()
+    x = torch.cat([b[0] for b in batches])
+    graph = prunus.trace(model, x)
+    plan = Plan.from_kept(graph, {"experts": [2]})
+    layers = prunus.RepairConfig(held_out=1, layers="readers")
+    done = prunus.repair(model, plan, [(b[0],) for b in batches], config=layers, progress=False)
+    wanted: list[Tensor] = []
+    with model.experts.register_forward_hook(lambda _, args, out: wanted.append(out)), torch.no_grad():
+        model(x)
+    by_hand = torch.linalg.lstsq(x.double(), wanted[0].double()).solution
+    found = done.model.experts.down_proj[2].T.double()  # type: ignore[index, union-attr]
+    torch.testing.assert_close(found, by_hand, rtol=1e-3, atol=1e-3)
+    assert torch.equal(done.model.experts.down_proj[:2], model.experts.down_proj[:2])  # type: ignore[index, union-attr]
+    assert done.refits[0].layer == "experts"
+
+
+@pytest.mark.parametrize("name", ["Mixtral", "GptOss"])
+def test_repair_brings_a_language_model_nearer(name: str) -> None:
+    model, inputs = language_model(name, layers=1), words()
+    graph = prunus.trace(model, inputs)
+    plan, data, unseen = Plan.from_kept(graph, half(graph)), [words(64)], words(32)
+    done = prunus.repair(model, plan, data, progress=False)
+    banks = [r for r in done.refits if r.layer.endswith("experts")]
+    assert [r.layer for r in banks] == ["model.layers.0.mlp.experts"]
+    assert all(r.after < r.before for r in banks)
+    with torch.no_grad():
+        dense = model(**unseen).logits
+        once = prunus.apply_(copy.deepcopy(model), plan, inputs)(**unseen).logits
+        repaired = prunus.apply_(done.model, plan, inputs)(**unseen).logits
+    assert (repaired - dense).square().mean() < (once - dense).square().mean()
+
+
+def test_the_load_is_told_before_and_after() -> None:
+    model, batches = planted_experts()
+    ways = {"data": batches, "loss_fn": F.cross_entropy, "allow": ("experts",), "progress": False}
+    result = prunus.prune(model, batches[0][0], method="frequency", target="experts<=4", **ways)
+    (load,) = result.loads
+    tokens = sum(len(b[0]) for b in batches)
+    assert sum(load.before) == sum(load.after) == 2 * tokens
+    assert load.before[NEVER] == 0
+    assert (
+        load.kept == result.plan.kept["experts"] == tuple(sorted(sorted(range(6), key=lambda e: -load.before[e])[:4]))
+    )
+    assert "of the choices were of experts that went" in result.explain()
 
 
 def test_refusals_come_before_the_work() -> None:

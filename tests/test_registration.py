@@ -50,8 +50,8 @@ def flat(name: str | None, **words: Any) -> type[WeightCriterion]:
 
 def test_what_has_a_name_is_known() -> None:
     assert sorted(METHODS) == [
-        "bmrs", "bn_scale", "dirichlet", "dpp", "fisher", "fpgm", "l0", "l1", "l2", "random", "rbp", "sbp", "taylor",
-        "vib",
+        "bmrs", "bn_scale", "dirichlet", "dpp", "fisher", "fpgm", "frequency", "l0", "l1", "l2", "random", "rbp",
+        "reap", "sbp", "taylor", "vib",
     ]  # fmt: skip
     assert all(kind.name == name for name, kind in METHODS.items())
     found = flat("flat")

@@ -101,11 +101,13 @@ class Routing:
         module: the module that holds router and experts.
         choices: how many experts a token is given.
         least: how many have to stay for the router's code to run.
+        node: name of the captured graph's node that makes the logits.
     """
 
     module: str
     choices: int
     least: int
+    node: str
 
 
 @dataclass(frozen=True)

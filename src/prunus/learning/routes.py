@@ -1,26 +1,23 @@
-"""Which tokens come to which expert, with which weight, and how large is what it makes of them: read while data pass.
-
-Experts that are called with their input, the numbers of the chosen and the weights of these are called once more for
-each choice, with that weight at one: so what a single expert makes is seen, whatever is inside.
-"""
+"""Scores of experts and the load on each, from the tokens that come to them while data pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunus.data.batches import forward
 from prunus.errors import DataError
 from prunus.gates.frozen import frozen
+from prunus.gates.routes import Routed, routes_seen
 from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Scores
 from prunus.learning.problem import Learning
 from prunus.methods.base import RoutingCriterion
+from prunus.plan.plan import Plan
 from prunus.runtime.precision import full_precision, to_device
 from prunus.runtime.processes import distributed, model_device, summed
 from prunus.runtime.progress import progress_bar
@@ -54,69 +51,6 @@ class Load:
         )
 
 
-@dataclass(frozen=True)
-class Routed:
-    """What one call of a layer's experts shows.
-
-    Attributes:
-        layer: name of the group of experts.
-        chosen: number of the expert, int64 [N, choices].
-        weights: with which its output counts, [N, choices].
-        made: of a choice, what the experts make of all tokens with weight one, [N, width].
-    """
-
-    layer: str
-    chosen: Tensor
-    weights: Tensor
-    made: Callable[[int], Tensor]
-
-
-@contextmanager
-def routes_seen(model: nn.Module, layers: Iterable[str], see: Callable[[Routed], None]) -> Iterator[None]:
-    """Within the context every call of these layers' experts is shown.
-
-    Args:
-        model: the network.
-        layers: names of groups of experts.
-        see: what is called with each.
-
-    Raises:
-        DataError: (in the forward pass) experts that are called otherwise.
-    """
-    with ExitStack() as hooks:
-        for layer in layers:
-            hook = _shown(layer, see)
-            hooks.enter_context(model.get_submodule(layer).register_forward_pre_hook(hook, with_kwargs=True))
-        yield
-
-
-def _shown(layer: str, see: Callable[[Routed], None]) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = dict(enumerate(args)) | kwargs
-        whole = {k: v for k, v in given.items() if isinstance(v, Tensor)}
-        chosen = [k for k, v in whole.items() if not v.is_floating_point()]
-        sizes = {whole[k].shape for k in chosen}
-        weights = [k for k, v in whole.items() if v.is_floating_point() and v.shape in sizes]
-        if len(chosen) != 1 or len(weights) != 1 or whole[chosen[0]].dim() != 2:
-            what = "its experts are not called with the numbers of the chosen and their weights, [tokens, choices] each"
-            raise DataError(f"layer {layer!r}", what, "use a method that needs no tokens per expert, such as dirichlet")
-
-        def made(choice: int) -> Tensor:
-            one = {
-                chosen[0]: whole[chosen[0]][:, choice : choice + 1],
-                weights[0]: torch.ones_like(whole[weights[0]][:, choice : choice + 1]),
-            }
-            called = given | one
-            positional = [called[i] for i in range(len(args))]
-            out = module.forward(*positional, **{k: v for k, v in called.items() if isinstance(k, str)})
-            result: Tensor = out.reshape(-1, out.shape[-1])
-            return result
-
-        see(Routed(layer, whole[chosen[0]], whole[weights[0]], made))
-
-    return hook
-
-
 def route_scores(
     method: RoutingCriterion, model: nn.Module, groups: Sequence[ChannelGroup], learning: Learning
 ) -> Scores:
@@ -141,20 +75,44 @@ def route_scores(
     return Scores({n: method.finish(t[0], t[1], tokens[n]) for n, t in totals.items()}, method=method.name)
 
 
-def tokens_per_expert(model: nn.Module, sizes: dict[str, int], batches: Iterable[Any]) -> dict[str, tuple[int, ...]]:
+def loads_of(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Sequence[Any]) -> tuple[Load, ...]:
+    """The load on the experts of every layer that lost some; of layers whose experts tell how they are called.
+
+    Args:
+        model: the dense network.
+        smaller: the smaller one.
+        plan: what went.
+        inputs: batches of inputs.
+    """
+    kept = {g.name: g for g in plan.groups if g.experts_of is not None and len(g.kept) < g.units}
+    kept = {n: g for n, g in kept.items() if not isinstance(model.get_submodule(n), nn.ModuleList)}
+    if not kept or not inputs:
+        return ()
+    try:
+        before = tokens_per_expert(model, {n: g.units for n, g in kept.items()}, inputs)
+        after = tokens_per_expert(smaller, {n: len(g.kept) for n, g in kept.items()}, inputs)
+    except DataError:
+        return ()  # nothing shows which tokens come to them
+    return tuple(Load(n, g.kept, before[n], after[n]) for n, g in kept.items())
+
+
+def tokens_per_expert(model: nn.Module, sizes: Mapping[str, int], inputs: Sequence[Any]) -> dict[str, tuple[int, ...]]:
     """Tokens that come to each expert.
 
     Args:
         model: the dense or the smaller network; unchanged.
         sizes: layer -> number of its experts.
-        batches: (inputs, targets).
+        inputs: batches of inputs.
+
+    Raises:
+        DataError: experts that are called with something else than the numbers of the chosen and their weights.
     """
     counts = {n: torch.zeros(size, dtype=torch.int64, device="cpu") for n, size in sizes.items()}
 
     def see(call: Routed) -> None:
         counts[call.layer] += torch.bincount(call.chosen.reshape(-1).cpu(), minlength=sizes[call.layer])
 
-    _pass_(model, counts, batches, see, False, "")
+    _pass_(model, counts, [(i, None) for i in inputs], see, False, "")
     return {n: tuple(c.tolist()) for n, c in counts.items()}
 
 

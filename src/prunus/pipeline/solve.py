@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,9 @@ from prunus.graph.grouping import Graph
 from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Findings, LearnedMasks, Scores
 from prunus.learning.masks import learn_masks, patterns_of
+from prunus.learning.measured import first_batches
 from prunus.learning.problem import Problem
+from prunus.learning.routes import Load, loads_of
 from prunus.learning.stages import prune_in_stages
 from prunus.learning.strength import worth_of, worth_told
 from prunus.masks.filters import plan_of_filters
@@ -55,6 +58,7 @@ class Result(Shown):
         verification: what was proven about the model.
         graph: the analysis of the dense model.
         refits: what repair did, layer by layer; empty without it.
+        loads: tokens of the experts of each layer, before and after some went; empty where none did or without data.
     """
 
     model: nn.Module
@@ -63,6 +67,7 @@ class Result(Shown):
     verification: Verification
     graph: Graph = field(repr=False)
     refits: tuple[Refit, ...] = field(default=(), repr=False)
+    loads: tuple[Load, ...] = field(default=(), repr=False)
 
     def line(self) -> str:
         """What the plan keeps, and how exactly that was proven."""
@@ -70,7 +75,7 @@ class Result(Shown):
 
     def explain(self) -> str:
         """The plan, and what was proven."""
-        return f"{self.plan.explain()}\n{self.verification.explain()}"
+        return "\n".join([self.plan.explain(), *(load.explain() for load in self.loads), self.verification.explain()])
 
     @property
     def scores(self) -> Scores:
@@ -139,7 +144,8 @@ def _at_once(method: Method, problem: Problem) -> Result:
     )
     keep_configuration_true_(smaller, plan)
     plan = plan.with_notes(*verification.notes) if verification.rewritten else plan
-    return Result(smaller, plan, scores, verification, problem.graph, refits)
+    loads = loads_of(problem.model, smaller, plan, _first_inputs(problem)) if experts else ()
+    return Result(smaller, plan, scores, verification, problem.graph, refits, loads)
 
 
 @solve.register(StagedMethod)
@@ -237,6 +243,12 @@ def _inside_weights(method: MaskMethod, problem: Problem) -> Result:
         plan = plan_of_filters(problem.graph, found.masks, planned.asked, method.name)
         plan = plan.with_notes(*proof.notes) if proof.rewritten else plan
     return Result(model, plan, found, proof, problem.graph, refits)
+
+
+def _first_inputs(problem: Problem) -> list[Any]:
+    """Inputs of the first batches of the data; none without data."""
+    loader = problem.learned_from()[0]
+    return [] if loader is None else [inputs for inputs, _ in first_batches(loader, problem.seed)]
 
 
 def _open_groups(problem: Problem) -> tuple[list[ChannelGroup], Survivors]:

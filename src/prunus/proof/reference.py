@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunus.errors import SurgeryError, first_line
+from prunus.gates.routing import less_likely
 from prunus.graph.engine import module_path, operation, source_line
 from prunus.graph.grouping import Graph
 from prunus.graph.registry import RULES
@@ -66,6 +67,7 @@ class MaskedGraph(Precisely):
         signature = graph.program.graph_signature
         stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.places = {target: name for name, target in stored.items()}
+        self.routes = self._routes(graph, plan)
         whole = self._rescaled()
         for name in whole & set(self.masks):
             self.masks[name] = [None] * len(self.masks[name])
@@ -91,6 +93,18 @@ class MaskedGraph(Precisely):
                 computed.add(node)
                 found |= {node} if str(node.target) in directions or inputs & found else set()
         return {self.places.get(str(n.target), n.name) if n.op == "get_attr" else n.name for n in found}
+
+    def _routes(self, graph: Graph, plan: Plan) -> dict[str, tuple[Tensor, int]]:
+        """Node or stored tensor with the logits of experts, or what is added to them -> which stay, along which dim."""
+        found = {}
+        for group in graph.experts:
+            if group.routing is not None and len(plan.kept.get(group.name, range(group.units))) < group.units:
+                keep = torch.zeros(group.units, device="cpu")
+                keep[list(plan.kept[group.name])] = 1
+                for reader in group.readers:
+                    place = group.routing.node if reader.product >= 0 else self.places[reader.stored]
+                    found[place] = keep, reader.input_dim
+        return found
 
     def outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's result on these arguments; `layers` then holds what its linear and convolution layers made."""
@@ -121,7 +135,10 @@ class MaskedGraph(Precisely):
         return result
 
     def zeroed(self, name: str, result: Any) -> Any:
-        """The result of the node of that name with zeros where a unit goes."""
+        """The result of the node of that name with zeros where a unit goes; logits of experts at minus infinity."""
+        if name in self.routes:
+            keep, dim = self.routes[name]
+            return less_likely(result, keep.to(result.device), dim)
         if name not in self.masks:
             return result
         if isinstance(result, list | tuple):

@@ -6,7 +6,7 @@ Only values that somebody still needs are kept. Where both networks hold the sam
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -55,6 +55,7 @@ class Lockstep:
         graph: the model captured with a free batch size.
         plan: what goes.
         model: the dense model.
+        given: new numbers of stored tensors that the masked network has from the start.
 
     Attributes:
         module: what both run.
@@ -65,7 +66,8 @@ class Lockstep:
         supports: parameter -> which of its elements a mask inside it leaves.
     """
 
-    def __init__(self, graph: Graph, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, graph: Graph, plan: Plan, model: nn.Module, given: Mapping[str, Tensor] | None = None) -> None:
+        self.given = dict(given or {})
         self.masked = _Masked(graph, plan, model)
         self.module: fx.GraphModule = self.masked.module  # type: ignore[assignment]
         self.dense = Precisely(self.module)
@@ -175,6 +177,8 @@ class Lockstep:
                 if node in self.shared.root:
                     for stored in self.stored:
                         stored[node] = _copied(stored[node])
+                if str(node.target) in self.given:
+                    self.replace(node, self.given[str(node.target)])
         places = [n for n in order if n.op == "placeholder"]
         for batch, (dense, masked) in zip(batches, self.values, strict=True):
             args, kwargs = as_arguments(double(batch) if self.half else batch, self.masked.model)
@@ -187,9 +191,8 @@ class Lockstep:
                 self.same[node] = True
 
     def _alike(self, node: fx.Node) -> bool:
-        return all(self.same[n] for n in node.all_input_nodes) and not any(
-            m is not None for m in self.masked.masks.get(node.name, [])
-        )
+        masked = node.name in self.masked.routes or any(m is not None for m in self.masked.masks.get(node.name, []))
+        return all(self.same[n] for n in node.all_input_nodes) and not masked
 
     def _second(self, node: fx.Node, number: int) -> Any:
         made = self.values[number][0][node]

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunus.plan.plan import Plan
 from prunus.refit.calibration import Calibration, calibration
 from prunus.refit.config import RepairConfig
+from prunus.refit.experts import refit_experts_
 from prunus.refit.layers import refit_layers
 from prunus.refit.lockstep import Lockstep
 from prunus.refit.told import Refit
@@ -93,11 +94,20 @@ def repaired_copy(
     model: nn.Module, plan: Plan, data: Calibration, config: RepairConfig, *, seed: int, progress: bool
 ) -> Repaired:
     """As `repair`, with what is needed at hand."""
-    with eval_mode(model), torch.no_grad(), full_precision(), Lockstep(data.graph, plan, model).in_format() as run:
-        told = refit_layers(run, data.batches, plan, config, seed, progress)
     new = copied(model)
+    first = refit_experts_(new, model, plan, data.batches, config, seed=seed, progress=progress)
+    given = _changed(model, new) if any(not r.reason and r.ridge for r in first) else {}
+    run = Lockstep(data.graph, plan, model, given)
+    with eval_mode(model), torch.no_grad(), full_precision(), run.in_format():
+        told = refit_layers(run, data.batches, plan, config, seed, progress)
     _write_(new, run)
-    return Repaired(new, told)
+    return Repaired(new, (*first, *told))
+
+
+def _changed(model: nn.Module, new: nn.Module) -> dict[str, Tensor]:
+    """Parameters that are others now."""
+    old = dict(model.named_parameters())
+    return {n: p.detach() for n, p in new.named_parameters() if not torch.equal(p, old[n])}
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """Experts: what a router chooses among can go, with its rows of the router's weight.
 
-A router is a product of activations with a stored weight whose results a `topk` chooses from. Its experts are what the
-module around both stores for each choice: three-dimensional weights with a slice per expert, whatever else is looked
-up by the number of the chosen, or a list of as many modules. Without an expert the network is the one whose router
-gives it the logit minus infinity: so it is masked, and so removal is proven.
+A router is a product of activations with a stored weight whose results a `topk`, or several `max`, choose from. Its
+experts are what the module around both stores for each choice: three-dimensional weights with a slice per expert,
+whatever else is looked up by the number of the chosen, or a list of as many modules. Without an expert the network is
+the one whose router gives it the logit minus infinity: so it is masked, and so removal is proven.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Router:
     Attributes:
         node: the product.
         weight: placeholder of the stored tensor that it multiplies with.
-        chosen: the `topk` among all experts.
+        chosen: what chooses among all experts.
         inner: those within and among groups of experts, with the first dimension after the tokens.
         between: nodes from the product to the choice.
     """
@@ -82,7 +82,7 @@ def find_experts(
 def _routers(graph: fx.Graph, stored: Mapping[fx.Node, str]) -> list[_Router]:
     found: dict[fx.Node, _Router] = {}
     for node in graph.nodes:
-        if node.op != "call_function" or operation(node) != "topk":
+        if node.op != "call_function" or not _chooses(node):
             continue
         between, ends = _back(node, stored)
         if len(ends) != 1:
@@ -97,6 +97,14 @@ def _routers(graph: fx.Graph, stored: Mapping[fx.Node, str]) -> list[_Router]:
         (router.chosen if shape[-1] == experts and not grouped else router.inner).append(node)
         router.between.update(between)
     return [r for r in found.values() if r.chosen]
+
+
+def _chooses(node: fx.Node) -> bool:
+    """Whether an operation tells which of the last dimension's places are largest, and somebody asks."""
+    if operation(node) == "topk":
+        return True
+    last = argument(node, 1, "dim") in (-1, len(_shape(node.args[0])) - 1) if operation(node) == "max" else False  # type: ignore[arg-type]
+    return last and any(u.args[1] == 1 and u.users for u in node.users)
 
 
 def _back(node: fx.Node, stored: Mapping[fx.Node, str]) -> tuple[set[fx.Node], set[fx.Node]]:
@@ -175,7 +183,7 @@ def _group(
         rows=rows,
         locked=_locked(router, path, inside, least, stored),
         source=source_line(router.node),
-        routing=Routing(path, _choices(router), least),
+        routing=Routing(path, _choices(router), least, router.node.name),
     )
 
 
@@ -240,7 +248,8 @@ def _added(node: fx.Node) -> bool:
 
 
 def _choices(router: _Router) -> int:
-    return max(int(argument(n, 1, "k")) for n in router.chosen)
+    several = [int(argument(n, 1, "k")) for n in router.chosen if operation(n) == "topk"]
+    return max(several, default=len(router.chosen))
 
 
 def _rows(router: _Router) -> tuple[IntArray | None, int]:
@@ -249,8 +258,9 @@ def _rows(router: _Router) -> tuple[IntArray | None, int]:
     counts = {_shape(n)[-2] for n in router.between if len(_shape(n)) > 2 and math.prod(_shape(n)[-2:]) == experts}
     counts = {c for c in counts if 1 <= c < experts}
     groups = max(counts, default=1)
-    within = [n for n in router.inner if len(_shape(n.all_input_nodes[0])) > 2]
-    among = [n for n in router.inner if n not in within]
+    inner = [n for n in router.inner if operation(n) == "topk"]
+    within = [n for n in inner if len(_shape(n.all_input_nodes[0])) > 2]
+    among = [n for n in inner if n not in within]
     deep = max((int(argument(n, 1, "k")) for n in within), default=1)
     wide = min((int(argument(n, 1, "k")) for n in among), default=groups)
     if groups == 1:

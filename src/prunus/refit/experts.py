@@ -1,0 +1,258 @@
+"""Repair of experts: those that stay take over what went, by least squares on what the layer of experts made.
+
+What a layer of experts makes is linear in their last weights, a slice [inputs, width] for each: every token adds
+routing weight times hidden numbers times the slice of each of its experts. The hidden numbers are read by calling the
+class's own code with slices that pick some of them out, so that nothing need be known of what is inside. Which weight
+is the last is found the same way: the layer's output is linear in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunus.gates.routes import Routed, routes_seen
+from prunus.gates.routing import seen_instead
+from prunus.plan.plan import GroupPlan, Plan
+from prunus.proof.masked import masked
+from prunus.refit.config import RepairConfig
+from prunus.refit.sampling import sampled_rows
+from prunus.refit.told import Refit
+from prunus.runtime.arguments import as_arguments, examples_in
+from prunus.runtime.modes import eval_mode
+from prunus.runtime.precision import full_precision, lower
+from prunus.runtime.progress import progress_bar
+from prunus.surgery.experts import routed
+
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Prices of a change that are tried, relative to the mean square of an expert's hidden numbers."""
+SWEEPS = 4
+"""Rounds over the experts of a layer, each fitted to what the others leave."""
+SAME = 1e-3
+"""How near an output has to be to one that is linear in a weight."""
+
+
+@dataclass
+class _Tokens:
+    """What is known of some tokens at a layer of experts.
+
+    Attributes:
+        chosen: experts of each, [N, choices].
+        hidden: routing weight times hidden numbers of each choice, [N, choices, inputs].
+        wanted: what the dense layer makes of them, less what does not go through the last weight, [N, width].
+        held: which of them are held out.
+    """
+
+    chosen: Tensor
+    hidden: Tensor
+    wanted: Tensor
+    held: Tensor
+
+
+def refit_experts_(
+    model: nn.Module,
+    dense: nn.Module,
+    plan: Plan,
+    batches: Sequence[Any],
+    config: RepairConfig,
+    *,
+    seed: int,
+    progress: bool,
+) -> tuple[Refit, ...]:
+    """Refit the last weights of experts that stay, layer after layer, in a network that is not cut yet.
+
+    Args:
+        model: a copy of the dense network; its experts change.
+        dense: the dense network.
+        plan: what goes.
+        batches: inputs.
+        config: how many rows, and which are held out.
+        seed: which rows are looked at.
+        progress: show a bar where there is a terminal.
+    """
+    told = []
+    groups = routed(plan)
+    with (
+        torch.no_grad(),
+        full_precision(),
+        eval_mode(model),
+        eval_mode(dense),
+        progress_bar("experts", len(groups), progress) as bar,
+    ):
+        for group in groups:
+            told.append(_refitted_(model, dense, plan, group, batches, config, seed))
+            bar.advance()
+    return tuple(told)
+
+
+def _refitted_(
+    model: nn.Module,
+    dense: nn.Module,
+    plan: Plan,
+    group: GroupPlan,
+    batches: Sequence[Any],
+    config: RepairConfig,
+    seed: int,
+) -> Refit:
+    bank = model.get_submodule(group.name)
+    if isinstance(bank, nn.ModuleList):
+        return Refit(group.name, 0.0, 0.0, reason="its experts are modules of their own")
+    last: _Last | None = None
+    parts: list[_Tokens] = []
+    generator, before = torch.Generator(device="cpu").manual_seed(seed), 0
+    for batch in batches:
+        wanted, calls = _outputs(dense, group.name, batch), _calls(model, plan, group.name, batch)
+        if len(calls) != 1 or len(wanted) != 1:
+            return Refit(group.name, 0.0, 0.0, reason="it is called several times, or otherwise than others")
+        examples = examples_in(batch)
+        share = config.most_rows / max(1, sum(map(examples_in, batches)))
+        rows, held = sampled_rows(
+            examples, len(wanted[0]) // examples, share, before, config.held_out, generator
+        )  # fmt: skip
+        before += examples
+        last = last or _last_of(bank, group.name, calls[0])
+        if last is None:
+            return Refit(group.name, 0.0, 0.0, reason="no weight of its is the last: its output is linear in none")
+        parts.append(_tokens(bank, last, calls[0], wanted[0], rows, held))
+    if last is None:
+        return Refit(group.name, 0.0, 0.0, reason="there is no batch")
+    tokens = _Tokens(*(torch.cat([vars(p)[name] for p in parts]) for name in ("chosen", "hidden", "wanted", "held")))
+    return _solved_(bank, last, group, tokens)
+
+
+@dataclass(frozen=True)
+class _Last:
+    """The last weight of experts: its name, and whether a slice is [inputs, width] or turned."""
+
+    name: str
+    turned: bool
+
+    def slices(self, weight: Tensor) -> Tensor:
+        """As [experts, inputs, width]."""
+        return weight.transpose(1, 2) if self.turned else weight
+
+
+def _outputs(model: nn.Module, layer: str, batch: Any) -> list[Tensor]:
+    """What a layer of experts makes of a batch, [tokens, width] for each call."""
+    found: list[Tensor] = []
+
+    def note(_: nn.Module, args: Any, output: Any) -> None:
+        found.append(output.reshape(-1, output.shape[-1]))
+
+    args, kwargs = as_arguments(batch, model)
+    with model.get_submodule(layer).register_forward_hook(note):
+        model(*args, **kwargs)
+    return found
+
+
+def _calls(model: nn.Module, plan: Plan, layer: str, batch: Any) -> list[Routed]:
+    """How the experts of a layer are called in the masked network."""
+    found: list[Routed] = []
+    args, kwargs = as_arguments(batch, model)
+    with masked(model, plan), routes_seen(model, [layer], found.append):
+        model(*args, **kwargs)
+    return found
+
+
+def _last_of(bank: nn.Module, layer: str, call: Routed) -> _Last | None:
+    """The weight that a choice's output is linear in, and how its slices lie."""
+    usual = call.made(0)
+    for name, weight in bank.named_parameters(recurse=False):
+        if weight.dim() != 3:
+            continue
+        none, twice = (_seen(bank, name, partial(torch.mul, factor), call) for factor in (0.0, 2.0))
+        size = (usual - none).abs().max()
+        if float((twice - none - 2 * (usual - none)).abs().max()) > SAME * float(size) or not float(size) > 0:
+            continue
+        for turned in (True, False):
+            last = _Last(name, turned)
+            slices = last.slices(weight)
+            if slices.shape[2] != usual.shape[1]:
+                continue
+            made = torch.einsum("ni,nio->no", _hidden(bank, last, call, 0), slices[call.chosen[:, 0]])
+            if float((made - (usual - none)).abs().max()) <= SAME * float(size):
+                return last
+    return None
+
+
+def _seen(bank: nn.Module, name: str, change: Callable[[Tensor], Tensor], call: Routed, choice: int = 0) -> Tensor:
+    with seen_instead(bank, name, change):
+        return call.made(choice)
+
+
+def _hidden(bank: nn.Module, last: _Last, call: Routed, choice: int) -> Tensor:
+    """The hidden numbers of a choice, [N, inputs]: slices pick out as many at a time as the output is wide."""
+    weight: Tensor = getattr(bank, last.name)
+    experts, inputs, width = last.slices(weight).shape
+    none = _seen(bank, last.name, torch.zeros_like, call, choice)
+    found = []
+    for start in range(0, inputs, width):
+        count = min(width, inputs - start)
+        picks = weight.new_zeros(experts, inputs, width)
+        picks[:, torch.arange(count) + start, torch.arange(count)] = 1
+        laid = picks.transpose(1, 2).contiguous() if last.turned else picks
+        found.append((_seen(bank, last.name, partial(_instead, laid), call, choice) - none)[:, :count])
+    return torch.cat(found, 1)
+
+
+def _instead(new: Tensor, _: Tensor) -> Tensor:
+    return new
+
+
+def _tokens(bank: nn.Module, last: _Last, call: Routed, wanted: Tensor, rows: Tensor, held: Tensor) -> _Tokens:
+    rows = rows.to(wanted.device)
+    hidden, left = [], wanted[rows]
+    for choice in range(call.chosen.shape[1]):
+        weight = call.weights[rows, choice, None]
+        hidden.append(_hidden(bank, last, call, choice)[rows] * weight)
+        left = left - _seen(bank, last.name, torch.zeros_like, call, choice)[rows] * weight
+    return _Tokens(call.chosen[rows], torch.stack(hidden, 1), left, held.to(wanted.device))
+
+
+def _solved_(bank: nn.Module, last: _Last, group: GroupPlan, tokens: _Tokens) -> Refit:
+    """The best slices by held-out tokens, written into the layer where they are better than those that are there."""
+    weight: Tensor = getattr(bank, last.name)
+    old = last.slices(weight).double()
+    whole = {e: (tokens.chosen == e).nonzero(as_tuple=True) for e in group.kept}
+    fitted = {e: (rows[~tokens.held[rows]], choices[~tokens.held[rows]]) for e, (rows, choices) in whole.items()}
+    hidden, wanted = tokens.hidden.double(), tokens.wanted.double()
+    start = wanted.clone()
+    for expert, (rows, choices) in whole.items():
+        start.index_add_(0, rows, hidden[rows, choices] @ old[expert], alpha=-1)
+    squares = {e: hidden[rows, choices].T @ hidden[rows, choices] for e, (rows, choices) in fitted.items()}
+    judged = tokens.held if bool(tokens.held.any()) else ~tokens.held
+    spread = float((wanted[judged] - wanted[judged].mean(0)).square().sum().clamp_min(1e-300))
+
+    def tried(ridge: float) -> tuple[Tensor, float]:
+        new, left = old.clone(), start.clone()
+        for _ in range(SWEEPS):
+            for expert, square in squares.items():
+                rows, choices = fitted[expert]
+                if not len(rows):
+                    continue
+                price = ridge * square.diagonal().mean().clamp_min(1e-12)
+                sides = hidden[rows, choices].T @ left[rows] - price * (new[expert] - old[expert])
+                step = torch.linalg.solve(square + price * torch.eye(len(square)).to(square), sides)
+                new[expert] += step
+                rows, choices = whole[expert]
+                left.index_add_(0, rows, hidden[rows, choices] @ step, alpha=-1)
+        return new, float(left[judged].square().sum()) / spread
+
+    before = float(start[judged].square().sum()) / spread
+    best, least, chosen = old, before, 0.0
+    for ridge in RIDGES:
+        new, error = tried(ridge)
+        if lower(error, than=least):
+            best, least, chosen = new, error, ridge
+    samples = int((~tokens.held).sum())
+    if not chosen:
+        return Refit(group.name, before, before, 0.0, samples)
+    laid = best.transpose(1, 2) if last.turned else best
+    stays = torch.tensor(group.kept, device=weight.device)
+    weight[stays] = laid[stays].to(weight.dtype)
+    return Refit(group.name, before, least, chosen, samples)
