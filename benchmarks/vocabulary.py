@@ -265,7 +265,8 @@ def row_of(name: str, size: int, tokens: int) -> dict[str, Any]:
         "rows": report.rows, "parameters": report.parameters, "merges": report.merges, "texts": len(texts),
         "texts_same": same, "tokens": sum(map(len, old)), "tokens_compared": len(ids),
         "max_error": furthest(model, loaded, trimmed.kept, ids), "loaded_class": type(again).__name__,
-        "tied": bool(getattr(loaded.config, "tie_word_embeddings", False)), "generate": generated(trimmed, loaded), "trim_seconds": seconds,
+        "tied": bool(getattr(loaded.config, "tie_word_embeddings", False)), "generate": generated(trimmed, loaded),
+        "trim_seconds": seconds,
     }  # fmt: skip
 
 
