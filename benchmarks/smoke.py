@@ -22,6 +22,7 @@ MODES: dict[str, list[str]] = {
     "cifar_resnet": ["", "--method rbp"],
     "cifar_vgg": ["", "--control", "--l1-at 50"],
     "condensed_cost": ["", "--device interpreter"],
+    "large_model": ["", "--shape moe-30b"],
     "lenet_mnist": ["", "--method rbp"],
     "real_models": [f"--only {n}" for n in ("crepe", "mobilenet", "stories")],
 }

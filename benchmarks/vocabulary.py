@@ -255,15 +255,15 @@ def row_of(name: str, size: int, tokens: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = trimmed.save(Path(place) / "small")
         loaded, again = type(model).from_pretrained(folder).eval(), transformers.AutoTokenizer.from_pretrained(folder)
-    old, new = (t(list(texts), add_special_tokens=True, verbose=False)["input_ids"] for t in (tokenizer, again))
-    same = sum([trimmed.kept[i] for i in b] == a for a, b in zip(old, new, strict=True))
-    ids = [i for text, row in zip(texts, old, strict=True) if text in files() for i in row]
+    old, new = (t.backend_tokenizer.encode_batch_fast(texts) for t in (tokenizer, again))
+    same = sum([trimmed.kept[i] for i in b.ids] == a.ids for a, b in zip(old, new, strict=True))
+    ids = [i for text, row in zip(texts, old, strict=True) if text in files() for i in row.ids]
     ids = ids if name in THROUGHOUT else ids[:tokens]
     report = trimmed.report
     return {
         "name": name, "tokenizer": type(tokenizer).__name__, "kind": type(tokenizer.backend_tokenizer.model).__name__,
         "rows": report.rows, "parameters": report.parameters, "merges": report.merges, "texts": len(texts),
-        "texts_same": same, "tokens": sum(map(len, old)), "tokens_compared": len(ids),
+        "texts_same": same, "tokens": sum(len(row.ids) for row in old), "tokens_compared": len(ids),
         "max_error": furthest(model, loaded, trimmed.kept, ids), "loaded_class": type(again).__name__,
         "tied": bool(getattr(loaded.config, "tie_word_embeddings", False)), "generate": generated(trimmed, loaded),
         "trim_seconds": seconds,

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 from prunus.errors import PruneError, TraceError, first_line
 from prunus.graph.branches import Recording, Replay
 from prunus.graph.deadcode import remove_dead_code_
+from prunus.graph.numberless import called
 from prunus.runtime.arguments import as_arguments, is_plain, plain, signature_of, tensors_in
 from prunus.runtime.entry import one_at_a_time
 from prunus.runtime.modes import eval_mode
@@ -108,7 +109,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
     names = _parameter_names(model)
     with eval_mode(model), Recording() as mode:
         try:
-            result = model(*args, **kwargs)
+            result = called(model, args, kwargs)
         except PruneError:
             raise
         except Exception as error:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.graph.numberless import called
 from prunus.graph.units.removal import NOT_A_TENSOR
 from prunus.runtime.arguments import as_arguments
 from prunus.runtime.entry import one_at_a_time
@@ -28,7 +29,7 @@ def results_of(model: nn.Module, example_inputs: Any, paths: Collection[str]) ->
     with one_at_a_time(), torch.no_grad(), eval_mode(model), ExitStack() as hooks:
         for path in paths:
             hooks.enter_context(model.get_submodule(path).register_forward_hook(_noting(found, path)))
-        model(*args, **kwargs)
+        called(model, args, kwargs)
     return found
 
 

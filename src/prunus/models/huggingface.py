@@ -1,4 +1,4 @@
-"""transformers models loaded in their own class, with example inputs; no code from outside is run."""
+"""transformers models in their own class, loaded or of a configuration alone, with example inputs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,45 @@ def load_pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """
     where = f"model 'hf:{name}'"
     transformers = from_extra("transformers", "hf", where)
+    _, family = _configured(name, where)
+    try:
+        loader = transformers.AutoModel if family is None else family
+        model: nn.Module = loader.from_pretrained(name, trust_remote_code=False, weights_only=True).eval()
+    except Exception as error:
+        raise ConfigError(where, f"its weights cannot be loaded: {first_line(error)}", "check the folder") from error
+    return model, _inputs_for(model)
+
+
+def from_configuration(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model without weights, on the device `meta`: it takes no memory, and can be analysed and planned.
+
+    Args:
+        name: a `config.json`, a folder with one, or a name on the hub.
+
+    Returns:
+        The model in eval mode, in the dtype that its configuration names; inputs as `load_pretrained` gives, on `meta`.
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+        ConfigError: as `load_pretrained`.
+    """
+    where = f"model 'hf-config:{name}'"
+    transformers = from_extra("transformers", "hf", where)
+    config, family = _configured(name, where)
+    try:
+        with torch.device("meta"):
+            made = (transformers.AutoModel.from_config if family is None else family)(config)
+    except Exception as error:
+        what = f"its class can't be made from it: {first_line(error)}"
+        raise ConfigError(where, what, "check the configuration") from error
+    dtype = getattr(config, "dtype", None)
+    model: nn.Module = made.to(dtype).eval() if isinstance(dtype, torch.dtype) else made.eval()
+    return model, {key: tensor.to("meta") for key, tensor in _inputs_for(model).items()}
+
+
+def _configured(name: str, where: str) -> tuple[Any, Any]:
+    """A configuration, and the class that it names, or None if it names none."""
+    transformers = from_extra("transformers", "hf", where)
     try:
         config: Any = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
@@ -34,15 +73,11 @@ def load_pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
         raise ConfigError(where, what, "give a folder with config.json, or a name on the hub") from error
     named = config.architectures
     kind = str(named[0]) if isinstance(named, list) and named else ""
-    family: Any = getattr(transformers, kind, None) if kind else transformers.AutoModel
+    family: Any = getattr(transformers, kind, None) if kind else None
     if kind and not (isinstance(family, type) and issubclass(family, transformers.PreTrainedModel)):
         what = f"transformers has no class {kind!r}, and no code from outside is run"
         raise ConfigError(where, what, "write FILE.py:callable that makes the model")
-    try:
-        model: nn.Module = family.from_pretrained(name, trust_remote_code=False, weights_only=True).eval()
-    except Exception as error:
-        raise ConfigError(where, f"its weights cannot be loaded: {first_line(error)}", "check the folder") from error
-    return model, _inputs_for(model)
+    return config, family
 
 
 @model_source(
@@ -53,6 +88,16 @@ def load_pretrained(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
 def from_transformers(name: str) -> LoadedModel:
     """What `load_pretrained` loads."""
     return LoadedModel(*load_pretrained(name), name)
+
+
+@model_source(
+    "hf-config",
+    form="hf-config:FILE_OR_DIR",
+    help="a transformers model of its configuration alone, without weights or memory for them: to be analyzed",
+)
+def without_weights(name: str) -> LoadedModel:
+    """What `from_configuration` makes."""
+    return LoadedModel(*from_configuration(name), name)
 
 
 def _inputs_for(model: Any) -> dict[str, Tensor]:

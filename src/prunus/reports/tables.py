@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box, filesize
@@ -12,6 +12,7 @@ from rich.table import Table
 from prunus.graph.grouping import Graph
 from prunus.graph.shallower import without_blocks
 from prunus.plan.cost import CostModel
+from prunus.plan.outlook import Prospect
 from prunus.plan.resources import RESOURCES
 
 
@@ -40,6 +41,29 @@ def prunability(graph: Graph) -> Table:
     free = sum(g.units for g in graph.groups() if not g.inside_heads)
     total = sum(g.units for g in graph.channel_groups)
     table.caption = f"{free} of {total} units can go; {dense.macs:,} MACs, {dense.params:,} parameters"
+    table.caption_justify = "left"
+    return table
+
+
+def prospects_table(graph: Graph, prospects: Sequence[Prospect], width: float) -> Table:
+    """What each target would leave; `width` is the number of bytes of a parameter, which may be an average."""
+    table = Table(title=f"{escape(graph.model)}: what each target would leave", title_justify="left", pad_edge=False)
+    table.add_column("target", no_wrap=True)
+    for column in ("MACs", "", "parameters", "", "bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
+    dense = CostModel(graph).dense()
+    rows = [("dense", dense), *((p.target, p.cost) for p in prospects)]
+    for name, cost in rows:
+        if cost is None:
+            table.add_row(escape(name), "out of reach")
+            continue
+        shares = (f"{100 * cost.macs / (dense.macs or 1):.1f} %", f"{100 * cost.params / (dense.params or 1):.1f} %")
+        size = filesize.decimal(round(width * cost.params))
+        table.add_row(escape(name), f"{cost.macs:,}", shares[0], f"{cost.params:,}", shares[1], size)
+    refusals = list(dict.fromkeys(p.refusal for p in prospects if p.refusal))
+    table.caption = "the same share of every group, before it is known what each is worth" + (
+        f"; out of reach: {escape(refusals[0])}" if refusals else ""
+    )
     table.caption_justify = "left"
     return table
 

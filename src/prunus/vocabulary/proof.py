@@ -15,14 +15,21 @@ from prunus.runtime.calling import outputs
 LENGTH = 128
 
 
-def sequences(model: Any, cut: Sequence[Sequence[int]], examples: int) -> list[Tensor]:
-    """At most so many sequences, evenly from all texts, each [1, tokens] and no longer than half of the positions."""
+def sequences(model: Any, cut: Sequence[Sequence[int]], kept: Sequence[int], examples: int) -> list[Tensor]:
+    """At most so many sequences, evenly from all texts, each [1, tokens] and no longer than half of the positions.
+
+    Args:
+        model: that they are for.
+        cut: every text with the ids of now.
+        kept: ids of before, which the sequences hold, by ids of now.
+        examples: how many.
+    """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     length = min(LENGTH, max(1, limit // 2)) if isinstance(limit, int) and limit > 0 else LENGTH
     starts = [(ids, at) for ids in cut for at in range(0, len(ids), length)]
     step = max(1, -(-len(starts) // examples))
     device = model.get_input_embeddings().weight.device
-    return [torch.tensor([list(ids[at : at + length])], device=device) for ids, at in starts[::step]]
+    return [torch.tensor([[kept[i] for i in ids[at : at + length]]], device=device) for ids, at in starts[::step]]
 
 
 def dense_outputs(model: Any, ids: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,30 +85,34 @@ def tokens_of(tokenizer: Any) -> Tokens:
     return Tokens(f"tokenizer {name}", data, backend.get_vocab(with_added_tokens=True))
 
 
-def encoded(backend: Any, texts: Iterable[str]) -> Iterator[list[int]]:
+def cut(tokens: Tokens, texts: Sequence[str]) -> list[array[int]]:
     """The ids of every text, with the tokens that the post-processor puts around it."""
-    waiting: list[str] = []
-    for text in texts:
-        waiting.append(text)
-        if len(waiting) == BATCH:
-            yield from (e.ids for e in backend.encode_batch_fast(waiting))
-            waiting = []
-    yield from (e.ids for e in backend.encode_batch_fast(waiting))
+    backend = tokens.backend()
+    found: list[array[int]] = []
+    for start in range(0, len(texts), BATCH):
+        found += [array("i", e.ids) for e in backend.encode_batch_fast(list(texts[start : start + BATCH]))]
+    return found
 
 
-def count(tokens: Tokens, texts: Sequence[str]) -> Counter[int]:
-    """How often texts have each id."""
-    return Counter(chain.from_iterable(encoded(tokens.backend(), texts)))
+def count(ids: Iterable[Iterable[int]]) -> Counter[int]:
+    """How often each id is there."""
+    return Counter(chain.from_iterable(ids))
 
 
-def passed(tokens: Tokens, texts: Sequence[str]) -> set[int]:
-    """Ids that WordPiece took on the way to finding a word unknown: without them it might find its way."""
-    model, backend = tokens.data["model"], tokens.backend()
+def passed(tokens: Tokens, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> set[int]:
+    """Ids that WordPiece took on the way to finding a word unknown: without them it might find its way.
+
+    Args:
+        tokens: the tokenizer.
+        texts: what it cuts.
+        ids: what it makes of them, see `cut`.
+    """
+    model = tokens.data["model"]
     if model["type"] != "WordPiece" or tokens.unknown is None:
         return set()
-    words: set[str] = set()
-    for text, ids in zip(texts, encoded(backend, texts), strict=True):
-        if tokens.unknown in ids:
+    backend, words = tokens.backend(), set[str]()
+    for text, made in zip(texts, ids, strict=True):
+        if tokens.unknown in made:
             found = backend.encode(text)
             spans = [span for number, span in zip(found.ids, found.offsets, strict=True) if number == tokens.unknown]
             words |= {text[start:end] for start, end in spans}

@@ -15,7 +15,7 @@ from prunus.vocabulary.identifiers import named
 from prunus.vocabulary.proof import dense_outputs, largest_error, sequences
 from prunus.vocabulary.rewriting import Numbers, fewer, rewritten
 from prunus.vocabulary.rows import check_model, following, without_rows
-from prunus.vocabulary.tokens import Tokens, count, encoded, passed, tokens_of
+from prunus.vocabulary.tokens import Tokens, count, cut, passed, tokens_of
 from prunus.vocabulary.trimmed import Report, Trimmed, check_numbers
 
 
@@ -79,22 +79,26 @@ def trim_vocabulary(
         raise ConfigError(tokens.name, what, "model.resize_token_embeddings(len(tokenizer)) gives it one")
     given = _texts(texts)
     following(model, {i: i for i in range(rows)}, rows)
-    counted = count(tokens, given)
+    old = cut(tokens, given)
+    counted = count(old)
     if not counted:
         raise DataError("texts", f"{len(given)} texts have no token", "give texts that the model will read")
-    always = tokens.fixed() | named(model, rows) | set(tokenizer.all_special_ids) | passed(tokens, given)
+    always = tokens.fixed() | named(model, rows) | set(tokenizer.all_special_ids) | passed(tokens, given, old)
     always |= _asked(tokens, list(keep))
     kept = chosen(tokens, counted, always, min_count=min_count, size=size)
     numbers = {old: new for new, old in enumerate(kept)}
     smaller_tokenizer = rewritten(tokenizer, fewer(tokens, numbers), numbers)
     after = tokens_of(smaller_tokenizer)
-    whole = min_count == 1 and size is None
-    cut, changed = _compared(tokens, after, given, numbers, exact=whole)
-    ids = sequences(model, [[kept[i] for i in text] for text in cut], examples)
+    new = cut(after, given)
+    changed = _changed(given, old, new, numbers)
+    if changed and min_count == 1 and size is None:
+        what = f"without the tokens that no text uses it cuts {changed[0][:60]!r} otherwise"
+        raise SurgeryError(tokens.name, what, "report the tokenizer")
+    ids = sequences(model, new, kept, examples)
     dense = dense_outputs(model, ids)
     smaller = without_rows(model, numbers, rows)
     error = largest_error(smaller, dense, ids, numbers, rows)
-    again = count(after, given)
+    again = count(new)
     report = Report(
         (rows, len(kept)),
         (_parameters(model), _parameters(smaller)),
@@ -104,7 +108,7 @@ def trim_vocabulary(
         (_unknown(tokens, counted), _unknown(after, again)),
         sum(times for i, times in counted.items() if i in numbers) / counted.total(),
         len(given),
-        changed,
+        len(changed),
         len(ids),
         error,
     )
@@ -123,28 +127,16 @@ def _texts(texts: Iterable[str] | str) -> list[str]:
 
 def _asked(tokens: Tokens, keep: Sequence[str]) -> set[int]:
     """Ids of the tokens that are asked for, and of those that the texts are cut into."""
-    return {tokens.ids[t] for t in keep if t in tokens.ids} | set(count(tokens, keep)) | passed(tokens, keep)
+    ids = cut(tokens, keep)
+    return {tokens.ids[t] for t in keep if t in tokens.ids} | set(count(ids)) | passed(tokens, keep, ids)
 
 
-def _compared(
-    before: Tokens, after: Tokens, texts: Sequence[str], numbers: Numbers, *, exact: bool
-) -> tuple[list[list[int]], int]:
-    """The texts cut by the smaller tokenizer, and how many of them are cut otherwise than before.
-
-    Raises:
-        SurgeryError: one is, though it should not.
-    """
-    cut: list[list[int]] = []
-    changed = 0
-    pairs = zip(texts, encoded(before.backend(), texts), encoded(after.backend(), texts), strict=True)
-    for text, old, new in pairs:
-        same = [numbers.get(i, -1) for i in old] == new
-        if exact and not same:
-            what = f"without the tokens that no text uses it cuts {text[:60]!r} otherwise"
-            raise SurgeryError(before.name, what, "report the tokenizer")
-        changed += not same
-        cut.append(new)
-    return cut, changed
+def _changed(
+    texts: Sequence[str], old: Sequence[Sequence[int]], new: Sequence[Sequence[int]], numbers: Numbers
+) -> list[str]:
+    """The texts that are cut otherwise than before."""
+    rows = zip(texts, old, new, strict=True)
+    return [text for text, before, after in rows if [numbers.get(i, -1) for i in before] != list(after)]
 
 
 def _parameters(model: nn.Module) -> int:
