@@ -70,9 +70,9 @@ def main() -> None:
     start = time.perf_counter()
     graph = prunus.trace(model, inputs)
     analysed = time.perf_counter() - start
-    groups = prunable_groups(graph, model)
+    groups = [*prunable_groups(graph, model), *(g for g in graph.experts if g.locked is None)]
     start = time.perf_counter()
-    plan = prunus.Plan.from_kept(graph, {g.name: list(range(0, g.units, 2)) for g in groups})
+    plan = prunus.Plan.from_kept(graph, {g.name: list(range(0, g.units, 2)) for g in groups})  # every second unit
     planned = time.perf_counter() - start
     start = time.perf_counter()
     prospects = outlook(graph, groups, resource=args.resource)
@@ -82,6 +82,7 @@ def main() -> None:
         "analysed_seconds": analysed, "planned_seconds": planned, "targets_seconds": looked,
         "extra_mib": peak_mib() - before, "peak_mib": peak_mib(), "groups": len(groups),
         "heads": sum(g.heads_of is not None for g in groups), "blocks": len(graph.blocks.free),
+        "experts": sum(g.units for g in graph.experts if g.locked is None),
         "macs": plan.before.macs,
         "targets": [
             {"target": p.target, "macs": p.cost and p.cost.macs, "params": p.cost and p.cost.params,

@@ -123,3 +123,17 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "macs<=90%" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         main(["analyze", f"hf-config:{folder}", "--costs", "latency"])
+
+
+def test_whole_experts_are_counted_where_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    settings = {**LLAMA, "intermediate_size": 32, "moe_intermediate_size": 32, "num_experts": 8, "head_dim": 8}
+    kind = {"architectures": ["Qwen3MoeForCausalLM"], "dtype": "bfloat16", "num_experts_per_tok": 2}
+    transformers.Qwen3MoeConfig(**settings, **kind).save_pretrained(tmp_path)
+    told = []
+    for more in ([], ["--experts"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(["analyze", f"hf-config:{tmp_path}", "--costs", "params", "--json", *more])
+        told.append(json.loads(capsys.readouterr().out)["targets"][4])  # half
+    assert told[0]["cost"] is None
+    assert [kept for name, kept in told[1]["kept"].items() if "heads" not in name] == [4, 4]

@@ -29,6 +29,7 @@ def analyze(
             help=f"also what 90, 80, ... 30 % of it would leave, from shapes alone: {', '.join(COUNTED)}",
         ),
     ] = None,
+    experts: Annotated[bool, typer.Option("--experts", help="with --costs: whole experts go too")] = False,
 ) -> dict[str, Any]:
     """Say what may be removed from a model, what is locked, and why."""
     spec = place_of(model)
@@ -43,7 +44,8 @@ def analyze(
     found = {"model": graph.model, "groups": groups, "blocks": blocks, "cost": dict(count_cost(graph))}
     if costs is None:
         return found
-    prospects = outlook(graph, prunable_groups(graph, network), resource=costs)
+    whole = [g for g in graph.experts if g.locked is None] if experts else []
+    prospects = outlook(graph, [*prunable_groups(graph, network), *whole], resource=costs)
     sizes = [(p.numel(), p.element_size()) for p in network.parameters()]
     width = sum(n * s for n, s in sizes) / max(1, sum(n for n, _ in sizes))
     show(prospects_table(graph, prospects, width))
