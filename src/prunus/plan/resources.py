@@ -160,8 +160,9 @@ def experts(left: Remains) -> float | None:
     """Experts that stay of a layer; None where there are none."""
     found = []
     for group in left.layout.graph.experts:
-        rows = next(s for s in group.slots if s.tensor == group.readers[0].stored)
-        found.append(float(left.shapes[left.layout.tensors[rows.tensor], rows.dim]))
+        rows = next((s for s in group.slots if s.tensor == group.readers[0].stored), None)
+        if rows is not None:  # else the router went with its block
+            found.append(float(left.shapes[left.layout.tensors[rows.tensor], rows.dim]))
     return sum(found) / len(found) if found else None
 
 
