@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test docs coverage lint bench smoke clean
+.PHONY: demo test docs dist coverage lint bench smoke clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,6 +25,17 @@ test: $(STAMP)
 # The site as folders of HTML that open from the disk: runs/site/index.html.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# Wheel and source distribution: their metadata, and the wheel alone in an environment that holds nothing else.
+dist: $(STAMP)
+	rm -rf dist runs/dist
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv runs/dist/twine
+	runs/dist/twine/bin/python -m pip install -q -c constraints.txt twine
+	runs/dist/twine/bin/twine check --strict dist/*
+	$(PYTHON) -m venv runs/dist/alone
+	runs/dist/alone/bin/python -m pip install -q -c constraints.txt dist/*.whl
+	cd runs/dist && alone/bin/python -m prunus doctor
 
 # Apart from `test`: tracing lines costs the suite half as much again on Python before 3.12.
 coverage: $(STAMP)

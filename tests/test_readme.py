@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from typer.testing import CliRunner
 
 import prunus
-from prunus.cli.app import application
+from documents import DOCUMENTS, blocks
 from prunus.data.registry import DATA_SOURCES
 from prunus.formats import EXPORTERS
 from prunus.graph.registry import RULES
@@ -25,8 +23,7 @@ from prunus.models.loaded import MODEL_SOURCES
 from prunus.plan.resources import RESOURCES
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/features.md", "docs/custom-operations.md", "docs/getting-started.md"]
-DOCUMENTS += ["docs/refused.md", "docs/coming-from.md"]
+WITH_CODE = [document for document in DOCUMENTS if blocks(document, "python")]
 
 
 class MyModel(nn.Module):
@@ -67,26 +64,17 @@ def names() -> Iterator[None]:
         known.update(old)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", WITH_CODE)
 def test_python_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # Compiling the loops would take longer than all documents together.
     monkeypatch.setattr(masks, "available", lambda: False)
     monkeypatch.setattr(products, "available", lambda: False)
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
     names = stand_ins()
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"{document}, block {number}", "exec"), names)
-    assert blocks
-
-
-def test_commands_of_the_readme_have_the_options_they_show() -> None:
-    commands = re.findall(r"^prunus +(\w+) (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    for command, arguments in commands:
-        shown = CliRunner().invoke(application(command), [command, "--help"], env={"COLUMNS": "200"}, color=False)
-        assert shown.exit_code == 0
-        assert [o for o in re.findall(r"--[\w-]+", arguments) if o not in shown.output] == []
-    assert commands
+    for block in blocks(document, "python"):
+        code = compile(block.text, f"{document}, line {block.line}", "exec")
+        if not block.reason:
+            exec(code, names)
 
 
 def test_the_readme_fits_one_screen() -> None:
