@@ -32,7 +32,8 @@ def provenance() -> dict[str, Any]:
 
     return {
         "commit": git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        # Results are written while a benchmark runs.
+        "dirty": bool(git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)benchmarks/results")),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
