@@ -25,10 +25,11 @@ def net() -> nn.Sequential:
 @pytest.fixture(scope="module")
 def shown() -> dict[str, Shown]:
     result = prunus.prune(net(), X, method="l1", target="macs<=50%")
-    return {"graph": result.graph, "plan": result.plan, "result": result}
+    comparison = prunus.benchmark(net(), result.model, X, modes=("eager",), repeats=2)
+    return {"graph": result.graph, "plan": result.plan, "result": result, "comparison": comparison}
 
 
-@pytest.mark.parametrize("name", ["graph", "plan", "result"])
+@pytest.mark.parametrize("name", ["graph", "plan", "result", "comparison"])
 def test_a_result_is_one_line_and_prints_as_its_explanation(shown: dict[str, Shown], name: str) -> None:
     result = shown[name]
     assert len(repr(result)) < 200

@@ -24,6 +24,7 @@ PAIRED: dict[str, Callable[[], Any]] = {
     "three": lambda: (LOADER, LOADER, LOADER),
     "data sets": lambda: (TensorDataset(X, Y), TensorDataset(X, Y)),
     "lists of batches": lambda: (LISTED, LISTED),
+    "splits of data sets": lambda: prunus.Splits(PART, PART),
     "by name": lambda: {"train": LOADER, "val": LOADER},
     "source": lambda: DataSource("some", PART, PART, PART, 3),
 }

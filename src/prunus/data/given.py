@@ -77,7 +77,8 @@ def split_up(data: Any, model: nn.Module | None, seed: int) -> Any:
     """
     parts = isinstance(data, tuple | list) and 2 <= len(data) <= 3 and all(_many(p, type(data)) for p in data)
     named = isinstance(data, Mapping) and any(name in data for name in NAMES[0])
-    if not isinstance(data, DataSource) and not parts and not named:
+    examples = isinstance(data, Splits) and any(map(read_by_number, (data.train, data.validation)))
+    if not isinstance(data, DataSource) and not parts and not named and not examples:
         return data
     source = source_of(data, model)
     share = {"rank": rank(), "world": torch.distributed.get_world_size()} if distributed() else {}

@@ -27,6 +27,7 @@ from prunus.runtime.entry import entry
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import to_device
 from prunus.runtime.processes import model_device
+from prunus.runtime.shown import Shown
 from prunus.runtime.timing import NOTICEABLE, Run, interleaved, waiter
 
 MODES: tuple[Runtime, ...] = ("eager", "compiled", "onnx")
@@ -74,13 +75,20 @@ class ModeComparison:
         return None if self.before is None or self.after is None else self.after.least / self.before.least
 
     @property
+    def told(self) -> str:
+        """How the two compare, in words."""
+        if self.ratio is None:
+            return f"not measured: {self.reason}"
+        return f"{1 / self.ratio:.2f}x faster" if self.ratio <= 1 else f"{self.ratio:.2f}x slower"
+
+    @property
     def slower(self) -> bool:
         """True if the pruned model takes noticeably longer."""
         return self.ratio is not None and self.ratio > 1 / NOTICEABLE
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Both models side by side; pairs are (before, after).
 
     Attributes:
@@ -106,11 +114,35 @@ class Comparison:
     threads: int
     warnings: tuple[str, ...] = field(default=())
 
+    def line(self) -> str:
+        """Share of the parameters that stays, and how much faster each way to run it is."""
+        share = f"{_share(*self.parameters) or 'none'} of the parameters"
+        return ", ".join([share, *(f"{m.mode} {m.told}" for m in self.modes)])
+
+    def explain(self) -> str:
+        """Sizes, times and warnings, a line each."""
+        rows = [("parameters", *(f"{count:,}" for count in self.parameters), _share(*self.parameters))]
+        sizes = (("parameters, MB", self.parameter_bytes), ("peak memory, MB", self.peak_bytes))
+        rows += [(name, *(f"{size / 1e6:.2f}" for size in pair), _share(*pair)) for name, pair in sizes]
+        if self.macs is not None:
+            rows.append(("MACs per example", *(f"{count:,}" for count in self.macs), _share(*self.macs)))
+        for mode in self.modes:
+            times = ["" if t is None else f"{t.least:.3f} ms" for t in (mode.before, mode.after)]
+            rows.append((f"{mode.mode}, batch {self.batch_size}", *times, mode.told))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        told = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
+        where = f"least times on {self.device}, {self.threads} thread{'' if self.threads == 1 else 's'}"
+        return "\n".join([*told, where, *(f"warning: {warning}" for warning in self.warnings)])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the ratios included."""
         plain = asdict(self)
         plain["modes"] = [{**asdict(m), "ratio": m.ratio} for m in self.modes]
         return plain
+
+
+def _share(before: int, after: int) -> str:
+    return f"{100 * after / before:.1f} %" if before else ""
 
 
 @entry()
