@@ -31,7 +31,7 @@ def test_extras_and_needed_packages_are_those_of_the_build() -> None:
         name: distributions(re.sub(r"prunus\[[^\]]*\]", "prunus", items))
         for name, items in re.findall(r"^(\w+) = \[(.*?)\n?\]$", section, re.MULTILINE | re.DOTALL)
     }
-    assert {n: d for n, d in declared.items() if n not in ("bench", "dev")} == EXTRAS
+    assert {n: d for n, d in declared.items() if n not in ("bench", "dev", "docs")} == EXTRAS
     needed = PROJECT.split("\ndependencies = [")[1].split("]")[0]
     assert distributions(needed) == installed.NEEDED
 

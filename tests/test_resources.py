@@ -104,7 +104,7 @@ def test_units_are_the_resources_own() -> None:
         Budget.parse("stored<=3M")
     with pytest.raises(BudgetError, match=r"(?s)no such resource.*latency, macs, memory, params, stored, weights"):
         Budget.parse("energy<=5mj")
-    with pytest.raises(BudgetError, match="write 'macs<=50%', or latency or memory or params"):
+    with pytest.raises(BudgetError, match="write 'macs<=50%', or experts or latency or memory or params"):
         Budget.parse(0.5)  # type: ignore[arg-type]
 
 
@@ -163,5 +163,5 @@ def test_a_cost_is_a_mapping_and_has_attributes_and_does_not_change() -> None:
 
 
 def test_a_limit_by_hand_names_what_it_bounds() -> None:
-    with pytest.raises(BudgetError, match="use one of latency, macs, memory, params, weights"):
+    with pytest.raises(BudgetError, match="use one of experts, latency, macs, memory, params, weights"):
         Limit("energy", 1.0, False)
