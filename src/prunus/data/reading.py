@@ -151,7 +151,7 @@ class _Reading(Dataset[Any]):
 
     def __getitem__(self, numbered: tuple[int, int]) -> Any:
         index, seed = numbered
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed writes down a stack trace for CUDA each time
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:
