@@ -21,7 +21,7 @@ from prunus.measure.layers import Layer, layer_run, layers_of
 from prunus.measure.memory import live_memory
 from prunus.measure.runtimes import check_runtime
 from prunus.measure.stored import Stored
-from prunus.pipeline import meeting, planning
+from prunus.pipeline import meeting
 from prunus.plan.budget import Budget
 from prunus.plan.cost import CostModel
 from prunus.plan.gauge import Gauge
@@ -327,31 +327,3 @@ def test_blocks_that_go_are_measured_too(counting: Any) -> None:
     )  # fmt: skip
     assert weights_of(result.model) <= 0.75 * weights_of(model)
     assert result.plan.after["latency"] == weights_of(result.model)
-
-
-def test_shares_of_the_macs_that_take_as_long_are_tried_beside_the_table(
-    counting: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counting(weights_of)
-    tried: list[list[prunus.Plan]] = []
-    best = planning._best
-
-    def recorded(problem: Any, method: Any, prepared: Any, plans: list[prunus.Plan]) -> int:
-        tried.append(list(plans))
-        return best(problem, method, prepared, plans)
-
-    monkeypatch.setattr(planning, "_best", recorded)
-    data = [(torch.randn(8, 3, 8, 8), torch.randint(4, (8,))) for _ in range(2)]
-    result = prunus.prune(
-        net(96, 128), X, method="l1", target="latency<=80%", data=data, loss_fn=nn.functional.cross_entropy,
-        allocation=prunus.Allocation(round_to=1), progress=False,
-    )  # fmt: skip
-    first = tried[0]
-    assert len(first) == 2 * len(planning.EXPONENTS) + 4  # and uniform, and measured
-    bound = Budget.parse("latency<=80%")
-    assert all(bound.excess(plan.after, plan.before) <= 1 for plan in first)
-    table, shares = first[: len(first) // 2], first[len(first) // 2 :]
-    assert any(plan.kept not in [other.kept for other in table] for plan in shares)
-    for plan in shares:  # as large as halving finds; the table falls in steps of whole blocks
-        assert bound.excess(plan.after, plan.before) > 0.8
-    assert result.plan.asked.startswith("latency<=80%")

@@ -49,7 +49,6 @@ class Problem:
         precision: of forward and backward passes; `auto` is fp32 wherever something is decided.
         scores: what the method found before, so that it need not look again.
         measured: what the budget bounds and is measured, not counted.
-        shares_macs: it was settled that MACs are shared out, as many as such a budget allows.
     """
 
     model: nn.Module
@@ -68,7 +67,6 @@ class Problem:
     precision: Precision = "auto"
     scores: Scores | None = field(default=None, repr=False)
     measured: tuple[Measured, ...] = field(default=(), repr=False)
-    shares_macs: bool = False
 
     @property
     def steps(self) -> Steps | None:

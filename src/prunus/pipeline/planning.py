@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunus.data.batches import as_batches
 from prunus.data.taught import taught
-from prunus.errors import BudgetError, ConfigError
+from prunus.errors import ConfigError
 from prunus.files.fingerprint import tree_digest, weights_digest
 from prunus.files.steps import Steps
 from prunus.graph.grouping import Graph
@@ -35,74 +35,34 @@ from prunus.runtime.entry import entry
 from prunus.runtime.fields import as_seed
 from prunus.runtime.precision import lower
 
-HALVINGS = 7
-"""Of the MACs, to find the share that takes as long as is asked."""
 EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 """How much the cost of a unit counts against its score in the plans that are tried."""
 
 
 def planned(
     problem: Problem, groups: list[ChannelGroup], method: Method, prepared: Prepared | None = None
-) -> tuple[Plan, Scores, Problem]:
-    """The plan asked for, for the scope `auto` the best of several, see `prune`; and the problem with what was settled.
-
-    Where a budget is on what is measured, what layers take doesn't quite add up to what networks take. So of every way
-    to share a budget out there is a second plan, which shares MACs out and is as large as the budget allows.
-    """
+) -> tuple[Plan, Scores, Allocation]:
+    """The plan asked for, for the scope `auto` the best of several, see `prune`; and the allocation that made it."""
     request, model = problem.request, problem.model
     asked, scores = scored(problem, groups, method, prepared)
-    tried = [(way, problem.shares_macs) for way in ways(asked, scores, prepared)]
-    if len(tried) > 1 and prepared is not None and problem.measured and request.budget is not None:
-        tried += [(way, True) for way, _ in tried]
-    found = [(_plan_of(problem, groups, scores, *way), way) for way in tried]
-    plans = [(plan, way) for plan, way in found if plan is not None]
-    number = 0
-    if len(plans) > 1 and prepared is not None:
-        number = _best(problem, method, prepared, [plan for plan, _ in plans])
-    elif len(plans) > 1:
-        loader, loss_fn = problem.learned_from()
-        few = first_batches(loader, problem.seed)  # type: ignore[arg-type]
-        losses = [masked_loss(model, groups, plan.kept, few, loss_fn) for plan, _ in plans]  # type: ignore[arg-type]
-        number = int(lower(losses[1], than=losses[0]))
-    plan, (way, shares_macs) = plans[number]
-    return plan, scores, replace(problem, request=replace(request, allocation=way), shares_macs=shares_macs)
-
-
-def _plan_of(
-    problem: Problem, groups: list[ChannelGroup], scores: Scores, way: Allocation, shares_macs: bool
-) -> Plan | None:
-    request = problem.request
-    plan = None
-    if shares_macs and request.budget is not None:
-        plan = by_macs(problem, groups, scores, request.budget, way)
-        if plan is not None or not problem.shares_macs:
-            return plan
-    return make_plan(
-        problem.graph, groups, scores, budget=request.budget, pruning_ratio=request.ratio,
-        kept_counts=request.counts, allocation=way, seed=problem.seed,
-    )  # fmt: skip
-
-
-def by_macs(
-    problem: Problem, groups: list[ChannelGroup], scores: Scores, budget: Budget, way: Allocation
-) -> Plan | None:
-    """The largest plan that shares MACs out in this way and meets a budget on what is measured; None if none does."""
-    low, high, best = 0.0, 1.0, None
-    for _ in range(HALVINGS):
-        share = (low + high) / 2
-        bound = Budget(Budget.parse(f"macs<={100 * share:.4f}%").limits, budget.text)
-        try:
-            plan = make_plan(
-                problem.graph, groups, scores, budget=bound, allocation=way, seed=problem.seed
-            )  # fmt: skip
-        except BudgetError:
-            low = share
-            continue
-        if budget.excess(plan.after, plan.before) <= 1:
-            low, best = share, plan
-        else:
-            high = share
-    return best
+    tried = ways(asked, scores, prepared)
+    plans = [
+        make_plan(
+            problem.graph, groups, scores, budget=request.budget, pruning_ratio=request.ratio,
+            kept_counts=request.counts, allocation=way, seed=problem.seed,
+        )
+        for way in tried
+    ]  # fmt: skip
+    if len(plans) == 1:
+        return plans[0], scores, tried[0]
+    if prepared is not None:
+        best = _best(problem, method, prepared, plans)
+        return plans[best], scores, tried[best]
+    loader, loss_fn = problem.learned_from()
+    few = first_batches(loader, problem.seed)  # type: ignore[arg-type]
+    losses = [masked_loss(model, groups, plan.kept, few, loss_fn) for plan in plans]  # type: ignore[arg-type]
+    better = lower(losses[1], than=losses[0])
+    return plans[better], scores, tried[better]
 
 
 def _best(problem: Problem, method: Method, prepared: Prepared, plans: Sequence[Plan]) -> int:

@@ -124,8 +124,8 @@ def _at_once(method: Method, problem: Problem) -> Result:
         elif experts:
             plan, scores = planned_with_experts(problem, groups, experts, method, prepared)
         else:
-            plan, scores, problem = planned(problem, groups, method, prepared)
-            request = problem.request
+            plan, scores, settled = planned(problem, groups, method, prepared)
+            request = replace(request, allocation=settled)
         if kind.equal:
             counts = equalised({g.name: len(g.kept) for g in plan.groups}, kind.equal)
             alike = make_plan(problem.graph, groups, scores, kept_counts=counts, seed=problem.seed)
