@@ -193,16 +193,14 @@ def test_rows_heads_biases_and_ids_follow_and_ties_stay(name: str, tmp_path: Pat
 
 def test_what_is_generated_is_the_dense_models_where_it_chooses_among_what_stays() -> None:
     tokenizer = byte_level()
-    model = model_for(tokenizer)
+    model = model_for(tokenizer, spare=0)
     prompt = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
     said = model.generate(prompt, max_new_tokens=12, do_sample=False)[0]
-    asked = tokenizer.convert_ids_to_tokens([i for i in said.tolist() if i < len(tokenizer)])
-    trimmed = prunus.trim_vocabulary(model, tokenizer, TEXTS, keep=asked)
+    trimmed = prunus.trim_vocabulary(model, tokenizer, TEXTS, keep=tokenizer.convert_ids_to_tokens(said.tolist()))
+    assert trimmed.report.rows[1] < trimmed.report.rows[0]
     prompt = trimmed.tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
     found = trimmed.model.generate(prompt, max_new_tokens=12, do_sample=False)[0]
-    if bool((said < len(tokenizer)).all()):
-        assert [trimmed.kept[i] for i in found.tolist()] == said.tolist()
-    assert set(said.tolist()) - set(trimmed.kept) == {i for i in said.tolist() if i >= len(tokenizer)}
+    assert [trimmed.kept[i] for i in found.tolist()] == said.tolist()
 
 
 def test_other_texts_are_still_spelled() -> None:
@@ -368,6 +366,14 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit, match="2"):
             main(["trim", wrong[0], "--data", wrong[1], "--out", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
+    with pytest.raises(SystemExit, match="2"):  # before the model is looked for
+        main(["trim", "hf:nowhere", "--data", f"text:{text}", "--out", str(out)])
+    assert "not empty" in capsys.readouterr().err
+    rarer = ["--min-count", "2", "--out", str(tmp_path / "rarer"), "--json"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["trim", f"hf:{folder}", "--data", f"text:{text}", *rarer])
+    once = prunus.trim_vocabulary(model_for(tokenizer), tokenizer, ["\n".join(TEXTS)], min_count=2)
+    assert json.loads(capsys.readouterr().out)["rows"] == list(once.report.rows)
 
 
 def _kept(folder: Path) -> str:

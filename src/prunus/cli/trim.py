@@ -11,10 +11,10 @@ import typer
 from prunus.cli.terminal import say
 from prunus.data.texts import load_tokenizer, plain_text
 from prunus.errors import ConfigError
-from prunus.files.atomic import check_writable
+from prunus.files.atomic import check_free, check_writable
 from prunus.models.huggingface import load_pretrained
 from prunus.vocabulary.trim import trim_vocabulary
-from prunus.vocabulary.trimmed import KEPT
+from prunus.vocabulary.trimmed import KEPT, check_numbers
 
 HUB, TEXT = "hf:", "text:"
 
@@ -41,7 +41,10 @@ def trim_command(
     """Cut a language model's vocabulary, and its tokenizer, to what texts use."""
     if not model.startswith(HUB):
         raise ConfigError(f"model {model!r}", "only transformers models bring a tokenizer", "give hf:NAME_OR_DIR")
-    texts = [text for spec in data for text in _texts(spec)]
+    check_numbers(min_count, size)
+    counting = min_count > 1 or size is not None
+    texts = [text for spec in data for text in _texts(spec, counting)]
+    check_free(out, force)
     check_writable(out.parent)
     tokenizer = load_tokenizer(model.removeprefix(HUB))
     network, _ = load_pretrained(model.removeprefix(HUB))
@@ -52,9 +55,9 @@ def trim_command(
     return {"directory": str(out), "exact": trimmed.report.exact, **asdict(trimmed.report)}
 
 
-def _texts(spec: str) -> list[str]:
-    """A file as a whole, as `text:FILE` learns from it, and each of its lines."""
+def _texts(spec: str, counting: bool) -> list[str]:
+    """A file as a whole, as `text:FILE` learns from it; and each of its lines, unless tokens would count twice."""
     if not spec.startswith(TEXT):
         raise ConfigError(f"data {spec!r}", "a vocabulary is counted in plain text", "give text:FILE")
     whole = plain_text(Path(spec.removeprefix(TEXT)))
-    return [whole, *whole.splitlines()]
+    return [whole] if counting else [whole, *whole.splitlines()]

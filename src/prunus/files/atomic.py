@@ -136,6 +136,20 @@ def replacing(directory: StrPath) -> Iterator[Path]:
             sync_folder(target.parent)
 
 
+def check_free(directory: StrPath, overwrite: bool) -> Path:
+    """A folder that is to be written, and that is new, empty, or may be replaced; nothing is written.
+
+    Raises:
+        ArtifactError: there are files in it and `overwrite` is false, or it can't be replaced as a whole.
+    """
+    target = real_path(directory)
+    with refusing(target):
+        if target.exists() and any(target.iterdir()) and not overwrite:
+            raise ArtifactError(str(target), "the folder exists and is not empty", "choose another folder")
+        check_replaceable(target)
+    return target
+
+
 def check_replaceable(target: Path) -> None:
     """Raise ArtifactError for a folder with files in it that can't be replaced as a whole."""
     if _pinned(target) and any(target.iterdir()):

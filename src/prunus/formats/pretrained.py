@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from prunus.errors import ArtifactError, ConfigError, ExportError, first_line
-from prunus.files.atomic import StrPath, check_replaceable, real_path, refusing, replacing
+from prunus.files.atomic import StrPath, check_free, replacing
 from prunus.formats.registry import Exportable, Exported, exporter
 from prunus.plan.plan import Plan
 from prunus.proof.comparison import difference
@@ -48,11 +48,7 @@ def save_pretrained(
         ExportError: the loaded model computes something else.
     """
     config = expressed(model, plan)
-    target = real_path(directory)
-    with refusing(target):
-        if target.exists() and any(target.iterdir()) and not overwrite:
-            raise ArtifactError(str(target), "the folder exists and is not empty", "choose another folder")
-        check_replaceable(target)
+    target = check_free(directory, overwrite)
     with replacing(target) as temporary:
         write_pretrained(model, config, temporary, example_inputs)
     return Path(directory)

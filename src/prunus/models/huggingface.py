@@ -93,7 +93,7 @@ def from_transformers(name: str) -> LoadedModel:
 @model_source(
     "hf-config",
     form="hf-config:FILE_OR_DIR",
-    help="a transformers model of its configuration alone, without weights: to be analyzed",
+    help="a transformers model of its configuration alone, without weights: to be analysed",
 )
 def without_weights(name: str) -> LoadedModel:
     """What `from_configuration` makes."""

@@ -25,7 +25,8 @@ def check_model(model: Any) -> int:
     """The number of rows of a model's vocabulary.
 
     Raises:
-        ConfigError: no transformers model, none with an embedding of tokens, or one with two vocabularies.
+        ConfigError: no transformers model, none with an embedding of tokens, one with two vocabularies, or one whose
+            class can't be made from its configuration.
     """
     name = type(model).__name__
     if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
@@ -44,6 +45,7 @@ def check_model(model: Any) -> int:
         what = f"its configuration says vocab_size={said}, its embedding has {rows} rows"
         raise ConfigError(name, what, "trim the model as from_pretrained loads it")
     check_vocabularies(model, rows)
+    _made(model, {i: i for i in range(rows)}, rows)
     return rows
 
 

@@ -14,7 +14,7 @@ from prunus.vocabulary.choice import chosen
 from prunus.vocabulary.identifiers import named
 from prunus.vocabulary.proof import dense_outputs, largest_error, sequences
 from prunus.vocabulary.rewriting import Numbers, fewer, rewritten
-from prunus.vocabulary.rows import check_model, following, without_rows
+from prunus.vocabulary.rows import check_model, without_rows
 from prunus.vocabulary.tokens import Tokens, count, cut, passed, tokens_of
 from prunus.vocabulary.trimmed import Report, Trimmed, check_numbers
 
@@ -78,7 +78,6 @@ def trim_vocabulary(
         what = f"{beyond!r} has the id {tokens.ids[beyond]}, the model has {rows} rows"
         raise ConfigError(tokens.name, what, "model.resize_token_embeddings(len(tokenizer)) gives it one")
     given = _texts(texts)
-    following(model, {i: i for i in range(rows)}, rows)
     old = cut(tokens, given)
     counted = count(old)
     if not counted:

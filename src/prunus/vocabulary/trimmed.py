@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prunus.errors import ArtifactError, ConfigError, ExportError, first_line
-from prunus.files.atomic import StrPath, check_replaceable, real_path, refusing, replacing
+from prunus.errors import ConfigError, ExportError, first_line
+from prunus.files.atomic import StrPath, check_free, replacing
 from prunus.proof.comparison import difference
 from prunus.runtime.calling import outputs
 from prunus.runtime.entry import entry
@@ -119,11 +119,7 @@ def save_trimmed(trimmed: Trimmed, directory: StrPath, *, overwrite: bool = Fals
         ArtifactError: the folder exists, or can't be written.
         ExportError: what is loaded cuts texts otherwise, or computes something else.
     """
-    target = real_path(directory)
-    with refusing(target):
-        if target.exists() and any(target.iterdir()) and not overwrite:
-            raise ArtifactError(str(target), "the folder exists and is not empty", "choose another folder")
-        check_replaceable(target)
+    target = check_free(directory, overwrite)
     with replacing(target) as folder:
         trimmed.model.save_pretrained(folder)
         trimmed.tokenizer.save_pretrained(folder)
