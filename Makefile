@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test docs dist coverage lint bench smoke clean
+.PHONY: demo test docs dist coverage lint bench smoke examples clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -52,6 +52,10 @@ bench: $(STAMP)
 
 smoke: $(STAMP)
 	$(BIN)/python benchmarks/smoke.py
+
+# Every example, in a fresh environment of what it says it needs. `make examples NAMES=own_cnn` runs one.
+examples:
+	$(PYTHON) .ci/examples.py $(NAMES)
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

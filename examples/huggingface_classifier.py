@@ -2,6 +2,8 @@
 
 `python examples/huggingface_classifier.py [FOLDER]`. The network is a small one with random weights; yours comes from
 `AutoModelForSequenceClassification.from_pretrained(...)`, and the batches from your tokenizer and collator.
+
+Needs: pip install 'prunus[hf]'
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""Smaller first, eight bits at the end: ONNX Runtime's static quantisation. `python int8_finish.py [FOLDER]`"""
+"""Smaller first, eight bits at the end: ONNX Runtime's static quantisation. `python int8_finish.py [FOLDER]`
+
+Needs: pip install 'prunus[onnx]'
+"""
 
 import sys
 from pathlib import Path

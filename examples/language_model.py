@@ -2,6 +2,8 @@
 
 The network is a small one with random weights, trained for some seconds on a sequence that repeats. Yours comes from
 `AutoModelForCausalLM.from_pretrained(...)`; a text file becomes batches by `load_data("text:FILE", model="hf:DIR")`.
+
+Needs: pip install 'prunus[hf]'
 """
 
 import torch

@@ -1,4 +1,7 @@
-"""A CNN of your own and pictures in folders: train, look, compress, load. `python own_cnn.py [FOLDER]`"""
+"""A CNN of your own and pictures in folders: train, look, compress, load. `python own_cnn.py [FOLDER]`
+
+Needs: pip install 'prunus[images]'
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Cut in the middle of a `Trainer`: it goes on with the smaller model. `python trainer_callback.py [FOLDER]`"""
+"""Cut in the middle of a `Trainer`: it goes on with the smaller model. `python trainer_callback.py [FOLDER]`
+
+Needs: pip install 'prunus[hf]'
+"""
 
 import sys
 from pathlib import Path

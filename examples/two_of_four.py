@@ -1,4 +1,7 @@
-"""Exactly two of every four weights, refitted at once and then trained along. `python two_of_four.py`"""
+"""Exactly two of every four weights, refitted at once and then trained along. `python two_of_four.py`
+
+Needs: pip install 'prunus[demo]'
+"""
 
 import torch
 import torch.nn.functional as F

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -143,14 +144,63 @@ def test_lightning_callback_cuts_at_its_step_alone() -> None:
 
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    callback = PruneCallback(2, X[:2], network="net", method="l1", target={"0": 4})
-    trainer: Any = SimpleNamespace(global_step=0, world_size=1, optimizers=[optimizer])
+    callback = PruneCallback(2, X[:2], network="net", method="l1", target={"0": 4}, loss_fn=F.cross_entropy)
+    trainer: Any = SimpleNamespace(
+        global_step=0,
+        world_size=1,
+        optimizers=[optimizer],
+        train_dataloader=[(X[i : i + 8], Y[i : i + 8]) for i in (0, 8)],
+    )
     for _ in range(4):
         steps(model, optimizer, 1)
         trainer.global_step += 1
-        callback.on_train_batch_end(trainer, SimpleNamespace(net=model), None, None, 0)
+        callback.on_train_batch_end(trainer, nn.ModuleDict({"net": model}), None, None, 0)
         assert model[0].out_features == (12 if trainer.global_step < 2 else 4)
     assert isinstance(callback.result, prunus.Result)
-    shared: Any = SimpleNamespace(global_step=2, world_size=2, optimizers=[optimizer])
+    assert callback.result.refits  # on the trainer's own loader
+    shared: Any = SimpleNamespace(global_step=2, world_size=2, optimizers=[optimizer], train_dataloader=[])
     with pytest.raises(ConfigError, match="2 processes"):
-        PruneCallback(2, X[:2]).on_train_batch_end(shared, SimpleNamespace(model=model), None, None, 0)
+        PruneCallback(2, X[:2]).on_train_batch_end(shared, nn.ModuleDict({"model": model}), None, None, 0)
+
+
+@pytest.mark.usefixtures("lightning")
+def test_a_lightning_checkpoint_tells_of_its_cuts_and_a_dense_module_becomes_what_was_saved() -> None:
+    from prunus.trainers.lightning import PruneCallback, cut_as_saved_
+
+    model = nn.ModuleDict({"net": net()})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer: Any = SimpleNamespace(global_step=1, world_size=1, optimizers=[optimizer], train_dataloader=None)
+    dense: dict[str, Any] = {"state_dict": copy.deepcopy(model.state_dict())}
+    callbacks = [PruneCallback(n, X[:2], network="net", method="l1", target={"0": k}) for n, k in ((2, 4), (1, 8))]
+    for callback in (*callbacks[::-1], *callbacks):
+        trainer.global_step = callback.at
+        callback.on_train_batch_end(trainer, model, None, None, 0)
+    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
+    for callback in callbacks:
+        callback.on_save_checkpoint(trainer, model, checkpoint)
+    checkpoint = torch.load(stored(checkpoint), weights_only=True)
+
+    again = nn.ModuleDict({"net": net()})
+    for _ in range(2):  # the second time it is what it has to be
+        cut_as_saved_(again, checkpoint)
+        again.load_state_dict(checkpoint["state_dict"])
+    assert again["net"][0].out_features == again["net"][2].in_features == 4
+    assert torch.equal(again["net"](X), model["net"](X))
+    resumed = PruneCallback(2, X[:2], network="net", method="l1", target={"0": 4})
+    resumed.on_load_checkpoint(trainer, again, checkpoint)
+    trainer.global_step = 2
+    resumed.on_train_batch_end(trainer, again, None, None, 0)
+    assert resumed.result is None
+    resumed.on_save_checkpoint(trainer, again, written := {})
+    assert written["prunus"] == checkpoint["prunus"][:1]
+
+    cut_as_saved_(other := nn.ModuleDict({"net": net()}), dense)
+    assert other["net"][0].out_features == 12
+    with pytest.raises(SurgeryError, match="tells of no cut"):
+        cut_as_saved_(other, {"state_dict": checkpoint["state_dict"]})
+
+
+def stored(checkpoint: dict[str, Any]) -> io.BytesIO:
+    torch.save(checkpoint, file := io.BytesIO())
+    file.seek(0)
+    return file

@@ -16,6 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
     "timm": ("timm",),
     "hf": ("transformers",),
+    "lightning": ("lightning",),
     "figures": ("matplotlib",),
     "sparse": ("numba",),
     "demo": ("mlxtend",),
