@@ -66,7 +66,7 @@ def test_other_names_are_unknown_as_ever_and_copies_say_nothing() -> None:
 
 
 def test_a_class_that_defines_the_old_names_has_the_new_ones() -> None:
-    with pytest.warns(DeprecationWarning, match=r"Own\.(complexity_weight|kappa).*write beta"):
+    with pytest.warns(DeprecationWarning, match=r"Own\.(complexity_weight|kappa).*write beta") as told:
 
         @dataclass(frozen=True)
         class Own(StagedMethod):
@@ -78,6 +78,7 @@ def test_a_class_that_defines_the_old_names_has_the_new_ones() -> None:
             def complexity_weight(self, progress: float, num_data: int) -> float:
                 return 2 * self.beta
 
+    assert {w.filename for w in told} == {__file__}
     assert (Own().beta, Own(beta=3.0).beta_at(0.0, 10)) == (7.0, 6.0)
 
 

@@ -209,9 +209,15 @@ def freeze(model: nn.Module, masks: MaskSet, run: _Run) -> float:
 def _better(
     model: nn.Module, other: nn.Module | None, masks: Mapping[str, MaskedWeight], run: _Run
 ) -> tuple[nn.Module, bool]:
-    """Whichever network loses less under the masks, and whether that is the other one."""
+    """Whichever network loses less under the masks, and whether that is the other one.
+
+    Masks of frozen weights were fitted to the very examples that the loss is measured on, and nothing was trained that
+    could be worth keeping.
+    """
     if other is None:
         return model, False
+    if not run.method.train_weights:
+        return other, True
     losses = []
     for tried in (other, model):
         with masked_weights(tried, masks):

@@ -67,8 +67,17 @@ def _definition(kind: type) -> tuple[str, str]:
     return (str(Path(file).resolve()) if file else kind.__module__), kind.__qualname__
 
 
+class _Named(OldSettings):
+    """Classes whose definition has a word `name`, which Python 3.10's `ABCMeta` takes for a parameter of its own."""
+
+    def __new__(mcls, kind: str, bases: tuple[type, ...], body: dict[str, Any], /, **words: Any) -> Any:
+        if "name" in words:
+            words["named"] = words.pop("name")
+        return super().__new__(mcls, kind, bases, body, **words)
+
+
 @dataclass(frozen=True)
-class Method(OldNames, metaclass=OldSettings):
+class Method(OldNames, metaclass=_Named):
     """Anything that can say what stays.
 
     A method makes itself known by the name in its definition: `class VariationalDropout(StagedMethod, name="vdrop")`.
@@ -94,12 +103,12 @@ class Method(OldNames, metaclass=OldSettings):
     in_stages: ClassVar[bool] = False
     needs_data: ClassVar[bool] = True
 
-    def __init_subclass__(cls, *, name: str | None = None, **rest: Any) -> None:
+    def __init_subclass__(cls, *, named: str | None = None, **rest: Any) -> None:
         super().__init_subclass__(**rest)
         adopt_old_definitions_(cls)
-        if name is not None:
-            cls.name = name
-            register(cls, name)
+        if named is not None:
+            cls.name = named
+            register(cls, named)
             return
         # dataclass(slots=True) makes the class a second time, without the words of its definition.
         old = METHODS.get(cls.__dict__.get("name", ""))

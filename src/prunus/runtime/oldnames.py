@@ -80,7 +80,7 @@ def adopt_old_definitions_(kind: type[OldNames]) -> None:
     for old, now in kind.renamed.items():
         if old not in kind.__dict__:
             continue
-        warn_of_old(f"{kind.__name__}.{old}", now, stacklevel=5)
+        warn_of_old(f"{kind.__name__}.{old}", now, stacklevel=6)
         if old in (notes := inspect.get_annotations(kind)):
             kind.__annotations__ = {now if name == old else name: note for name, note in notes.items()}
         setattr(kind, now, kind.__dict__[old])
