@@ -85,6 +85,20 @@ def test_wrong_columns_are_found_in_low_formats_though_biases_dominate(dtype: to
         apply_and_verify_(model, wrong_columns(plan, "c.weight"), x)
 
 
+@pytest.mark.parametrize("statistics", [False, True])
+def test_what_a_layer_made_is_noted_before_code_writes_into_it(statistics: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(6) if statistics else nn.Identity()
+    net, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), norm, nn.Linear(6, 3)), torch.randn(8, 4)
+    plan = Plan.from_kept(prunus.trace(net, x), {"0": [0, 2, 3, 5]})
+    judge = judge_for(net, plan, x)
+    judge.layers = True
+    judge.seen = judge.observed(judge.inputs)
+    cut_(net, plan)
+    assert float(judge.seen.layers[0]["0"][0].min()) < 0
+    assert judge.held(net).problem is None
+
+
 def test_nothing_compared_is_nothing_proven() -> None:
     """Classes alone, and no look into the layers: equal integers are no proof."""
     model = mlp(lambda y: y.argmax(-1))

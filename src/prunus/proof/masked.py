@@ -155,9 +155,9 @@ def units_pass_through(layer: nn.Module, whole: Tensor, smaller: Tensor) -> bool
 
 
 def kept_part(output: Tensor, keep: tuple[int, int, tuple[int, ...]] | None) -> Tensor:
-    """What stays of a layer's output, which may be of the smaller model already."""
+    """What stays of a layer's output, which may be of the smaller model already: a copy, as code may write into it."""
     if keep is None or output.shape[keep[0]] != keep[1]:
-        return output
+        return output.clone()
     return output.index_select(keep[0], torch.tensor(keep[2], device=output.device))
 
 
