@@ -28,6 +28,7 @@ SHOWN = {
     "lightning_callback": r"load_from_checkpoint: [\d,]+ parameters, differs by 0\.0e\+00\nresumed: from step 32 to 48",
     "no_labels": r"distilled: \d+\.\d%",
     "own_cnn": r"loaded: \d+ parameters",
+    "timm_cnn": r"stock timm: logits differ by at most 0\.0e\+00; a new head \(32, 7\)",
     "trainer_callback": r"until step 8, [\d,]+ from then on",
     "two_of_four": r"refitted: .* at most 2 stay\nlearned: .* at most 2 stay",
 }

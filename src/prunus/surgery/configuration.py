@@ -16,6 +16,7 @@ from prunus.errors import ConfigError, first_line
 from prunus.files.atomic import write_text
 from prunus.plan.plan import Plan
 from prunus.surgery.experts import say_experts_
+from prunus.surgery.featurewidths import keep_feature_widths_true_
 
 UNSAID = "pruned by Prunus to widths that no configuration says: use prunus.save and prunus.load"
 HEAD_KEYS = (
@@ -30,12 +31,14 @@ WIDTH_KEYS = (
 
 
 def keep_configuration_true_(model: nn.Module, plan: Plan) -> None:
-    """Let the configuration of a pruned transformers model say its widths; other models are left alone.
+    """Let the configuration of a pruned transformers model say its widths, or what a timm model says of its features.
 
-    Where it can't, the model's `save_pretrained` (and with it `Trainer.save_model`) goes on to write its weights, which
-    a trainer resumes from, but a configuration that `from_pretrained` refuses: the dense one would give a model of the
-    old widths, new at random wherever something was removed.
+    Other models are left alone. Where a configuration can't, the model's `save_pretrained` (and with it
+    `Trainer.save_model`) goes on to write its weights, which a trainer resumes from, but a configuration that
+    `from_pretrained` refuses: the dense one would give a model of the old widths, new at random wherever something was
+    removed.
     """
+    keep_feature_widths_true_(model, plan)
     if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
         return
     try:
