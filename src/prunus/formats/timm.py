@@ -1,7 +1,7 @@
 """Pruned models of timm as a folder that stock timm loads, where its string of shapes can say the widths.
 
-timm makes the dense model, then puts layers of the shapes in a string into it (`adapt_model_from_string`, as for its own
-pruned models). That knows convolutions, depthwise ones among grouped, batch norms and the classifier.
+timm makes the dense model, then puts layers of the shapes in a string into it, as it does for pruned models of its own
+(`adapt_model_from_string`). That knows convolutions, depthwise ones among grouped, batch norms and the classifier.
 """
 
 from __future__ import annotations
