@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 
 import prunus
@@ -19,6 +22,8 @@ from prunus.learning.routes import tokens_per_expert
 from prunus.plan.plan import Plan
 from prunus.proof.apply import apply_and_verify_
 from prunus.proof.masked import masked
+from prunus.reports.offers import offers_of
+from prunus.reports.tables import prunability
 from prunus.testing.experts import EXPERTS, NEVER, planted_experts
 
 SMALL = {
@@ -69,6 +74,20 @@ class Listed(nn.Module):
             made = made.index_add(0, token, self.experts[number](x[token]) * weights[token, choice, None])
         result: Tensor = self.head(x + made)
         return result
+
+
+def test_the_table_says_that_experts_have_to_be_asked_for() -> None:
+    graph = prunus.trace(Listed().eval(), torch.randn(40, 8))
+    table = Console(width=200, record=True, file=io.StringIO())
+    table.print(prunability(graph))
+    text = table.export_text()
+    (row,) = (line for line in text.splitlines() if "--allow experts" in line)
+    assert row.replace("│", " ").split()[:3] == ["experts", "6", "experts"]
+    inner = sum(g.units for g in graph.groups(locked=True))
+    assert f"{6 * 12} of {inner} units can go" in text
+    locked = [replace(g, locked="[why]") if g.routing else g for g in graph.channel_groups]
+    table.print(prunability(replace(graph, channel_groups=locked)))
+    assert "locked: [why]" in table.export_text()
 
 
 def half(graph: prunus.Graph) -> dict[str, list[int]]:
@@ -221,6 +240,10 @@ def test_a_budget_on_parameters_takes_experts_first_and_widths_for_the_rest() ->
     assert few.plan.after.params <= 0.34 * few.plan.before.params
     assert {len(g.kept) for g in few.plan.groups if g.experts_of} == {2}
     assert any(len(g.kept) < g.units for g in few.plan.groups if g.experts_of is None)
+    offers = offers_of(few.graph, few.plan, few.scores, None, 0)
+    assert len(offers) > 1
+    assert [o.kept for o in offers if o.own] == [{g.name: len(g.kept) for g in few.plan.groups}]
+    assert {offer.kept[g.name] for offer in offers for g in few.graph.experts} == {2}
 
 
 def test_the_expert_that_nobody_needs_goes_first() -> None:

@@ -44,6 +44,8 @@ class Offer:
 def offers_of(graph: Graph, plan: Plan, scores: Scores, allocation: Allocation | None, seed: int) -> tuple[Offer, ...]:
     """Plans for 95 %, 90 %, ... of the MACs as far as floors allow, and the run's own, from the largest down.
 
+    Blocks and experts that the run's plan is without are gone in all of them.
+
     How the run shared its budget out (scope, exponent) is what gives its own counts at its own cost; if nothing does
     (counts by hand, equalised halves), the method's own exponent is taken.
 
@@ -56,18 +58,21 @@ def offers_of(graph: Graph, plan: Plan, scores: Scores, allocation: Allocation |
     """
     graph = without_blocks(graph, plan.blocks)  # they go in every offer
     counts = {g.name: len(g.kept) for g in plan.groups if not g.block}
-    groups = [g for g in graph.channel_groups if g.name in scores.values and g.name in counts]
+    groups = [g for g in graph.groups(locked=True, inexact=True) if g.name in scores.values and g.name in counts]
     if not groups or plan.patterns:
         return ()
+    decided = {g.name: counts[g.name] for g in graph.experts if g.name in counts}  # they went before widths did
     ways = _ways(scores, allocation or Allocation(), plan.asked)
-    values, settings = next((w for w in ways if _counts(graph, groups, plan, *w, seed) == counts), ways[0])
+    values, settings = next((w for w in ways if _counts(graph, groups, plan, *w, seed, decided) == counts), ways[0])
     costs = CostModel(graph)
     own = Offer(plan.after.macs, plan.after.params, counts, _loss(groups, scores.measured, counts), own=True)
     found = [own]
     for share in SHARES:
         budget = Budget.parse(f"macs<={round(share * plan.before.macs)}")
         try:
-            kept = allocate(graph, groups, values, budget=budget, allocation=settings, seed=seed)
+            kept = decided | allocate(
+                graph, groups, values, budget=budget, allocation=settings, seed=seed, decided=decided
+            )
         except BudgetError:
             break
         if any(kept == offer.kept for offer in found):
@@ -95,14 +100,15 @@ def _counts(
     values: Mapping[str, Tensor],
     settings: Allocation,
     seed: int,
+    decided: Mapping[str, int],
 ) -> dict[str, int] | None:
     """What a way of sharing out gives for what the run was asked."""
     try:
         asked = plan.asked.removesuffix(f", {settings.scope}")
         ratio = float(asked.removeprefix("pruning_ratio=")) if asked.startswith("pruning_ratio=") else None
         budget = Budget.parse(asked) if ratio is None else None
-        return allocate(
-            graph, groups, values, budget=budget, pruning_ratio=ratio, allocation=settings, seed=seed
+        return dict(decided) | allocate(
+            graph, groups, values, budget=budget, pruning_ratio=ratio, allocation=settings, seed=seed, decided=decided
         )  # fmt: skip
     except BudgetError:
         return None

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prunus.graph.grouping import Graph
+from prunus.graph.groups import ChannelGroup
 from prunus.graph.shallower import without_blocks
 from prunus.plan.cost import CostModel
 from prunus.plan.outlook import Prospect
@@ -23,9 +24,7 @@ def prunability(graph: Graph) -> Table:
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     costs = CostModel(graph)
     dense = costs.dense()
-    for group in graph.channel_groups:
-        fewer = costs.at(costs.counts({group.name: group.units - group.multiple}))
-        per_unit = (dense.macs - fewer.macs) // group.multiple
+    for group in graph.groups(locked=True):
         rows = f", equal counts in {group.multiple} rows" if group.rows is not None else ""
         if group.prunable:
             status = f"[green]prunable{' if asked' if group.inside_heads else ''}[/green]{rows}"
@@ -33,16 +32,28 @@ def prunability(graph: Graph) -> Table:
             status = "[yellow]inexact[/yellow], if asked: a normalisation takes statistics across the units"
         else:
             status = f"[yellow]locked[/yellow]: {escape(group.locked)}"
-        table.add_row(escape(group.name), str(group.units), f"{per_unit:,}", status)
+        table.add_row(escape(group.name), str(group.units), _per_unit(costs, group), status)
+    for group in graph.experts:
+        rows = f", equal counts in {group.multiple} groups" if group.rows is not None else ""
+        status = f"[green]prunable if asked[/green]: --allow experts{rows}"
+        if group.locked is not None:
+            status = f"[yellow]locked[/yellow]: {escape(group.locked)}"
+        table.add_row(escape(group.name), f"{group.units} experts", _per_unit(costs, group), status)
     for block in graph.blocks.free:
         fewer = CostModel(without_blocks(graph, [block.name])).dense()
         status = "[green]prunable if asked[/green]: --allow blocks"
         table.add_row(escape(block.name), "block", f"{dense.macs - fewer.macs:,}", status)
     free = sum(g.units for g in graph.groups() if not g.inside_heads)
-    total = sum(g.units for g in graph.channel_groups)
+    total = sum(g.units for g in graph.groups(locked=True))
     table.caption = f"{free} of {total} units can go; {dense.macs:,} MACs, {dense.params:,} parameters"
     table.caption_justify = "left"
     return table
+
+
+def _per_unit(costs: CostModel, group: ChannelGroup) -> str:
+    """MACs that one unit less saves."""
+    fewer = costs.at(costs.counts({group.name: group.units - group.multiple}))
+    return f"{(costs.dense().macs - fewer.macs) // group.multiple:,}"
 
 
 def prospects_table(graph: Graph, prospects: Sequence[Prospect], width: float) -> Table:

@@ -6,12 +6,13 @@ experts, and how many a token is given, are known here; the proof tells if that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from prunus.plan.plan import GroupPlan, Plan
+from prunus.surgery.steps import Steps, set_attribute_, set_child_
 
 COUNTS = (
     "num_experts", "num_local_experts", "n_routed_experts", "num_routed_experts", "moe_num_experts", "n_experts",
@@ -23,8 +24,6 @@ CHOICES = (
     "num_selected_experts", "top_k_experts",
 )  # fmt: skip
 """Names under which they hold how many of them a token is given."""
-
-Steps = list[Callable[[], None]]
 
 
 def routed(plan: Plan) -> list[GroupPlan]:
@@ -41,7 +40,7 @@ def set_experts_(model: nn.Module, plan: Plan) -> Steps:
         held = model.get_submodule(group.name)
         if isinstance(held, nn.ModuleList) and len(held) == group.units:
             shorter = nn.ModuleList([held[n] for n in group.kept]).train(held.training)
-            steps += _child(model.get_submodule(owner), name, shorter)
+            steps += set_child_(model.get_submodule(owner), name, shorter)
     sizes = {(g.units, len(g.kept)) for g in groups}
     for path, module in model.named_modules():
         # A module around all layers of experts counts for all of them.
@@ -49,7 +48,7 @@ def set_experts_(model: nn.Module, plan: Plan) -> Steps:
         around = sizes if not inside and len(sizes) == 1 and _around(path, groups) else set()
         for units, kept in inside or around:
             for name, value in changes(vars(module), units, kept).items():
-                steps += _attribute(module, name, value)
+                steps += set_attribute_(module, name, value)
     return steps
 
 
@@ -113,19 +112,3 @@ def say_experts_(config: Any, plan: Plan) -> None:
         held = {n: getattr(part, n, None) for n in (*COUNTS, *CHOICES)}
         for name, value in changes(held, units, kept).items():
             setattr(part, name, value)
-
-
-def _child(owner: nn.Module, name: str, new: nn.Module) -> Steps:
-    old = owner._modules[name]
-    owner._modules[name] = new
-
-    def undo() -> None:
-        owner._modules[name] = old
-
-    return [undo]
-
-
-def _attribute(holder: Any, name: str, value: Any) -> Steps:
-    old = getattr(holder, name)
-    setattr(holder, name, value)
-    return [lambda: setattr(holder, name, old)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from prunus.graph.units.removal import Removal
 from prunus.layers.standins import ReturnsInput, ReturnsZeros
+from prunus.surgery.steps import Steps, set_attribute_, set_child_
 
 STAND_INS = {"input": ReturnsInput, "zeros": ReturnsZeros}
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
@@ -17,8 +17,6 @@ PER_LAYER = "layer_types"
 """Name under which configurations hold the kind of each layer."""
 INDEX = "layer_idx"
 """Name under which modules hold the number of their layer, under which a cache keeps their keys and values."""
-
-Steps = list[Callable[[], None]]
 
 
 def stand_in_(model: nn.Module, removal: Removal) -> Steps:
@@ -36,7 +34,7 @@ def stand_in_(model: nn.Module, removal: Removal) -> Steps:
             if isinstance(value, int | float | str) and not name.startswith("_") and name not in vars(new):
                 setattr(new, name, value)
         owner, _, name = entry.module.rpartition(".")
-        steps += _child(model.get_submodule(owner), name, new)
+        steps += set_child_(model.get_submodule(owner), name, new)
     return steps
 
 
@@ -59,13 +57,13 @@ def shorten_(model: nn.Module, removal: Removal) -> Steps:
         assert isinstance(layers, nn.ModuleList)
         stays = [layer for n, layer in enumerate(layers) if n not in gone]
         for key in _counted(config, layers):
-            steps += _attribute(config, key, len(stays))
+            steps += set_attribute_(config, key, len(stays))
         kinds = getattr(config, PER_LAYER, None)
         if isinstance(kinds, list) and len(kinds) == len(layers):
-            steps += _attribute(config, PER_LAYER, [k for n, k in enumerate(kinds) if n not in gone])
-        steps += _child(owner, name, nn.ModuleList(stays).train(layers.training))
+            steps += set_attribute_(config, PER_LAYER, [k for n, k in enumerate(kinds) if n not in gone])
+        steps += set_child_(owner, name, nn.ModuleList(stays).train(layers.training))
         for number, layer in enumerate(stays):
-            steps += _attribute(layer, INDEX, number) if INDEX in vars(layer) else []
+            steps += set_attribute_(layer, INDEX, number) if INDEX in vars(layer) else []
     return steps + _numbered(model)
 
 
@@ -107,24 +105,8 @@ def _numbered(model: nn.Module) -> Steps:
     caches = [m for m in holders if not any(INDEX in vars(c) for c in m.modules() if c is not m)]
     rank = {index: n for n, index in enumerate(sorted({vars(m)[INDEX] for m in caches}))}
     return [step for m in caches if rank[vars(m)[INDEX]] != vars(m)[INDEX]
-            for step in _attribute(m, INDEX, rank[vars(m)[INDEX]])]  # fmt: skip
+            for step in set_attribute_(m, INDEX, rank[vars(m)[INDEX]])]  # fmt: skip
 
 
 def _stands_in(module: nn.Module) -> bool:
     return isinstance(module, ReturnsInput | ReturnsZeros)
-
-
-def _child(owner: nn.Module, name: str, new: nn.Module) -> Steps:
-    old = owner._modules[name]
-    owner._modules[name] = new
-
-    def undo() -> None:
-        owner._modules[name] = old
-
-    return [undo]
-
-
-def _attribute(holder: Any, name: str, value: Any) -> Steps:
-    old = getattr(holder, name)
-    setattr(holder, name, value)
-    return [lambda: setattr(holder, name, old)]
