@@ -18,6 +18,7 @@ import pytest
 from prunus.kernels import masks, products
 from prunus.runtime.extras import EXTRAS, there
 from prunus.runtime.installed import NEEDED
+from torchvision_operators import stand_in_for_suppression
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWN = {
@@ -29,7 +30,9 @@ SHOWN = {
     "no_labels": r"distilled: \d+\.\d%",
     "own_cnn": r"loaded: \d+ parameters",
     "timm_cnn": r"stock timm: logits differ by at most 0\.0e\+00; a new head \(32, 7\)",
+    "torchvision_detector": r"loaded: a RetinaNet, \[\d+, \d+\] boxes, the same: True",
     "trainer_callback": r"until step 8, [\d,]+ from then on",
+    "ultralytics_yolo": r"loaded as saved: True; trained on: 244,452 -> 1\d\d,\d+ parameters\nexported: best.onnx",
     "two_of_four": r"refitted: .* at most 2 stay\nlearned: .* at most 2 stay",
 }
 """Example -> what its last lines say; all of them print a plan, and that it was proven, besides."""
@@ -59,6 +62,7 @@ def needed(name: str) -> set[str]:
 def test_it_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     if missing := sorted(module for module in needed(name) if not there(module)):
         pytest.skip(f"{', '.join(missing)} not installed; `make examples NAMES={name}` runs it where it is")
+    stand_in_for_suppression()
     # Compiling the loops would take longer than all examples together.
     monkeypatch.setattr(masks, "available", lambda: False)
     monkeypatch.setattr(products, "available", lambda: False)

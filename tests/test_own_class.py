@@ -13,6 +13,7 @@ import prunus
 from prunus.errors import DataError, PruneError
 from prunus.plan.plan import Plan
 from prunus.proof.ownclass import survivors
+from prunus.surgery.cut import cut_
 from zoo import ZOO
 from zoo_nets import C2f, HardCodedView, cbr
 
@@ -142,3 +143,36 @@ def test_a_group_whose_weight_can_not_be_computed_after_a_cut_stays() -> None:
     assert result.model[0].out_features == 10
     assert not result.verification.rewritten
     assert any("ten rows are wanted" in note for note in result.plan.notes)
+
+
+class Pieces(nn.Module):
+    """Cut into halves by a method, and by a number that it holds once it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.other = 8, 8
+        self.a, self.m, self.b = nn.Linear(4, 16), nn.Linear(8, 8), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.a(x).chunk(2, -1)
+        return self.b(torch.cat((left, right, self.m(right)), -1))
+
+    def exported(self, x: Tensor) -> Tensor:
+        left, right = self.a(x).split((self.c, self.c), -1)
+        return self.b(torch.cat((left, right, self.m(right)), -1))
+
+
+def test_the_width_of_equal_pieces_that_a_module_holds_is_that_which_is_left() -> None:
+    model, x = nn.Sequential(Pieces()).eval(), torch.randn(2, 4)
+    settings = {"method": "l1", "target": 0.5, "allow": ("own_class",), "progress": False}
+    small = prunus.prune(model, x, **settings).model
+    assert (small[0].c, small[0].other) == (4, 8)
+    assert torch.equal(small[0].exported(x), small(x))
+    plan = prunus.Plan.from_kept(prunus.trace(model, x), {"0.a": range(4), "0.a#2": range(4)})
+    undo = cut_(model, plan)
+    assert model[0].c == 4
+    undo()
+    assert model[0].c == 8
+    uneven = prunus.Plan.from_kept(prunus.trace(model, x), {"0.a": range(4), "0.a#2": range(5)})
+    cut_(model, uneven)
+    assert model[0].c == 8

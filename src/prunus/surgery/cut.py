@@ -20,6 +20,7 @@ from prunus.layers.submodules import is_conv1d
 from prunus.plan.edits import TensorEdit
 from prunus.plan.plan import Plan
 from prunus.surgery.experts import set_experts_
+from prunus.surgery.piecewidths import set_piece_widths_
 from prunus.surgery.shallower import stand_in_
 
 
@@ -72,6 +73,7 @@ def cut_(model: nn.Module, plan: Plan, *, removing: bool = True) -> Undo:
             steps += recompute_weights_(owner)
             steps += _set_sizes(owner)
         steps += _set_heads(model, plan)
+        steps += set_piece_widths_(model, plan)
         steps += set_experts_(model, plan) if removing else []
         steps += stand_in_(model, plan.removal) if removing else []
     except Exception as failure:
