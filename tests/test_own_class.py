@@ -13,6 +13,7 @@ import prunus
 from prunus.errors import DataError, PruneError
 from prunus.plan.plan import Plan
 from prunus.proof.ownclass import survivors
+from prunus.surgery import piecewidths
 from prunus.surgery.cut import cut_
 from zoo import ZOO
 from zoo_nets import C2f, HardCodedView, cbr
@@ -38,8 +39,9 @@ def made(by_size: bool = False) -> tuple[Detector, Tensor]:
     return Detector(by_size).eval(), torch.randn(1, 3, 8, 8)
 
 
-def test_equal_halves_keep_a_detector_in_its_class() -> None:
-    model, x = made()
+@pytest.mark.parametrize("by_size", [False, True])
+def test_equal_halves_keep_a_detector_in_its_class(by_size: bool) -> None:
+    model, x = made(by_size)
     result = prunus.prune(model, x, method="l1", target=0.5, allow=("own_class",), progress=False)
     assert type(result.model) is Detector
     assert result.model.fuse() == "fused"
@@ -54,7 +56,8 @@ def test_equal_halves_keep_a_detector_in_its_class() -> None:
 
 
 @pytest.mark.parametrize("kind", ["split", "view"])
-def test_what_the_code_does_not_survive_stays_and_is_named(kind: str) -> None:
+def test_what_the_code_does_not_survive_stays_and_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(piecewidths, "PIECE_WIDTHS", ())  # as if the class had another name for it
     model: nn.Module = made(True)[0] if kind == "split" else ZOO["hard_coded_view"].make()
     x = torch.randn(2, 3, 8, 8)
     before = copy.deepcopy(model.state_dict())
