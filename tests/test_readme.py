@@ -20,6 +20,7 @@ from prunus.graph.registry import RULES
 from prunus.kernels import masks, products
 from prunus.methods import METHODS
 from prunus.models.loaded import MODEL_SOURCES
+from prunus.models.registry import import_all
 from prunus.plan.resources import RESOURCES
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,7 @@ def stand_ins() -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def names() -> Iterator[None]:
     """What the documents register is forgotten afterwards; torch knows the operations that they take for granted."""
+    import_all("prunus.formats")  # what registers itself at its first import is not the documents'
     registries: list[dict[str, Any]] = [EXPORTERS, RULES, METHODS, MODEL_SOURCES.kinds, DATA_SOURCES.kinds, RESOURCES]
     before = [dict(known) for known in registries]
     library = torch.library.Library("mylib", "FRAGMENT")
