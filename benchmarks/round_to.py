@@ -87,13 +87,22 @@ def networks(weights: Path | None) -> dict[str, tuple[Callable[[], nn.Module], t
 
 def session(model: nn.Module, x: Tensor, folder: Path) -> Callable[[], float]:
     """CPU seconds of one pass in ONNX Runtime on one thread, as a function; a sample lasts 30 ms."""
-    import onnxruntime
-
     path = folder / "model.onnx"
     export_onnx(model, x, path)
+    return sampled(opened(path), x)
+
+
+def opened(path: Path) -> Any:
+    """A session of ONNX Runtime on one thread."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    loaded: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def sampled(loaded: Any, x: Tensor) -> Callable[[], float]:
+    """CPU seconds of one pass, as a function; a sample lasts 30 ms."""
     feed = {loaded.get_inputs()[0].name: x.numpy()}
 
     def passes(count: int) -> float:
