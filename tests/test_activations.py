@@ -105,6 +105,8 @@ def test_a_grid_that_no_graph_takes_is_refused() -> None:
 def test_the_folder_has_an_onnx_file_that_computes_in_eight_bits(tmp_path: Path, bits: Any) -> None:
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
+    if bits == 4 and tuple(map(int, runtime.__version__.split(".")[:2])) < (1, 24):
+        pytest.skip("this ONNX Runtime can't pack four bits")
     model, data = parts()
     method = DPP(pattern="weight 50%", epochs=1, tune_epochs=1, bits=bits, activation_bits=8)
     done = compress(model, data, method=method, out=tmp_path / "run", progress=False)

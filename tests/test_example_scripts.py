@@ -11,6 +11,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def needed(name: str) -> set[str]:
     extras = [e for word in words for e in re.findall(r"^prunus\[(.+)\]$", word)]
     brought = [d for listed in extras for extra in listed.split(",") for d in EXTRAS[extra]]
     return {MODULES.get(d, d) for d in (*brought, *(w for w in words if not w.startswith("prunus")))}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_accelerate_stays() -> Iterator[None]:
+    yield
+    if (state := sys.modules.get("accelerate.state")) is not None:  # transformers' Trainer leaves its own
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.usefixtures("no_clock")

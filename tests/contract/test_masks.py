@@ -92,7 +92,8 @@ def test_exactly_k_stay_and_the_plan_makes_the_masked_network_of_the_dense_one(n
 
 @pytest.mark.parametrize("name", NAMES)
 def test_of_a_frozen_network_the_plan_is_the_result(name: str) -> None:
-    result = pruned(net(), quick(name, train_weights=False), {"2": "kernel 50%", "8": "weight 50%"})
+    masks = {"2": "kernel 50%", "8": "weight 50%"}
+    result = pruned(net(), quick(name, train_weights=False), masks, repair=False)
     again = prunus.apply_(net(), result.plan, X)
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in result.model.state_dict().items())
     assert [p.pattern for p in result.plan.patterns] == ["kernel 50%", "weight 50%"]

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from prunus.cli import options
 from prunus.errors import ConfigError
@@ -39,7 +39,7 @@ Command = Callable[..., Mapping[str, Any] | None]
 def from_recipe(function: Command) -> Command:
     """A command with an option for every part, in place of its first parameter, which is the recipe that they make."""
     _, *own = inspect.signature(function).parameters.values()
-    hints = {**get_type_hints(function, include_extras=True), **PARTS, FILE: options.Recipe}
+    hints = {**inspect.get_annotations(function, eval_str=True), **PARTS, FILE: options.Recipe}
 
     @functools.wraps(function)
     def called(**given: Any) -> Mapping[str, Any] | None:

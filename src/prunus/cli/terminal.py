@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -53,7 +53,8 @@ def _place() -> Console:
 
 def spoken(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., None]:
     """A command with `--json` and `--quiet`; what it returns is the document."""
-    signature, hints = inspect.signature(function), get_type_hints(function, include_extras=True)
+    # Not `get_type_hints`: of a default None Python 3.10 makes an Optional around typer's options.
+    signature, hints = inspect.signature(function), inspect.get_annotations(function, eval_str=True)
     hints |= {"as_json": Json, "quiet": Quiet, "return": None}
 
     @functools.wraps(function)

@@ -7,6 +7,7 @@ such (INT4, since opset 21), on their own steps: an 8-bit grid with the same lar
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import ConfigError, ExportError
+from prunus.errors import ConfigError, ExportError, first_line
 from prunus.files.atomic import StrPath, real_path, refusing, staging, write_bytes, write_new
 from prunus.formats.onnx import MODULES, export_onnx, onnx_runtime
 from prunus.formats.quiet import quiet
@@ -135,7 +136,7 @@ def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: 
             before[0] = own
         if mask.bits == 4:
             grids[nodes[name].input[1]] = _four_bits(graph, nodes[name], name)
-    with quiet():
+    with quiet(), _refusals():
         quantization.quantize_static(
             plain,
             small,
@@ -152,6 +153,16 @@ def _quantize(plain: Path, small: Path, masks: Mapping[str, LayerMask], images: 
                 "OpTypesToExcludeOutputQuantization": list(_PRODUCTS),
             },
         )
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What the tool raises, as ours: releases before 1.24 can't pack the four bits of today's onnx."""
+    try:
+        yield
+    except RuntimeError as error:
+        what = f"ONNX Runtime's tool refuses the model: {first_line(error)}"
+        raise ExportError("8-bit ONNX", what, "install a newer onnxruntime, or train with bits=8") from error
 
 
 def _four_bits(graph: Any, node: Any, name: str) -> list[dict[str, Any]]:

@@ -45,8 +45,12 @@ def export_program(model: nn.Module, example_inputs: Any, path: StrPath, *, foll
 
 def program_bytes(model: nn.Module, example_inputs: Any, *, follow_branches: bool = False) -> bytes:
     """What `export_program` writes, made in memory: torch's own writer of files ends the process on a full disk."""
+    return saved_program(capture(model, example_inputs, dynamic_batch=True, follow_branches=follow_branches), model)
+
+
+def saved_program(program: torch.export.ExportedProgram, model: nn.Module) -> bytes:
+    """A program of a model as `torch.export.save` writes it. Raises ExportError if it can't."""
     file = io.BytesIO()
-    program = capture(model, example_inputs, dynamic_batch=True, follow_branches=follow_branches)
     try:
         torch.export.save(program, file)
     except Exception as error:
