@@ -26,6 +26,7 @@ from prunus.surgery.cut import cut_
 AGAIN, NEAR = 3, 0.05
 """A plan whose measured network is not within 5 % of its bounds is made again, at most so many times."""
 MACHINE = "what is timed is true of this machine: another one, or a new table, may come to another plan"
+SHALLOWER = "{} blocks may go whole, which often loses less at the same latency: allow=('blocks',), or --allow blocks"
 
 
 def check_runtimes(request: Request) -> None:
@@ -155,4 +156,9 @@ def _notes(problem: Problem, best: _Tried, plans: int) -> list[str]:
         f"({best.amounts[one.resource] / one.dense:.1%}), measured {times}"
         for one in problem.measured
     ]
-    return [*notes, *([MACHINE] if "latency" in best.amounts else [])]
+    if "latency" in best.amounts:
+        notes.append(MACHINE)
+        blocks = len(problem.graph.blocks.units)
+        if blocks and "blocks" not in problem.allow:
+            notes.append(SHALLOWER.format(blocks))
+    return notes
