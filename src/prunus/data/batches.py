@@ -127,6 +127,11 @@ class Loader:
         """The same batches for passes that use no targets, where these are costly."""
         return self
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether several processes have consecutive examples of a batch each, as accelerate deals; else in turn."""
+        return type(self.data).__module__.startswith("accelerate.")
+
     def first(self) -> tuple[Any, Any]:
         """The first batch; the random state is put back. Raises DataError if there is none, or one of no known form."""
         with torch.random.fork_rng(devices=[]):

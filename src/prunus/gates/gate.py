@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import ConfigError, DataError
+from prunus.gates.dealt import Dealt
 from prunus.gates.routing import router_sites
 from prunus.graph.groups import ChannelGroup
 from prunus.graph.stored_products import around_products
@@ -41,6 +42,7 @@ class GateSet:
             {str(i): posteriors[g.name] for i, g in enumerate(groups) if g.name in posteriors}
         )
         self.draws: Draws = draws
+        self.dealt: Dealt | None = None
         self.mode: Mode = "sample" if posteriors else "probe"
         self.active: frozenset[str] = frozenset(g.name for g in groups)
         self.values: dict[str, Tensor] = {}
@@ -129,7 +131,10 @@ class GateSet:
             return self.values[name].to(self._device, torch.float32).reshape(-1, units)
         if self.mode == "mean":
             return self.posterior(name).mean().reshape(1, -1)
-        return self.posterior(name).rsample(self._batch if self.draws == "example" else 1)
+        examples = self._batch if self.draws == "example" else None
+        if self.dealt is not None:
+            return self.dealt.draw(self.posterior(name).rsample, examples)
+        return self.posterior(name).rsample(examples or 1)
 
 
 @contextmanager

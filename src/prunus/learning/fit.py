@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, singledispatch
 from typing import Any
@@ -16,6 +17,7 @@ from prunus.data.passes import Loop
 from prunus.data.taught import Taught, taught
 from prunus.errors import ConfigError, DataError
 from prunus.files.steps import Stateful
+from prunus.gates.dealt import Dealt
 from prunus.gates.frozen import frozen
 from prunus.gates.gate import GateSet, attach, recompute_products
 from prunus.graph.groups import ChannelGroup
@@ -152,7 +154,7 @@ def fit_with_weights(
         return score_units(method, model, groups, learning)
     learning = learning.counted()
     with (
-        seeded(learning.seed, model_device(model)),
+        seeded(learning.seed, model_device(model), alike=True),
         only_trainable(model, weights),
         modes_kept(model),
         full_precision(),
@@ -178,7 +180,11 @@ def _by_posteriors(
     method: PosteriorMethod, model: nn.Module, groups: Sequence[ChannelGroup], learning: Learning
 ) -> Scores:
     learning, train_bn = learning.counted(), method.bn_mode == "train"
-    with seeded(learning.seed, model_device(model)), frozen(model, train_bn=train_bn), full_precision():
+    with (
+        seeded(learning.seed, model_device(model), alike=True),
+        frozen(model, train_bn=train_bn),
+        full_precision(),
+    ):
         return _learn(model, groups, method, learning)
 
 
@@ -282,7 +288,10 @@ def _learn_round(
     lr = method.lr if strength is None else strength.step_size(method.lr)
     optimizer = torch.optim.Adam([{"params": parameters, "lr": lr}, *also], weight_decay=0.0)
     spread = Spread(optimizer, parameters) if method.finds_spread else None
-    training = Training(model, deciding(learning.precision), bar, optimizer, recompute_products)
+    dealt = Dealt(learning.seed, model_device(model), in_blocks=batches.in_blocks) if distributed() else None
+    gates.dealt = dealt
+    around = recompute_products if dealt is None else partial(_shared_draws, dealt)
+    training = Training(model, deciding(learning.precision), bar, optimizer, around)
     loss_of = _sampled_loss(model, method, learning.loss_fn)
     last, nothing = max(passes * len(batches) - 1, 1), torch.zeros((), device=model_device(model), dtype=torch.float32)
     values: dict[str, Any] = {"running": nothing, "history": []}
@@ -310,7 +319,8 @@ def _learn_round(
                 penalty = partial(_weighted_penalty, gates, weight, num_data, method.unit_weight)
             if spread is not None:
                 spread.displace_()
-            loss = training.step(batch, loss_of, f"epoch {epoch}, step {step}", penalty)
+            counted = loss_of if dealt is None else partial(_weighted, loss_of, dealt.share_(examples_in(batch[0])))
+            loss = training.step(batch, counted, f"epoch {epoch}, step {step}", penalty)
             values["running"] = values["running"] + loss
             if strength is not None:
                 average_over_ranks_([loss])
@@ -320,6 +330,16 @@ def _learn_round(
         values["running"] = nothing
         point("learning/loss", values["history"][-1], epoch + 1)
     return values["history"], spread
+
+
+@contextmanager
+def _shared_draws(dealt: Dealt) -> Iterator[None]:
+    with recompute_products(), dealt.apart():
+        yield
+
+
+def _weighted(loss_of: Callable[[Any, Any], Tensor], share: float, inputs: Any, targets: Any) -> Tensor:
+    return share * loss_of(inputs, targets)
 
 
 def _weighted_penalty(gates: GateSet, weight: float, num_data: int, unit_weight: Callable[[int], float]) -> Tensor:
