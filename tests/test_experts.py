@@ -337,6 +337,11 @@ def test_refusals_come_before_the_work() -> None:
         prunus.prune(model, inputs, target="experts<=50%", **judged)
     with pytest.raises(ConfigError, match="says nothing of experts"):
         prunus.prune(model, inputs, method="l1", target=0.5, allow=("experts",))
+    for target in ("experts<=50%", {"experts": 4}):
+        with pytest.raises(ConfigError, match=r"only if asked for\n.*--allow experts"):
+            prunus.prune(model, inputs, method="l1", target=target)
+    with pytest.raises(ConfigError, match="no router that chooses"):
+        prunus.prune(plain, x, method="l1", target="experts<=50%")
     with pytest.raises(ConfigError, match="can't go in one call"):
         prunus.prune(model, inputs, method="l1", target="params<=50%", allow=("experts", "blocks"))
     with pytest.raises(BudgetError, match="with 2 experts in a layer"):

@@ -250,6 +250,9 @@ def is_artifact(path: str | os.PathLike[str]) -> bool:
 
 def _no_program(folder: Path, manifest: Manifest) -> ArtifactError:
     fix = "pass the factory of the dense model: prunus.load(folder, factory)"
+    beside = folder / "pretrained"
+    if (beside / "config.json").is_file():
+        fix = f"read {beside} with from_pretrained (hf:{beside} on the command line); or {fix}"
     if OLD_PROGRAM in manifest.sha256:
         what = "it was saved by an older prunus, whose program.pt2 runs code of whoever made it when it is loaded"
         return ArtifactError(str(folder), what, f"{fix}; or read program.pt2 with torch.export.load if you trust it")

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from prunus.errors import DataError
 
+TOKENS = "use a method that needs no tokens per expert, such as dirichlet"
+
 
 @dataclass(frozen=True)
 class Routed:
@@ -44,10 +46,13 @@ def routes_seen(model: nn.Module, layers: Iterable[str], see: Callable[[Routed],
         see: what is called with each.
 
     Raises:
-        DataError: (in the forward pass) experts that are called otherwise.
+        DataError: experts in a list; or, in the forward pass, experts that are called otherwise.
     """
     with ExitStack() as hooks:
         for layer in layers:
+            if isinstance(model.get_submodule(layer), nn.ModuleList):
+                what = "its experts are modules of a list, and nothing shows with which weight each counts"
+                raise DataError(f"layer {layer!r}", what, TOKENS)
             hook = _shown(layer, see)
             hooks.enter_context(model.get_submodule(layer).register_forward_pre_hook(hook, with_kwargs=True))
         yield
@@ -62,7 +67,7 @@ def _shown(layer: str, see: Callable[[Routed], None]) -> Callable[..., None]:
         weights = [k for k, v in whole.items() if v.is_floating_point() and v.shape in sizes]
         if len(chosen) != 1 or len(weights) != 1 or whole[chosen[0]].dim() != 2:
             what = "its experts are not called with the numbers of the chosen and their weights, [tokens, choices] each"
-            raise DataError(f"layer {layer!r}", what, "use a method that needs no tokens per expert, such as dirichlet")
+            raise DataError(f"layer {layer!r}", what, TOKENS)
 
         def made(choice: int) -> Tensor:
             one = {

@@ -22,6 +22,9 @@ from prunus.runtime.precision import full_precision, to_device
 from prunus.runtime.processes import distributed, model_device, summed
 from prunus.runtime.progress import progress_bar
 
+FEW = 16
+"""So many experts' tokens are listed one by one."""
+
 
 @dataclass(frozen=True)
 class Load:
@@ -44,10 +47,10 @@ class Load:
         gone = sum(n for i, n in enumerate(self.before) if i not in self.kept) / max(sum(self.before), 1)
         busiest = [max(load) / max(sum(load), 1) for load in (self.before, self.after)]
         idle = [sum(n == 0 for n in load) for load in (self.before, self.after)]
+        each = f"; before {list(self.before)}, after {list(self.after)}" if len(self.before) <= FEW else ""
         return (
             f"{self.layer}: {gone:.0%} of the choices were of experts that went; the busiest takes {busiest[0]:.0%} -> "
-            f"{busiest[1]:.0%}, without a token {idle[0]} -> {idle[1]}; "
-            f"before {list(self.before)}, after {list(self.after)}"
+            f"{busiest[1]:.0%}, without a token {idle[0]} -> {idle[1]}{each}"
         )
 
 
@@ -75,8 +78,10 @@ def route_scores(
     return Scores({n: method.finish(t[0], t[1], tokens[n]) for n, t in totals.items()}, method=method.name)
 
 
-def loads_of(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Sequence[Any]) -> tuple[Load, ...]:
-    """The load on the experts of every layer that lost some; of layers whose experts tell how they are called.
+def loads_of(
+    model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Sequence[Any]
+) -> tuple[tuple[Load, ...], tuple[str, ...]]:
+    """The load on the experts of every layer that lost some, and of which layers nothing shows it, and why.
 
     Args:
         model: the dense network.
@@ -85,15 +90,14 @@ def loads_of(model: nn.Module, smaller: nn.Module, plan: Plan, inputs: Sequence[
         inputs: batches of inputs.
     """
     kept = {g.name: g for g in plan.groups if g.experts_of is not None and len(g.kept) < g.units}
-    kept = {n: g for n, g in kept.items() if not isinstance(model.get_submodule(n), nn.ModuleList)}
     if not kept or not inputs:
-        return ()
+        return (), ()
     try:
         before = tokens_per_expert(model, {n: g.units for n, g in kept.items()}, inputs)
         after = tokens_per_expert(smaller, {n: len(g.kept) for n, g in kept.items()}, inputs)
-    except DataError:
-        return ()  # nothing shows which tokens come to them
-    return tuple(Load(n, g.kept, before[n], after[n]) for n, g in kept.items())
+    except DataError as refusal:
+        return (), (f"tokens of the experts are not told: {refusal.where}: {refusal.what}",)
+    return tuple(Load(n, g.kept, before[n], after[n]) for n, g in kept.items()), ()
 
 
 def tokens_per_expert(model: nn.Module, sizes: Mapping[str, int], inputs: Sequence[Any]) -> dict[str, tuple[int, ...]]:

@@ -257,7 +257,7 @@ def compress(
             progress=progress,
             checkpoint=stages if chosen.in_stages or steps is not None else None,
         )
-        run.say(result.plan.explain())
+        run.say("\n".join([result.plan.explain(), *(load.explain() for load in result.loads)]))
         smaller, masked, failed = result.model, result.masked, None
         recovered: list[Epoch] = []
         grids = {} if masked is None else masked.inputs

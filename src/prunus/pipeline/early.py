@@ -11,7 +11,7 @@ from prunus.graph.trace import trace
 from prunus.layers.submodules import Ignored
 from prunus.pipeline.planning import prunable_groups
 from prunus.plan.cost import CostModel
-from prunus.plan.request import Allow, Request, check
+from prunus.plan.request import Allow, Request, check, check_asked_for
 
 
 def check_early(
@@ -30,6 +30,7 @@ def check_early(
     """
     graph = trace(model, example_inputs, follow_branches="follow_branches" in opened)
     groups = prunable_groups(graph, model, ignored_layers, head_dims="head_dims" in opened, inexact="inexact" in opened)
+    check_asked_for(request, graph, opened)
     known = CostModel(graph).dense()
     measured = request.budget is not None and any(limit.resource not in known for limit in request.budget.limits)
     # What is measured, and what whole blocks or experts make room for, comes later.

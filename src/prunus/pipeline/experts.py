@@ -17,12 +17,9 @@ from prunus.plan.allocation import allocate
 from prunus.plan.budget import Budget
 from prunus.plan.cost import CostModel
 from prunus.plan.plan import Plan
-from prunus.plan.request import SHOWN, remarks
+from prunus.plan.request import EXPERTS, SHOWN, remarks
 from prunus.plan.resources import described
 from prunus.refit.prepared import Prepared
-
-DIRECT = "experts"
-"""The resource that counts experts."""
 
 
 def open_experts(problem: Problem, method: Method) -> list[ChannelGroup]:
@@ -98,8 +95,8 @@ def planned_with_experts(
 def _experts_left(problem: Problem, experts: Sequence[ChannelGroup], budget: Budget) -> tuple[dict[str, int], bool]:
     """How many experts of each layer stay, and whether something else has to go too."""
     costs = CostModel(problem.graph)
-    dense, direct = costs.dense(), any(limit.resource == DIRECT for limit in budget.limits)
-    alone = replace(budget, limits=tuple(x for x in budget.limits if x.resource == DIRECT)) if direct else budget
+    dense, direct = costs.dense(), any(limit.resource == EXPERTS for limit in budget.limits)
+    alone = replace(budget, limits=tuple(x for x in budget.limits if x.resource == EXPERTS)) if direct else budget
     counts: dict[str, int] = {}
     for counts in _numbers(experts, direct):
         if alone.excess(costs.at(costs.counts(counts)), dense) <= 1:

@@ -144,8 +144,8 @@ def _at_once(method: Method, problem: Problem) -> Result:
     )
     keep_configuration_true_(smaller, plan)
     plan = plan.with_notes(*verification.notes) if verification.rewritten else plan
-    loads = loads_of(problem.model, smaller, plan, _first_inputs(problem)) if experts else ()
-    return Result(smaller, plan, scores, verification, problem.graph, refits, loads)
+    loads, untold = loads_of(problem.model, smaller, plan, _first_inputs(problem)) if experts else ((), ())
+    return Result(smaller, plan.with_notes(*untold), scores, verification, problem.graph, refits, loads)
 
 
 @solve.register(StagedMethod)

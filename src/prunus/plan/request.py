@@ -21,6 +21,8 @@ from prunus.plan.promise import MEANT as PROMISE
 from prunus.plan.promise import Promise
 from prunus.plan.rounding import uneven
 
+EXPERTS = "experts"
+"""The resource that counts experts, and what `allow` calls them."""
 SHOWN = 3
 """How many layers a refusal names."""
 
@@ -169,6 +171,30 @@ def _nothing(graph: Graph) -> ConfigError:
     return ConfigError("groups", f"there is nothing to score: {reasons}", fix)
 
 
+def check_asked_for(request: Request, graph: Graph, opened: Collection[str]) -> None:
+    """Refuse a target of experts that may not go.
+
+    Args:
+        request: what is asked.
+        graph: the analysed model.
+        opened: what `allow` names.
+
+    Raises:
+        ConfigError: `allow` does not name experts, or the model has none.
+    """
+    named = {g.name for g in graph.experts} & set(request.counts or ())
+    bounded = request.budget is not None and any(limit.resource == EXPERTS for limit in request.budget.limits)
+    if EXPERTS in opened or not (named or bounded):
+        return
+    where = (
+        f"target {', '.join(map(repr, sorted(named)))}" if request.budget is None else f"budget {request.budget.text!r}"
+    )
+    if not graph.experts:
+        what = "the model has no router that chooses among experts"
+        raise ConfigError(where, what, "bound another resource, such as 'params<=50%'")
+    raise ConfigError(where, "experts go only if asked for", "add allow=('experts',), or --allow experts")
+
+
 def check(
     request: Request,
     graph: Graph,
@@ -189,6 +215,7 @@ def check(
         BudgetError: a budget or a ratio out of range or below what the floors allow, or counts that can't be kept.
         ConfigError: counts of a group that may not be pruned or is not there, or no group at all.
     """
+    check_asked_for(request, graph, [EXPERTS] if experts else [])
     if not groups and not blocks and not experts:
         raise _nothing(graph)
     if experts and request.ratio is not None:

@@ -155,7 +155,12 @@ def memory(left: Remains) -> float | None:
     return _gauged("memory", left)
 
 
-@resource("experts", help="experts of a layer, the mean of all layers that have some", describe="{:g}".format)
+@resource(
+    "experts",
+    help="experts of a layer, the mean of all layers that have some",
+    label="experts of a layer",
+    describe="{:g}".format,
+)
 def experts(left: Remains) -> float | None:
     """Experts that stay of a layer; None where there are none."""
     found = []

@@ -14,6 +14,7 @@ from torch import nn
 from prunus.data.datasets import DataSource
 from prunus.data.evaluation import Evaluation
 from prunus.learning.findings import Findings, LearnedMasks, Scores
+from prunus.learning.routes import Load
 from prunus.learning.stored import stored_masks
 from prunus.masks.layers import layer_of
 from prunus.methods.base import Method
@@ -51,6 +52,10 @@ class Outcome(Protocol):
     def refits(self) -> tuple[Refit, ...]:
         """What repair did."""
 
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        """Tokens of experts, before and after."""
+
 
 def summary_of(
     dense: nn.Module, data: DataSource, method: Method, result: Outcome, judged: Mapping[str, Evaluation], seed: int
@@ -80,6 +85,7 @@ def summary_of(
         "after": vars(plan.after),
         **({} if plan.patterns else {"kept": {g.name: [len(g.kept), g.units] for g in plan.groups}}),
         **({"repair": [vars(r) | {"won_back": r.won_back} for r in result.refits]} if result.refits else {}),
+        **({"loads": [vars(load) for load in result.loads]} if result.loads else {}),
         **_told(result.findings, method, dense, result),
         "proof": {
             "max_error": None if math.isnan(proof.max_error) else proof.max_error,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from rich import box, filesize
@@ -15,6 +16,9 @@ from prunus.graph.shallower import without_blocks
 from prunus.plan.cost import CostModel
 from prunus.plan.outlook import Prospect
 from prunus.plan.resources import RESOURCES
+
+REASON = 60
+"""Letters of a reason that a row of a table has room for."""
 
 
 def prunability(graph: Graph) -> Table:
@@ -163,7 +167,7 @@ def _judged(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 def _latency(times: Mapping[str, Any], batch_size: int) -> tuple[str, str, str, str]:
     label = f"latency, {times['mode']}, batch {batch_size}"
     if times.get("ratio") is None:
-        return label, "-", "-", f"not measured: {times['reason'][:60]}"
+        return label, "-", "-", f"not measured: {shorten(times['reason'], REASON, placeholder=' ...')}"
     # Runs of earlier releases have no least time.
     before, after = (f"{times[when].get('least', times[when]['median']):.3f} ms" for when in ("before", "after"))
     faster = 1 / times["ratio"]
