@@ -19,6 +19,7 @@ from prunus.errors import BudgetError, ConfigError, PlanError
 from prunus.gates.gate import attach
 from prunus.gates.routing import less_likely
 from prunus.learning.routes import tokens_per_expert
+from prunus.plan.cost import CostModel
 from prunus.plan.plan import Plan
 from prunus.proof.apply import apply_and_verify_
 from prunus.proof.masked import masked
@@ -348,3 +349,41 @@ def test_refusals_come_before_the_work() -> None:
         prunus.prune(model, inputs, target="params<=10%", allow=("experts",), **judged)
     with pytest.raises(ConfigError, match="no use for it"):
         prunus.prune(model, inputs, target="params<=50%", allow=("experts",), **{**judged, "method": "rbp"})
+
+
+def test_a_token_is_multiplied_with_the_experts_that_it_is_given() -> None:
+    """Lists, whose products depend on data, and tensors of slices cost the same, and what is left as many again."""
+    model, x = Listed().eval(), torch.randn(40, 8)
+    graph = prunus.trace(model, x)
+    each = 8 * 12 + 12 * 8
+    assert prunus.count_cost(graph).macs == 8 * 6 + 2 * each + 8 * 3
+    costs = CostModel(graph)
+    for kept, given in ((5, 2), (2, 2), (1, 1)):
+        assert costs.at(costs.counts({"experts": kept})).macs == 8 * kept + given * each + 8 * 3
+        plan = Plan.from_kept(graph, {"experts": list(range(kept))})
+        smaller = prunus.apply_(copy.deepcopy(model), plan, x)
+        assert plan.after.macs == 8 * kept + given * each + 8 * 3 == prunus.count_cost(prunus.trace(smaller, x)).macs
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_work_of_experts_in_one_tensor_is_counted(name: str) -> None:
+    model, inputs = language_model(name, layers=1), words()
+    graph = prunus.trace(model, inputs)
+    (group,) = graph.experts
+    assert group.routing is not None
+    slices = [t for n, t in model.named_parameters() if n.startswith(group.name) and t.dim() == 3]
+    by_hand = 9 * group.routing.choices * sum(t[0].numel() for t in slices)
+    counted = CostModel(replace(graph, contractions=[c for c in graph.contractions if c.experts])).dense()  # type: ignore[arg-type]
+    assert counted.macs == by_hand > 0
+    assert counted.weights == sum(t.numel() for t in slices)
+
+
+def test_a_bound_on_macs_takes_widths_alone() -> None:
+    model, inputs = language_model(layers=1), words()
+    ways = {"allow": ("experts",), "progress": False}
+    result = prunus.prune(model, inputs, method="l1", target="macs<=90%", **ways)
+    assert result.plan.after["experts"] == 8
+    assert result.plan.after.macs <= 0.9 * result.plan.before.macs
+    assert any("all experts stay" in note for note in result.plan.notes)
+    with pytest.raises(BudgetError, match="a token is given as many"):
+        prunus.prune(model, inputs, method="reap", data=[words()], target="macs<=50%", **ways)

@@ -31,6 +31,7 @@ from prunus.graph.rows import equal_rows, filled_rows, tie_groups, tie_unlike_sl
 from prunus.graph.summed import Sites, sites_of
 from prunus.graph.units.blocks import find_blocks
 from prunus.graph.units.experts import find_experts
+from prunus.graph.units.expertwork import with_experts_work
 from prunus.graph.units.removal import Blocks
 from prunus.graph.unlisted import Unlisted, unlisted_layers
 from prunus.graph.writers import judged_by, with_computed
@@ -174,11 +175,19 @@ def build_graph(engine: Engine, program: ExportedProgram, model: nn.Module, alia
     named = [*model.named_parameters(), *model.named_buffers()]
     stored = _stored(program, aliases)
     groups = (*groups, *find_experts(program.graph, stored, engine.stored.products, model, [g.name for g in groups]))
+    shapes = {name: tuple(tensor.shape) for name, tensor in named if name == aliases.get(name, name)}
     return Graph(
         program=program,
         channel_groups=groups,
-        contractions=tuple(_contraction(c, roots) for c in engine.calls if c.positions),
-        shapes={name: tuple(tensor.shape) for name, tensor in named if name == aliases.get(name, name)},
+        contractions=with_experts_work(
+            [_contraction(c, roots) for c in engine.calls if c.positions],
+            groups,
+            engine.calls,
+            program.graph.nodes,
+            shapes,
+            engine.batch,
+        ),
+        shapes=shapes,
         aliases=aliases,
         trainable=frozenset(name for name, _ in model.named_parameters()),
         model=type(model).__name__,

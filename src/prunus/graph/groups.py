@@ -149,18 +149,22 @@ class Contraction:
     Attributes:
         weight: name of the weight; MACs of the call = elements of the weight x positions.
         positions: output positions per example that the weight is applied to (1 for a linear layer on vectors;
-            output height x width for a convolution, input height x width for a transposed one).
+            output height x width for a convolution, input height x width for a transposed one); of experts' weights
+            the mean over the experts.
         over: where units lie along the positions (a linear layer on the last dimension of [B, C, W]): for each of
             their planes the root labels of its elements.
         module: name of the submodule that made the call.
         source: source line of the call.
+        experts: name of the group of experts that the weight is one of, or holds, where each token is multiplied with
+            those that it is given alone; else "".
     """
 
     weight: str
-    positions: int
+    positions: float
     module: str
     source: str
     over: tuple[IntArray, ...] = ()
+    experts: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,12 +14,15 @@ from prunus.learning.problem import Problem
 from prunus.methods.base import Method, RoutingCriterion
 from prunus.pipeline.planning import make_plan, scored
 from prunus.plan.allocation import allocate
-from prunus.plan.budget import Budget
-from prunus.plan.cost import CostModel
+from prunus.plan.budget import Budget, Limit
+from prunus.plan.cost import Cost, CostModel
 from prunus.plan.plan import Plan
 from prunus.plan.request import EXPERTS, SHOWN, remarks
 from prunus.plan.resources import described
 from prunus.refit.prepared import Prepared
+
+LITTLE = 0.25
+"""Experts go for a resource of which they save more than so much of the share that they save of the parameters."""
 
 
 def open_experts(problem: Problem, method: Method) -> list[ChannelGroup]:
@@ -63,7 +66,8 @@ def planned_with_experts(
 
     A configuration has one number of experts for all layers, so that what lost nothing but experts is loaded by the
     class itself. A budget takes no more experts than leave each token as many as it was given; one on `experts` alone
-    takes more, and nothing else.
+    takes more, and nothing else. Of what experts don't take less of (multiplications, as long as a token is given as
+    many) widths alone make room.
 
     Raises:
         BudgetError: a budget that can't be met.
@@ -80,7 +84,8 @@ def planned_with_experts(
     counts, rest = _experts_left(problem, experts, budget)
     if rest and not groups:
         raise _unreachable(problem, counts, budget)
-    judged = [*experts, *groups] if rest else list(experts)
+    whole = all(counts[g.name] == g.units for g in experts)
+    judged = [*([] if whole else experts), *(groups if rest else [])]
     settings, scores = scored(problem, judged, method, prepared)
     if rest:
         settings = replace(settings, scope="global") if settings.scope in ("auto", "measured") else settings
@@ -89,22 +94,32 @@ def planned_with_experts(
         )  # fmt: skip
     plan = make_plan(graph, judged, scores, kept_counts=counts, seed=problem.seed)
     notes = [n for n in remarks(plan, judged, scores.values, budget=budget) if n not in plan.notes]
-    return replace(plan, asked=budget.text).with_notes(*notes), scores
+    stay = [f"all experts stay: without them {budget.text!r} is no nearer"] if whole and rest else []
+    return replace(plan, asked=budget.text).with_notes(*notes, *stay), scores
 
 
 def _experts_left(problem: Problem, experts: Sequence[ChannelGroup], budget: Budget) -> tuple[dict[str, int], bool]:
     """How many experts of each layer stay, and whether something else has to go too."""
     costs = CostModel(problem.graph)
     dense, direct = costs.dense(), any(limit.resource == EXPERTS for limit in budget.limits)
-    alone = replace(budget, limits=tuple(x for x in budget.limits if x.resource == EXPERTS)) if direct else budget
-    counts: dict[str, int] = {}
-    for counts in _numbers(experts, direct):
+    tried = list(_numbers(experts, direct))
+    least = costs.at(costs.counts(tried[-1]))
+    bounds = [x for x in budget.limits if (x.resource == EXPERTS if direct else _held(x, least, dense))]
+    alone = replace(budget, limits=tuple(bounds))
+    counts = tried[0]
+    for counts in tried if bounds else ():
         if alone.excess(costs.at(costs.counts(counts)), dense) <= 1:
             break
     met = budget.excess(costs.at(costs.counts(counts)), dense) <= 1
-    if not met and alone.excess(costs.at(costs.counts(counts)), dense) > 1 and direct:
+    if not met and direct and alone.excess(costs.at(costs.counts(counts)), dense) > 1:
         raise _unreachable(problem, counts, alone)
     return counts, not met
+
+
+def _held(limit: Limit, least: Cost, dense: Cost) -> bool:
+    """Whether experts take some of what is bounded: of multiplications none go while a token is given as many."""
+    saved = 1 - limit.of(least) / limit.of(dense)
+    return saved > LITTLE * (1 - least.params / dense.params)
 
 
 def _numbers(experts: Sequence[ChannelGroup], direct: bool) -> Iterator[dict[str, int]]:
@@ -132,8 +147,9 @@ def _unreachable(problem: Problem, counts: dict[str, int], budget: Budget) -> Bu
     least, dense = costs.at(costs.counts(counts)), costs.dense()
     worst = max(budget.limits, key=lambda limit: limit.of(least) / limit.bound(dense))
     name = worst.resource
-    what = (
-        f"with {min(counts.values())} experts in a layer, the fewest for this, {name} is {described(name, least[name])}"
-    )
+    fewest = min(counts.values())
+    what = f"with {fewest} experts in a layer, the fewest for this, {name} is {described(name, least[name])}"
+    if counts == {g.name: g.units for g in problem.graph.experts}:
+        what = f"fewer experts take no less of {name}: a token is given as many"
     fix = "raise the budget, or bound the experts themselves: target='experts<=25%'"
     return BudgetError(f"budget {budget.text!r} cannot be met", what, fix)

@@ -169,6 +169,11 @@ def _mixtures(budget: Budget, exponent: float) -> list[dict[str, float]]:
 Fits = Callable[[Sequence[int]], bool]
 
 
+def _needed(group: ChannelGroup) -> int:
+    """The fewest units that may stay whatever the floor: of experts as many as a token is given."""
+    return 1 if group.routing is None else max(group.routing.least, group.routing.choices)
+
+
 class _Problem:
     """The groups, what each count costs, and the least that may stay."""
 
@@ -187,7 +192,7 @@ class _Problem:
         self.step = settings.round_to if isinstance(settings.round_to, int) else DEFAULT
         self.costs = CostModel(graph)
         self.dense = self.costs.dense()
-        self.minimum = [self._round(g, max(1, math.ceil(settings.floor * g.units)), up=True) for g in groups]
+        self.minimum = [self._round(g, max(_needed(g), math.ceil(settings.floor * g.units)), up=True) for g in groups]
 
     def solve(self, budget: Budget | None, ratio: float | None, lines: Sequence[Line]) -> dict[str, int]:
         """Counts that meet the request, by scores in falling order. Raises BudgetError if none do."""

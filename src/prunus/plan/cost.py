@@ -1,8 +1,9 @@
 """The cost of what is left of a network, as a function of the kept counts: exact, and fast enough to bisect on.
 
 Convention: one MAC per weight element and output position of every convolution (positions of the input for a
-transposed one) and linear layer; biases, normalisations and activations are not counted. `params` counts every
-parameter, `weights` only the elements of the weights that are contracted.
+transposed one) and linear layer, of experts' weights per element and token that is given the expert; biases,
+normalisations and activations are not counted. `params` counts every parameter, `weights` only the elements of the
+weights that are contracted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from prunus.files.decoding import Malformed, decode
 from prunus.graph.grouping import Graph
+from prunus.graph.groups import Contraction
 from prunus.plan.resources import RESOURCES, FloatArray, Layout, Remains, resource
 from prunus.runtime.entry import entry
 
@@ -129,6 +131,7 @@ class CostModel:
             for number, contraction in enumerate(graph.contractions)
             for plane in contraction.over
         ]
+        self._routed = [(number, *_choices(graph, c)) for number, c in enumerate(graph.contractions) if c.experts]
         self._over = {n: contraction.over for n, contraction in enumerate(graph.contractions) if contraction.over}
         self._labels = graph.labels
         self._rows_of = _rows_of(graph, [plane for planes in self._over.values() for plane in planes])
@@ -171,7 +174,14 @@ class CostModel:
         positions = self._positions.copy()
         for number, base, slope in self._shrinking:
             positions[number] *= base + slope @ counts
+        self._share_out_(positions, counts)
         return Cost.of(Remains(self._layout, sizes, positions))
+
+    def _share_out_(self, positions: FloatArray, counts: npt.NDArray[np.int64]) -> None:
+        """Tokens come to the experts that stay, as many to each token as before where there are so many."""
+        for number, group, choices in self._routed:
+            units, stays = int(self.units[group]), int(counts[group])
+            positions[number] *= min(choices, stays) / max(stays, 1) * units / min(choices, units)
 
     def of(self, kept: Mapping[str, Collection[int]]) -> Cost:
         """Cost when these very units stay; groups that are not named keep everything.
@@ -203,6 +213,7 @@ class CostModel:
                     for root in plane.tolist()
                 )
                 positions[call] *= np.mean(list(stay))
+        self._share_out_(positions, np.array([mask.sum() for mask in stays]))
         return Cost.of(Remains(self._layout, sizes, positions))
 
     def counts(self, kept: Mapping[str, int]) -> npt.NDArray[np.int64]:
@@ -212,6 +223,14 @@ class CostModel:
     def dense(self) -> Cost:
         """Cost with every unit kept."""
         return self.at(self.units)
+
+
+def _choices(graph: Graph, contraction: Contraction) -> tuple[int, int]:
+    """Number of the group of experts of a contraction among all groups, and how many experts a token is given."""
+    number = next(i for i, g in enumerate(graph.channel_groups) if g.name == contraction.experts)
+    routing = graph.channel_groups[number].routing
+    assert routing is not None
+    return number, routing.choices
 
 
 def _rows_of(graph: Graph, planes: Sequence[npt.NDArray[np.int64]]) -> dict[int, set[int]]:
