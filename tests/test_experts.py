@@ -208,7 +208,7 @@ def test_scores_by_hand() -> None:
         kind = prunus.methods.resolve(method)
         scores = prunus.fit(model, graph.experts, kind, batches, F.cross_entropy, num_data=len(x))
         torch.testing.assert_close(scores.values["experts"], values)
-    counted = tokens_per_expert(model, {"experts": EXPERTS}, [b[0] for b in batches])["experts"]
+    counted = tokens_per_expert(model, {"experts": ""}, {"experts": EXPERTS}, [b[0] for b in batches])["experts"]
     assert counted == tuple((share * len(x)).round().int().tolist())
 
 

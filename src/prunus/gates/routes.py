@@ -1,60 +1,42 @@
 """How a layer of experts is called: which it gives each token, with which weight, and what one choice alone makes.
 
 Experts that are called with their input, the numbers of the chosen and the weights of these are called once more for
-each choice, with that weight at one: so what a single expert makes is seen, whatever is inside.
+each choice, with that weight at one: so what a single expert makes is seen, whatever is inside. Experts in a list are
+looked at one by one (`gates/listed.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import DataError
-
-TOKENS = "use a method that needs no tokens per expert, such as dirichlet"
-
-
-@dataclass(frozen=True)
-class Routed:
-    """What one call of a layer's experts shows.
-
-    Attributes:
-        layer: name of the group of experts.
-        chosen: number of the expert, int64 [N, choices].
-        weights: with which its output counts, [N, choices].
-        made: of a choice, what the experts make of all tokens with weight one, [N, width].
-    """
-
-    layer: str
-    chosen: Tensor
-    weights: Tensor
-    made: Callable[[int], Tensor]
+from prunus.gates.listed import list_seen
+from prunus.gates.routed import Routed, not_shown
 
 
 @contextmanager
-def routes_seen(model: nn.Module, layers: Iterable[str], see: Callable[[Routed], None]) -> Iterator[None]:
+def routes_seen(model: nn.Module, layers: Mapping[str, str], see: Callable[[Routed], None]) -> Iterator[None]:
     """Within the context every call of these layers' experts is shown.
 
     Args:
         model: the network.
-        layers: names of groups of experts.
+        layers: name of a group of experts -> the module that holds them and their router.
         see: what is called with each.
 
     Raises:
-        DataError: experts in a list; or, in the forward pass, experts that are called otherwise.
+        DataError: (in the forward pass) experts that are called otherwise, or in a list and not added up.
     """
     with ExitStack() as hooks:
-        for layer in layers:
-            if isinstance(model.get_submodule(layer), nn.ModuleList):
-                what = "its experts are modules of a list, and nothing shows with which weight each counts"
-                raise DataError(f"layer {layer!r}", what, TOKENS)
-            hook = _shown(layer, see)
-            hooks.enter_context(model.get_submodule(layer).register_forward_pre_hook(hook, with_kwargs=True))
+        for layer, around in layers.items():
+            experts = model.get_submodule(layer)
+            if isinstance(experts, nn.ModuleList):
+                hooks.enter_context(list_seen(model, layer, around, see))
+            else:
+                hooks.enter_context(experts.register_forward_pre_hook(_shown(layer, see), with_kwargs=True))
         yield
 
 
@@ -67,7 +49,7 @@ def _shown(layer: str, see: Callable[[Routed], None]) -> Callable[..., None]:
         weights = [k for k, v in whole.items() if v.is_floating_point() and v.shape in sizes]
         if len(chosen) != 1 or len(weights) != 1 or whole[chosen[0]].dim() != 2:
             what = "its experts are not called with the numbers of the chosen and their weights, [tokens, choices] each"
-            raise DataError(f"layer {layer!r}", what, TOKENS)
+            raise not_shown(layer, what)
 
         def made(choice: int) -> Tensor:
             one = {

@@ -322,6 +322,12 @@ def example_size(node: fx.Node) -> int:
     return _in_example(node.meta["val"])
 
 
+def depends_on_data(node: fx.Node) -> bool:
+    """Whether a node's result has a size that is known only while the model runs on something."""
+    sizes = getattr(node.meta.get("val"), "shape", ())
+    return any(not isinstance(s, int) and s.node.hint is None for s in sizes)
+
+
 def _in_example(size: Any) -> int:
     """A size in the example; one that depends on data (how many positions a mask has) is known only while running."""
     if isinstance(size, int):

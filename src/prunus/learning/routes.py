@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import nn
 from prunus.data.batches import forward
 from prunus.errors import DataError
 from prunus.gates.frozen import frozen
-from prunus.gates.routes import Routed, routes_seen
+from prunus.gates.routed import NONE, Routed
+from prunus.gates.routes import routes_seen
 from prunus.graph.groups import ChannelGroup
 from prunus.learning.findings import Scores
 from prunus.learning.problem import Learning
@@ -64,13 +65,15 @@ def route_scores(
     def see(call: Routed) -> None:
         tokens[call.layer] += len(call.chosen)
         for choice in range(call.chosen.shape[1]):
-            norms = call.made(choice).float().norm(dim=-1)
-            added = method.contribution(call.weights[:, choice].float(), norms).double().cpu()
-            index = call.chosen[:, choice].cpu()
+            there = call.chosen[:, choice] != NONE
+            norms = call.made(choice)[there].float().norm(dim=-1)
+            added = method.contribution(call.weights[there, choice].float(), norms).double().cpu()
+            index = call.chosen[there, choice].cpu()
             totals[call.layer][0].index_add_(0, index, added)
             totals[call.layer][1].index_add_(0, index, torch.ones_like(added))
 
-    _pass_(model, totals, learning.loader, see, learning.progress, method.name)
+    around = {g.name: g.routing.module for g in groups if g.routing is not None}
+    _pass_(model, around, learning.loader, see, learning.progress, method.name)
     if distributed():
         device = model_device(model)
         totals = {n: summed(t.to(device)).cpu() for n, t in totals.items()}
@@ -93,18 +96,22 @@ def loads_of(
     if not kept or not inputs:
         return (), ()
     try:
-        before = tokens_per_expert(model, {n: g.units for n, g in kept.items()}, inputs)
-        after = tokens_per_expert(smaller, {n: len(g.kept) for n, g in kept.items()}, inputs)
+        around = {n: str(g.experts_of) for n, g in kept.items()}
+        before = tokens_per_expert(model, around, {n: g.units for n, g in kept.items()}, inputs)
+        after = tokens_per_expert(smaller, around, {n: len(g.kept) for n, g in kept.items()}, inputs)
     except DataError as refusal:
         return (), (f"tokens of the experts are not told: {refusal.where}: {refusal.what}",)
     return tuple(Load(n, g.kept, before[n], after[n]) for n, g in kept.items()), ()
 
 
-def tokens_per_expert(model: nn.Module, sizes: Mapping[str, int], inputs: Sequence[Any]) -> dict[str, tuple[int, ...]]:
+def tokens_per_expert(
+    model: nn.Module, layers: Mapping[str, str], sizes: Mapping[str, int], inputs: Sequence[Any]
+) -> dict[str, tuple[int, ...]]:
     """Tokens that come to each expert.
 
     Args:
         model: the dense or the smaller network; unchanged.
+        layers: as for `routes_seen`.
         sizes: layer -> number of its experts.
         inputs: batches of inputs.
 
@@ -114,15 +121,16 @@ def tokens_per_expert(model: nn.Module, sizes: Mapping[str, int], inputs: Sequen
     counts = {n: torch.zeros(size, dtype=torch.int64, device="cpu") for n, size in sizes.items()}
 
     def see(call: Routed) -> None:
-        counts[call.layer] += torch.bincount(call.chosen.reshape(-1).cpu(), minlength=sizes[call.layer])
+        chosen = call.chosen[call.chosen != NONE].cpu()
+        counts[call.layer] += torch.bincount(chosen, minlength=sizes[call.layer])
 
-    _pass_(model, counts, [(i, None) for i in inputs], see, False, "")
+    _pass_(model, layers, [(i, None) for i in inputs], see, False, "")
     return {n: tuple(c.tolist()) for n, c in counts.items()}
 
 
 def _pass_(
     model: nn.Module,
-    layers: Iterable[str],
+    layers: Mapping[str, str],
     batches: Any,
     see: Callable[[Routed], None],
     progress: bool,

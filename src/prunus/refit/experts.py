@@ -3,12 +3,14 @@
 What a layer of experts makes is linear in their last weights, a slice [inputs, width] for each: every token adds
 routing weight times hidden numbers times the slice of each of its experts. The hidden numbers are read by calling the
 class's own code with slices that pick some of them out, so that nothing need be known of what is inside. Which weight
-is the last is found the same way: the layer's output is linear in it.
+is the last is found the same way: the layer's output is linear in it. Of experts that are modules of a list it is that
+of the linear layer whose output is theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.gates.routes import Routed, routes_seen
+from prunus.errors import DataError
+from prunus.gates.routed import Routed
+from prunus.gates.routes import routes_seen
 from prunus.gates.routing import seen_instead
 from prunus.plan.plan import GroupPlan, Plan
 from prunus.proof.masked import masked
@@ -100,13 +104,14 @@ def _refitted_(
     seed: int,
 ) -> Refit:
     bank = model.get_submodule(group.name)
-    if isinstance(bank, nn.ModuleList):
-        return Refit(group.name, 0.0, 0.0, reason="its experts are modules of their own")
     last: _Last | None = None
     parts: list[_Tokens] = []
     generator, before = torch.Generator(device="cpu").manual_seed(seed), 0
     for batch in batches:
-        wanted, calls = _outputs(dense, group.name, batch), _calls(model, plan, group.name, batch)
+        try:
+            wanted, calls = _outputs(dense, group, batch), _calls(model, group, batch, plan)
+        except DataError as refusal:
+            return Refit(group.name, 0.0, 0.0, reason=refusal.what)
         if len(calls) != 1 or len(wanted) != 1:
             return Refit(group.name, 0.0, 0.0, reason="it is called several times, or otherwise than others")
         examples = examples_in(batch)
@@ -115,51 +120,86 @@ def _refitted_(
             examples, len(wanted[0]) // examples, share, before, config.held_out, generator
         )  # fmt: skip
         before += examples
-        last = last or _last_of(bank, group.name, calls[0])
-        if last is None:
+        last = last or (_last_listed(bank, calls[0]) if isinstance(bank, nn.ModuleList) else _last_of(bank, calls[0]))
+        if last is None or (isinstance(bank, nn.ModuleList) and calls[0].last is None):
             return Refit(group.name, 0.0, 0.0, reason="no weight of its is the last: its output is linear in none")
-        parts.append(_tokens(bank, last, calls[0], wanted[0], rows, held))
+        parts.append(_tokens(last, calls[0], wanted[0], rows, held))
     if last is None:
         return Refit(group.name, 0.0, 0.0, reason="there is no batch")
     tokens = _Tokens(*(torch.cat([vars(p)[name] for p in parts]) for name in ("chosen", "hidden", "wanted", "held")))
-    return _solved_(bank, last, group, tokens)
+    return _solved_(last, group, tokens)
 
 
 @dataclass(frozen=True)
 class _Last:
-    """The last weight of experts: its name, and whether a slice is [inputs, width] or turned."""
+    """The last weights of experts.
 
-    name: str
-    turned: bool
+    Attributes:
+        slices: those that are there, [experts, inputs, width].
+        hidden: of a choice, what they are multiplied with, [N, inputs].
+        rest: of a choice, what is added to that, [N, width].
+        write: puts an expert's slice, [inputs, width], in the place of the one that is there.
+    """
 
-    def slices(self, weight: Tensor) -> Tensor:
-        """As [experts, inputs, width]."""
-        return weight.transpose(1, 2) if self.turned else weight
+    slices: Tensor
+    hidden: Callable[[Routed, int], Tensor]
+    rest: Callable[[Routed, int], Tensor]
+    write: Callable[[int, Tensor], None]
 
 
-def _outputs(model: nn.Module, layer: str, batch: Any) -> list[Tensor]:
-    """What a layer of experts makes of a batch, [tokens, width] for each call."""
+def _outputs(model: nn.Module, group: GroupPlan, batch: Any) -> list[Tensor]:
+    """What the experts of a layer make of a batch, [tokens, width] for each call."""
+    layer = model.get_submodule(group.name)
+    if isinstance(layer, nn.ModuleList):
+        return [_sum(call) for call in _calls(model, group, batch)]
     found: list[Tensor] = []
 
     def note(_: nn.Module, args: Any, output: Any) -> None:
         found.append(output.reshape(-1, output.shape[-1]))
 
     args, kwargs = as_arguments(batch, model)
-    with model.get_submodule(layer).register_forward_hook(note):
+    with layer.register_forward_hook(note):
         model(*args, **kwargs)
     return found
 
 
-def _calls(model: nn.Module, plan: Plan, layer: str, batch: Any) -> list[Routed]:
-    """How the experts of a layer are called in the masked network."""
+def _calls(model: nn.Module, group: GroupPlan, batch: Any, plan: Plan | None = None) -> list[Routed]:
+    """How the experts of a layer are called in a network, or in the masked one."""
     found: list[Routed] = []
     args, kwargs = as_arguments(batch, model)
-    with masked(model, plan), routes_seen(model, [layer], found.append):
+    mask = nullcontext() if plan is None else masked(model, plan)
+    with mask, routes_seen(model, {group.name: str(group.experts_of)}, found.append):
         model(*args, **kwargs)
     return found
 
 
-def _last_of(bank: nn.Module, layer: str, call: Routed) -> _Last | None:
+def _sum(call: Routed) -> Tensor:
+    """What the experts of a list make together, [N, width]."""
+    made = (call.made(choice) * call.weights[:, choice, None] for choice in range(call.chosen.shape[1]))
+    return torch.stack(list(made)).sum(0)
+
+
+def _last_listed(experts: nn.ModuleList, call: Routed) -> _Last | None:
+    """The last linear layer of each module of a list."""
+    if call.last is None:
+        return None
+    weights = [e.get_parameter(f"{call.last.name}.weight".lstrip(".")) for e in experts]
+
+    def write(expert: int, new: Tensor) -> None:
+        weights[expert].copy_(new.T)
+
+    def read(call: Routed, choice: int) -> Tensor:
+        assert call.last is not None
+        return call.last.read(choice)
+
+    def added(call: Routed, choice: int) -> Tensor:
+        assert call.last is not None
+        return call.last.added(choice)
+
+    return _Last(torch.stack([w.T for w in weights]), read, added, write)
+
+
+def _last_of(bank: nn.Module, call: Routed) -> _Last | None:
     """The weight that a choice's output is linear in, and how its slices lie."""
     usual = call.made(0)
     for name, weight in bank.named_parameters(recurse=False):
@@ -170,33 +210,38 @@ def _last_of(bank: nn.Module, layer: str, call: Routed) -> _Last | None:
         if float((twice - none - 2 * (usual - none)).abs().max()) > SAME * float(size) or not float(size) > 0:
             continue
         for turned in (True, False):
-            last = _Last(name, turned)
-            slices = last.slices(weight)
+            slices = weight.transpose(1, 2) if turned else weight
             if slices.shape[2] != usual.shape[1]:
                 continue
-            made = torch.einsum("ni,nio->no", _hidden(bank, last, call, 0), slices[call.chosen[:, 0]])
+            made = torch.einsum("ni,nio->no", _hidden(bank, name, turned, call, 0), slices[call.chosen[:, 0]])
             if float((made - (usual - none)).abs().max()) <= SAME * float(size):
-                return last
+                return _Last(
+                    slices.clone(),
+                    partial(_hidden, bank, name, turned),
+                    partial(_seen, bank, name, torch.zeros_like),
+                    lambda expert, new, into=slices: into[expert].copy_(new),  # type: ignore[misc]
+                )
     return None
 
 
 def _seen(bank: nn.Module, name: str, change: Callable[[Tensor], Tensor], call: Routed, choice: int = 0) -> Tensor:
+    """What a choice makes with something else in place of a weight, [N, width]."""
     with seen_instead(bank, name, change):
         return call.made(choice)
 
 
-def _hidden(bank: nn.Module, last: _Last, call: Routed, choice: int) -> Tensor:
+def _hidden(bank: nn.Module, name: str, turned: bool, call: Routed, choice: int) -> Tensor:
     """The hidden numbers of a choice, [N, inputs]: slices pick out as many at a time as the output is wide."""
-    weight: Tensor = getattr(bank, last.name)
-    experts, inputs, width = last.slices(weight).shape
-    none = _seen(bank, last.name, torch.zeros_like, call, choice)
+    weight: Tensor = getattr(bank, name)
+    experts, inputs, width = (weight.transpose(1, 2) if turned else weight).shape
+    none = _seen(bank, name, torch.zeros_like, call, choice)
     found = []
     for start in range(0, inputs, width):
         count = min(width, inputs - start)
         picks = weight.new_zeros(experts, inputs, width)
         picks[:, torch.arange(count) + start, torch.arange(count)] = 1
-        laid = picks.transpose(1, 2).contiguous() if last.turned else picks
-        found.append((_seen(bank, last.name, partial(_instead, laid), call, choice) - none)[:, :count])
+        laid = picks.transpose(1, 2).contiguous() if turned else picks
+        found.append((_seen(bank, name, partial(_instead, laid), call, choice) - none)[:, :count])
     return torch.cat(found, 1)
 
 
@@ -204,20 +249,19 @@ def _instead(new: Tensor, _: Tensor) -> Tensor:
     return new
 
 
-def _tokens(bank: nn.Module, last: _Last, call: Routed, wanted: Tensor, rows: Tensor, held: Tensor) -> _Tokens:
+def _tokens(last: _Last, call: Routed, wanted: Tensor, rows: Tensor, held: Tensor) -> _Tokens:
     rows = rows.to(wanted.device)
     hidden, left = [], wanted[rows]
     for choice in range(call.chosen.shape[1]):
         weight = call.weights[rows, choice, None]
-        hidden.append(_hidden(bank, last, call, choice)[rows] * weight)
-        left = left - _seen(bank, last.name, torch.zeros_like, call, choice)[rows] * weight
+        hidden.append(last.hidden(call, choice)[rows] * weight)
+        left = left - last.rest(call, choice)[rows] * weight
     return _Tokens(call.chosen[rows], torch.stack(hidden, 1), left, held.to(wanted.device))
 
 
-def _solved_(bank: nn.Module, last: _Last, group: GroupPlan, tokens: _Tokens) -> Refit:
+def _solved_(last: _Last, group: GroupPlan, tokens: _Tokens) -> Refit:
     """The best slices by held-out tokens, written into the layer where they are better than those that are there."""
-    weight: Tensor = getattr(bank, last.name)
-    old = last.slices(weight).double()
+    old = last.slices.double()
     whole = {e: (tokens.chosen == e).nonzero(as_tuple=True) for e in group.kept}
     fitted = {e: (rows[~tokens.held[rows]], choices[~tokens.held[rows]]) for e, (rows, choices) in whole.items()}
     hidden, wanted = tokens.hidden.double(), tokens.wanted.double()
@@ -252,7 +296,6 @@ def _solved_(bank: nn.Module, last: _Last, group: GroupPlan, tokens: _Tokens) ->
     samples = int((~tokens.held).sum())
     if not chosen:
         return Refit(group.name, before, before, 0.0, samples)
-    laid = best.transpose(1, 2) if last.turned else best
-    stays = torch.tensor(group.kept, device=weight.device)
-    weight[stays] = laid[stays].to(weight.dtype)
+    for expert in group.kept:
+        last.write(expert, best[expert])
     return Refit(group.name, before, least, chosen, samples)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from prunus.graph.engine import argument, module_path, operation
+from prunus.graph.engine import argument, depends_on_data, module_path, operation
 from prunus.plan.plan import Plan
 from prunus.refit.behind import Behind
 from prunus.refit.calls import LayerCall, computed_layer, layer_call, picked_rows, read_places, regressors, rows_of
@@ -135,6 +135,8 @@ def _varies(there: Tensor, dim: int) -> bool:
 
 def _unfit(run: Lockstep, call: LayerCall) -> str:
     """Why a layer can't be refitted, or ""."""
+    if depends_on_data(call.node):
+        return "which rows come to it depends on data: they are others in the smaller network"
     if len(call.weight.users) > 1:
         return "its weight is used by several calls"
     if not run.owned(call.weight):

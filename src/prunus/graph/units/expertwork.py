@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from prunus.graph.engine import meta_shape
+from prunus.graph.engine import depends_on_data, meta_shape
 from prunus.graph.groups import ChannelGroup, Contraction
 from prunus.graph.notes import Call
 from prunus.graph.units.experts import SLICES
@@ -39,7 +39,7 @@ def with_experts_work(
     if not experts:
         return tuple(contractions)
     named, found = {n.name: n for n in nodes}, list(contractions)
-    varying = {c.weight for c in calls if _depends_on_data(c.node)}
+    varying = {c.weight for c in calls if depends_on_data(c.node)}
     for group in experts:
         assert group.routing is not None
         router = named[group.routing.node]
@@ -55,12 +55,6 @@ def with_experts_work(
                 owner = slot.tensor.rpartition(".")[0]
                 found.append(Contraction(slot.tensor, positions, owner, group.source, experts=group.name))
     return tuple(found)
-
-
-def _depends_on_data(node: fx.Node) -> bool:
-    """Whether a result has a size that is known only while the model runs on something."""
-    sizes = getattr(node.meta.get("val"), "shape", ())
-    return any(not isinstance(s, int) and s.node.hint is None for s in sizes)
 
 
 def _rows(node: fx.Node) -> int:
