@@ -297,9 +297,9 @@ def test_repair_finds_weights_that_make_up_for_what_went() -> None:
     assert done.refits[0].layer == "experts"
 
 
-@pytest.mark.parametrize("name", ["Mixtral", "GptOss"])
-def test_repair_brings_a_language_model_nearer(name: str) -> None:
-    model, inputs = language_model(name, layers=1), words()
+@pytest.mark.parametrize(("name", "dtype"), [("Mixtral", torch.bfloat16), ("GptOss", torch.float32)])
+def test_repair_brings_a_language_model_nearer(name: str, dtype: torch.dtype) -> None:
+    model, inputs = language_model(name, layers=1).to(dtype), words()
     graph = prunus.trace(model, inputs)
     plan, data, unseen = Plan.from_kept(graph, half(graph)), [words(64)], words(32)
     done = prunus.repair(model, plan, data, progress=False)
@@ -343,7 +343,7 @@ def test_refusals_come_before_the_work() -> None:
             prunus.prune(model, inputs, method="l1", target=target)
     with pytest.raises(ConfigError, match="no router that chooses"):
         prunus.prune(plain, x, method="l1", target="experts<=50%")
-    with pytest.raises(ConfigError, match="can't go in one call"):
+    with pytest.raises(ConfigError, match="share no budget"):
         prunus.prune(model, inputs, method="l1", target="params<=50%", allow=("experts", "blocks"))
     with pytest.raises(BudgetError, match="with 2 experts in a layer"):
         prunus.prune(model, inputs, target="params<=10%", allow=("experts",), **judged)
@@ -387,3 +387,15 @@ def test_a_bound_on_macs_takes_widths_alone() -> None:
     assert any("all experts stay" in note for note in result.plan.notes)
     with pytest.raises(BudgetError, match="a token is given as many"):
         prunus.prune(model, inputs, method="reap", data=[words()], target="macs<=50%", **ways)
+
+
+def test_blocks_and_experts_go_by_hand_in_one_call(tmp_path: Path) -> None:
+    model, inputs = language_model(layers=3), words()
+    target = {"model.layers.1": 0, "model.layers.0.mlp.experts": 4, "model.layers.2.mlp.experts": 4}
+    smaller = prunus.prune(
+        model, inputs, method="l1", target=target, allow=("blocks", "experts"), repair=False, progress=False
+    ).model
+    smaller.save_pretrained(tmp_path)  # type: ignore[operator]
+    again = type(model).from_pretrained(tmp_path).eval()  # type: ignore[attr-defined]
+    assert (again.config.num_hidden_layers, again.config.num_local_experts) == (2, 4)
+    assert torch.equal(again(**inputs).logits, smaller(**inputs).logits)

@@ -29,17 +29,18 @@ def open_experts(problem: Problem, method: Method) -> list[ChannelGroup]:
     """The groups of experts that may lose some: none unless asked for, none of ignored layers.
 
     Raises:
-        ConfigError: they were asked for, and there are none, or blocks are to go in the same call; or the method judges
-            nothing but experts, and they were not asked for.
+        ConfigError: they were asked for, and there are none, or blocks are to share a budget with them; or the method
+            judges nothing but experts, and they were not asked for.
     """
     if "experts" not in problem.allow:
         if isinstance(method, RoutingCriterion):
             what = f"method {method.name!r} judges experts alone, and none may go"
             raise ConfigError("allow", what, "give allow=('experts',), or use another method")
         return []
-    if "blocks" in problem.allow:
-        what = "blocks and experts can't go in one call"
-        raise ConfigError("allow 'experts'", what, "prune twice: the experts of what the first call made")
+    if "blocks" in problem.allow and problem.request.counts is None:
+        what = "blocks and experts share no budget"
+        fix = "name both by hand (target={'layers.1': 0, ...}), or prune twice: the experts of what the first call made"
+        raise ConfigError("allow 'experts'", what, fix)
     ignored = matching(problem.ignored_layers, problem.model)
     groups = [g for g in problem.graph.experts if not any(_holds(name, g) for name in ignored)]
     free = [g for g in groups if g.locked is None]

@@ -37,6 +37,8 @@ class Precisely(fx.Interpreter):
         """The operation, in fp64 where the graph names another floating-point format and all is to be in fp64."""
         if self.precise:
             args, kwargs = _lifted((args, kwargs))
+            if target is torch.ops.aten._grouped_mm.default and args[0].dtype == torch.float64:
+                return _grouped_product(*args, **kwargs)  # torch has no kernel for fp64
         return super().call_function(target, args, kwargs)
 
 
@@ -168,6 +170,15 @@ class MaskedGraph(Precisely):
         if named and type(module).__module__.startswith("torch.nn.modules") and outputs_known(module):
             keep = kept_outputs(self.plan, f"{path}.weight", module)
             self.layers.setdefault(path, []).append(kept_part(result, keep))
+
+
+def _grouped_product(
+    rows: Tensor, weight: Tensor, ends: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Each group of rows, up to its end, times its own matrix: [N, inputs], [G, inputs, outputs] -> [N, outputs]."""
+    parts = rows.tensor_split(ends.cpu()[:-1].long())
+    made = torch.cat([part @ matrix for part, matrix in zip(parts, weight, strict=True)])
+    return made if bias is None else made + bias
 
 
 def _module(graph: Graph) -> nn.Module:

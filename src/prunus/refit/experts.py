@@ -37,8 +37,8 @@ RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Prices of a change that are tried, relative to the mean square of an expert's hidden numbers."""
 SWEEPS = 4
 """Rounds over the experts of a layer, each fitted to what the others leave."""
-SAME = 1e-3
-"""How near an output has to be to one that is linear in a weight."""
+SAME, ROUNDINGS = 1e-3, 4
+"""How near an output has to be to one that is linear in a weight: relative to its largest number, or in roundings."""
 
 
 @dataclass
@@ -207,14 +207,15 @@ def _last_of(bank: nn.Module, call: Routed) -> _Last | None:
             continue
         none, twice = (_seen(bank, name, partial(torch.mul, factor), call) for factor in (0.0, 2.0))
         size = (usual - none).abs().max()
-        if float((twice - none - 2 * (usual - none)).abs().max()) > SAME * float(size) or not float(size) > 0:
+        near = max(SAME, ROUNDINGS * torch.finfo(usual.dtype).eps) * float(size)
+        if float((twice - none - 2 * (usual - none)).abs().max()) > near or not float(size) > 0:
             continue
         for turned in (True, False):
             slices = weight.transpose(1, 2) if turned else weight
             if slices.shape[2] != usual.shape[1]:
                 continue
             made = torch.einsum("ni,nio->no", _hidden(bank, name, turned, call, 0), slices[call.chosen[:, 0]])
-            if float((made - (usual - none)).abs().max()) <= SAME * float(size):
+            if float((made - (usual - none)).abs().max()) <= near:
                 return _Last(
                     slices.clone(),
                     partial(_hidden, bank, name, turned),
