@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from ranks import two_processes, write_down
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SubsetRandomSampler, TensorDataset
 
+from prunus import DirichletPruning, prune
 from prunus.data import Metric, evaluate
 from prunus.data.batches import examples_behind
 from prunus.data.shared import SharedLoader, shareable
@@ -43,6 +45,8 @@ def found(rank: int = 0, world: int = 1) -> dict[str, Any]:
     weights = torch.cat([p.flatten() for p in model.parameters()]).tolist()
     chosen = DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler(range(20)))
     behind = examples_behind(chosen if world == 1 else SharedLoader(chosen, rank, world))
+    method = DirichletPruning(min_steps=9)
+    pruned = prune(model, X[:2], method=method, target={"0": 8}, data=train, loss_fn=F.cross_entropy, progress=False)
     # Nobody waits for a batch that another process does not have.
     streamed = finetune(model, (DataLoader(Stream(rank, world), 4), [(X, Y)]), config, progress=False)
     return {
@@ -50,6 +54,8 @@ def found(rank: int = 0, world: int = 1) -> dict[str, Any]:
         "single": [single.score, single.loss, single.num_examples],
         "behind": behind,
         "streamed": len(streamed.history),
+        "gates": pruned.scores.values["0"].tolist(),
+        "pruned": torch.cat([p.flatten() for p in pruned.model.parameters()]).tolist(),
         "history": [[e.validation_score, e.train_loss] for e in result.history[1:]],
         "judged": [judged.score, judged.loss, judged.num_examples],
     }

@@ -12,6 +12,7 @@ from torch import nn
 from prunus.data.batches import Splits, as_batches
 from prunus.data.datasets import ArrayDataset, DataSource, Part, batches_of, first_of, read_by_number
 from prunus.data.losses import own_loss
+from prunus.data.shared import SharedLoader, shareable
 from prunus.errors import ConfigError
 from prunus.runtime.arguments import signature_of
 from prunus.runtime.processes import distributed, rank
@@ -78,10 +79,12 @@ def split_up(data: Any, model: nn.Module | None, seed: int) -> Any:
     parts = isinstance(data, tuple | list) and 2 <= len(data) <= 3 and all(_many(p, type(data)) for p in data)
     named = isinstance(data, Mapping) and any(name in data for name in NAMES[0])
     examples = isinstance(data, Splits) and any(map(read_by_number, (data.train, data.validation)))
+    share = {"rank": rank(), "world": torch.distributed.get_world_size()} if distributed() else {}
+    if share and shareable(data):
+        return SharedLoader(data, **share)
     if not isinstance(data, DataSource) and not parts and not named and not examples:
         return data
     source = source_of(data, model)
-    share = {"rank": rank(), "world": torch.distributed.get_world_size()} if distributed() else {}
     return Splits(
         source.batches(BATCH, seed=seed, **share), batches_of(source.validation, BATCH, workers=source.workers)
     )

@@ -58,8 +58,10 @@ class SharedLoader:
     def __iter__(self) -> Iterator[Any]:
         self.rows.sizes.clear()
         first = gathered_objects(torch.get_rng_state())[0]
-        # The first process draws on, as one alone would; the others draw the same once, and go on with their own.
-        with nullcontext() if self.rank == 0 else torch.random.fork_rng(devices=[]):
+        # The first process draws on, as one alone would; the others draw the same once, and go on with their own,
+        # if they have some of their own.
+        alike = torch.equal(torch.get_rng_state(), first)
+        with nullcontext() if alike else torch.random.fork_rng(devices=[]):
             torch.set_rng_state(first)
             batches = iter(self.loader)
             batch = next(batches, None)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from prunus.runtime.dealing import own_share
 from prunus.runtime.processes import gathered, rank
 from prunus.runtime.randomstate import generator_states, restore_generators
 from prunus.runtime.seeds import start_at
@@ -30,7 +31,7 @@ class Dealt:
 
     def __init__(self, seed: int, device: torch.device, *, in_blocks: bool = False) -> None:
         self.seed, self.device, self.in_blocks = seed, device, in_blocks
-        self.examples, self.whole = slice(None), 0
+        self.examples, self.whole = list[int](), 0
         self.passes = 0
         self._shared = generator_states(device)
 
@@ -41,13 +42,9 @@ class Dealt:
             What the mean loss here counts in the mean over processes, so that every example counts alike.
         """
         sizes = [int(n) for n in gathered(torch.tensor(examples, device=self.device))]
-        number, world = rank(), len(sizes)
-        self.whole = sum(sizes)
-        in_turn = sizes == [len(range(r, self.whole, world)) for r in range(world)]
-        before = sum(sizes[:number])
-        turns = in_turn and not self.in_blocks
-        self.examples = slice(number, None, world) if turns else slice(before, before + examples)
-        return examples * world / self.whole
+        share = own_share(sizes, rank(), in_blocks=self.in_blocks)
+        self.examples, self.whole = list(share.places), share.whole
+        return examples * len(sizes) / share.whole
 
     @contextmanager
     def apart(self) -> Iterator[None]:

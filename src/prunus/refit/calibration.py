@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from prunus.graph.grouping import Graph
 from prunus.plan.plan import Plan
 from prunus.refit.config import RepairConfig
 from prunus.runtime.arguments import examples_in
+from prunus.runtime.dealing import Share, own_share
 from prunus.runtime.precision import to_device
-from prunus.runtime.processes import model_device
+from prunus.runtime.processes import gathered_objects, model_device, rank
 from prunus.runtime.seeds import seeded
 from prunus.surgery.rewrite import captured_freely, fixed_batch
 
@@ -27,56 +29,77 @@ class Calibration:
 
     Attributes:
         graph: the model captured with a free batch size where its code leaves it free.
-        batches: inputs of the model, on its device.
+        batches: inputs of the model, on its device; this process's part of them.
+        shares: which part that is, by batch; of the last ones there may be nothing here.
     """
 
     graph: Graph
     batches: tuple[Any, ...]
+    shares: tuple[Share, ...]
 
     @property
     def examples(self) -> int:
-        """How many there are."""
-        return sum(map(examples_in, self.batches))
+        """How many there are on all processes together."""
+        return sum(share.whole for share in self.shares)
 
     def first(self, count: int) -> Calibration:
         """The same with no more batches than hold so many examples, and one at least."""
         seen, number = 0, 0
-        while number < len(self.batches) and (seen := seen + examples_in(self.batches[number])) <= count:
+        while number < len(self.shares) and (seen := seen + self.shares[number].whole) <= count:
             number += 1
-        return Calibration(self.graph, self.batches[: max(number, 1)])
+        number = max(number, 1)
+        return Calibration(self.graph, self.batches[:number], self.shares[:number])
 
 
 def calibration(model: nn.Module, plan: Plan, loader: Iterable[Any], config: RepairConfig, seed: int) -> Calibration:
     """The first `config.examples` examples of the data, those of one seed, and the captured model.
 
+    Processes that share the data look at the examples that one would look at, each at its own.
+
     Raises:
         DataError: no batch; or none of the only size that the model runs on.
         TraceError: the model can't be captured.
     """
+    loader = as_batches(loader, model)
     with seeded(seed):
-        batches = _first(as_batches(loader, model), model, config.examples)
-    if not batches:
+        batches = _first(loader, model, config.examples)
+    if not all(gathered_objects(bool(batches))):
         raise DataError("loader", "there is no batch in it", "give batches of inputs")
     graph = captured_freely(model, plan, batches[0])
     only = fixed_batch(graph.program.graph, graph.program.graph_signature.user_inputs)
     if only is not None:
         batches = [part for batch in batches for part in _parts(batch, only)]
-        if not batches:
+        if not all(gathered_objects(bool(batches))):
             what = f"the model runs on batches of {only} alone, and the loader has smaller ones"
             raise DataError("loader", what, f"give batches of {only} examples or more")
-    return Calibration(graph, tuple(batches))
+    return Calibration(graph, tuple(batches), _shares([examples_in(b) for b in batches], loader.in_blocks))
 
 
 def _first(loader: Loader, model: nn.Module, wanted: int) -> list[Any]:
     loader.set_epoch(0)
-    device, batches, seen = model_device(model), [], 0
-    for inputs, _ in loader:
-        size = examples_in(inputs)
-        batches.append(to_device(inputs if size <= wanted - seen else _slice(inputs, 0, wanted - seen), device))
-        seen += size
-        if seen >= wanted:
+    device, batches, seen, given = model_device(model), [], 0, iter(loader)
+    while seen < wanted:
+        inputs, _ = next(given, (None, None))
+        size = 0 if inputs is None else examples_in(inputs)
+        # Of streams each process may have a number of its own.
+        sizes = gathered_objects(None if inputs is None else size)
+        if all(n is None for n in sizes):
             break
+        share = own_share([n or 0 for n in sizes], rank(), in_blocks=loader.in_blocks)
+        taken = sum(place < wanted - seen for place in share.places)
+        if inputs is not None and (taken or not share.whole):
+            batches.append(to_device(inputs if size == taken else _slice(inputs, 0, taken), device))
+        seen += share.whole
     return batches
+
+
+def _shares(sizes: Sequence[int], in_blocks: bool) -> tuple[Share, ...]:
+    """This process's parts of all batches, from the examples of those that are here."""
+    found: list[Share] = []
+    for of_all in itertools.zip_longest(*gathered_objects(list(sizes)), fillvalue=0):
+        before = found[-1].before + found[-1].whole if found else 0
+        found.append(own_share(of_all, rank(), in_blocks=in_blocks, before=before))
+    return tuple(found)
 
 
 def _parts(batch: Any, size: int) -> list[Any]:

@@ -9,7 +9,7 @@ of the linear layer whose output is theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +24,14 @@ from prunus.gates.routes import routes_seen
 from prunus.gates.routing import seen_instead
 from prunus.plan.plan import GroupPlan, Plan
 from prunus.proof.masked import masked
+from prunus.refit.calibration import Calibration
 from prunus.refit.config import RepairConfig
 from prunus.refit.sampling import sampled_rows
 from prunus.refit.told import Refit
-from prunus.runtime.arguments import as_arguments, examples_in
+from prunus.runtime.arguments import as_arguments
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import full_precision, lower
+from prunus.runtime.processes import summed
 from prunus.runtime.progress import progress_bar
 from prunus.surgery.experts import routed
 
@@ -62,7 +64,7 @@ def refit_experts_(
     model: nn.Module,
     dense: nn.Module,
     plan: Plan,
-    batches: Sequence[Any],
+    data: Calibration,
     config: RepairConfig,
     *,
     seed: int,
@@ -74,7 +76,7 @@ def refit_experts_(
         model: a copy of the dense network; its experts change.
         dense: the dense network.
         plan: what goes.
-        batches: inputs.
+        data: inputs.
         config: how many rows, and which are held out.
         seed: which rows are looked at.
         progress: show a bar where there is a terminal.
@@ -89,7 +91,7 @@ def refit_experts_(
         progress_bar("experts", len(groups), progress) as bar,
     ):
         for group in groups:
-            told.append(_refitted_(model, dense, plan, group, batches, config, seed))
+            told.append(_refitted_(model, dense, plan, group, data, config, seed))
             bar.advance()
     return tuple(told)
 
@@ -99,27 +101,23 @@ def _refitted_(
     dense: nn.Module,
     plan: Plan,
     group: GroupPlan,
-    batches: Sequence[Any],
+    data: Calibration,
     config: RepairConfig,
     seed: int,
 ) -> Refit:
     bank = model.get_submodule(group.name)
     last: _Last | None = None
     parts: list[_Tokens] = []
-    generator, before = torch.Generator(device="cpu").manual_seed(seed), 0
-    for batch in batches:
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    for batch, share in zip(data.batches, data.shares, strict=False):  # of the last there may be nothing here
         try:
             wanted, calls = _outputs(dense, group, batch), _calls(model, group, batch, plan)
         except DataError as refusal:
             return Refit(group.name, 0.0, 0.0, reason=refusal.what)
         if len(calls) != 1 or len(wanted) != 1:
             return Refit(group.name, 0.0, 0.0, reason="it is called several times, or otherwise than others")
-        examples = examples_in(batch)
-        share = config.most_rows / max(1, sum(map(examples_in, batches)))
-        rows, held = sampled_rows(
-            examples, len(wanted[0]) // examples, share, before, config.held_out, generator
-        )  # fmt: skip
-        before += examples
+        each, most = len(wanted[0]) // len(share.places), config.most_rows / max(1, data.examples)
+        rows, held = sampled_rows(share, each, most, config.held_out, generator)
         last = last or (_last_listed(bank, calls[0]) if isinstance(bank, nn.ModuleList) else _last_of(bank, calls[0]))
         if last is None or (isinstance(bank, nn.ModuleList) and calls[0].last is None):
             return Refit(group.name, 0.0, 0.0, reason="no weight of its is the last: its output is linear in none")
@@ -269,32 +267,34 @@ def _solved_(last: _Last, group: GroupPlan, tokens: _Tokens) -> Refit:
     start = wanted.clone()
     for expert, (rows, choices) in whole.items():
         start.index_add_(0, rows, hidden[rows, choices] @ old[expert], alpha=-1)
-    squares = {e: hidden[rows, choices].T @ hidden[rows, choices] for e, (rows, choices) in fitted.items()}
-    judged = tokens.held if bool(tokens.held.any()) else ~tokens.held
-    spread = float((wanted[judged] - wanted[judged].mean(0)).square().sum().clamp_min(1e-300))
+    squares = {e: summed(hidden[rows, choices].T @ hidden[rows, choices]) for e, (rows, choices) in fitted.items()}
+    here = {e: int(summed(torch.tensor(len(rows), device=tokens.wanted.device))) for e, (rows, _) in fitted.items()}
+    samples = int(summed((~tokens.held).sum()))
+    judged = tokens.held if bool(summed(tokens.held.sum())) else ~tokens.held
+    mean = summed(wanted[judged].sum(0)) / summed(judged.sum()).clamp_min(1)
+    spread = float(summed((wanted[judged] - mean).square().sum()).clamp_min(1e-300))
 
     def tried(ridge: float) -> tuple[Tensor, float]:
         new, left = old.clone(), start.clone()
         for _ in range(SWEEPS):
             for expert, square in squares.items():
                 rows, choices = fitted[expert]
-                if not len(rows):
+                if not here[expert]:
                     continue
                 price = ridge * square.diagonal().mean().clamp_min(1e-12)
-                sides = hidden[rows, choices].T @ left[rows] - price * (new[expert] - old[expert])
+                sides = summed(hidden[rows, choices].T @ left[rows]) - price * (new[expert] - old[expert])
                 step = torch.linalg.solve(square + price * torch.eye(len(square)).to(square), sides)
                 new[expert] += step
                 rows, choices = whole[expert]
                 left.index_add_(0, rows, hidden[rows, choices] @ step, alpha=-1)
-        return new, float(left[judged].square().sum()) / spread
+        return new, float(summed(left[judged].square().sum())) / spread
 
-    before = float(start[judged].square().sum()) / spread
+    before = float(summed(start[judged].square().sum())) / spread
     best, least, chosen = old, before, 0.0
     for ridge in RIDGES:
         new, error = tried(ridge)
         if lower(error, than=least):
             best, least, chosen = new, error, ridge
-    samples = int((~tokens.held).sum())
     if not chosen:
         return Refit(group.name, before, before, 0.0, samples)
     for expert in group.kept:

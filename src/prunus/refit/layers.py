@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from prunus.refit.order import ordered
 from prunus.refit.paths import Path, path_behind
 from prunus.refit.sampling import sampled_rows
 from prunus.refit.told import Refit
+from prunus.runtime.arguments import examples_in
+from prunus.runtime.dealing import Share
 from prunus.runtime.progress import progress_bar
 
 
@@ -31,6 +33,7 @@ def refit_layers(
     progress: bool,
     *,
     judged: bool = False,
+    shares: Sequence[Share] = (),
 ) -> tuple[Refit, ...]:
     """Refit layers in the masked network; afterwards `run` holds the outputs of both.
 
@@ -42,7 +45,9 @@ def refit_layers(
         seed: of the rows.
         progress: show a bar where there is a terminal.
         judged: the held-out examples are to judge the network by: nothing is fitted to them.
+        shares: which part of each batch `batches` are, and of more that other processes have; by default all.
     """
+    shares = shares or _alone(examples_in(b, none=0) for b in batches)
     nodes = list(run.module.graph.nodes)
     calls = {n: c for n in nodes if n.op == "call_function" and (c := layer_call(n)) is not None}
     paths = {n: path_behind(n) if config.sums else Path() for n in calls}
@@ -64,12 +69,18 @@ def refit_layers(
             asked = asked and str(call.weight.target) not in plan.removal.tensors
             if asked and (run.differs(call.source) or run.support(call.weight) is not None):
                 behind = Behind(paths[node], known.get(node, ()))
-                told.append(_refit(run, call, behind, config, generator, judged))
+                told.append(_refit(run, call, behind, config, generator, judged, shares))
     return tuple(told)
 
 
 def _refit(
-    run: Lockstep, call: LayerCall, behind: Behind, config: RepairConfig, generator: torch.Generator, judged: bool
+    run: Lockstep,
+    call: LayerCall,
+    behind: Behind,
+    config: RepairConfig,
+    generator: torch.Generator,
+    judged: bool,
+    shares: Sequence[Share],
 ) -> Refit:
     weight, reason = run.stored[0][call.weight], _unfit(run, call)
     if reason:
@@ -78,7 +89,7 @@ def _refit(
     first = run.held(0)[0][call.node], run.held(0)[1][call.source]
     channels, support = _channels(run, call, first[1], first[0]), run.support(call.weight)
     problem = LeastSquares(call, weight, channels, place is not None, bounds, support)
-    _gather(run, problem, behind, config, generator)
+    _gather(run, problem, behind, config, generator, shares)
     found = problem.solve(all_rows=not judged)
     if found.weight is None:
         return Refit(call.name, found.before, found.after, reason=found.reason)
@@ -87,19 +98,25 @@ def _refit(
         old = run.stored[1][place]
         new = old - found.constant.to(old) if place is not call.bias else old + found.constant.to(old)
         run.replace(place, new)
-    samples = int(problem.fitted.count + problem.held.count)
-    return Refit(call.name, found.before, found.after, found.ridge, samples)
+    return Refit(call.name, found.before, found.after, found.ridge, found.samples)
 
 
 def _gather(
-    run: Lockstep, problem: LeastSquares, behind: Behind, config: RepairConfig, generator: torch.Generator
+    run: Lockstep,
+    problem: LeastSquares,
+    behind: Behind,
+    config: RepairConfig,
+    generator: torch.Generator,
+    shares: Sequence[Share],
 ) -> None:
     """Rows of all batches."""
     call, weight = problem.call, problem.weight
     wanted = min(max(config.least_rows, config.rows * problem.unknowns), config.most_rows)
     made = [dense[call.node] for dense, _ in run.values]
     counts = [call.examples_in(m, weight, batch) for m, batch in zip(made, run.examples, strict=True)]
-    each_wanted, before = wanted / max(sum(counts), 1), 0
+    if counts != run.examples:  # what has other examples than the batch is nobody else's part of something
+        shares = _alone(counts)
+    each_wanted, each = wanted / max(sum(share.whole for share in shares), 1), 0
     for number, examples in enumerate(counts):
         dense, masked = run.held(number)
         result, source = dense[call.node], masked[call.source]
@@ -107,8 +124,8 @@ def _gather(
             continue
         each = result.numel() // result.shape[call.channel_dim(result, weight)] // examples
         inside = _present_rows(run, call, result, weight)
-        rows, held = sampled_rows(examples, each, each_wanted, before, config.held_out, generator, inside)
-        rows, held, before = rows.to(result.device), held.to(result.device), before + examples
+        rows, held = sampled_rows(shares[number], each, each_wanted, config.held_out, generator, inside)
+        rows, held = rows.to(result.device), held.to(result.device)
         x = regressors(call, source, weight, *read_places(call, weight, source, result, rows), problem.inputs)
         target, end, factor = (
             None if t is None else problem.outputs(picked_rows(call, t, weight, rows))
@@ -118,6 +135,16 @@ def _gather(
         problem.add(x, target, held)
         if end is not None and factor is not None:
             problem.clamped.append(Clamped(x, target, end, factor, held))
+    for share in shares[len(counts) :]:  # other processes draw for batches of which nothing is here
+        sampled_rows(share, each, each_wanted, config.held_out, generator)
+
+
+def _alone(counts: Iterable[int]) -> tuple[Share, ...]:
+    """Batches that no other process has a part of."""
+    found: list[Share] = []
+    for count in counts:
+        found.append(Share.alone(count, found[-1].before + found[-1].whole if found else 0))
+    return tuple(found)
 
 
 def _present_rows(run: Lockstep, call: LayerCall, result: Tensor, weight: Tensor) -> Tensor | None:

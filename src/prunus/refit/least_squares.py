@@ -65,6 +65,7 @@ class Solution:
         before: error of the old weights on held-out rows, of some outputs, relative to the spread of what is wanted.
         after: that of the new ones, before they were fitted to all rows.
         reason: why no weight was found, or "".
+        samples: rows of all processes together, where a weight was found.
     """
 
     weight: Tensor | None
@@ -73,6 +74,7 @@ class Solution:
     before: float
     after: float
     reason: str = ""
+    samples: int = 0
 
 
 @dataclass
@@ -160,7 +162,8 @@ class LeastSquares:
         for _ in range(ROUNDS if self.bounds else 0):
             matrix = solve(self._followed(every, matrix, all_rows), self.old)
         weight, constant = self._written(matrix)
-        return Solution(weight, constant, best, before / spread, least / spread)
+        samples = int(fitted.count + held.count)
+        return Solution(weight, constant, best, before / spread, least / spread, samples=samples)
 
     def _followed(self, every: Moments, matrix: Tensor, all_rows: bool) -> Moments:
         """The moments with targets that follow what is made wherever the bounds hide the difference."""

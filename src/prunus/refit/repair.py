@@ -95,11 +95,11 @@ def repaired_copy(
 ) -> Repaired:
     """As `repair`, with what is needed at hand."""
     new = copied(model)
-    first = refit_experts_(new, model, plan, data.batches, config, seed=seed, progress=progress)
+    first = refit_experts_(new, model, plan, data, config, seed=seed, progress=progress)
     given = _changed(model, new) if any(not r.reason and r.ridge for r in first) else {}
     run = Lockstep(data.graph, plan, model, given)
     with eval_mode(model), torch.no_grad(), full_precision(), run.in_format():
-        told = refit_layers(run, data.batches, plan, config, seed, progress)
+        told = refit_layers(run, data.batches, plan, config, seed, progress, shares=data.shares)
     _write_(new, run)
     return Repaired(new, (*first, *told))
 

@@ -14,7 +14,6 @@ from prunus.refit.config import RepairConfig
 from prunus.refit.layers import refit_layers
 from prunus.refit.lockstep import Lockstep
 from prunus.refit.sampling import held_out
-from prunus.runtime.arguments import examples_in
 from prunus.runtime.modes import eval_mode
 from prunus.runtime.precision import full_precision
 from prunus.runtime.processes import model_device, summed
@@ -41,12 +40,11 @@ class Trials:
         """Distance from the dense network, mean over the held-out examples."""
         run = Lockstep(self.data.graph, plan, self.model)
         with eval_mode(self.model), torch.no_grad(), full_precision(), run.in_format():
-            refit_layers(run, self.data.batches, plan, self.config, self.seed, False, judged=True)
-            total, count, before = 0.0, 0, 0
-            for number, batch in enumerate(self.data.batches):
-                size = examples_in(batch)
-                held = held_out(torch.arange(before, before + size, device="cpu"), self.config.held_out)
-                before += size
+            batches, shares = self.data.batches, self.data.shares
+            refit_layers(run, batches, plan, self.config, self.seed, False, judged=True, shares=shares)
+            total, count = 0.0, 0
+            for number, batch in enumerate(batches):
+                held = held_out(shares[number].numbers, self.config.held_out)
                 dense, masked = run.outputs(number)
                 inputs, dense, masked = (_rows(v, held) for v in (batch, dense, masked))
                 here = int(held.sum())
