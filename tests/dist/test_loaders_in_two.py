@@ -17,6 +17,8 @@ from prunus import DirichletPruning, prune
 from prunus.data import Metric, evaluate
 from prunus.data.batches import examples_behind
 from prunus.data.shared import SharedLoader, shareable
+from prunus.methods.dirichlet import DirichletPruning
+from prunus.pipeline.prune import prune
 from prunus.recovery import FinetuneConfig, finetune
 
 X = torch.randn(43, 5, generator=torch.Generator().manual_seed(0))
@@ -47,12 +49,22 @@ def found(rank: int = 0, world: int = 1) -> dict[str, Any]:
     behind = examples_behind(chosen if world == 1 else SharedLoader(chosen, rank, world))
     method = DirichletPruning(min_steps=9)
     pruned = prune(model, X[:2], method=method, target={"0": 8}, data=train, loss_fn=F.cross_entropy, progress=False)
+    again = DataLoader(TensorDataset(X, Y), 8, shuffle=True)  # of whose last batch they have unequal shares
+    mine = DataLoader(TensorDataset(X[rank::world], Y[rank::world]), 8 // world)  # data sets of their own
+    scores = [
+        prune(
+            model, X[:2], method=DirichletPruning(min_steps=4), target=0.5, data=data, loss_fn=F.cross_entropy,
+            repair=False, progress=False,
+        ).scores.values["0"].tolist()
+        for data in (again, mine)
+    ]  # fmt: skip
     # Nobody waits for a batch that another process does not have.
     streamed = finetune(model, (DataLoader(Stream(rank, world), 4), [(X, Y)]), config, progress=False)
     return {
         "weights": weights,
         "single": [single.score, single.loss, single.num_examples],
         "behind": behind,
+        "scores": scores,
         "streamed": len(streamed.history),
         "gates": pruned.scores.values["0"].tolist(),
         "pruned": torch.cat([p.flatten() for p in pruned.model.parameters()]).tolist(),

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from prunus.data.losses import IGNORED
 from prunus.data.reading import ReadBatches
+from prunus.data.shared import shareable
 from prunus.errors import DataError
 from prunus.runtime.arguments import as_arguments, examples_in, signature_of, tensors_in
 from prunus.runtime.precision import dtype_name
@@ -184,7 +185,7 @@ class Loader:
         stated = getattr(getattr(self.data, "dataset", None), "num_targets", None)
         if stated is not None:
             return int(stated)
-        known = examples_behind(self.data)
+        known = self.known_examples()
         if known is not None and _per_position(self.first()[1]) is None:
             return known
         with torch.random.fork_rng(devices=[]):
@@ -192,6 +193,13 @@ class Loader:
         if distributed() and not self.same_on_all_ranks():
             return int(summed(torch.tensor(total)))
         return total
+
+    def known_examples(self) -> int | None:
+        """Examples behind the loaders of all processes, where these say so."""
+        known = examples_behind(self.data)
+        if known is None or not distributed() or not shareable(self.data) or self.same_on_all_ranks():
+            return known
+        return int(summed(torch.tensor(known)))  # processes with data sets of their own
 
     def same_on_all_ranks(self) -> bool:
         """Whether several processes were given the same first batch."""

@@ -69,7 +69,7 @@ def split_up(data: Any, model: nn.Module | None, seed: int) -> Any:
     """Batches to learn from and held-out ones, of data that come in parts as `source_of` takes them; else what it is.
 
     A tuple or list of two or three is in parts where each of them is a loader, a data set, or, within a tuple, a list
-    of batches; a list of batches stays one.
+    of batches; a list of batches stays one. A DataLoader that several processes were given is shared by its rows.
 
     Args:
         data: of a user, for `prune`.
@@ -80,14 +80,19 @@ def split_up(data: Any, model: nn.Module | None, seed: int) -> Any:
     named = isinstance(data, Mapping) and any(name in data for name in NAMES[0])
     examples = isinstance(data, Splits) and any(map(read_by_number, (data.train, data.validation)))
     share = {"rank": rank(), "world": torch.distributed.get_world_size()} if distributed() else {}
-    if share and shareable(data):
-        return SharedLoader(data, **share)
     if not isinstance(data, DataSource) and not parts and not named and not examples:
-        return data
+        return replace(data, train=_shared(data.train, model)) if isinstance(data, Splits) else _shared(data, model)
     source = source_of(data, model)
     return Splits(
         source.batches(BATCH, seed=seed, **share), batches_of(source.validation, BATCH, workers=source.workers)
     )
+
+
+def _shared(data: Any, model: nn.Module | None) -> Any:
+    """A DataLoader that all of several processes were given as each one's rows of it; anything else as it is."""
+    # Processes may have data sets of their own, which no sampler tells of.
+    alike = distributed() and shareable(data) and as_batches(data, model).same_on_all_ranks()
+    return SharedLoader(data, rank(), torch.distributed.get_world_size()) if alike else data
 
 
 def _many(part: Any, outer: type) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunus.data.batches import Form, Loader, examples_behind, forward
+from prunus.data.batches import Form, Loader, forward
 from prunus.data.dense_outputs import DenseOutputs, counted_in
 from prunus.runtime.arguments import examples_in, tensors_in
 from prunus.runtime.copies import twin
@@ -69,7 +69,7 @@ class Taught(Loader):
 
     def num_labels(self) -> int:
         """Predictions in one pass over the data of all processes: one per example, or per position that counts."""
-        known = examples_behind(self.data)
+        known = self.inputs.known_examples()
         if known is not None and not self.positions:
             return known
         with torch.random.fork_rng(devices=[]):
