@@ -276,7 +276,7 @@ ZOO: dict[str, Animal] = {
     ),
     "split_by_size": Animal(
         lambda: seq(cbr(3, 8), C2f(8, 4, True), head(8)),
-        image(), ("0.0", "1.cv1.0", "1.cv2.0"), (), None, rewritten=True
+        image(), ("0.0", "1.cv1.0", "1.cv2.0"), (), None
     ),
     "glu": Animal(
         lambda: seq(cbr(3, 8), nn.Conv2d(8, 16, 1), nn.GLU(1), nn.Conv2d(8, 6, 1), nn.ReLU(), head(6)),

@@ -81,6 +81,22 @@ class Chosen(nn.Module):
         return self.b(self.a(x[x[:, 0] > 0]).relu())
 
 
+class ChosenLater(Chosen):
+    """Chooses by what it made itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.a(x).relu()
+        return self.b(made[made.sum(1) > 1])
+
+
+def test_rows_that_are_others_in_the_smaller_network_are_left() -> None:
+    torch.manual_seed(0)
+    model, x = ChosenLater(), torch.randn(60, 5)
+    plan = prunus.Plan.from_kept(prunus.trace(model, x), {"a": range(7)})
+    (refit,) = repair(model, plan, [(x,)], progress=False).refits
+    assert "they are others in the smaller network" in refit.reason
+
+
 def test_a_batch_of_which_nothing_is_left() -> None:
     torch.manual_seed(0)
     model, x = Chosen(), torch.randn(60, 5).abs()

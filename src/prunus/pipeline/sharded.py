@@ -110,7 +110,8 @@ def prune_sharded(
 
     Example:
         >>> from prunus.pipeline.sharded import prune_sharded
-        >>> prune_sharded(nn.Linear(2, 2), None, None, shard=print, target=0.5, data=[], loss_fn=F.mse_loss)
+        >>> net, skeleton = nn.Linear(2, 2), nn.Linear(2, 2, device="meta")
+        >>> prune_sharded(net, skeleton, None, shard=print, target=0.5, data=[], loss_fn=F.mse_loss)
         Traceback (most recent call last):
         prunus.errors.ConfigError: model
           what: its weights are not sharded

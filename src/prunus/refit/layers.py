@@ -162,13 +162,32 @@ def _varies(there: Tensor, dim: int) -> bool:
 
 def _unfit(run: Lockstep, call: LayerCall) -> str:
     """Why a layer can't be refitted, or ""."""
-    if depends_on_data(call.node):
+    if _rows_differ(run, call.node):
         return "which rows come to it depends on data: they are others in the smaller network"
     if len(call.weight.users) > 1:
         return "its weight is used by several calls"
     if not run.owned(call.weight):
         return "its weight is neither a parameter nor a buffer"
     return "" if run.stored[0][call.weight].is_floating_point() else "its weight is not one of real numbers"
+
+
+def _rows_differ(run: Lockstep, node: fx.Node) -> bool:
+    """Whether what decides how many rows come to a node, and which, is not the same in both networks."""
+    waiting = [node] if depends_on_data(node) else []
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        above = [n for n in node.all_input_nodes if depends_on_data(n)]
+        if operation(node) in ("index", "masked_select"):
+            places = node.args[1] if isinstance(node.args[1], list | tuple) else [node.args[1]]
+            deciding = [n for n in places if isinstance(n, fx.Node)]
+        else:
+            deciding = [] if above else node.all_input_nodes
+        if any(map(run.differs, deciding)):
+            return True
+        waiting += [n for n in above if n not in seen]
+        seen.update(above)
+    return False
 
 
 def _constant(run: Lockstep, call: LayerCall) -> fx.Node | None:
