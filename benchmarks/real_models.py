@@ -38,7 +38,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JOBS: dict[str, tuple[list[int], list[str]]] = {
     "mobilenet": ([90, 80, 70], ["epochs=4", "optimizer=adamw", "lr=0.0001", "batch_size=32", "distillation=0.9"]),
     "stories": ([70], [
-        "epochs=10", "optimizer=adamw", "lr=0.004", "batch_size=16", "distillation=1.0", "temperature=1.0",
+        "epochs=20", "optimizer=adamw", "lr=0.004", "batch_size=16", "distillation=1.0", "temperature=1.0",
     ]),
     "crepe": ([70], ["epochs=5", "lr=0.0005"]),
 }  # fmt: skip
