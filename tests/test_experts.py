@@ -165,6 +165,10 @@ def test_groups_of_experts_keep_equal_numbers() -> None:
         Plan.from_kept(graph, {group.name: [0, 1, 2, 4]})
     with pytest.raises(PlanError, match="needs 4 experts"):
         Plan.from_kept(graph, {group.name: [0, 4]})
+    with pytest.raises(BudgetError, match="code needs so many: ask for 'experts<=4'"):
+        prunus.prune(
+            language_model("DeepseekV3", layers=1), words(), method="l1", target="experts<=25%", allow=("experts",)
+        )
 
 
 def test_gates_at_one_and_at_zero_are_the_dense_and_the_masked_network() -> None:

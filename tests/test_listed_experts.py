@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunus
-from prunus.errors import DataError
+from prunus.errors import DataError, TraceError
 from prunus.gates.routed import NONE, Routed
 from prunus.gates.routes import routes_seen
 
@@ -188,3 +188,16 @@ def test_a_token_without_an_expert_counts_for_none() -> None:
     assert int((calls[0].chosen == 0).sum()) == 3
     assert int((calls[0].chosen == NONE).sum()) == int((chosen == 0).sum()) - 3
     assert all(float(calls[0].made(n)[calls[0].chosen[:, n] == NONE].abs().sum()) == 0 for n in range(CHOICES))
+
+
+def test_a_loop_over_experts_of_transformers_is_refused_with_the_way_out() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_local_experts": 2}
+    config = transformers.MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
+    model = transformers.MixtralModel(config).eval()
+    model.set_experts_implementation("eager")
+    inputs = {"input_ids": torch.arange(6)[None], "use_cache": False}
+    with pytest.raises(TraceError, match="set_experts_implementation"):
+        prunus.trace(model, inputs)
+    model.set_experts_implementation("grouped_mm")
+    assert len(prunus.trace(model, inputs).experts) == 1

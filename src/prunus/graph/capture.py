@@ -76,7 +76,7 @@ def capture(
             raise
         except Exception as error:
             what = f"torch.export cannot capture it: {first_line(error)}{_user_line(error)}"
-            raise TraceError(f"model {type(model).__name__}", what, _advice(error, follow_branches)) from error
+            raise TraceError(f"model {type(model).__name__}", what, _advice(error, follow_branches, model)) from error
     remove_dead_code_(program.graph)
     program.graph_module.recompile()
     return program
@@ -193,10 +193,12 @@ def _plain_outputs(model: nn.Module, result: Any) -> Iterator[None]:
         yield
 
 
-def _advice(error: Exception, followed: bool) -> str:
+def _advice(error: Exception, followed: bool, model: nn.Module) -> str:
     said = f"{type(error).__name__} {error}".lower()
     part = "trace the submodule that can be captured"
     if "data-dependent" in said or "datadependent" in said or "dynamicvalueerror" in said:
+        if getattr(getattr(model, "config", None), "_experts_implementation", None) == "eager":
+            return "its loop over experts depends on data: call model.set_experts_implementation('grouped_mm') first"
         if followed:
             return f"a size depends on the values of the inputs, which can't be followed: rewrite it, or {part}"
         return (

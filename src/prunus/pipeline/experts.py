@@ -153,4 +153,6 @@ def _unreachable(problem: Problem, counts: dict[str, int], budget: Budget) -> Bu
     if counts == {g.name: g.units for g in problem.graph.experts}:
         what = f"fewer experts take no less of {name}: a token is given as many"
     fix = "raise the budget, or bound the experts themselves: target='experts<=25%'"
+    if all(limit.resource == EXPERTS for limit in budget.limits):
+        fix = f"the routers' code needs so many: ask for 'experts<={fewest}'"
     return BudgetError(f"budget {budget.text!r} cannot be met", what, fix)

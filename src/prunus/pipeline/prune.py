@@ -89,7 +89,8 @@ def prune(
             feed-forward part, a whole layer), see `planned_with_blocks`. The order in which blocks go is measured, so
             there have to be data.
             `experts`: also remove whole experts, the same share of every layer's, with their rows of the router;
-            `"experts<=50%"` bounds their number, any other budget takes them before widths, see `planned_with_experts`.
+            `"experts<=50%"` bounds their number, any other budget takes them before widths, unless they take none of
+            what it bounds (MACs, where a token is given as many as before), see `planned_with_experts`.
             `own_class`: let only those groups and counts through that the class's own code survives, so that no
             rewritten graph takes its place: groups that its code can't lose stay, halves of a `chunk` keep equal counts
             (the smaller of the two). A note in the plan says which. Methods in stages leave such halves whole.
