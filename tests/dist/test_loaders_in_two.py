@@ -17,8 +17,6 @@ from prunus import DirichletPruning, prune
 from prunus.data import Metric, evaluate
 from prunus.data.batches import examples_behind
 from prunus.data.shared import SharedLoader, shareable
-from prunus.methods.dirichlet import DirichletPruning
-from prunus.pipeline.prune import prune
 from prunus.recovery import FinetuneConfig, finetune
 
 X = torch.randn(43, 5, generator=torch.Generator().manual_seed(0))

@@ -26,7 +26,7 @@ from prunus.surgery.cut import cut_
 AGAIN, NEAR = 3, 0.05
 """A plan whose measured network is not within 5 % of its bounds is made again, at most so many times."""
 MACHINE = "what is timed is true of this machine: another one, or a new table, may come to another plan"
-SHALLOWER = "{} blocks may go whole, which often loses less at the same latency: allow=('blocks',), or --allow blocks"
+SHALLOWER = "{} blocks could go whole, which may lose less at the same latency: allow=('blocks',), or --allow blocks"
 
 
 def check_runtimes(request: Request) -> None:

@@ -36,13 +36,13 @@ def prunability(graph: Graph) -> Table:
             status = "[yellow]inexact[/yellow], if asked: a normalisation takes statistics across the units"
         else:
             status = f"[yellow]locked[/yellow]: {escape(group.locked)}"
-        table.add_row(escape(group.name), str(group.units), _per_unit(costs, group), status)
+        table.add_row(escape(group.name), str(group.units), _per_unit(costs, dense.macs, group), status)
     for group in graph.experts:
         rows = f", equal counts in {group.multiple} groups" if group.rows is not None else ""
         status = f"[green]prunable if asked[/green]: --allow experts{rows}"
         if group.locked is not None:
             status = f"[yellow]locked[/yellow]: {escape(group.locked)}"
-        table.add_row(escape(group.name), f"{group.units} experts", _per_unit(costs, group), status)
+        table.add_row(escape(group.name), f"{group.units} experts", _per_unit(costs, dense.macs, group), status)
     for block in graph.blocks.free:
         fewer = CostModel(without_blocks(graph, [block.name])).dense()
         status = "[green]prunable if asked[/green]: --allow blocks"
@@ -54,10 +54,10 @@ def prunability(graph: Graph) -> Table:
     return table
 
 
-def _per_unit(costs: CostModel, group: ChannelGroup) -> str:
-    """MACs that one unit less saves."""
+def _per_unit(costs: CostModel, dense: int, group: ChannelGroup) -> str:
+    """MACs that one unit less saves, of so many."""
     fewer = costs.at(costs.counts({group.name: group.units - group.multiple}))
-    return f"{(costs.dense().macs - fewer.macs) // group.multiple:,}"
+    return f"{(dense - fewer.macs) // group.multiple:,}"
 
 
 def prospects_table(graph: Graph, prospects: Sequence[Prospect], width: float) -> Table:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import nn
 
 from prunus.plan.plan import Plan
+from prunus.surgery.steps import Steps, set_attribute_
 
 PIECE_WIDTHS = ("c",)
 """Names under which modules hold the width of one piece (Ultralytics' C2f and its kin split by it when exported)."""
 
 
-def set_piece_widths_(model: nn.Module, plan: Plan) -> list[Callable[[], None]]:
+def set_piece_widths_(model: nn.Module, plan: Plan) -> Steps:
     """Set them where all pieces of a layer keep equally many; what puts them back, in order."""
-    steps: list[Callable[[], None]] = []
+    steps: Steps = []
     pieces: dict[str, list[tuple[int, int]]] = {}
     for group in plan.groups:
         pieces.setdefault(group.name.partition("#")[0], []).append((group.units, len(group.kept)))
@@ -27,12 +26,7 @@ def set_piece_widths_(model: nn.Module, plan: Plan) -> list[Callable[[], None]]:
         while holder := holder.rpartition(".")[0]:
             found = [name for name in PIECE_WIDTHS if holder in modules and vars(modules[holder]).get(name) == units]
             for name in found:
-                setattr(modules[holder], name, kept)
-                steps.append(_restored(modules[holder], name, units))
+                steps += set_attribute_(modules[holder], name, kept)
             if found:
                 break
     return steps
-
-
-def _restored(holder: nn.Module, name: str, width: int) -> Callable[[], None]:
-    return lambda: setattr(holder, name, width)
