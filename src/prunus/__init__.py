@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prunus.layers.attention import separate_attention_
     from prunus.layers.inputs import SelectInputs
     from prunus.layers.recurrence import join_recurrence_, separate_recurrence_
+    from prunus.keyvalues.merge import merge_key_values
     from prunus.learning.fit import fit
     from prunus.measure.speed import Comparison
     from prunus.measure.speed import compare as benchmark
@@ -86,6 +87,7 @@ __all__ = [
     "join_recurrence_",
     "load",
     "load_masks",
+    "merge_key_values",
     "prune",
     "reestimate_batch_norm",
     "reestimate_if_better",

@@ -43,6 +43,7 @@ PLACES: dict[str, str] = {
     "join_recurrence_": "layers.recurrence",
     "load": "formats.artifact",
     "load_masks": "formats.artifact",
+    "merge_key_values": "keyvalues.merge",
     "prune": "pipeline.prune",
     "reestimate_batch_norm": "recovery.batchnorm",
     "reestimate_if_better": "recovery.batchnorm",
