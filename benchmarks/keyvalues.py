@@ -44,7 +44,9 @@ def cut(model: Any, groups: int, batches: list[Any], seed: int) -> nn.Module:
     graph = prunus.trace(model, batches[0])
     heads = [g for g in graph.groups() if g.heads_of is not None]
     target: Any = {g.name: groups for g in heads}
-    return prunus.prune(model, batches[0], method="fisher", target=target, data=batches, seed=seed, progress=False).model
+    return prunus.prune(
+        model, batches[0], method="fisher", target=target, data=batches, seed=seed, progress=False
+    ).model
 
 
 def ways(model: Any, groups: int, batches: list[Any], seed: int) -> dict[str, Callable[[], Any]]:

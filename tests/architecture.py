@@ -9,8 +9,8 @@ from pathlib import Path
 
 ORDER = """
 errors names < moved runtime < files kernels posteriors models < graph layers < data gates plan < masks < surgery
-methods < proof < refit recovery formats < keyvalues measure vocabulary < learning sparse < reports < pipeline < trainers < cli
-< __main__ testing
+methods < proof < refit recovery formats < keyvalues measure vocabulary < learning sparse < reports < pipeline
+< trainers < cli < __main__ testing
 """
 RANK = {room: rank for rank, rooms in enumerate(ORDER.split("<")) for room in rooms.split()}
 FACE = "__init__"

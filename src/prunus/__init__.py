@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from prunus.gates.gate import attach
     from prunus.graph.custom import register_operation
     from prunus.graph.trace import trace
+    from prunus.keyvalues.merge import merge_key_values
     from prunus.layers.attention import separate_attention_
     from prunus.layers.inputs import SelectInputs
     from prunus.layers.recurrence import join_recurrence_, separate_recurrence_
-    from prunus.keyvalues.merge import merge_key_values
     from prunus.learning.fit import fit
     from prunus.measure.speed import Comparison
     from prunus.measure.speed import compare as benchmark

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,7 @@ class Attention:
 
     def projections(self, model: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]:
         """Queries, keys, values, and what reads the heads."""
-        q, k, v, o = (model.get_submodule(f"{self.name}.{p}") for p in PROJECTIONS)
-        assert isinstance(q, nn.Linear) and isinstance(k, nn.Linear)
-        assert isinstance(v, nn.Linear) and isinstance(o, nn.Linear)
+        q, k, v, o = (cast(nn.Linear, model.get_submodule(f"{self.name}.{p}".lstrip("."))) for p in PROJECTIONS)
         return q, k, v, o
 
 
@@ -59,7 +57,9 @@ def attentions(model: Any) -> list[Attention]:
         raise ConfigError(name, what, "load it with from_pretrained")
     text = config.get_text_config()
     heads, groups = getattr(text, "num_attention_heads", None), getattr(text, KEY, None)
-    places = [n for n, m in model.named_modules() if all(isinstance(getattr(m, p, None), nn.Linear) for p in PROJECTIONS)]
+    places = [
+        n for n, m in model.named_modules() if all(isinstance(getattr(m, p, None), nn.Linear) for p in PROJECTIONS)
+    ]
     if not places or not isinstance(heads, int) or not isinstance(groups, int):
         what = f"it has no layers with {', '.join(PROJECTIONS)}, or its configuration no {KEY}"
         raise ConfigError(name, what, "key-value heads are merged in classes like Llama, Mistral, Qwen2 and Gemma")
@@ -98,7 +98,7 @@ def remade(model: Any, groups: int, tensors: Mapping[str, Tensor]) -> Any:
     Args:
         model: not touched.
         groups: of keys and values, in every layer.
-        tensors: what is new, by name.
+        tensors: what is new, by name: projections in their new shape, other parameters in their own.
 
     Raises:
         ConfigError: the class makes something else of that configuration.
@@ -126,6 +126,10 @@ def remade(model: Any, groups: int, tensors: Mapping[str, Tensor]) -> Any:
             full = f"{place}.{projection}".lstrip(".")
             if f"{full}.weight" in tensors:
                 setattr(module, projection, _linear(getattr(module, projection), full, tensors))
+    with torch.no_grad():
+        for full, parameter in smaller.named_parameters():
+            if full in tensors:
+                parameter.copy_(tensors[full])
     modules, old = dict(made.named_modules()), dict(before.named_modules())
     for place, module in smaller.named_modules():
         vars(module).update(_other_numbers(old[place], modules[place]))

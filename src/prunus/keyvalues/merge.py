@@ -6,34 +6,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prunus.data.batches import as_batches
-from prunus.keyvalues.attentions import Attention, attentions, check_number, remade
-from prunus.keyvalues.pairs import Pairs, as_complex, as_real, pairs_of
-from prunus.keyvalues.readers import refit_readers_
-from prunus.keyvalues.sets import Set, best_sets
-from prunus.keyvalues.squares import Merged, Squares, merged, squares
-from prunus.refit.calibration import first_examples, shares_of
+from prunus.keyvalues.attentions import attentions, check_number, remade
+from prunus.keyvalues.pairs import pairs_of
+from prunus.keyvalues.refitting import refitted
+from prunus.keyvalues.squares import squares
+from prunus.keyvalues.ways import Way, shared_out
+from prunus.refit.calibration import first_examples
+from prunus.refit.config import RepairConfig
 from prunus.refit.told import Refit
 from prunus.runtime.entry import entry
 from prunus.runtime.modes import without_cache
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What became of one layer of attention.
-
-    Attributes:
-        name: of the module.
-        sets: which groups of before became one, in their new order.
-        error: share of keys and values that the merged ones can't make, each relative to what there was: 0 to 2.
-    """
-
-    name: str
-    sets: tuple[Set, ...]
-    error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,21 +27,21 @@ class MergedModel:
 
     Attributes:
         model: of the same class; `save_pretrained` and stock `from_pretrained` do.
-        layers: what became of each layer.
-        refits: how what reads the heads was fitted again, by layer.
+        ways: how the groups of each layer were shared out, and what is lost of keys and values.
+        refits: how layers were fitted to what came of it.
     """
 
     model: Any
-    layers: tuple[Layer, ...]
+    ways: tuple[Way, ...]
     refits: tuple[Refit, ...]
 
     def __str__(self) -> str:
         text = self.model.config.get_text_config()
-        worst = max(self.layers, key=lambda layer: layer.error)
+        worst = max(self.ways, key=lambda way: way.error)
         lines = [
-            f"{text.num_key_value_heads} groups of keys and values in each of {len(self.layers)} layers, "
+            f"{text.num_key_value_heads} groups of keys and values in each of {len(self.ways)} layers, "
             f"{text.num_attention_heads} heads of queries as before",
-            f"most is lost in {worst.name}: {worst.error / 2:.0%} of keys and values",
+            f"most is lost in {worst.attention.name}: {worst.error / 2:.0%} of keys and values",
         ]
         return "\n".join(lines)
 
@@ -67,8 +52,7 @@ def merge_key_values(
     groups: int,
     data: Iterable[Any],
     *,
-    repair: bool = True,
-    examples: int = 1024,
+    repair: bool | RepairConfig = True,
     seed: int = 0,
     progress: bool = True,
 ) -> MergedModel:
@@ -84,18 +68,19 @@ def merge_key_values(
         model: as `from_pretrained` loads it, with `q_proj`, `k_proj`, `v_proj`, `o_proj`; it stays as it is.
         groups: of keys and values afterwards, a divisor of what there are.
         data: batches of inputs, as for `prune`.
-        repair: fit what reads the heads again, layer by layer, to what the dense layer makes of the data.
-        examples: so many are looked at, the first ones.
-        seed: of loaders that shuffle.
+        repair: fit all other layers to what the dense network makes of the data, in order, in closed form; how, and how
+            many examples are looked at.
+        seed: of loaders that shuffle, and of the rows that are looked at.
         progress: show progress bars where there is a terminal.
 
     Returns:
-        The smaller model, and what became of each layer.
+        The smaller model, how groups were shared out, and what repair won back.
 
     Raises:
         ConfigError: no transformers model, no such layers, or a number of groups that they can't have.
         DataError: no batch, or numbers that are not finite.
         SurgeryError: positions are read in a way that merged keys can't follow.
+        TraceError: the model can't be run operation by operation, which repair needs.
 
     Source: grouped-query attention (Ainslie et al., 2023) starts from the mean of the keys and values; what is merged
         here is the best in least squares, after each group has been turned towards the others.
@@ -112,57 +97,20 @@ def merge_key_values(
     """
     found = attentions(model)
     check_number(found, groups)
+    config = repair if isinstance(repair, RepairConfig) else RepairConfig()
     loader = as_batches(data, model)
     with without_cache(model):
-        batches = first_examples(model, loader, examples, seed)
+        batches = first_examples(model, loader, config.examples, seed)
         pairs = pairs_of(model, found, batches[0])
         moments = squares(model, found, pairs, batches, progress)
-    tensors: dict[str, Tensor] = {}
-    layers = []
-    for attention, known in zip(found, moments, strict=True):
-        layer, new = _merged(model, attention, known, pairs, groups)
-        layers.append(layer)
-        tensors |= new
-    smaller = remade(model, groups, tensors)
-    with without_cache(model), without_cache(smaller):
-        refits = refit_readers_(smaller, model, found, batches, shares_of(batches, loader), progress) if repair else ()
-    return MergedModel(smaller, tuple(layers), refits)
-
-
-def _merged(
-    model: Any, attention: Attention, known: Squares, pairs: Pairs, groups: int
-) -> tuple[Layer, dict[str, Tensor]]:
-    """What becomes of a layer, and its new weights by name."""
-    q, k, v, o = attention.projections(model)
-    size = attention.groups // groups
-
-    def one(chosen: Set) -> Merged:
-        return merged(attention, known, o.weight, chosen)
-
-    sets = best_sets(attention.groups, size, lambda chosen: one(chosen).error)
-    found = [one(chosen) for chosen in sets]
-    heads = (attention.groups, attention.shared, attention.width)
-    order = [g for chosen in sets for g in chosen]
-    turns = torch.cat([f.queries for f in found])[:, None, :, None]
-
-    def queries(tensor: Tensor) -> Tensor:
-        parts = as_complex(tensor.reshape(*heads, -1)[order], pairs)
-        return as_real(parts * turns, pairs).reshape(tensor.shape)
-
-    def keys(tensor: Tensor) -> Tensor:
-        parts = as_complex(tensor.reshape(attention.groups, attention.width, -1), pairs)
-        new = [(parts[list(chosen)] * f.keys[..., None]).sum(0) for chosen, f in zip(sets, found, strict=True)]
-        return as_real(torch.stack(new), pairs).reshape(-1, *tensor.shape[1:])
-
-    def values(tensor: Tensor) -> Tensor:
-        parts = tensor.double().reshape(attention.groups, attention.width, -1)
-        new = [(f.values @ parts[list(chosen)]).sum(0) for chosen, f in zip(sets, found, strict=True)]
-        return torch.stack(new).reshape(-1, *tensor.shape[1:])
-
-    reads = torch.cat([f.reads for f in found])
-    read = o.weight.double().reshape(-1, *heads)[:, order]
-    new = {"o_proj.weight": torch.einsum("ogsw,gwv->ogsv", read, reads).reshape(o.weight.shape)}
-    for name, linear, change in (("q_proj", q, queries), ("k_proj", k, keys), ("v_proj", v, values)):
-        new |= {f"{name}.{n}": change(p.detach()) for n, p in linear.named_parameters()}
-    error = sum(f.error for f in found) / len(found)
-    return Layer(attention.name, tuple(sets), error), {f"{attention.name}.{n}": t for n, t in new.items()}
+        ways = [shared_out(a, known, model, groups) for a, known in zip(found, moments, strict=True)]
+        old: dict[str, Tensor] = dict(model.named_parameters())
+        new: dict[str, Tensor] = {}
+        refits: tuple[Refit, ...] = ()
+        if repair:
+            given = {n: t.to(old[n]) for way in ways for n, t in way.as_before(old, pairs).items()}
+            new, refits = refitted(model, given, batches[0], loader, config, seed, progress)
+            new = {n: t for n, t in new.items() if n not in given}
+    for way in ways:
+        new |= way.as_merged({**old, **new}, pairs)
+    return MergedModel(remade(model, groups, new), tuple(ways), refits)

@@ -69,7 +69,7 @@ def calibration(model: nn.Module, plan: Plan, loader: Iterable[Any], config: Rep
         if not all(gathered_objects(bool(batches))):
             what = f"the model runs on batches of {only} alone, and the loader has smaller ones"
             raise DataError("loader", what, f"give batches of {only} examples or more")
-    return Calibration(graph, tuple(batches), shares_of(batches, loader))
+    return Calibration(graph, tuple(batches), _shares([examples_in(b) for b in batches], loader.in_blocks))
 
 
 def first_examples(model: nn.Module, loader: Loader, wanted: int, seed: int) -> list[Any]:
@@ -103,13 +103,12 @@ def _first(loader: Loader, model: nn.Module, wanted: int) -> list[Any]:
     return batches
 
 
-def shares_of(batches: Sequence[Any], loader: Loader) -> tuple[Share, ...]:
-    """This process's parts of all batches, from the inputs of those that are here."""
+def _shares(sizes: Sequence[int], in_blocks: bool) -> tuple[Share, ...]:
+    """This process's parts of all batches, from the examples of those that are here."""
     found: list[Share] = []
-    sizes = [examples_in(batch) for batch in batches]
-    for of_all in itertools.zip_longest(*gathered_objects(sizes), fillvalue=0):
+    for of_all in itertools.zip_longest(*gathered_objects(list(sizes)), fillvalue=0):
         before = found[-1].before + found[-1].whole if found else 0
-        found.append(own_share(of_all, rank(), in_blocks=loader.in_blocks, before=before))
+        found.append(own_share(of_all, rank(), in_blocks=in_blocks, before=before))
     return tuple(found)
 
 

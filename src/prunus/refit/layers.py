@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ def refit_layers(
     *,
     judged: bool = False,
     shares: Sequence[Share] = (),
+    fixed: Collection[str] = (),
 ) -> tuple[Refit, ...]:
     """Refit layers in the masked network; afterwards `run` holds the outputs of both.
 
@@ -46,6 +47,7 @@ def refit_layers(
         progress: show a bar where there is a terminal.
         judged: the held-out examples are to judge the network by: nothing is fitted to them.
         shares: which part of each batch `batches` are, and of more that other processes have; by default all.
+        fixed: weights that stay as they are.
     """
     shares = shares or _alone(examples_in(b, none=0) for b in batches)
     nodes = list(run.module.graph.nodes)
@@ -66,7 +68,7 @@ def refit_layers(
             bar.advance()
             bar.describe(f"repair {call.name}")
             asked = config.layers == "all" or call.name in readers
-            asked = asked and str(call.weight.target) not in plan.removal.tensors
+            asked = asked and str(call.weight.target) not in {*plan.removal.tensors, *fixed}
             if asked and (run.differs(call.source) or run.support(call.weight) is not None):
                 behind = Behind(paths[node], known.get(node, ()))
                 told.append(_refit(run, call, behind, config, generator, judged, shares))

@@ -152,7 +152,7 @@ class LeastSquares:
         judge = held.some(JUDGED) if held.count else some
         spread, before = judge.spread(), judge.error(old)
         inside = None if self.inside is None else self.inside[:, :, spaced(self.old.shape[2], JUDGED)]
-        best, least = cheapest(ridges, lambda ridge: judge.error(solved(some, old, ridge, self.intercept, inside)))
+        best, least = _cheapest(ridges, lambda ridge: judge.error(solved(some, old, ridge, self.intercept, inside)))
         if not lower(least, than=before):
             none = "no change helps on held-out data"
             return Solution(None, None, 0.0, before / spread, before / spread, none)
@@ -207,7 +207,7 @@ class LeastSquares:
         return matrix[:, rows][:, :, self.columns[0]]
 
 
-def cheapest(prices: Sequence[float], error: Callable[[float], float]) -> tuple[float, float]:
+def _cheapest(prices: Sequence[float], error: Callable[[float], float]) -> tuple[float, float]:
     """The price of least error and that error, from the middle one downhill: errors have one valley.
 
     Differences within the rounding of fp32 are none, so that processors agree.
