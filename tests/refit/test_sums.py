@@ -89,6 +89,38 @@ def test_the_last_layer_of_a_branch_makes_up_for_the_shortcut(form: str, monkeyp
     assert not any(r.reason for r in done.refits)
 
 
+class Parallel(Block):
+    """As `Block` with a third branch between, of one layer: the two sums come one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__("plain")
+        self.left = nn.Linear(8, 5, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.stem(x))
+        return self.short(x) + self.left(x) + self.main(x)
+
+
+def test_a_branch_makes_up_for_one_side_while_the_other_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention and feed-forward layers that stand side by side (GPT-J, GPT-NeoX, Phi, Cohere)."""
+    monkeypatch.setattr(LeastSquares, "solve", partialmethod(LeastSquares.solve, (1e-13,)))
+    torch.manual_seed(0)
+    model, x = untidy(Parallel()).double().eval(), torch.randn(300, 4, dtype=torch.float64)
+    done = repaired(model, x)
+    with torch.no_grad():
+        whole = torch.tanh(model.stem(x))
+        kept = whole[:, KEPT]
+        missed = model.short(whole) - kept @ model.kernel[KEPT]
+        left, _ = fitted(kept, model.left(whole) + missed, False)
+        up, added = fitted(kept, model.up(whole) - model.up.bias, True)
+        hidden = torch.tanh(kept @ up.t() + model.up.bias + added)
+        missed = missed + model.left(whole) - kept @ left.t()
+        down, _ = fitted(hidden, model.down(torch.tanh(model.up(whole))) + missed, False)
+    new = done.model.get_submodule
+    torch.testing.assert_close(new("left").weight[:, KEPT], left, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(new("down").weight, down, rtol=1e-5, atol=1e-5)
+
+
 def test_sums_help_and_can_be_left_out() -> None:
     model, x = made("plain")
     plan = prunus.Plan.from_kept(prunus.trace(model, x[:2]), {"stem": KEPT})

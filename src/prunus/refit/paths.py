@@ -126,13 +126,16 @@ def forward(path: Path, made: Tensor, values: Mapping[fx.Node, Any]) -> list[Ten
     Args:
         path: behind the layer.
         made: the layer's output.
-        values: what everything else on the way holds.
+        values: what everything else on the way holds; of the other side of a sum nothing where it is not known yet:
+            zeros stand for it.
     """
     found = [made]
     for step in path.steps:
         here = found[-1]
 
         def fetch(node: fx.Node, step: Step = step, here: Tensor = here) -> Any:
+            if node is step.other and node not in values:
+                return torch.zeros_like(here)
             value = here if node is step.before else values[node]
             return value.clone() if writes(step.node) and isinstance(value, Tensor) else value
 
