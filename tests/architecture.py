@@ -9,7 +9,7 @@ from pathlib import Path
 
 ORDER = """
 errors names < moved runtime < files kernels posteriors models < graph layers < data gates plan < masks < surgery
-methods < proof < refit recovery formats < keyvalues measure vocabulary < learning sparse < reports < pipeline
+methods < proof < refit recovery formats < keyvalues measure streaming vocabulary < learning sparse < reports < pipeline
 < trainers < cli < __main__ testing
 """
 RANK = {room: rank for rank, rooms in enumerate(ORDER.split("<")) for room in rooms.split()}

@@ -45,6 +45,7 @@ PLACES: dict[str, str] = {
     "load_masks": "formats.artifact",
     "merge_key_values": "keyvalues.merge",
     "prune": "pipeline.prune",
+    "prune_streamed": "pipeline.streamed",
     "reestimate_batch_norm": "recovery.batchnorm",
     "reestimate_if_better": "recovery.batchnorm",
     "register_operation": "graph.custom",

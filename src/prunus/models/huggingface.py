@@ -63,6 +63,27 @@ def from_configuration(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     return model, {key: tensor.to("meta") for key, tensor in _inputs_for(model).items()}
 
 
+def without_parameters(name: str, dtype: torch.dtype) -> nn.Module:
+    """A model with its parameters on the device `meta`, and its buffers at hand.
+
+    Args:
+        name: as `from_configuration` takes it.
+        dtype: of parameters and buffers.
+
+    Raises:
+        MissingDependencyError: transformers is not installed.
+        ConfigError: as `load_pretrained`.
+    """
+    from accelerate import init_empty_weights
+
+    where = f"model 'hf:{name}'"
+    transformers = from_extra("transformers", "hf", where)
+    config, family = _configured(name, where)
+    with init_empty_weights(include_buffers=False):
+        made: nn.Module = (transformers.AutoModel.from_config if family is None else family)(config)
+    return made.to(dtype).eval()
+
+
 def _configured(name: str, where: str) -> tuple[Any, Any]:
     """A configuration, and the class that it names, or None if it names none."""
     transformers = from_extra("transformers", "hf", where)

@@ -72,22 +72,24 @@ def calibration(model: nn.Module, plan: Plan, loader: Iterable[Any], config: Rep
     return Calibration(graph, tuple(batches), _shares([examples_in(b) for b in batches], loader.in_blocks))
 
 
-def first_examples(model: nn.Module, loader: Loader, wanted: int, seed: int) -> list[Any]:
-    """Inputs of the first examples of the data, those of one seed, as batches on the model's device.
+def first_examples(
+    model: nn.Module, loader: Loader, wanted: int, seed: int, device: torch.device | None = None
+) -> list[Any]:
+    """Inputs of the first examples of the data, those of one seed, as batches on a device, by default the model's.
 
     Raises:
         DataError: no batch.
     """
     with seeded(seed):
-        batches = _first(loader, model, wanted)
+        batches = _first(loader, device or model_device(model), wanted)
     if not all(gathered_objects(bool(batches))):
         raise DataError("loader", "there is no batch in it", "give batches of inputs")
     return batches
 
 
-def _first(loader: Loader, model: nn.Module, wanted: int) -> list[Any]:
+def _first(loader: Loader, device: torch.device, wanted: int) -> list[Any]:
     loader.set_epoch(0)
-    device, batches, seen, given = model_device(model), [], 0, iter(loader)
+    batches, seen, given = list[Any](), 0, iter(loader)
     while seen < wanted:
         inputs, _ = next(given, (None, None))
         size = 0 if inputs is None else examples_in(inputs)

@@ -141,6 +141,8 @@ class LeastSquares:
     def solve(self, ridges: Sequence[float] = RIDGES, *, all_rows: bool = True) -> Solution:
         """The price of a change is chosen on held-out rows, then all are fitted; old weights where none helps there.
 
+        Once: the moments are used up, since there is no room for more of them where layers are large.
+
         Args:
             ridges: the prices.
             all_rows: fit the held-out rows too in the end.
@@ -148,22 +150,29 @@ class LeastSquares:
         fitted, held = self.fitted.over_ranks(), self.held.over_ranks()
         if not (fitted.finite and held.finite):
             return Solution(None, None, 0.0, 0.0, 0.0, "what it reads or should make is not finite on these data")
-        some, old = fitted.some(JUDGED), self.old[:, :, spaced(self.old.shape[2], JUDGED)]
-        judge = held.some(JUDGED) if held.count else some
-        spread, before = judge.spread(), judge.error(old)
-        inside = None if self.inside is None else self.inside[:, :, spaced(self.old.shape[2], JUDGED)]
-        best, least = _cheapest(ridges, lambda ridge: judge.error(solved(some, old, ridge, self.intercept, inside)))
-        if not lower(least, than=before):
-            none = "no change helps on held-out data"
-            return Solution(None, None, 0.0, before / spread, before / spread, none)
-        every = fitted + held if all_rows else fitted
+        best, before, after = self._price(fitted, held, ridges)
+        if not lower(after, than=before):
+            return Solution(None, None, 0.0, before, before, "no change helps on held-out data")
+        samples = int(fitted.count + held.count)
+        every = fitted
+        if all_rows:
+            every += held
+        del held, self.held
         solve = solver(every, best, self.intercept, self.inside)
         matrix = solve(every, self.old)
         for _ in range(ROUNDS if self.bounds else 0):
             matrix = solve(self._followed(every, matrix, all_rows), self.old)
         weight, constant = self._written(matrix)
-        samples = int(fitted.count + held.count)
-        return Solution(weight, constant, best, before / spread, least / spread, samples=samples)
+        return Solution(weight, constant, best, before, after, samples=samples)
+
+    def _price(self, fitted: Moments, held: Moments, ridges: Sequence[float]) -> tuple[float, float, float]:
+        """The cheapest price on held-out rows; the error there of the old weights, and at that price."""
+        some, old = fitted.some(JUDGED), self.old[:, :, spaced(self.old.shape[2], JUDGED)]
+        judge = held.some(JUDGED) if held.count else some
+        spread = judge.spread()
+        inside = None if self.inside is None else self.inside[:, :, spaced(self.old.shape[2], JUDGED)]
+        best, least = _cheapest(ridges, lambda ridge: judge.error(solved(some, old, ridge, self.intercept, inside)))
+        return best, judge.error(old) / spread, least / spread
 
     def _followed(self, every: Moments, matrix: Tensor, all_rows: bool) -> Moments:
         """The moments with targets that follow what is made wherever the bounds hide the difference."""

@@ -56,6 +56,8 @@ class Lockstep:
         plan: what goes.
         model: the dense model.
         given: new numbers of stored tensors that the masked network has from the start.
+        others: by batch, what the masked network reads instead of what the dense one does; by default the same.
+        stored_as: format that new weights are rounded to, where it is another than the model's at the moment.
 
     Attributes:
         module: what both run.
@@ -66,8 +68,17 @@ class Lockstep:
         supports: parameter -> which of its elements a mask inside it leaves.
     """
 
-    def __init__(self, graph: Graph, plan: Plan, model: nn.Module, given: Mapping[str, Tensor] | None = None) -> None:
-        self.given = dict(given or {})
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        model: nn.Module,
+        given: Mapping[str, Tensor] | None = None,
+        *,
+        others: Sequence[Any] = (),
+        stored_as: torch.dtype | None = None,
+    ) -> None:
+        self.given, self.others, self.stored_as = dict(given or {}), others, stored_as
         self.masked = _Masked(graph, plan, model)
         self.module: fx.GraphModule = self.masked.module  # type: ignore[assignment]
         self.dense = Precisely(self.module)
@@ -147,7 +158,8 @@ class Lockstep:
         """Give the masked network another stored tensor from now on, rounded to the format in which it is stored."""
         old = self.stored[0][node]
         name = str(node.target)
-        self.stored[1][node] = tensor.to(self.formats.get(name, old.dtype)).to(old.dtype)
+        form = self.stored_as if self.stored_as and name in self.formats else self.formats.get(name, old.dtype)
+        self.stored[1][node] = tensor.to(form).to(old.dtype)
         there, support = self.masked.present(self.masked.places[name], 0, old), self.support(node)
         stays = there if support is None else support if there is None else there & support
         self.replaced[name] = self.stored[1][node], stays
@@ -180,15 +192,24 @@ class Lockstep:
                 if str(node.target) in self.given:
                     self.replace(node, self.given[str(node.target)])
         places = [n for n in order if n.op == "placeholder"]
-        for batch, (dense, masked) in zip(batches, self.values, strict=True):
-            args, kwargs = as_arguments(double(batch) if self.half else batch, self.masked.model)
-            spec = self.module._in_spec
-            flat = torch.fx._pytree.tree_flatten_spec((args, kwargs), spec)  # type: ignore[arg-type]
-            for node, value in zip(places, flat, strict=True):
-                dense[node] = masked[node] = value
+        self.same.update(dict.fromkeys(places, True))
+        for batch, other, (dense, masked) in zip(batches, self.others or batches, self.values, strict=True):
+            for node, value, another in zip(places, self._flat(batch), self._flat(other), strict=True):
+                same = value is another
+                dense[node] = masked[node] = self._formed(value)
+                if not same:
+                    masked[node] = self._formed(another)
                 if node in self.shared.root:
-                    dense[node], masked[node] = _copied(value), _copied(value)
-                self.same[node] = True
+                    dense[node], masked[node] = _copied(dense[node]), _copied(masked[node])
+                self.same[node] &= same
+
+    def _flat(self, batch: Any) -> list[Any]:
+        """What a batch holds, in the order of the placeholders."""
+        given = as_arguments(batch, self.masked.model)
+        return list(torch.fx._pytree.tree_flatten_spec(given, self.module._in_spec))  # type: ignore[arg-type]
+
+    def _formed(self, value: Any) -> Any:
+        return double(value) if self.half else value
 
     def _alike(self, node: fx.Node) -> bool:
         masked = node.name in self.masked.routes or any(m is not None for m in self.masked.masks.get(node.name, []))

@@ -51,10 +51,12 @@ class Moments:
         parts = [summed(t) for t in (count, self.gram, self.cross, self.square)]
         return Moments(float(parts[0]), parts[1], parts[2], parts[3])
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.count + other.count, self.gram + other.gram, self.cross + other.cross, self.square + other.square
-        )
+    def __iadd__(self, other: Moments) -> Moments:
+        self.count += other.count
+        self.gram += other.gram
+        self.cross += other.cross
+        self.square += other.square
+        return self
 
     def some(self, most: int) -> Moments:
         """Those of no more targets than that, evenly spaced."""
@@ -118,12 +120,15 @@ def solver(moments: Moments, ridge: float, intercept: bool, support: Tensor | No
 
         return solve_within
     factor, failed = torch.linalg.cholesky_ex(gram)
-    bad = bool(failed.any())
+    singular = gram if bool(failed.any()) else None  # else it goes: it may be the largest of all that is held
 
     def solve(there: Moments, old: Tensor) -> Tensor:
         left = (there.cross - there.gram @ old)[:, :size]
         new = old.clone()
-        new[:, :size] += torch.linalg.lstsq(gram, left).solution if bad else torch.cholesky_solve(left, factor)
+        if singular is not None:
+            new[:, :size] += torch.linalg.lstsq(singular, left).solution
+        else:
+            new[:, :size] += torch.cholesky_solve(left, factor)
         return new
 
     return solve

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunus.graph.grouping import Graph
 from prunus.plan.plan import Plan
 from prunus.refit.calibration import Calibration, calibration
 from prunus.refit.config import RepairConfig
@@ -102,6 +103,34 @@ def repaired_copy(
         told = refit_layers(run, data.batches, plan, config, seed, progress, shares=data.shares)
     _write_(new, run)
     return Repaired(new, (*first, *told))
+
+
+def repair_part_(
+    part: nn.Module,
+    graph: Graph,
+    plan: Plan,
+    batches: Sequence[tuple[Any, Any]],
+    config: RepairConfig,
+    *,
+    seed: int,
+    stored_as: torch.dtype,
+) -> tuple[Refit, ...]:
+    """Repair a part of a network in place, which reads something else in the dense network than in the smaller one.
+
+    Args:
+        part: the dense part; afterwards to be cut by the plan.
+        graph: the part captured with a free batch size.
+        plan: what goes of it.
+        batches: what it reads in the dense network, and in the smaller one.
+        config: how; all batches are looked at.
+        seed: of the rows.
+        stored_as: format that new weights are rounded to.
+    """
+    run = Lockstep(graph, plan, part, others=[cut for _, cut in batches], stored_as=stored_as)
+    with eval_mode(part), torch.no_grad(), full_precision(), run.in_format():
+        told = refit_layers(run, [dense for dense, _ in batches], plan, config, seed, progress=False)
+    _write_(part, run)
+    return told
 
 
 def _changed(model: nn.Module, new: nn.Module) -> dict[str, Tensor]:

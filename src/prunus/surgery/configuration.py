@@ -91,10 +91,12 @@ def _disagreement(model: nn.Module, config: Any) -> str:
     """What a model made from the configuration has otherwise than this one; empty if nothing."""
     name = type(config).__name__
     try:
+        if hasattr(config, "validate"):
+            config.validate()  # as it is on saving and on loading
         with torch.device("meta"):
             made = type(model)(config)
     except Exception as error:  # configurations check themselves: the heads must divide the width, and the like
-        return f"{name} can't say what was kept: {first_line(error)}"
+        return f"{name} can't say what was kept: {first_line(error.__cause__ or error)}"
     wanted, found = ({n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (model, made))
     odd = sorted(n for n in {*wanted, *found} if wanted.get(n) != found.get(n))
     if not odd:
