@@ -1,11 +1,12 @@
 """A 1B Llama pruned and repaired layer by layer from shards: peak memory against one layer, seconds per layer (J6).
 
-    python benchmarks/large_repair.py [--tokens 1024] [--layers 16] [--target "macs<=70%"]
+    python benchmarks/large_repair.py [--tokens 512] [--layers 16] [--target "macs<=70%"]
 
 The weights are random, one generator a tensor, in bf16, written layer by layer before the measurement by a process of
-its own. All are N(0, 0.02); two neighbouring neurons have 0.9 of their variance in common, since of independent ones
-nothing can be won back and repair would end before its largest solution. So what is won back says little of trained
-models: measured are the peak memory of the process that prunes (bar J6: three layers as stored, and 2 GiB), and time.
+its own. All numbers are N(0, 0.02), but what writes into the residual stream writes into the same 32 directions: of
+activations without any structure nothing can be won back, and repair would end before its largest solution. So what is
+won back says nothing of trained models: measured are the peak memory of the process that prunes (bar J6: three layers
+as they are stored, and 2 GiB), and time.
 Neurons alone go: transformers loads no Llama whose width is no multiple of its heads (24 of 32 at this target). Bytes
 are the kernel's peak resident set: all of Python, torch and transformers count.
 """
@@ -30,8 +31,8 @@ from prunus.runtime.seeds import seed_of
 from record import write
 
 GIB = 2**30
-STD, SHARED = 0.02, 0.9
-"""Of the weights; and what share of the variance two neighbouring neurons have in common."""
+STD, DIRECTIONS = 0.02, 32
+WRITERS = ("o_proj.weight", "down_proj.weight")
 
 
 def written(folder: Path, config: Any) -> None:
@@ -51,16 +52,23 @@ def random(name: str, shape: torch.Size) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed_of(0, name))
     if len(shape) == 1:  # scales of norms
         return torch.ones(shape, dtype=torch.bfloat16)
-    if "gate_proj" not in name and "up_proj" not in name:
-        return torch.empty(shape, dtype=torch.bfloat16).normal_(0, STD, generator=generator)
-    both, own = torch.randn(shape[0] // 2, shape[1], generator=generator), torch.randn(shape, generator=generator)
-    shared = both.repeat_interleave(2, dim=0)
-    return (STD * (SHARED**0.5 * shared + (1 - SHARED) ** 0.5 * own)).bfloat16()
+    if name.endswith("embed_tokens.weight"):
+        return within(shape[0], shape[1], generator)
+    if name.endswith(WRITERS):
+        return within(shape[1], shape[0], generator).t().contiguous()
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(0, STD, generator=generator)
+
+
+def within(rows: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Random vectors [rows, width] that lie in the same few directions, a few thousand at a time."""
+    basis = torch.randn(DIRECTIONS, width, generator=torch.Generator().manual_seed(0)) * (STD / DIRECTIONS**0.5)
+    parts = [torch.randn(len(part), DIRECTIONS, generator=generator) @ basis for part in torch.arange(rows).split(4096)]
+    return torch.cat([part.bfloat16() for part in parts])
 
 
 def main() -> None:
     parser = Parser(__doc__, tokens=64, layers=2)
-    parser.add_argument("--tokens", type=int, default=1024, help="of calibration, in texts of --length")
+    parser.add_argument("--tokens", type=int, default=512, help="of calibration, in texts of --length")
     parser.add_argument("--length", type=int, default=64, help="of a text, in tokens")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--target", default="macs<=70%")
