@@ -162,6 +162,7 @@ class LeastSquares:
         matrix = solve(every, self.old)
         for _ in range(ROUNDS if self.bounds else 0):
             matrix = solve(self._followed(every, matrix, all_rows), self.old)
+        del solve, every, fitted, self.fitted
         weight, constant = self._written(matrix)
         return Solution(weight, constant, best, before, after, samples=samples)
 
