@@ -102,13 +102,7 @@ def solver(moments: Moments, ridge: float, intercept: bool, support: Tensor | No
             call, since all factors together may be larger than the memory.
     """
     size = moments.gram.shape[1] if intercept else moments.gram.shape[1] - 1
-    gram, inner = moments.gram[:, :size, :size].clone(), moments.gram.shape[1] - 1
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    scale = diagonal[:, :inner].mean(1, keepdim=True)
-    # What is zero everywhere keeps its old weights; where nothing varies at all the scale is free.
-    diagonal[:, :inner] += ridge * torch.where(scale > 0, scale, torch.ones_like(scale))
-    if intercept:
-        diagonal[:, inner:].clamp_min_(1e-300)
+    gram = _priced(moments, ridge, size)
     if support is not None:
         ones = torch.ones_like(support[:, :1])
         may_change = torch.cat([support, ones], 1)[:, :size]
@@ -119,19 +113,34 @@ def solver(moments: Moments, ridge: float, intercept: bool, support: Tensor | No
             return new
 
         return solve_within
-    factor, failed = torch.linalg.cholesky_ex(gram)
-    singular = gram if bool(failed.any()) else None  # else it goes: it may be the largest of all that is held
+    # Symmetric, so that it can be factored where it is: of large layers it is the largest of all that is held.
+    factor, failed = gram.mT, torch.empty(len(gram), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    singular = _priced(moments, ridge, size) if bool(failed.any()) else None
 
     def solve(there: Moments, old: Tensor) -> Tensor:
-        left = (there.cross - there.gram @ old)[:, :size]
+        left = (there.gram @ old).neg_().add_(there.cross)[:, :size]
         new = old.clone()
         if singular is not None:
             new[:, :size] += torch.linalg.lstsq(singular, left).solution
         else:
-            new[:, :size] += torch.cholesky_solve(left, factor)
+            half = torch.linalg.solve_triangular(factor, left, upper=False)
+            new[:, :size] += torch.linalg.solve_triangular(factor.mT, half, upper=True)
         return new
 
     return solve
+
+
+def _priced(moments: Moments, ridge: float, size: int) -> Tensor:
+    """The first rows and columns of the Gram matrix with the price of a change; see `solver`."""
+    gram, inner = moments.gram[:, :size, :size].clone(), moments.gram.shape[1] - 1
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    scale = diagonal[:, :inner].mean(1, keepdim=True)
+    # What is zero everywhere keeps its old weights; where nothing varies at all the scale is free.
+    diagonal[:, :inner] += ridge * torch.where(scale > 0, scale, torch.ones_like(scale))
+    if size > inner:
+        diagonal[:, inner:].clamp_min_(1e-300)
+    return gram
 
 
 def solved(moments: Moments, old: Tensor, ridge: float, intercept: bool, support: Tensor | None = None) -> Tensor:
