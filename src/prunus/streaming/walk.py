@@ -103,7 +103,10 @@ def walked(walk: Walk, batches: Sequence[Any], where: Path, steps: Steps, progre
     rest = in_portions([n for n in shards.files if n not in inside], sizes, largest)
     where.mkdir(parents=True, exist_ok=True)
     writer, made_from = ShardWriter(where, listed.count + len(rest)), walk.made_from(batches)
-    stand = _stand(steps.read(STEP, made_from), [call.leaves[listed.place[0]] for call in calls[0]])
+    first = [call.leaves[listed.place[0]] for call in calls[0]]
+    stand = _stand(steps.read(STEP, made_from), first)
+    if not all((where / writer.name(number + 1)).is_file() for number in range(len(stand.sizes))):
+        stand = _stand(None, first)
     for number, held in enumerate(stand.sizes, start=1):
         writer.note(number, held)
     with progress_bar("layers", listed.count, progress) as bar:
