@@ -1,10 +1,11 @@
-"""Methods, with and without repair, and Torch-Pruning: the same data, the same cost, the same recovery (bars E1, E2).
+"""Methods with and without repair, and those of others: same data, cost and recovery (bars E1, E2 and E3).
 
     PRUNUS_SHARED=DIR python benchmarks/compare.py benchmarks/cpu.yaml --cifar DIR [--hours 6] [--nets lenet5 ...]
 
 Every cell (network, target, method, repair, seed) is a line of `results/compare_NAME.jsonl`, written at once: what is
 there is not run again, and two processes may share the work (`--part 0/2`, `--part 1/2`). Networks whose weights or
-data are not given are left out, and said. `plots.py` draws the figures and writes the tables.
+data are not given are left out, and said. `plots.py` draws the figures and writes the tables. A table is at a share of
+the MACs, or with `resource: latency` at one of the measured latency (`limits.py`).
 
 Selection, allocation and repair see the same training examples. Batch norms are estimated anew where the validation
 split is better for it. The recovery is `compress`'s own, from the same start for all, with new random numbers by seed.
@@ -26,26 +27,32 @@ import torch
 import yaml
 from torch import nn
 
-import prunus
-from given import brief
+from baselines import BASELINES, cut_by_baseline
+from limits import KEPT, Limit, latency_of, macs_of, timing
 from options import Parser, cache_of, smoking
+from ours import cut_by_ours
 from prunus.data.datasets import Batches, DataSource
 from prunus.data.dense_outputs import DenseOutputs
 from prunus.data.evaluation import Evaluation, evaluate
-from prunus.methods.base import PosteriorMethod
+from prunus.errors import BudgetError
 from prunus.methods.registry import resolve
 from prunus.methods.settings import values_of
 from prunus.pipeline.duration import seconds_of_a_step
 from prunus.pipeline.recovering import recover
-from prunus.plan.allocation import Allocation
 from prunus.recovery.config import FinetuneConfig
 from record import Log, results
 from repair import inner_alone
-from rivals import RIVALS, cut_by_rival, macs_of
+from rivals import RIVALS, cut_by_rival
 from subjects import CHECKPOINTS, TRAINED_HERE, on_cifar10, on_digits
 
 TIMED = 64
 """Examples of the pass that costs are told in."""
+
+SMOKED: dict[str, Any] = {
+    "nets": ["lenet300"], "targets": [50], "seeds": [0], "recoveries": ["epochs=1"],
+    "methods": ["l1", "sbp", "dpp"], "rivals": list(BASELINES),
+}  # fmt: skip
+TIMED_TOO = {"resource": "latency", "targets": [90], "methods": [], "rivals": ["OPD"]}
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Cell:
     """One line of a table."""
 
     net: str
-    target: int
+    target: int | str
     method: str
     repair: bool
     seed: int
@@ -69,13 +76,16 @@ def cells(asked: dict[str, Any]) -> list[Cell]:
     """All of a comparison, whole tables of the first seed first."""
     found = []
     for table in asked["tables"]:
+        resource = table.get("resource", "macs")
+        named = (lambda target: target) if resource == "macs" else f"{resource} {{}}".format
         methods, rivals = (table.get(kind, asked[kind]) for kind in ("methods", "rivals"))
-        rows = [(m, r) for m in methods for r in asked["repair"]] + [(r, False) for r in rivals]
+        repairs = table.get("repair", asked["repair"])
+        rows = [(m, r) for m in methods for r in repairs] + [(r, False) for r in rivals]
         found += [
             Cell(net, target, method, repair, seed, tuple(table["recoveries"]))
             for seed in table["seeds"]
             for net in table["nets"]
-            for target in table["targets"]
+            for target in map(named, table["targets"])
             for method, repair in rows
         ]
     return sorted(found, key=lambda cell: cell.seed)
@@ -95,29 +105,15 @@ def pruned(
     """The smaller network, and what pruning says of itself."""
     chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(cell.seed))[: asked["examples"]]
     batches = Batches(data.train.subset(chosen), 64, shuffle=True, seed=cell.seed)
+    limit = Limit.of(cell.target, dense, data.example_inputs)
+    torch.manual_seed(cell.seed)
     if cell.method in RIVALS:
-        torch.manual_seed(cell.seed)
-        return cut_by_rival(cell.method, dense, data, batches, cell.target / 100, ignored), {}
-    method = resolve(cell.method)
-    if isinstance(method, PosteriorMethod):
-        method = brief(replace(method, min_steps=asked["steps"]))
-    result = prunus.prune(
-        dense,
-        data.example_inputs,
-        method=method,
-        target=f"macs<={cell.target}%",
-        data=batches,
-        loss_fn=data.loss_fn,
-        ignored_layers=ignored,
-        allocation=Allocation(round_to=1),
-        repair=cell.repair,
-        seed=cell.seed,
-        progress=False,
-    )
-    return result.model, {
-        "proof": result.verification.max_error,
-        "kept": {g.name: len(g.kept) for g in result.plan.groups},
-    }
+        return cut_by_rival(cell.method, dense, data, batches, limit, ignored), {}
+    if cell.method in BASELINES:
+        return cut_by_baseline(cell.method, dense, data, batches, limit, ignored), {}
+    how: dict[str, Any] = {"repair": cell.repair, "steps": asked["steps"], "seed": cell.seed}
+    model, plan, error = cut_by_ours(cell.method, dense, data, batches, limit.text, ignored, **how)
+    return model, {"proof": error, "kept": {g.name: len(g.kept) for g in plan.groups}}
 
 
 def one(cell: Cell, args: argparse.Namespace, asked: dict[str, Any]) -> dict[str, Any]:
@@ -136,6 +132,8 @@ def one(cell: Cell, args: argparse.Namespace, asked: dict[str, Any]) -> dict[str
         "labelled_examples": 0 if not resolve_needs(cell.method) else asked["examples"],
         **told,
     }
+    if isinstance(cell.target, str):
+        found["latency"] = latency_of(model, timing(dense, data.example_inputs), data.example_inputs, KEPT)
     for recipe in ("", *cell.recoveries):
         start = time.process_time()
         network, config, taught = copy.deepcopy(model), *recipe_of(recipe, data, cell.seed)
@@ -159,6 +157,8 @@ def stages() -> dict[str, Evaluation]:
 
 def resolve_needs(method: str) -> bool:
     """Whether a method looks at labels."""
+    if method in BASELINES:
+        return method in ("OPD", "OBS")
     return "Taylor" in method if method in RIVALS else resolve(method).needs_data
 
 
@@ -191,10 +191,10 @@ def main() -> None:
     torch.set_num_threads(1)
     asked = yaml.safe_load(args.file.read_text())
     if smoking():
-        asked |= {"examples": 32, "methods": ["l1"], "rivals": []}
+        asked |= {"examples": 32, "steps": 2, "tables": [SMOKED, {**SMOKED, **TIMED_TOO}]}
     log, began, left_out = Log(results() / f"compare_{asked['name']}.jsonl"), time.monotonic(), set()
     wanted = [c for c in cells(asked) if args.nets is None or c.net in args.nets]
-    wanted = [c for c in wanted if args.seeds is None or c.seed in args.seeds][: 2 if smoking() else None]
+    wanted = [c for c in wanted if args.seeds is None or c.seed in args.seeds]
     todo = [cell for cell in mine(wanted, args.part) if not known(log, cell)]
     for place, cell in enumerate(todo):
         if time.monotonic() - began > 3600 * args.hours:
@@ -206,6 +206,8 @@ def main() -> None:
             log.add({**cell.key, **one(cell, args, asked)}, "kept")
         except SystemExit:  # said already
             left_out.add(cell.net)
+        except BudgetError as error:
+            print(f"{cell.key} is left out: {error}", flush=True)
 
 
 def known(log: Log, cell: Cell) -> bool:

@@ -1,4 +1,4 @@
-"""Torch-Pruning 1.6.1 beside us: each of its importances at its best, cut to the same share of the MACs.
+"""Torch-Pruning 1.6.1 beside us: each of its importances at its best, cut to the same share of the cost.
 
 Group norm, group Taylor and the scale of batch norms as its documentation sets them up, and isomorphic pruning by group
 norm. Each prunes globally and layer by layer, in one step whose ratio is found by halving; the network that loses less
@@ -8,17 +8,16 @@ on the validation split counts.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-import prunus
+from limits import Limit
 from prunus.data.datasets import DataSource
 from prunus.data.evaluation import evaluate
-
-HALVINGS = 12
+from prunus.errors import BudgetError
 
 
 def torch_pruning() -> Any:
@@ -48,52 +47,30 @@ RIVALS: dict[str, Callable[[], tuple[Any, list[dict[str, bool]]]]] = {
 }
 
 
-def macs_of(model: nn.Module, inputs: Any) -> int:
-    """Of one example, counted as ours are."""
-    graph = prunus.trace(model, inputs)
-    return int(prunus.Plan.from_kept(graph, {}).before.macs)
-
-
 def cut_by_rival(
-    label: str, dense: nn.Module, data: DataSource, batches: Iterable[Any], share: float, ignored: Iterable[str]
+    label: str, dense: nn.Module, data: DataSource, batches: Iterable[Any], limit: Limit, ignored: Sequence[str]
 ) -> nn.Module:
-    """The network that a rival makes of the dense one: the largest that it finds of at most this share of the MACs.
+    """The network that a rival makes of the dense one: the largest that it finds within the limit.
 
     Args:
         label: of `RIVALS`.
         dense: not touched.
         data: example inputs, loss, and the validation split that the better of its ways is chosen on.
         batches: that gradients are summed over.
-        share: of the MACs.
+        limit: of the cost.
         ignored: layers whose outputs stay; the last linear layer does anyway.
     """
     importance, ways = RIVALS[label]()
-    found = [made for way in ways if (made := _largest(importance, way, dense, data, list(batches), share, ignored))]
-    if not found:
-        raise ValueError(f"{label}: no ratio meets {share:.0%} of the MACs")
-    losses = [evaluate(model, data.validation, loss_fn=data.loss_fn).loss for model in found]
-    return found[losses.index(min(losses))]
-
-
-def _largest(
-    importance: Any,
-    way: dict[str, bool],
-    dense: nn.Module,
-    data: DataSource,
-    batches: list[Any],
-    share: float,
-    ignored: Iterable[str],
-) -> nn.Module | None:
-    low, high, best = 0.0, 1.0, None
-    most = share * macs_of(dense, data.example_inputs)
-    for _ in range(HALVINGS):
-        ratio = (low + high) / 2
-        model = _pruned(importance, way, dense, data, batches, ratio, ignored)
-        if macs_of(model, data.example_inputs) <= most:
-            best, high = model, ratio
-        else:
-            low = ratio
-    return best
+    given = list(batches)
+    found = [
+        limit.largest(lambda gone, way=way: _pruned(importance, way, dense, data, given, gone, ignored))  # type: ignore[misc]
+        for way in ways
+    ]
+    made = [model for model in found if model is not None]
+    if not made:
+        raise BudgetError(f"budget {limit.text!r}", f"{label} finds no ratio that meets it", "raise the budget")
+    losses = [evaluate(model, data.validation, loss_fn=data.loss_fn).loss for model in made]
+    return made[losses.index(min(losses))]
 
 
 def _pruned(
@@ -103,7 +80,7 @@ def _pruned(
     data: DataSource,
     batches: list[Any],
     ratio: float,
-    ignored: Iterable[str],
+    ignored: Sequence[str],
 ) -> nn.Module:
     model = copy.deepcopy(dense).eval()
     layers = dict(model.named_modules())

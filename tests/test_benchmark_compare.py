@@ -1,0 +1,185 @@
+"""The comparison: rivals' formulas on cases with a known answer, cells in order, rows of one cell put together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import prunus
+from prunus.data.datasets import ArrayDataset, DataSource
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks import each other by name."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+class Twins(nn.Module):
+    """Two convolutions; of the first's four channels the last does what the first does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 5, 3, padding=1, bias=False)
+        with torch.no_grad():
+            self.one.weight[3], self.one.bias[3] = self.one.weight[0], self.one.bias[0]  # type: ignore[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(F.relu(self.one(x))).mean((2, 3))
+
+
+def _data() -> DataSource:
+    torch.manual_seed(1)
+    images = torch.randint(0, 256, (48, 1, 6, 6), dtype=torch.uint8)
+    parts = [ArrayDataset(images, torch.randint(0, 5, (48,)), (0.5,), (0.5,)) for _ in range(3)]
+    return DataSource("noise", *parts, 5)
+
+
+def _sites(model: nn.Module, data: DataSource) -> tuple[Any, Any, list[Any]]:
+    import baselines
+
+    graph = prunus.trace(model, data.example_inputs)
+    batches = [(data.train.normalise(data.train.inputs), data.train.labels)]
+    groups = list(graph.groups())
+    return graph, groups[0], baselines.sites_of(model.eval(), groups, data, batches)[groups[0].name]
+
+
+def test_a_map_between_channels_makes_up_for_a_channel_that_is_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    import baselines
+
+    monkeypatch.setattr(baselines, "RIDGE", 1e-12)
+    model, data = Twins().double().float(), _data()
+    graph, group, (site,) = _sites(model, data)
+    x = data.train.normalise(data.train.inputs)
+    before = model(x)
+    baselines.map_into_weights_(model, site, torch.tensor([True, True, True, False]))
+    after = prunus.apply_(model, prunus.Plan.from_kept(graph, {group.name: [0, 1, 2]}), x)(x)
+    assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_a_unit_that_the_rest_makes_up_for_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import baselines
+
+    monkeypatch.setattr(baselines, "RIDGE", 1e-9)
+    _, group, sites = _sites(Twins(), _data())
+    worth = baselines.left_to_the_rest(Twins(), group, sites)
+    first = int(worth.argmin())
+    assert first in (0, 3)  # one of the twins; the other is needed then
+    assert worth[first] < 1e-6 * worth.sort().values[1]
+
+
+def test_the_cost_of_the_first_unit_is_what_least_squares_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """|W_j|^2 / (G^-1)_jj is the squared error of the best map from the other units, summed over outputs."""
+    import baselines
+
+    monkeypatch.setattr(baselines, "RIDGE", 0.0)
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, 5))
+    data = _data()
+    _, group, (site,) = _sites(model, data)
+    site.seen.slopes.fill_(float(site.seen.examples))
+    x = model[:3](data.train.normalise(data.train.inputs)).detach().double()
+    y = x @ model[3].weight.detach().double().T
+    left = []
+    for unit in range(6):
+        others = x[:, [j for j in range(6) if j != unit]]
+        left.append(float((y - others @ torch.linalg.lstsq(others, y).solution).square().sum() / len(x)))
+    worth = baselines.left_to_the_rest(model, group, [site])
+    assert float(worth.min()) == pytest.approx(min(left), rel=1e-6)
+    assert int(worth.argmin()) == left.index(min(left))
+
+
+def test_the_mean_of_what_goes_is_in_the_bias() -> None:
+    import baselines
+
+    torch.manual_seed(3)
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, 5, bias=False))
+    data, model = _data(), baselines.with_biases(dense)
+    graph, group, (site,) = _sites(model, data)
+    x = data.train.normalise(data.train.inputs)
+    before = dense(x)
+    baselines.mean_into_bias_(model, site, torch.tensor([True, False, True, True, False, True]))
+    after = prunus.apply_(model, prunus.Plan.from_kept(graph, {group.name: [0, 2, 3, 5]}), x)(x)
+    assert torch.allclose(before.mean(0), after.mean(0), atol=1e-6)
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_damage_is_the_diagonal_of_the_kronecker_precision() -> None:
+    import baselines
+
+    torch.manual_seed(4)
+    model, data = nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, 5)), _data()
+    _, group, sites = _sites(model, data)
+    x = model[:3](data.train.normalise(data.train.inputs)).detach()
+    logits = model[3](x)
+    slopes = logits.softmax(1) - F.one_hot(data.train.labels, 5)
+    precision = slopes.square().mean(0)[:, None] * x.square().mean(0)
+    wanted = (model[3].weight.square() * precision).sum(0).detach().double()
+    assert torch.allclose(baselines.posterior_damage(model, group, sites), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("label", ["OPD", "OBS", "VBP", "GRAIL"])
+def test_baselines_meet_the_budget_and_leave_the_dense_network_alone(label: str) -> None:
+    import baselines
+    from limits import Limit, macs_of
+
+    dense, data = Twins().eval(), _data()
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    batches = [(data.train.normalise(data.train.inputs), data.train.labels)]
+    limit = Limit.of(60, dense, data.example_inputs)
+    smaller = baselines.cut_by_baseline(label, dense, data, batches, limit, [])
+    assert macs_of(smaller, data.example_inputs) <= 0.6 * macs_of(dense, data.example_inputs)
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["rbp", "sbp", "vib", "l0", "bmrs", "dpp"])
+@pytest.mark.parametrize("repair", [False, True])
+def test_methods_that_train_along_meet_a_budget_with_and_without_repair(name: str, repair: bool) -> None:
+    import ours
+    from prunus.data.datasets import Batches
+
+    torch.manual_seed(5)
+    dense, data = nn.Sequential(nn.Flatten(), nn.Linear(36, 12), nn.ReLU(), nn.Linear(12, 5)), _data()
+    batches = Batches(data.train, 16, shuffle=True, seed=0)
+    _, plan, error = ours.cut_by_ours(name, dense, data, batches, "macs<=50%", [], repair=repair, steps=4, seed=0)
+    assert plan.after.macs <= 0.5 * plan.before.macs
+    assert error < 1e-4
+
+
+def test_cells_come_in_the_order_of_seeds_and_say_the_resource() -> None:
+    import compare
+
+    table = {"nets": ["lenet5"], "targets": [50], "recoveries": [], "seeds": [0, 1]}
+    asked = {"methods": ["l1"], "rivals": ["VBP"], "repair": [False, True],
+             "tables": [table, {**table, "targets": [60], "resource": "latency"}]}  # fmt: skip
+    found = compare.cells(asked)
+    assert [c.seed for c in found] == [0] * 6 + [1] * 6
+    assert [c.target for c in found[:6]] == [50] * 3 + ["latency 60"] * 3
+    assert [(c.method, c.repair) for c in found[:3]] == [("l1", False), ("l1", True), ("VBP", False)]
+
+
+def test_a_limit_is_read_from_a_cell() -> None:
+    from limits import Limit
+
+    assert Limit.of(50, nn.Identity(), torch.zeros(1)).text == "macs<=50%"
+    assert Limit.of("latency 60", nn.Identity(), torch.zeros(1)).text == "latency<=60%"
+
+
+def test_rows_of_a_cell_with_other_recoveries_are_one(tmp_path: Path) -> None:
+    import plots
+
+    key = {"net": "a", "target": 50, "method": "l1", "repair": False, "seed": 0}
+    rows = [{**key, "one-shot": {"score": 1.0}}, {**key, "one-shot": {"score": 2.0}, "epochs=5": {"score": 3.0}}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "seed": 1}]))
+    found = plots.rows_of(path)
+    assert [(r["seed"], r["one-shot"]["score"], "epochs=5" in r) for r in found] == [(0, 1.0, True), (1, 1.0, False)]
