@@ -1,28 +1,25 @@
-"""Figures and tables of a comparison: accuracy against MACs with error bars, and `docs/comparison.md`.
+"""Tables of a comparison, and figures with error bars: `docs/comparison.md`.
 
     python benchmarks/plots.py [--name cpu]
 
 Reads `results/compare_NAME.jsonl`, as `compare.py` wrote it. A method that has no line of a network is not shown there;
-a mean tells over how many seeds it is.
+a mean tells over how many seeds it is. Figures: `curves.py`.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from curves import DEFAULT, STAGE, Row, Way, figure, named, scores, stages_of
 from options import Parser, needs, scratch, smoking
 from record import RESULTS, mean_std, provenance
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-STAGE = "one-shot"
-DEFAULT = ("dirichlet", True)
-COLOURS = ("#0b5fa5", "#d1495b", "#2e7d32", "#8a5a00", "#6a4c93", "#3d5a80", "#b5651d", "#5f6368")
-Row = dict[str, Any]
-Way = tuple[str, bool]
+ONE_SEED = "One seed: no spread, and nothing to conclude from."
 
 
 def rows_of(path: Path) -> list[Row]:
@@ -35,26 +32,6 @@ def rows_of(path: Path) -> list[Row]:
     return list(merged.values())
 
 
-def scores(rows: list[Row], stage: str) -> dict[Way, list[float]]:
-    """Of every method, with and without repair, by seed."""
-    found: dict[Way, list[float]] = defaultdict(list)
-    for row in rows:
-        if stage in row:
-            found[row["method"], row["repair"]].append(row[stage]["score"])
-    return dict(found)
-
-
-def named(way: Way) -> str:
-    """A method as tables call it."""
-    return f"{way[0]}, repaired" if way[1] else way[0]
-
-
-def stages_of(rows: list[Row]) -> list[str]:
-    """What was judged, in order."""
-    found = {key for row in rows for key, value in row.items() if isinstance(value, dict) and "score" in value}
-    return [STAGE, *sorted(found - {STAGE})]
-
-
 def table(rows: list[Row]) -> str:
     """Markdown of one network at one target; the best mean of a column is bold."""
     stages = stages_of(rows)
@@ -62,69 +39,57 @@ def table(rows: list[Row]) -> str:
     best = {stage: max(map(statistics.mean, found.values())) for stage, found in columns.items() if found}
     ways = sorted({w for found in columns.values() for w in found}, key=lambda w: -statistics.mean(
         columns[STAGE].get(w, [0.0])))  # fmt: skip
-    lines = [f"| method | {' | '.join(stages)} | cost of pruning | seeds |", "|---|" + "---|" * (len(stages) + 2)]
+    timed = any("latency" in r for r in rows)
+    heads = ["method", *stages, *(["measured latency, quartiles"] if timed else []), "MACs", "cost of pruning", "seeds"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for way in ways:
         own = [r for r in rows if (r["method"], r["repair"]) == way]
-        cells = []
+        cells = [named(way)]
         for stage in stages:
             values = columns[stage].get(way, [])
             text = mean_std(values) if values else ""
             cells.append(f"**{text}**" if values and statistics.mean(values) == best[stage] else text)
-        cost = statistics.mean(r["pruning_cost"] for r in own)
-        lines.append(f"| {named(way)} | {' | '.join(cells)} | {cost:,.0f} | {len(own)} |")
+        cells += [_latency(own)] if timed else []
+        cells += [f"{100 * statistics.mean(r['macs'] for r in own):.1f} %"]
+        cells += [f"{statistics.mean(r['pruning_cost'] for r in own):,.0f}", str(len(own))]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _latency(rows: list[Row]) -> str:
+    told = [r["latency"] for r in rows if "latency" in r]
+    middle, low, high = (100 * statistics.mean(t[k] for t in told) for k in ("median", "low", "high"))
+    return f"{middle:.1f} % ({low:.1f} to {high:.1f})"
+
+
 def verdict(rows: list[Row]) -> str:
-    """Whether the default is first in every column, by how much, and by how many pooled standard deviations."""
+    """By how much the default is ahead in every column: of what is not ours, and of our other rows with repair."""
+    if len({r["seed"] for r in rows}) < 2:
+        return ONE_SEED
+    others: dict[str, Callable[[Way], bool]] = {
+        "the best without our repair": lambda way: not way[1],
+        "the best other with our repair": lambda way: way[1],
+    }
     told = []
     for stage in stages_of(rows):
         found = scores(rows, stage)
-        rivals = {w: v for w, v in found.items() if w[0] != DEFAULT[0]}
-        if DEFAULT not in found or not rivals:
-            continue
-        best = max(rivals, key=lambda w: statistics.mean(rivals[w]))
-        own, others = found[DEFAULT], rivals[best]
-        gap = statistics.mean(own) - statistics.mean(others)
-        spread = ""
-        if len(own) > 1 and len(others) > 1:
-            pooled = ((statistics.variance(own) + statistics.variance(others)) / 2) ** 0.5
-            spread = f", {gap / pooled:+.1f} pooled std" if pooled else ""
-        told.append(f"{stage}: {gap:+.2f} points to the best other, {named(best)}{spread}")
-    return "Our default (dirichlet, repaired): " + "; ".join(told) + "." if told else ""
+        gaps = []
+        for what, among in others.items():
+            rivals = {w: v for w, v in found.items() if w[0] != DEFAULT[0] and among(w)}
+            if DEFAULT in found and rivals:
+                best = max(rivals, key=lambda w: statistics.mean(rivals[w]))
+                gaps.append(f"{_gap(found[DEFAULT], rivals[best])} to {what} ({best[0]})")
+        told += [f"- {stage}: {', '.join(gaps)}"] if gaps else []
+    return "\n".join(["Our default (dirichlet, repaired), in points:", "", *told]) if told else ""
 
 
-def figure(rows: list[Row], net: str, path: Path) -> None:
-    """One-shot accuracy against the share of the MACs; bars are one standard deviation over seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawn, axis = plt.subplots(figsize=(6.4, 4.2), dpi=120)
-    ways = sorted({(r["method"], r["repair"]) for r in rows})
-    for number, way in enumerate(ways):
-        points = []
-        for target in sorted({r["target"] for r in rows}):
-            own = [r for r in rows if (r["method"], r["repair"], r["target"]) == (*way, target) and STAGE in r]
-            if own:
-                values = [r[STAGE]["score"] for r in own]
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                points.append((100 * statistics.mean(r["macs"] for r in own), statistics.mean(values), spread))
-        x, y, error = zip(*points, strict=True)
-        style = "-" if way[1] else ":" if way[0].startswith("TP") else "--"
-        colour = COLOURS[number // 2 % len(COLOURS)]
-        axis.errorbar(x, y, error, linestyle=style, marker="o", markersize=3, linewidth=1.4, color=colour, capsize=2)
-        axis.lines[-1].set_label(named(way))
-    axis.axhline(statistics.mean(r["dense"] for r in rows), color="#999999", linewidth=0.8, label="dense")
-    axis.set_xlabel("MACs kept, %")
-    axis.set_ylabel("test accuracy, %")
-    axis.set_title(f"{net}: one-shot")
-    axis.legend(fontsize=6, ncols=2)
-    drawn.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path)
-    plt.close(drawn)
+def _gap(own: list[float], others: list[float]) -> str:
+    """Difference of the means, and in pooled standard deviations where both have several seeds."""
+    gap = statistics.mean(own) - statistics.mean(others)
+    if min(len(own), len(others)) < 2:
+        return f"{gap:+.2f} (too few seeds)"
+    pooled = ((statistics.variance(own) + statistics.variance(others)) / 2) ** 0.5
+    return f"{gap:+.2f} ({gap / pooled:+.1f} pooled std)" if pooled else f"{gap:+.2f}"
 
 
 def page(rows: list[Row], name: str, figures: str) -> str:
@@ -140,27 +105,39 @@ def page(rows: list[Row], name: str, figures: str) -> str:
         "",
         "Test accuracy in %, mean ± standard deviation over seeds. Selection, allocation and repair see the same",
         "1,024 training examples; batch norms are estimated anew where the validation split is better for it; the",
-        "recovery is the same for all. Cost: CPU time of pruning (for Torch-Pruning with the search for its ratio) in",
+        "recovery is the same for all. Cost: CPU time of pruning (for rivals with the search for their ratio) in",
         "dense forward and backward passes of one example. ResNets: the inner channels of blocks alone, since",
-        "Torch-Pruning can't follow padded shortcuts; each of its importances is the better of pruning globally and",
-        "layer by layer.",
+        "Torch-Pruning can't follow padded shortcuts. TP is Torch-Pruning; OPD, OBS, VBP and GRAIL are rewritten from",
+        "their papers' formulas (`benchmarks/baselines.py`). Each rival is the best on the validation split of ranking",
+        "globally and layer by layer. RBP, SBP, VIB, L0, BMRS and DPP let the weights train along; repaired, their",
+        "weights were frozen and they only chose (`benchmarks/ours.py`). Latency: ONNX Runtime, one thread, one",
+        "example, in turns with the dense network. Figures draw the best of each family, the rest in grey.",
     ]
     for net in sorted({r["net"] for r in rows}):
         dense = statistics.mean(r["dense"] for r in rows if r["net"] == net)
         lines += ["", f"## {net}, dense {dense:.2f} %", "", f"![{net}]({figures}/comparison-{net}.png)"]
-        for target in sorted({r["target"] for r in rows if r["net"] == net}, reverse=True):
+        for target in sorted({r["target"] for r in rows if r["net"] == net}, key=_order):
             own = [r for r in rows if (r["net"], r["target"]) == (net, target)]
-            lines += ["", f"### At {target} % of the MACs", "", table(own), "", verdict(own)]
+            resource, _, percent = str(target).rpartition(" ")
+            title = f"### At {percent} % of the {resource or 'MACs'}"
+            lines += ["", title, "", table(own), "", verdict(own)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _order(target: int | str) -> tuple[bool, int]:
+    """MACs first, from the largest share down."""
+    return isinstance(target, str), -int(str(target).rpartition(" ")[2])
 
 
 def made_up() -> list[Row]:
     """A few lines for a smoke run."""
     common = {"net": "made up", "dense": 90.0, "pruning_cost": 5, "provenance": provenance()}
     return [
-        {**common, "target": t, "method": m, "repair": r, "seed": s, "macs": t / 100,
-         STAGE: {"score": 50.0 + t / 5 + 9 * r + s}}
-        for t in (30, 50) for m in ("dirichlet", "l1") for r in (False, True) for s in (0, 1)
+        {**common, "target": t, "method": m, "repair": r, "seed": s, "macs": p / 100, "params": p / 200,
+         STAGE: {"score": 50.0 + p / 5 + 9 * r + s},
+         **({"latency": {"median": 0.6, "low": 0.5, "high": 0.7}} if isinstance(t, str) else {})}
+        for t, p in ((30, 30), (50, 50), ("latency 60", 60))
+        for m in ("dirichlet", "l1", "sbp", "VBP") for r in (False, True) for s in (0, 1)
     ]  # fmt: skip
 
 

@@ -183,3 +183,38 @@ def test_rows_of_a_cell_with_other_recoveries_are_one(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "seed": 1}]))
     found = plots.rows_of(path)
     assert [(r["seed"], r["one-shot"]["score"], "epochs=5" in r) for r in found] == [(0, 1.0, True), (1, 1.0, False)]
+
+
+def _row(method: str, repair: bool, seed: int, score: float, target: int | str = 50) -> dict[str, Any]:
+    costs = {"macs": 0.5, "params": 0.5, "pruning_cost": 1, "dense": 90.0}
+    return {"net": "a", "target": target, "method": method, "repair": repair, "seed": seed, **costs,
+            "one-shot": {"score": score}}  # fmt: skip
+
+
+def test_the_verdict_tells_rivals_without_our_repair_from_our_own_rows_with_it() -> None:
+    import plots
+
+    ways = {("dirichlet", True): 80.0, ("dirichlet", False): 85.0, ("VBP", False): 78.0, ("l1", True): 81.0}
+    rows = [_row(*way, seed, score + seed) for way, score in ways.items() for seed in (0, 2)]
+    told = plots.verdict(rows)
+    assert "+2.00 (+1.4 pooled std) to the best without our repair (VBP)" in told
+    assert "-1.00 (-0.7 pooled std) to the best other with our repair (l1)" in told
+
+
+def test_one_seed_has_no_verdict() -> None:
+    import plots
+
+    rows = [_row("dirichlet", True, 0, 80.0), _row("VBP", False, 0, 78.0)]
+    assert plots.verdict(rows) == plots.ONE_SEED
+
+
+def test_the_best_of_each_family_is_drawn_by_name() -> None:
+    import curves
+
+    scores = {("dirichlet", True): 1.0, ("l1", True): 2.0, ("taylor", True): 3.0, ("l1", False): 4.0,
+              ("sbp", False): 5.0, ("l0", False): 4.0, ("TP group norm", False): 6.0, ("OPD", False): 7.0}  # fmt: skip
+    rows = [_row(*way, 0, score) for way, score in scores.items()]
+    assert curves.best_of_each(rows, ["one-shot"]) == {
+        ("dirichlet", True): "ours", ("taylor", True): "repaired", ("l1", False): "criterion",
+        ("sbp", False): "trains along", ("TP group norm", False): "Torch-Pruning", ("OPD", False): "OPD",
+    }  # fmt: skip
