@@ -218,3 +218,13 @@ def test_the_best_of_each_family_is_drawn_by_name() -> None:
         ("dirichlet", True): "ours", ("taylor", True): "repaired", ("l1", False): "criterion",
         ("sbp", False): "trains along", ("TP group norm", False): "Torch-Pruning", ("OPD", False): "OPD",
     }  # fmt: skip
+
+
+def test_cells_whose_package_is_missing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import compare
+
+    cells = [compare.Cell("lenet5", t, m, False, 0, ()) for t in (50, "latency 60") for m in ("l1", "TP group norm")]
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: None)
+    assert [(c.target, c.method) for c in compare.runnable(cells)] == [(50, "l1")]
+    monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: name)
+    assert compare.runnable(cells) == cells
