@@ -21,8 +21,11 @@ from prunus.errors import BudgetError
 from record import interleaved, ratio
 from round_to import session
 
-HALVINGS = {"macs": 12, "latency": 7}
-"""Of the share that a search goes through; a latency can't be told apart more finely."""
+STEPS, HALVINGS = {"macs": 1, "latency": 12}, {"macs": 12, "latency": 3}
+"""Even steps of a search, from the least cut on, up to the first that will do, and halvings of the last one.
+
+Latencies don't fall evenly with what is cut, since runtimes like some widths: halving alone may pass the best by.
+"""
 SEARCHED, KEPT = 11, 41
 """Repeats of a timing while a ratio is searched for, and of the one that is written down."""
 
@@ -93,21 +96,29 @@ class Limit:
         return latency_of(model, self.whole, self.inputs)["median"] <= self.share
 
     def largest(self, cut: Callable[[float], nn.Module]) -> nn.Module | None:
-        """The network of the least cut that keeps within it, found by halving; None if none does.
+        """The network of the least cut that is found to keep within it; None if none does.
 
         Args:
             cut: makes a network; 0 takes nothing, 1 everything. A share that it refuses with a BudgetError is too much.
         """
-        low, high, best = 0.0, 1.0, None
-        for _ in range(2 if smoking() else HALVINGS[self.resource]):
+        steps, halvings = (2, 1) if smoking() else (STEPS[self.resource], HALVINGS[self.resource])
+        low, high, best = (steps - 1) / steps, 1.0, None
+        for place in range(1, steps):
+            enough, best = self._tried(cut, place / steps)
+            if enough:
+                low, high = (place - 1) / steps, place / steps
+                break
+        for _ in range(halvings):
             middle = (low + high) / 2
-            try:
-                model = cut(middle)
-            except BudgetError:
-                high = middle
-                continue
-            if self.met(model):
-                best, high = model, middle
-            else:
-                low = middle
+            enough, found = self._tried(cut, middle)
+            low, high, best = (low, middle, found or best) if enough else (middle, high, best)
         return best
+
+    def _tried(self, cut: Callable[[float], nn.Module], gone: float) -> tuple[bool, nn.Module | None]:
+        """Whether so much is enough, or too much, and the network if it keeps within the limit."""
+        try:
+            model = cut(gone)
+        except BudgetError:
+            return True, None
+        met = self.met(model)
+        return met, model if met else None

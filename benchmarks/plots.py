@@ -23,13 +23,13 @@ ONE_SEED = "One seed: no spread, and nothing to conclude from."
 
 
 def rows_of(path: Path) -> list[Row]:
-    """The lines of a comparison; where a cell was run with other recoveries later, they are put together."""
+    """The lines of a comparison that have a network; what a cell was run with later is put together."""
     merged: dict[tuple[Any, ...], Row] = {}
     for line in path.read_text().splitlines():
         row = json.loads(line)
         key = tuple(row[k] for k in ("net", "target", "method", "repair", "seed"))
         merged[key] = {**row, **merged.get(key, {})}
-    return list(merged.values())
+    return [row for row in merged.values() if STAGE in row]
 
 
 def table(rows: list[Row]) -> str:

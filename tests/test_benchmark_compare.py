@@ -228,3 +228,41 @@ def test_cells_whose_package_is_missing_are_left_out(monkeypatch: pytest.MonkeyP
     assert [(c.target, c.method) for c in compare.runnable(cells)] == [(50, "l1")]
     monkeypatch.setattr(compare.importlib.util, "find_spec", lambda name: name)
     assert compare.runnable(cells) == cells
+
+
+class _Size(nn.Module):
+    """A network of which only how much is gone counts."""
+
+    def __init__(self, gone: float) -> None:
+        super().__init__()
+        self.gone = gone
+
+
+def test_the_search_finds_the_least_cut_and_where_latency_does_not_fall_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    import limits
+    from prunus.errors import BudgetError
+
+    def cut(gone: float) -> _Size:
+        if gone > 0.9:
+            raise BudgetError("budget", "out of reach", "raise it")
+        return _Size(gone)
+
+    def found(resource: str, enough: Any) -> float | None:
+        monkeypatch.setattr(limits.Limit, "met", lambda self, model: enough(model.gone))
+        model = limits.Limit(resource, 0.5, nn.Identity(), None).largest(cut)
+        return None if model is None else model.gone
+
+    assert found("macs", lambda gone: gone >= 0.3) == pytest.approx(0.3, abs=2**-12)
+    assert found("latency", lambda gone: gone >= 0.3) == pytest.approx(0.3, abs=1 / 96)
+    assert found("latency", lambda gone: 0.24 <= gone <= 0.26 or gone >= 0.6) == pytest.approx(0.24, abs=1 / 96)
+    assert found("macs", lambda gone: gone >= 0.95) is None
+    assert found("latency", lambda gone: gone >= 0.95) is None
+
+
+def test_rows_without_a_network_are_not_shown(tmp_path: Path) -> None:
+    import plots
+
+    key = {"net": "a", "target": 50, "method": "l1", "repair": False, "seed": 0}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**key, "refused": "no budget reaches it"}) + "\n")
+    assert plots.rows_of(path) == []
