@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from prunus.files.steps import Steps
 from prunus.plan.plan import Plan
 from prunus.refit.config import RepairConfig
 from prunus.refit.told import Refit
+from prunus.runtime.memory import give_memory_back
 from prunus.runtime.progress import progress_bar
 from prunus.runtime.seeds import seed_of
 from prunus.streaming.frame import recorded_calls
@@ -111,12 +111,13 @@ def walked(walk: Walk, batches: Sequence[Any], where: Path, steps: Steps, progre
         writer.note(number, held)
     with progress_bar("layers", listed.count, progress) as bar:
         bar.skip(len(stand.reports))
+        give_memory_back()  # of the analysis
         for number in range(len(stand.reports), listed.count):
             tensors = _passed(walk, number, calls[number], inner[number], stand)
             writer.write(number + 1, tensors)
             stand.sizes.append({n: t.nbytes for n, t in tensors.items()})
             del tensors
-            gc.collect()  # captured graphs refer to themselves, and hold the layer
+            give_memory_back()  # captured graphs refer to themselves, and hold the layer
             steps.write(STEP, made_from, _as_data(stand))
             bar.advance()
     for number, portion in enumerate(rest, start=listed.count + 1):
