@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from prunus.pipeline.prune import Result, prune
     from prunus.pipeline.run import run
     from prunus.pipeline.settings import RunSettings
+    from prunus.pipeline.streamed import prune_streamed
     from prunus.plan.allocation import Allocation, allocate, select
     from prunus.plan.budget import Budget
     from prunus.plan.cost import count_cost
@@ -89,6 +90,7 @@ __all__ = [
     "load_masks",
     "merge_key_values",
     "prune",
+    "prune_streamed",
     "reestimate_batch_norm",
     "reestimate_if_better",
     "register_operation",
