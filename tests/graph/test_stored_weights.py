@@ -90,6 +90,21 @@ def test_gates_stand_before_products_that_are_no_modules(name: str) -> None:
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
 
 
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_all_groups_are_gated_at_once(name: str) -> None:
+    """A product may be read along several dimensions: heads and what is inside them."""
+    animal = ZOO[name]
+    model, inputs = animal.make(), animal.inputs(3)
+    graph = prunus.trace(model, animal.inputs(2))
+    groups = list(graph.groups())
+    keep = {g.name: torch.tensor([0.0] + [1.0] * (g.units - 1)) for g in groups}
+    with gate.attach(model, groups) as gates:
+        gates.fix(keep)
+        gated = outputs(model, inputs)
+    with masked(model, Plan.from_kept(graph, {g.name: range(1, g.units) for g in groups})):
+        assert gap(outputs(model, inputs), gated) < 1e-6
+
+
 def outputs_with_gradients(model: nn.Module, inputs: Any) -> list[Tensor]:
     result = model(inputs)
     return list(result) if isinstance(result, tuple) else [result]

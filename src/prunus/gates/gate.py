@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -206,13 +207,21 @@ def attach(
 
 def _product_sites(gates: GateSet, groups: Sequence[ChannelGroup]) -> dict[tuple[str, int], Callable[[Tensor], Tensor]]:
     """Products that are no module's, and the gates that multiply their activation."""
-    found: dict[tuple[str, int], tuple[int, Members]] = {}
+    found: dict[tuple[str, int], dict[int, Members]] = {}
     for group in groups:
         for reader in group.readers:
             if reader.product >= 0 and not reader.routing:
-                _, members = found.setdefault((reader.stored, reader.product), (reader.input_dim, []))
-                members.append((group, torch.from_numpy(reader.units)))
-    return {place: _Site(gates, place[0], dim, members).scale for place, (dim, members) in found.items()}
+                sites = found.setdefault((reader.stored, reader.product), {})
+                sites.setdefault(reader.input_dim, []).append((group, torch.from_numpy(reader.units)))
+    return {
+        place: _in_turn([_Site(gates, place[0], dim, members).scale for dim, members in sites.items()])
+        for place, sites in found.items()
+    }
+
+
+def _in_turn(changes: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    """All changes, one after another: a product may be read along several dimensions."""
+    return lambda x: reduce(lambda changed, change: change(changed), changes, x)
 
 
 @contextmanager
