@@ -186,7 +186,7 @@ def test_rows_of_a_cell_with_other_recoveries_are_one(tmp_path: Path) -> None:
 
 
 def _row(method: str, repair: bool, seed: int, score: float, target: int | str = 50) -> dict[str, Any]:
-    costs = {"macs": 0.5, "params": 0.5, "pruning_cost": 1, "dense": 90.0}
+    costs = {"macs": 0.5, "params": 0.5, "pruning_seconds": 1, "dense": 90.0}
     return {"net": "a", "target": target, "method": method, "repair": repair, "seed": seed, **costs,
             "one-shot": {"score": score}}  # fmt: skip
 
