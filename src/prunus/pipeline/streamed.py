@@ -133,7 +133,7 @@ def prune_streamed(
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+        >>> sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
         >>> LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2)).save_pretrained("dense")
         >>> texts = [(torch.randint(64, (8, 16)),)]
         >>> done = prunus.prune_streamed("dense", "smaller", target="params<=80%", data=texts)
